@@ -1,0 +1,126 @@
+"""A folder of shards and the `manifest.json` that describes it.
+
+Day N of the log is three `.npy` files, in the layout of TorchRec's Criteo tools:
+
+    day_N_labels.npy   int32   (rows, 1)
+    day_N_dense.npy    float32 (rows, number of dense columns)
+    day_N_sparse.npy   int32   (rows, number of categorical columns); 32 bits, to be read as uint32
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.schema import DataError, Schema
+
+FORMAT, VERSION = "robe-dlrm-shards", 1
+MANIFEST = "manifest.json"
+KINDS = {"labels": np.dtype(np.int32), "dense": np.dtype(np.float32), "sparse": np.dtype(np.int32)}
+
+# A stretch of rows of one day: (day, first row, row after the last).
+Stretch = tuple[int, int, int]
+
+
+def shard_name(day: int, kind: str) -> str:
+    return f"day_{day}_{kind}.npy"
+
+
+@dataclass(frozen=True)
+class Ids:
+    """What the numbers in the sparse shards are.
+
+    dialect: `hash`, the raw 32 bits (missing -> 0); or `dictionary`, 0 for every value that training
+        did not see, then 1, 2, ... per feature in order of first appearance.
+    cardinalities: number of distinct ids per feature; for `hash` a count of what was seen, and
+        `exact` tells whether that count is exact or estimated.
+    """
+
+    dialect: str
+    cardinalities: tuple[int, ...]
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Day:
+    """One day of the log: its rows, the sha256 of each array's bytes (header left out), its origin."""
+
+    rows: int
+    sha256: dict[str, str]
+    source: str
+    rejected: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    schema: Schema
+    dense_transform: str
+    ids: Ids
+    days: tuple[Day, ...]
+    split: dict[str, tuple[Stretch, ...]]
+    split_note: str
+    # What the generator knows of its own data (best possible AUC, ...); None for data of the world.
+    synthetic: dict | None = None
+    dictionary_sha256: str | None = None
+    folder: Path = field(default=Path("."), compare=False)
+
+    def rows(self, split: str) -> int:
+        return sum(stop - start for _, start, stop in self.split[split])
+
+    def save(self, folder: Path) -> None:
+        data = {"format": FORMAT, "version": VERSION, "schema_fingerprint": self.schema.fingerprint()}
+        data |= asdict(self)
+        del data["folder"]
+        (folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Manifest":
+        """Read and validate `folder/manifest.json`; raises DataError with the remedy."""
+        path = Path(folder) / MANIFEST
+        if not path.is_file():
+            raise DataError(f"{path}: not found; make the folder with `python run.py prepare FILE --out {folder}`")
+        try:
+            data = json.loads(path.read_text())
+            if data["format"] != FORMAT or data["version"] != VERSION:
+                raise DataError(
+                    f"{path}: is {data['format']} version {data['version']}, this program reads {FORMAT} "
+                    f"version {VERSION}; prepare the data again"
+                )
+            schema = Schema.from_json(data["schema"])
+            if schema.fingerprint() != data["schema_fingerprint"]:
+                raise DataError(f"{path}: the columns do not match their fingerprint; prepare the data again")
+            ids = data["ids"]
+            return cls(
+                schema=schema,
+                dense_transform=data["dense_transform"],
+                ids=Ids(ids["dialect"], tuple(ids["cardinalities"]), ids["exact"]),
+                days=tuple(Day(**day) for day in data["days"]),
+                split={name: tuple(tuple(s) for s in part) for name, part in data["split"].items()},
+                split_note=data["split_note"],
+                synthetic=data["synthetic"],
+                dictionary_sha256=data["dictionary_sha256"],
+                folder=Path(folder),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a valid manifest ({error!r}); prepare the data again") from None
+
+    def open_shard(self, day: int, kind: str) -> np.ndarray:
+        """Map one shard read-only, refusing one whose type or shape is not what the manifest says."""
+        path = self.folder / shard_name(day, kind)
+        columns = {"labels": 1, "dense": len(self.schema.dense), "sparse": len(self.schema.categorical)}[kind]
+        expected = (self.days[day].rows, columns)
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise DataError(f"{path}: missing, though {MANIFEST} lists it; prepare the data again") from None
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(f"{path}: damaged ({error}); prepare the data again") from None
+        # TorchRec's first stage writes the ids as int64; the low 32 bits are the same.
+        types = (KINDS[kind], np.dtype(np.int64)) if kind == "sparse" else (KINDS[kind],)
+        if array.shape != expected or array.dtype not in types:
+            raise DataError(
+                f"{path}: holds {array.dtype} {array.shape}, {MANIFEST} says {KINDS[kind]} {expected}; "
+                "prepare the data again"
+            )
+        return array

@@ -1,0 +1,127 @@
+"""Checkpoints: a folder with `weights.safetensors` and `state.json`, written whole or not at all.
+
+`weights.safetensors` holds every array of `DLRM.state()`. `state.json` holds the position in the data,
+the configuration (hash family, seeds, schedule), what the data must look like, and the sha256 of the
+weights. A folder is written under another name and renamed when complete.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from robe import __version__
+from robe.config import ConfigError, DataSpec, TrainConfig, from_json
+from robe.model import DLRM
+
+FORMAT, VERSION = "robe-dlrm-checkpoint", 1
+KEPT = 2  # checkpoints that stay when newer ones come; two, so that a damaged last one is no loss
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used; the message is one line that names the file and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where training stands: `step` batches done in all, `epoch_step` of them in epoch `epoch`."""
+
+    step: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+
+
+def save(run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: Position) -> Path:
+    """Write checkpoint `step_NNNNNNNN` of a run and drop all but the newest ones."""
+    folder = run / "checkpoints"
+    target, partial = folder / f"step_{position.step:08d}", folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    weights = partial / "weights.safetensors"
+    save_file({name: model.backend.to_host(array) for name, array in model.state().items()}, weights)
+    state = {
+        "format": FORMAT,
+        "version": VERSION,
+        "program": __version__,
+        "position": dataclasses.asdict(position),
+        "config": dataclasses.asdict(config),
+        "data": dataclasses.asdict(data),
+        "weights_sha256": _sha256(weights),
+    }
+    (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+    for path in (weights, partial / "state.json", partial):
+        _sync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    _sync(folder)
+    for old in sorted(folder.glob("step_*"))[:-KEPT]:
+        shutil.rmtree(old)
+    return target
+
+
+def latest(run: Path) -> Path:
+    """The newest checkpoint of a run; CheckpointError if it has none."""
+    found = sorted((run / "checkpoints").glob("step_*"))
+    if not found:
+        raise CheckpointError(f"{run}: no checkpoint here; give the folder of a run made by `run.py train`")
+    return found[-1]
+
+
+def read_state(checkpoint: Path) -> tuple[TrainConfig, DataSpec, Position]:
+    """Configuration, data and position of a checkpoint, validated."""
+    path = checkpoint / "state.json"
+    try:
+        state = json.loads(path.read_text())
+        if state["format"] != FORMAT or state["version"] != VERSION:
+            raise CheckpointError(
+                f"{path}: is {state['format']} version {state['version']}, this program reads {FORMAT} "
+                f"version {VERSION}; train again, or use the version of the program that wrote it"
+            )
+        data = DataSpec(**{**state["data"], "cardinalities": tuple(state["data"]["cardinalities"])})
+        return from_json(state["config"]), data, Position(**state["position"])
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: missing; {_remedy(checkpoint)}") from None
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: damaged or foreign ({error}); {_remedy(checkpoint)}") from None
+
+
+def load_weights(checkpoint: Path, model: DLRM) -> None:
+    """Copy the arrays of a checkpoint into a model of the same configuration."""
+    path = checkpoint / "weights.safetensors"
+    try:
+        expected = json.loads((checkpoint / "state.json").read_text())["weights_sha256"]
+        if _sha256(path) != expected:
+            raise CheckpointError(f"{path}: truncated or altered (sha256 differs); {_remedy(checkpoint)}")
+        arrays = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); {_remedy(checkpoint)}") from None
+    state = model.state()
+    if {name: (a.shape, a.dtype) for name, a in arrays.items()} != {
+        name: (a.shape, a.dtype) for name, a in state.items()
+    }:
+        raise CheckpointError(f"{path}: its arrays do not fit the configuration; {_remedy(checkpoint)}")
+    for name, array in arrays.items():
+        state[name][...] = model.backend.to_device(array)
+
+
+def _remedy(checkpoint: Path) -> str:
+    return f"delete {checkpoint} to use the checkpoint before it, or train again"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file or folder before the next step relies on it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,216 @@
+"""The settings of a model and a training run. `run.py` makes the command line from these classes."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+class ConfigError(Exception):
+    """Settings that cannot be used, or do not fit the data. The message is one line with the remedy."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model has to know of a prepared data set.
+
+    cardinalities: rows a full table would have, per categorical feature.
+    dialect: `hash` (ids are raw 32-bit values) or `dictionary` (ids are 0 .. cardinality - 1).
+    fingerprint: changes with the columns and the meaning of their values.
+    note: where the cardinalities come from, in words.
+    """
+
+    dense: int
+    cardinalities: tuple[int, ...]
+    dialect: str
+    fingerprint: str
+    note: str
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    method: Literal["robe", "full", "none"] = "robe"
+    """robe: one shared array read in hashed blocks; full: one table per feature (needs data prepared
+    with --ids dictionary); none: no categorical features at all, a baseline."""
+
+    weights: int | None = None
+    """Size of the ROBE array in weights (M). Give one of weights, megabytes, compression."""
+
+    megabytes: float | None = None
+    """Size of the ROBE array in MB (10^6 bytes)."""
+
+    compression: float | None = None
+    """Size of the ROBE array as rows * D of the full table divided by this. Default: 10."""
+
+    block: int = 16
+    """Block length Z: how many consecutive elements are hashed, and read, as one. From 1 to M."""
+
+    hash: Literal["mix", "affine"] = "mix"
+    """mix: a 64-bit mixer, circular; affine: the hash of the published implementation, with whose
+    weights it is compatible (add --no-sign --hash-seed 1024)."""
+
+    sign: bool = True
+    """Give every element a hashed sign, which removes the bias of colliding weights."""
+
+    hash_seed: int = 0
+    """Seed of the hash."""
+
+    init_bound: float | None = None
+    """Weights start uniform in (-a, a). Default of full: a = 1/sqrt(rows) per table, as in DLRM. Of
+    robe: a = sqrt(features / rows of all tables), which gives the virtual table the same energy."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    preset: Literal["small", "kaggle", "tb10m", "mlperf"] = "small"
+    """Sizes and recipe: small (the demonstration), kaggle (DLRM on Criteo Kaggle), tb10m (Criteo
+    Terabyte, 10 million rows a table), mlperf (MLPerf v1). What you give besides overrides it."""
+
+    width: int | None = None
+    """Embedding width D."""
+
+    bottom: tuple[int, ...] | None = None
+    """Hidden layers of the bottom MLP; a last layer of width D follows."""
+
+    top: tuple[int, ...] | None = None
+    """Hidden layers of the top MLP; a last layer of width 1 follows."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    optimizer: Literal["sgd", "adagrad"] | None = None
+    """sgd or adagrad."""
+
+    lr: float | None = None
+    """Learning rate."""
+
+    eps: float = 1e-8
+    """Adagrad's eps."""
+
+    warmup_steps: int = 0
+    """The rate rises linearly over so many steps."""
+
+    decay_start: int | None = None
+    """Step at which the rate begins to fall; never, if not given."""
+
+    decay_steps: int = 0
+    """Over so many steps the rate falls to 0, as (remaining share)^2."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    model: ModelConfig = ModelConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    batch: int | None = None
+    """Rows per training step."""
+
+    epochs: int = 1
+    """Passes over the training days."""
+
+    seed: int = 0
+    """Seed of the initial weights and of the order of the rows."""
+
+    eval_every: int | None = None
+    """Steps between evaluations on the validation half; default: 10 per epoch."""
+
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; default: at every evaluation."""
+
+    target_auc: float | None = None
+    """Stop when the validation AUC reaches this."""
+
+    backend: Literal["auto", "reference", "cpu", "cuda"] = "auto"
+    """Where to compute: auto (a GPU if there is one, else cpu), reference (NumPy only), cpu, cuda."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    width: int
+    bottom: tuple[int, ...]
+    top: tuple[int, ...]
+    optimizer: str
+    lr: float
+    batch: int
+
+
+# Sizes and recipes of facebookresearch/dlrm (bench/) and of the MLPerf training reference, v1.
+PRESETS = {
+    "small": Preset(16, (64, 32), (64, 32), "adagrad", 0.02, 256),
+    "kaggle": Preset(16, (512, 256, 64), (512, 256), "sgd", 0.1, 128),
+    "tb10m": Preset(64, (512, 256), (512, 512, 256), "sgd", 0.1, 2048),
+    "mlperf": Preset(128, (512, 256), (1024, 1024, 512, 256), "sgd", 1.0, 2048),
+}
+
+DEFAULT_COMPRESSION = 10.0
+
+# Settings that must be positive where they are given.
+POSITIVE = {
+    *("batch", "epochs", "eval_every", "checkpoint_every", "width", "bottom", "top", "lr", "eps"),
+    *("weights", "megabytes", "compression", "block", "init_bound"),
+}
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Fill what was left open from the preset; raises ConfigError for values out of range."""
+    preset = PRESETS[config.model.preset]
+
+    def fill(part, **values):
+        return dataclasses.replace(
+            part, **{name: value for name, value in values.items() if getattr(part, name) is None}
+        )
+
+    model = fill(config.model, width=preset.width, bottom=preset.bottom, top=preset.top)
+    optimizer = fill(config.optimizer, optimizer=preset.optimizer, lr=preset.lr)
+    config = fill(dataclasses.replace(config, model=model, optimizer=optimizer), batch=preset.batch)
+    for part in (config, model, config.embedding, optimizer):
+        for name in POSITIVE & vars(part).keys():
+            values = getattr(part, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if value is not None and not (value > 0 and math.isfinite(value)):
+                    raise ConfigError(f"--{name.replace('_', '-')} must be positive, not {value}")
+    if optimizer.decay_start is not None and optimizer.decay_steps < 1:
+        raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
+    return config
+
+
+def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) -> int:
+    """Number of weights M of the shared array; raises ConfigError if sizes contradict."""
+    given = [x for x in (config.weights, config.megabytes, config.compression) if x is not None]
+    if len(given) > 1:
+        raise ConfigError("give one of --weights, --megabytes and --compression, not several")
+    if config.weights is not None:
+        weights = config.weights
+    elif config.megabytes is not None:
+        weights = int(config.megabytes * 1e6 / 4)
+    else:
+        weights = int(sum(cardinalities) * width / (config.compression or DEFAULT_COMPRESSION))
+    if weights < config.block:
+        raise ConfigError(
+            f"an array of {weights} weights is smaller than one block of {config.block}; "
+            "give more weights or a smaller --block"
+        )
+    return weights
+
+
+def to_json(config: TrainConfig) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=1)
+
+
+def from_json(data: dict) -> TrainConfig:
+    """Rebuild a configuration; raises ConfigError where a field is unknown or missing."""
+
+    def build(kind, values):
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    try:
+        parts = {
+            "model": build(ModelConfig, data["model"]),
+            "embedding": build(EmbeddingConfig, data["embedding"]),
+            "optimizer": build(OptimizerConfig, data["optimizer"]),
+        }
+        return build(TrainConfig, {**data, **parts})
+    except (TypeError, KeyError) as error:
+        raise ConfigError(f"not the configuration of a run of this version ({error})") from None

@@ -1,0 +1,28 @@
+"""Ways to store embeddings, one file each, all with the same few verbs:
+
+lookup(ids, out)              ids (B, F) uint32 -> out (B, F, D)
+update(ids, d_vectors, rate)  one optimizer step from the gradient (B, F, D) of the vectors
+state()                       name -> array, everything a checkpoint must hold
+bytes()                       item -> bytes
+describe()                    what a summary says of it
+"""
+
+from robe.backend import Backend
+from robe.config import DataSpec, TrainConfig
+from robe.embeddings.array import ArrayEmbedding
+from robe.embeddings.full import full_table
+from robe.embeddings.robe import robe_array
+
+
+def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> ArrayEmbedding:
+    """The embedding that a resolved configuration names; raises ConfigError if the data do not fit it."""
+    method = config.embedding.method
+    if method == "full":
+        return full_table(config, data, backend, dtype)
+    if method == "none":
+        no_features = DataSpec(data.dense, (), "dictionary", data.fingerprint, "no categorical features")
+        return full_table(config, no_features, backend, dtype)
+    return robe_array(config, data, backend, dtype)
+
+
+__all__ = ["ArrayEmbedding", "create"]

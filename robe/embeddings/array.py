@@ -1,0 +1,81 @@
+"""Embeddings that are one array of weights and a map from (feature, id, element) to a slot of it.
+
+The ROBE array and the full table differ only in the map and in the initial weights.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from robe.backend import Backend
+from robe.config import OptimizerConfig
+from robe.kernels.hashing import SlotMap
+
+
+@dataclass
+class ArrayEmbedding:
+    """`memory` (M,) read through `slot_map`; a row is token = base[f] + id.
+
+    table_weights: weights of the full table this stands for, and `table_note` says which table that is.
+    """
+
+    method: str
+    memory: Any  # (M,) float
+    base: Any  # (F,) uint64
+    slot_map: SlotMap
+    optimizer: OptimizerConfig
+    backend: Backend
+    table_weights: int
+    table_note: str
+    accumulator: Any = field(init=False, default=None)  # (M,) sum of squared gradients, for Adagrad
+    gradient: Any = field(init=False, default=None)  # (M,) scratch, all 0 between steps, for Adagrad
+
+    def __post_init__(self):
+        if self.optimizer.optimizer == "adagrad":
+            self.accumulator = self.backend.xp.zeros_like(self.memory)
+            self.gradient = self.backend.xp.zeros_like(self.memory)
+
+    @property
+    def features(self) -> int:
+        return len(self.base)
+
+    @property
+    def width(self) -> int:
+        return int(self.slot_map.width)
+
+    def lookup(self, ids, out) -> None:
+        """Write the vectors of `ids` (B, F) to `out` (B, F, D)."""
+        self.backend.kernels.gather(self.memory, ids, self.base, self.slot_map, out)
+
+    def update(self, ids, d_vectors, rate: float) -> None:
+        """One optimizer step on the weights that `ids` (B, F) touch; d_vectors (B, F, D)."""
+        rows = (d_vectors, ids, self.base, self.slot_map)
+        if self.optimizer.optimizer == "sgd":
+            self.backend.kernels.scatter_add(*rows, -rate, self.memory)
+        else:
+            self.backend.kernels.adagrad_scatter(
+                *rows, rate, self.optimizer.eps, self.gradient, self.accumulator, self.memory
+            )
+
+    def state(self) -> dict[str, Any]:
+        state = {"embedding.memory": self.memory}
+        if self.accumulator is not None:
+            state["embedding.accumulator"] = self.accumulator
+        return state
+
+    def bytes(self) -> dict[str, int]:
+        items = {"embedding weights": self.memory.nbytes}
+        if self.accumulator is not None:
+            items["embedding optimizer state"] = self.accumulator.nbytes
+            items["embedding gradient scratch"] = self.gradient.nbytes
+        return items
+
+    def describe(self) -> dict:
+        """Numbers for the summary; `compression` is against the table that `compressed_from` names."""
+        stored = int(self.memory.size)
+        return {
+            "method": self.method,
+            "embedding_parameters": stored,
+            "embedding_bytes": int(self.memory.nbytes),
+            "compression": self.table_weights / stored if stored else None,
+            "compressed_from": f"{self.table_weights:,} weights: {self.table_note}, width {self.width}",
+        }

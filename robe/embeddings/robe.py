@@ -1,0 +1,55 @@
+"""The ROBE array (Desai et al., arXiv 2108.02191): M shared weights for every element of every table."""
+
+import math
+
+import numpy as np
+
+from robe.backend import Backend
+from robe.config import ConfigError, DataSpec, TrainConfig, robe_weights
+from robe.embeddings.array import ArrayEmbedding
+from robe.kernels.hashing import slot_map
+
+
+def initial_bound(cardinalities: tuple[int, ...]) -> float:
+    """Bound a of the initial weights, uniform in (-a, a).
+
+    A full DLRM table of n rows starts in (-1/sqrt(n), 1/sqrt(n)). Every element read from the array has
+    the law of the array's weights, so one bound serves all tables; this one gives the virtual table the
+    energy that the full tables have together: a^2 * sum(n) = sum(n * 1/n) = F. The published code takes
+    1/sqrt(largest n), which is close, since the large tables make up nearly all rows. Drawing a full
+    table and projecting it would not do: its variance grows by the compression.
+    """
+    return math.sqrt(len(cardinalities) / sum(cardinalities))
+
+
+def token_base(config: TrainConfig, data: DataSpec) -> np.ndarray:
+    """(F,) uint64: what is added to an id to make its token.
+
+    feature * 2^32 needs no cardinalities. The published hash counts rows on from table to table, so with
+    `affine` and a dictionary the base is the sum of the cardinalities before the feature.
+    """
+    if config.embedding.hash == "affine" and data.dialect == "dictionary":
+        return np.cumsum((0, *data.cardinalities[:-1])).astype(np.uint64)
+    return np.arange(len(data.cardinalities), dtype=np.uint64) << np.uint64(32)
+
+
+def robe_array(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> ArrayEmbedding:
+    settings, width = config.embedding, config.model.width
+    weights = robe_weights(settings, width, data.cardinalities)
+    try:
+        where = slot_map(settings.hash, width, settings.block, weights, settings.hash_seed, settings.sign)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    bound = settings.init_bound or initial_bound(data.cardinalities)
+    memory = np.random.default_rng([config.seed, 1]).random(weights, np.float32)
+    memory = ((2 * memory - 1) * np.float32(bound)).astype(dtype, copy=False)
+    return ArrayEmbedding(
+        "robe",
+        backend.to_device(memory),
+        backend.to_device(token_base(config, data)),
+        where,
+        config.optimizer,
+        backend,
+        sum(data.cardinalities) * width,
+        f"{sum(data.cardinalities):,} rows ({data.note})",
+    )

@@ -1,0 +1,60 @@
+"""Step of Adagrad (Duchi, Hazan, Singer, 2011), in place:
+
+    accumulator += gradient^2;   parameters -= rate * gradient / (sqrt(accumulator) + eps)
+
+    gradient, accumulator, parameters (N,) float; rate: the learning rate; eps: keeps 0 / 0 away
+
+A gradient of exactly 0 changes nothing, which is why a step may pass over slots no row of a batch
+touched (`adagrad_scatter.py`).
+"""
+
+import math
+
+from numba import cuda, njit, prange
+from numba.extending import register_jitable
+
+from robe.kernels.launch import launch
+
+
+def bytes_moved(size: int, itemsize: int = 4) -> int:
+    """Bytes a step must move: gradient read, accumulator and parameter read and written."""
+    return 5 * size * itemsize
+
+
+def flops(size: int) -> int:
+    """Operations of a step, the square root and the division counted as one each."""
+    return 7 * size
+
+
+def adagrad_reference(gradient, rate, eps, accumulator, parameters):
+    number = parameters.dtype.type
+    accumulator += gradient * gradient
+    parameters -= number(rate) * gradient / (accumulator**0.5 + number(eps))
+
+
+@register_jitable
+def adagrad_step(i, gradient, rate, eps, accumulator, parameters):
+    accumulator[i] += gradient * gradient
+    parameters[i] -= rate * gradient / (math.sqrt(accumulator[i]) + eps)
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def _adagrad(gradient, rate, eps, accumulator, parameters):
+    for i in prange(parameters.size):
+        adagrad_step(i, gradient[i], rate, eps, accumulator, parameters)
+
+
+def adagrad_cpu(gradient, rate, eps, accumulator, parameters):
+    number = parameters.dtype.type
+    _adagrad(gradient, number(rate), number(eps), accumulator, parameters)
+
+
+@cuda.jit
+def _adagrad_kernel(gradient, rate, eps, accumulator, parameters):
+    for i in range(cuda.grid(1), parameters.size, cuda.gridsize(1)):
+        adagrad_step(i, gradient[i], rate, eps, accumulator, parameters)
+
+
+def adagrad_cuda(gradient, rate, eps, accumulator, parameters):
+    number = parameters.dtype.type
+    launch(_adagrad_kernel, parameters.size, gradient, number(rate), number(eps), accumulator, parameters)

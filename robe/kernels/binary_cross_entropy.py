@@ -1,0 +1,57 @@
+"""Loss of each row, and the gradient of their mean, from the logits:
+
+loss    = max(x, 0) - x * y + log(1 + exp(-|x|))           no overflow, for any x
+d_logit = (sigmoid(x) - y) / B
+
+logits (B,) float; label (B,) float, 0 or 1; loss (B,) and d_logits (B,) are written in full
+"""
+
+import math
+
+import numpy as np
+from numba import cuda, njit, prange
+from numba.extending import register_jitable
+
+from robe.kernels.launch import launch
+
+ZERO, ONE = np.float32(0), np.float32(1)
+
+
+def bytes_moved(rows: int, itemsize: int = 4) -> int:
+    """Bytes the pass must move: logits and labels read, losses and gradients written."""
+    return 4 * rows * itemsize
+
+
+def flops(rows: int) -> int:
+    """Operations per row, exponential and logarithm counted as one each."""
+    return 12 * rows
+
+
+def binary_cross_entropy_reference(logits, label, loss, d_logits):
+    small = np.exp(-np.abs(logits))
+    loss[...] = np.maximum(logits, 0) - logits * label + np.log1p(small)
+    d_logits[...] = (np.where(logits >= 0, 1, small) / (1 + small) - label) / len(logits)
+
+
+@register_jitable
+def _row(i, rows, logits, label, loss, d_logits):
+    x, y = logits[i], label[i]
+    small = math.exp(-abs(x))
+    loss[i] = max(x, ZERO) - x * y + math.log1p(small)
+    d_logits[i] = ((ONE if x >= ZERO else small) / (ONE + small) - y) / rows
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def binary_cross_entropy_cpu(logits, label, loss, d_logits):
+    for i in prange(logits.size):
+        _row(i, logits.size, logits, label, loss, d_logits)
+
+
+@cuda.jit
+def _binary_cross_entropy_kernel(logits, label, loss, d_logits):
+    for i in range(cuda.grid(1), logits.size, cuda.gridsize(1)):
+        _row(i, logits.size, logits, label, loss, d_logits)
+
+
+def binary_cross_entropy_cuda(logits, label, loss, d_logits):
+    launch(_binary_cross_entropy_kernel, logits.size, logits, label, loss, d_logits)

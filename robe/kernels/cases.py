@@ -1,0 +1,63 @@
+"""Awkward shapes on which every version of a look-up kernel must agree, for tests and benchmarks."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from robe.kernels.hashing import SlotMap, slot_map
+
+
+class Case(NamedTuple):
+    name: str
+    rows: int  # B
+    features: int  # F
+    width: int  # D
+    block: int  # Z
+    memory: int  # M
+    family: str = "mix"
+    signed: bool = True
+    ids: str = "random"  # or "repeated": every row the same; or "largest": all 2^32 - 1
+
+    def slot_map(self) -> SlotMap:
+        return slot_map(self.family, self.width, self.block, self.memory, seed=7, signed=self.signed)
+
+    def base(self) -> np.ndarray:
+        """(F,) uint64: tokens are feature * 2^32 + id, but rows of a full table are counted on."""
+        step = self.memory // (self.width * max(self.features, 1)) if self.family == "table" else 2**32
+        return np.arange(self.features, dtype=np.uint64) * np.uint64(step)
+
+    def draw_ids(self) -> np.ndarray:
+        """(B, F) uint32, the same each time."""
+        rng = np.random.default_rng([self.rows, self.features])
+        shape = (self.rows, self.features)
+        if self.ids == "largest":
+            return np.full(shape, 2**32 - 1, np.uint32)
+        limit = self.memory // (self.width * max(self.features, 1)) if self.family == "table" else 2**32
+        ids = rng.integers(0, limit, shape, dtype=np.uint64).astype(np.uint32)
+        return np.repeat(ids[:1], self.rows, axis=0) if self.ids == "repeated" else ids
+
+
+CASES = [
+    Case("Z = 1", 5, 3, 8, 1, 50),
+    Case("Z < D", 6, 4, 16, 4, 1000),
+    Case("Z = D", 6, 4, 16, 16, 1000),
+    Case("Z > D", 6, 4, 16, 64, 1000),
+    Case("Z does not divide D", 5, 3, 24, 10, 509),
+    Case("Z > 64: two sign words a block", 3, 2, 128, 128, 4099),
+    Case("Z > D, does not divide, two sign words", 7, 2, 48, 100, 333),
+    Case("M = Z: every block wraps", 4, 3, 32, 32, 32),
+    Case("M barely above Z", 4, 3, 32, 30, 31),
+    Case("D = 1", 4, 3, 1, 1, 7),
+    Case("one row, one feature", 1, 1, 16, 8, 100),
+    Case("empty batch", 0, 3, 16, 8, 100),
+    Case("no features", 4, 0, 16, 8, 100),
+    Case("repeated ids", 9, 3, 16, 8, 200, ids="repeated"),
+    Case("largest ids", 3, 26, 16, 16, 997, ids="largest"),
+    Case("unsigned", 6, 4, 16, 8, 300, signed=False),
+    Case("affine", 6, 4, 16, 8, 300, "affine", signed=False),
+    Case("affine, signed", 6, 4, 16, 8, 300, "affine"),
+    Case("affine, Z = M", 4, 2, 16, 64, 64, "affine", signed=False),
+    Case("affine, Z does not divide D", 4, 2, 20, 8, 90, "affine", signed=False),
+    Case("affine, largest ids", 3, 26, 16, 16, 997, "affine", signed=False, ids="largest"),
+    Case("full table", 8, 3, 16, 16, 3 * 10 * 16, "table", signed=False),
+]

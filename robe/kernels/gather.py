@@ -1,0 +1,62 @@
+"""Look up: vectors[b, f, i] = sign * memory[slot], for the rows `ids` names.
+
+    memory   (M,)    float    the shared weights
+    ids      (B, F)  uint32   categorical values
+    base     (F,)    uint64   token = base[f] + id
+    slot_map                  where each element of a row lives (hashing.py)
+    out      (B, F, D) float  written in full; may be a strided view
+
+Versions: `reference` makes the tensors of slots and signs, which is what the formula says and what the
+published PyTorch code does. `cpu` hashes once per block and copies runs of consecutive weights; nothing
+of the size of `out` is made besides it. `cuda` gives one thread to each element.
+"""
+
+import numpy as np
+from numba import cuda, njit, prange
+
+from robe.kernels.hashing import TABLE, SlotMap, flip, run_at, slots_reference
+from robe.kernels.launch import launch
+
+
+def bytes_moved(rows: int, features: int, slot_map: SlotMap, itemsize: int = 4) -> int:
+    """Bytes a look-up must move: each weight is read and each element written once, each id read once."""
+    return rows * features * (2 * int(slot_map.width) * itemsize + 4)
+
+
+def flops(rows: int, features: int, slot_map: SlotMap) -> int:
+    """Floating-point operations: one change of sign per element of a signed map."""
+    return rows * features * int(slot_map.width) if slot_map.signed and slot_map.family != TABLE else 0
+
+
+def gather_reference(memory, ids, base, slot_map, out):
+    slots, signs = slots_reference(slot_map, base + ids.astype(np.uint64))
+    out[...] = memory[slots] * signs.astype(memory.dtype)
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def gather_cpu(memory, ids, base, slot_map, out):
+    for b in prange(ids.shape[0]):
+        for f in range(ids.shape[1]):
+            token = base[f] + np.uint64(ids[b, f])
+            row = out[b, f]
+            element = np.uint64(0)
+            while element < slot_map.width:
+                slot, length, bits = run_at(slot_map, token, element)
+                for k in range(length):
+                    row[element + k] = flip(memory[slot + k], bits, k)
+                element += length
+
+
+@cuda.jit
+def _gather_kernel(memory, ids, base, slot_map, out):
+    features, width = out.shape[1], out.shape[2]
+    for index in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+        row, i = index // width, index % width
+        b, f = row // features, row % features
+        token = base[f] + np.uint64(ids[b, f])
+        slot, _, bits = run_at(slot_map, token, np.uint64(i))
+        out[b, f, i] = flip(memory[slot], bits, 0)
+
+
+def gather_cuda(memory, ids, base, slot_map, out):
+    launch(_gather_kernel, out.size, memory, ids, base, slot_map, out)

@@ -1,0 +1,155 @@
+"""Where each element of the virtual embedding table lives: the hash, written once for every machine.
+
+The functions below are plain Python on uint64. NumPy runs them on arrays, `njit` and `cuda.jit` compile
+them into the kernels that call them, and the CUDA simulator and the debugger step through them.
+
+A row of the virtual table is a *token* (feature and id in one number); its element i lies at `position`
+p of a block of Z elements, and blocks are placed in `memory` (M weights) as a whole. Three families:
+
+    mix     e = token * D + i,  block = e // Z,  p = e mod Z                             (any 1 <= Z <= M)
+            word  = mix64(mix64(seed + K1) + block * K1)
+            start = floor(word * M / 2^64)                                           (no division)
+            slot  = (start + p) mod M                                                (circular)
+    affine  the published implementation's map (github.com/apd10/robez); c = i // Z, p = i mod Z
+            start = ((token * A + c * B + C) mod P) mod (M - Z + 1)
+            slot  = start + p                                                        (not circular)
+    table   no hash: slot = token * D + i, the ordinary full table, M = rows * D
+
+The sign of an element is -1 where bit (p mod 64) of mix64(word + (p // 64 + 1) * KS) is set, if the map
+is signed. `affine` has signs only as an experiment (the published code has none); its word is then that
+of `mix` with the number token * D + c for the block.
+
+mix64 is the finaliser of splitmix64 (Steele, Lea, Flood, 2014).
+"""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from numba.extending import register_jitable
+
+MIX, AFFINE, TABLE = 0, 1, 2
+FAMILIES = {"mix": MIX, "affine": AFFINE, "table": TABLE}
+
+# Every constant is an explicit uint64: one signed operand turns a sum into int64 (Numba) or float64 (NumPy).
+U64 = np.uint64
+ZERO, ONE, WORD_BITS = U64(0), U64(1), U64(64)
+K1 = U64(0x9E3779B97F4A7C15)
+K2 = U64(0xBF58476D1CE4E5B9)
+K3 = U64(0x94D049BB133111EB)
+KS = U64(0xD1B54A32D192ED03)
+P = U64(2038074743)  # a prime near 2^31, the modulus of `affine`
+LOW32, S27, S30, S31, S32 = U64(0xFFFFFFFF), U64(27), U64(30), U64(31), U64(32)
+
+# As plain Python (simulator, debugger) uint64 scalars wrap as they should, but NumPy warns of it.
+warnings.filterwarnings("ignore", "overflow encountered in scalar", RuntimeWarning, module=__name__)
+
+
+class SlotMap(NamedTuple):
+    """Everything a kernel needs to place an element; scalars only, so kernels take it as an argument."""
+
+    family: int
+    signed: bool
+    key: np.uint64  # mix64(seed + K1)
+    a: np.uint64  # coefficients of `affine`
+    b: np.uint64
+    c: np.uint64
+    width: np.uint64  # D
+    block: np.uint64  # Z
+    memory: np.uint64  # M
+
+
+def slot_map(family: str, width: int, block: int, memory: int, seed: int = 0, signed: bool = True) -> SlotMap:
+    """The map of one array of `memory` weights; ValueError for a block that does not fit."""
+    if width < 1 or not 1 <= block <= memory:
+        raise ValueError(f"need width >= 1 and 1 <= block <= memory, not {width=}, {block=}, {memory=}")
+    if family == "affine" and memory > P:
+        raise ValueError(f"the affine hash reaches {P} weights at most, not {memory}; use the hash `mix`")
+    c, b, a = np.random.RandomState(seed % 2**32).randint(0, int(P), 50)[:3]  # as published
+    with np.errstate(over="ignore"):
+        key = mix64(U64(seed % 2**64) + K1)
+    return SlotMap(FAMILIES[family], signed, key, U64(a), U64(b), U64(c), U64(width), U64(block), U64(memory))
+
+
+@register_jitable
+def mix64(z):
+    """Scramble 64 bits, one to one."""
+    z = (z ^ (z >> S30)) * K2
+    z = (z ^ (z >> S27)) * K3
+    return z ^ (z >> S31)
+
+
+@register_jitable
+def multiply_high(x, y):
+    """The high 64 bits of the 128-bit product x * y, from four products of 32-bit halves."""
+    x_low, x_high, y_low, y_high = x & LOW32, x >> S32, y & LOW32, y >> S32
+    middle = x_high * y_low + ((x_low * y_low) >> S32)
+    carry = x_low * y_high + (middle & LOW32)
+    return x_high * y_high + (middle >> S32) + (carry >> S32)
+
+
+@register_jitable
+def locate(slot_map, token, element):
+    """The block of one element: (start of the block in memory, its sign word, position in the block)."""
+    if slot_map.family == MIX:
+        index = token * slot_map.width + element
+        block = index // slot_map.block
+        word = mix64(slot_map.key + block * K1)
+        return multiply_high(word, slot_map.memory), word, index - block * slot_map.block
+    if slot_map.family == AFFINE:
+        chunk = element // slot_map.block
+        # The token is reduced first: the products below then stay under 2^63 for any token.
+        start = ((token % P) * slot_map.a + chunk * slot_map.b + slot_map.c) % P
+        start = start % (slot_map.memory - slot_map.block + ONE)
+        word = mix64(slot_map.key + (token * slot_map.width + chunk) * K1)
+        return start, word, element - chunk * slot_map.block
+    return token * slot_map.width, ZERO * token, element
+
+
+@register_jitable
+def sign_bits(word, position):
+    """64 sign bits, those of the positions 64 * (position // 64) and on; a set bit means -1."""
+    return mix64(word + (position // WORD_BITS + ONE) * KS)
+
+
+@register_jitable
+def run_at(slot_map, token, element):
+    """The longest run of elements from `element` on whose slots are consecutive and share a sign word.
+
+    Returns (slot, length, bits): element + k lies at slot + k and is negated where bit k of `bits` is
+    set, for k < length. A run ends with the row, its block, the array (`mix` goes on at slot 0), or 64
+    positions of a block.
+    """
+    start, word, position = locate(slot_map, token, element)
+    length = slot_map.width - element
+    bits = ZERO
+    if slot_map.family != TABLE:
+        length = min(length, slot_map.block - position)
+    slot = start + position
+    if slot >= slot_map.memory:
+        slot -= slot_map.memory
+    length = min(length, slot_map.memory - slot)
+    if slot_map.signed:
+        bit = position % WORD_BITS
+        length = min(length, WORD_BITS - bit)
+        bits = sign_bits(word, position) >> bit
+    return slot, length, bits
+
+
+@register_jitable
+def flip(value, bits, k):
+    """`value` with the sign that bit k of `bits` says."""
+    if (bits >> U64(k)) & ONE:
+        return -value
+    return value
+
+
+def slots_reference(slot_map: SlotMap, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slots (int64) and signs (int8, +1 or -1) of all elements of the rows; both of shape (..., D)."""
+    element = np.arange(slot_map.width, dtype=np.uint64)
+    start, word, position = locate(slot_map, tokens.astype(np.uint64)[..., None], element)
+    slots = (start + position) % slot_map.memory
+    signs = np.ones(slots.shape, np.int8)
+    if slot_map.signed:
+        signs[(sign_bits(word, position) >> (position % WORD_BITS)) & ONE == ONE] = -1
+    return slots.astype(np.int64), signs

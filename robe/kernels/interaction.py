@@ -1,0 +1,130 @@
+"""Pairwise dot interaction of the DLRM (Naumov et al., 2019), and its gradient.
+
+    vectors (B, N, D)      row 0 the output of the bottom MLP, rows 1 .. F the embeddings (N = 1 + F)
+    out     (B, D + N * (N - 1) / 2)
+            row 0, then <vectors[b, i], vectors[b, j]> for i = 1 .. N - 1 and j < i
+
+    backward: d_vectors[b, i] = sum over the pairs of i of d_out[b, pair] * vectors[b, the other one],
+              and row 0 also receives d_out[b, :D]. d_vectors is written in full.
+
+Versions: `reference` is batched matrix products. `cpu` gives each row of the batch to one thread and
+keeps its N vectors in the first-level cache; sums may be reassociated by the compiler, which lets it use
+vector registers, and once compiled their order is fixed. `cuda` gives one thread to each element written.
+"""
+
+import numpy as np
+from numba import cuda, njit, prange
+
+from robe.kernels.launch import launch
+
+# The compiler may reorder sums and fuse products into them, but not assume that no NaN occurs.
+REORDER = {"reassoc", "contract"}
+ZERO = np.float32(0)  # sums start here; they become float64 where the arrays are
+
+
+def out_width(n: int, width: int) -> int:
+    """Columns of the output for n vectors of `width` elements."""
+    return width + n * (n - 1) // 2
+
+
+def bytes_moved(rows: int, n: int, width: int, itemsize: int = 4) -> int:
+    """Bytes the forward pass must move: vectors read, output written."""
+    return rows * (n * width + out_width(n, width)) * itemsize
+
+
+def flops(rows: int, n: int, width: int) -> int:
+    """Forward operations; the backward pass does twice as many."""
+    return rows * n * (n - 1) * width
+
+
+def interaction_reference(vectors, out):
+    width = vectors.shape[2]
+    i, j = np.tril_indices(vectors.shape[1], -1)
+    out[:, :width] = vectors[:, 0]
+    out[:, width:] = (vectors @ vectors.transpose(0, 2, 1))[:, i, j]
+
+
+def interaction_backward_reference(d_out, vectors, d_vectors):
+    n, width = vectors.shape[1:]
+    i, j = np.tril_indices(n, -1)
+    d_products = np.zeros((len(vectors), n, n), vectors.dtype)
+    d_products[:, i, j] = d_out[:, width:]
+    d_vectors[...] = (d_products + d_products.transpose(0, 2, 1)) @ vectors
+    d_vectors[:, 0] += d_out[:, :width]
+
+
+@njit(parallel=True, nogil=True, cache=True, fastmath=REORDER)
+def interaction_cpu(vectors, out):
+    n, width = vectors.shape[1:]
+    for b in prange(vectors.shape[0]):
+        for d in range(width):
+            out[b, d] = vectors[b, 0, d]
+        pair = width
+        for i in range(1, n):
+            for j in range(i):
+                x, y = vectors[b, i], vectors[b, j]
+                total = ZERO
+                for d in range(width):
+                    total += x[d] * y[d]
+                out[b, pair] = total
+                pair += 1
+
+
+@njit(parallel=True, nogil=True, cache=True, fastmath=REORDER)
+def interaction_backward_cpu(d_out, vectors, d_vectors):
+    n, width = vectors.shape[1:]
+    for b in prange(vectors.shape[0]):
+        for d in range(width):
+            d_vectors[b, 0, d] = d_out[b, d]
+        pair = width
+        for i in range(1, n):
+            x, d_x = vectors[b, i], d_vectors[b, i]
+            d_x[:] = 0
+            for j in range(i):
+                y, d_y = vectors[b, j], d_vectors[b, j]
+                d_product = d_out[b, pair]
+                for d in range(width):
+                    d_x[d] += d_product * y[d]
+                    d_y[d] += d_product * x[d]
+                pair += 1
+
+
+@cuda.jit
+def _interaction_kernel(vectors, out):
+    width, columns = vectors.shape[2], out.shape[1]
+    for index in range(cuda.grid(1), out.size, cuda.gridsize(1)):
+        b, column = index // columns, index % columns
+        if column < width:
+            out[b, column] = vectors[b, 0, column]
+        else:
+            i, pair = 1, column - width
+            while pair >= i:  # row i of the triangle holds i pairs
+                pair -= i
+                i += 1
+            total = ZERO
+            for d in range(width):
+                total += vectors[b, i, d] * vectors[b, pair, d]
+            out[b, column] = total
+
+
+def interaction_cuda(vectors, out):
+    launch(_interaction_kernel, out.size, vectors, out)
+
+
+@cuda.jit
+def _interaction_backward_kernel(d_out, vectors, d_vectors):
+    n, width = vectors.shape[1], vectors.shape[2]
+    for index in range(cuda.grid(1), d_vectors.size, cuda.gridsize(1)):
+        row, d = index // width, index % width
+        b, i = row // n, row % n
+        # Nobody else writes this element, so the pairs of vector i are simply summed up.
+        total = d_out[b, d] if i == 0 else ZERO
+        for other in range(n):
+            if other != i:
+                high, low = max(i, other), min(i, other)
+                total += d_out[b, width + high * (high - 1) // 2 + low] * vectors[b, other, d]
+        d_vectors[b, i, d] = total
+
+
+def interaction_backward_cuda(d_out, vectors, d_vectors):
+    launch(_interaction_backward_kernel, d_vectors.size, d_out, vectors, d_vectors)

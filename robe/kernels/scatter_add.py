@@ -1,0 +1,71 @@
+"""Gradient of the look-up: out[slot] += scale * sign * d_vectors[b, f, i], in the order of the batch.
+
+    d_vectors (B, F, D) float   gradient of the loss by the vectors; may be a strided view
+    ids, base, slot_map         as in gather.py, whose adjoint this is (for scale = 1)
+    scale     float             1 for the gradient, -learning rate for a fused step of SGD on `memory`
+    out       (M,)    float     added to
+
+Versions: `reference` is `np.add.at`, one addition after the other. `cpu` splits `out` in as many ranges
+as there are threads: a thread walks the whole batch in order and adds what falls into its own range, so
+no two threads ever write the same slot, and every slot sums in the order of the batch however many
+threads there are. Hashing each block once per thread costs far less than moving it. `cuda` gives one
+thread to each element and adds atomically: correct, but in no fixed order, so float sums may differ in
+the last bits from run to run.
+"""
+
+import numpy as np
+from numba import cuda, get_num_threads, njit, prange
+
+from robe.kernels.hashing import SlotMap, flip, run_at, slots_reference
+from robe.kernels.launch import launch
+
+
+def bytes_moved(rows: int, features: int, slot_map: SlotMap, itemsize: int = 4) -> int:
+    """Bytes an update must move: each gradient read, its slot read and written, each id read once."""
+    return rows * features * (3 * int(slot_map.width) * itemsize + 4)
+
+
+def flops(rows: int, features: int, slot_map: SlotMap) -> int:
+    """Floating-point operations: a product and a sum per element."""
+    return 2 * rows * features * int(slot_map.width)
+
+
+def scatter_add_reference(d_vectors, ids, base, slot_map, scale, out):
+    slots, signs = slots_reference(slot_map, base + ids.astype(np.uint64))
+    np.add.at(out, slots, out.dtype.type(scale) * (d_vectors * signs.astype(out.dtype)))
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def _scatter_add(d_vectors, ids, base, slot_map, scale, owners, out):
+    for owner in prange(owners):
+        low, high = np.uint64(owner * out.size // owners), np.uint64((owner + 1) * out.size // owners)
+        for b in range(ids.shape[0]):
+            for f in range(ids.shape[1]):
+                token = base[f] + np.uint64(ids[b, f])
+                row = d_vectors[b, f]
+                element = np.uint64(0)
+                while element < slot_map.width:
+                    slot, length, bits = run_at(slot_map, token, element)
+                    for s in range(max(slot, low), min(slot + length, high)):
+                        out[s] += scale * flip(row[element + (s - slot)], bits, s - slot)
+                    element += length
+
+
+def scatter_add_cpu(d_vectors, ids, base, slot_map, scale, out):
+    # The number of owners is an argument since Numba cannot cache a kernel that asks for it.
+    _scatter_add(d_vectors, ids, base, slot_map, out.dtype.type(scale), get_num_threads(), out)
+
+
+@cuda.jit
+def _scatter_add_kernel(d_vectors, ids, base, slot_map, scale, out):
+    features, width = d_vectors.shape[1], d_vectors.shape[2]
+    for index in range(cuda.grid(1), d_vectors.size, cuda.gridsize(1)):
+        row, i = index // width, index % width
+        b, f = row // features, row % features
+        token = base[f] + np.uint64(ids[b, f])
+        slot, _, bits = run_at(slot_map, token, np.uint64(i))
+        cuda.atomic.add(out, slot, scale * flip(d_vectors[b, f, i], bits, 0))
+
+
+def scatter_add_cuda(d_vectors, ids, base, slot_map, scale, out):
+    launch(_scatter_add_kernel, d_vectors.size, d_vectors, ids, base, slot_map, out.dtype.type(scale), out)

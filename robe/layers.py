@@ -1,0 +1,51 @@
+"""A stack of dense layers, forward and backward by hand."""
+
+from robe.backend import Backend
+
+
+class MLP:
+    """x -> relu(x W + b) -> ... ; with `linear_end` the last layer has no rectifier.
+
+    parameters: a list of (weight (in, out), bias (out,)) and `gradients` of the same shapes; both are
+    views that the model owns. Buffers for `batch` rows are made once; smaller batches use their front.
+    """
+
+    def __init__(self, parameters, gradients, batch: int, backend: Backend, linear_end: bool = False):
+        self.parameters, self.gradients = parameters, gradients
+        self.backend, self.linear_end = backend, linear_end
+        first = parameters[0][0]
+        self.outputs = [backend.xp.empty((batch, w.shape[1]), w.dtype) for w, _ in parameters]
+        self.d_inputs = [backend.xp.empty((batch, w.shape[0]), w.dtype) for w, _ in parameters[1:]]
+        self.d_first = backend.xp.empty((batch, first.shape[0]), first.dtype)
+
+    def forward(self, x):
+        """x (B, in) -> (B, out), valid until the next call."""
+        xp, kernels, rows = self.backend.xp, self.backend.kernels, len(x)
+        self.inputs = []
+        for i, (weight, bias) in enumerate(self.parameters):
+            self.inputs.append(x)
+            y = self.outputs[i][:rows]
+            xp.matmul(x, weight, out=y)
+            if self.linear_end and i == len(self.parameters) - 1:
+                y += bias
+            else:
+                kernels.bias_relu(y, bias, y)
+            x = y
+        return x
+
+    def backward(self, d_y, want_input: bool):
+        """Gradients from d_y (B, out), which is overwritten; returns d_x (B, in) if wanted."""
+        xp, kernels, rows = self.backend.xp, self.backend.kernels, len(d_y)
+        for i in reversed(range(len(self.parameters))):
+            weight, _ = self.parameters[i]
+            d_weight, d_bias = self.gradients[i]
+            if self.linear_end and i == len(self.parameters) - 1:
+                xp.sum(d_y, axis=0, out=d_bias)
+            else:
+                kernels.bias_relu_backward(d_y, self.outputs[i][:rows], d_y, d_bias)
+            xp.matmul(self.inputs[i].T, d_y, out=d_weight)
+            if i or want_input:
+                d_x = (self.d_inputs[i - 1] if i else self.d_first)[:rows]
+                xp.matmul(d_y, weight.T, out=d_x)
+                d_y = d_x
+        return d_y if want_input else None

@@ -1,0 +1,141 @@
+"""The deep learning recommendation model (DLRM, Naumov et al., 2019), forward and backward by hand.
+
+    dense (B, 13) -> bottom MLP -> (B, D) --+
+                                            +-> vectors (B, 1 + F, D) -> interaction -> top MLP -> logits (B,)
+    ids (B, F) ----> embedding -> (B, F, D) +
+
+The weights of both MLPs lie in one flat array, so that the optimizer is one kernel call; the matrices
+are views of it. Buffers are made once; a smaller batch uses their front.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from robe.backend import Backend, limit_blas_threads
+from robe.config import DataSpec, TrainConfig
+from robe.embeddings import ArrayEmbedding, create
+from robe.kernels.interaction import out_width
+from robe.layers import MLP
+from robe.optim import DenseOptimizer
+
+EVALUATION_BATCH = 2048
+
+
+def layer_shapes(config: TrainConfig, data: DataSpec) -> dict[str, list[tuple[int, int]]]:
+    """`bottom` and `top` -> the (in, out) of each layer, for a resolved configuration."""
+    model = config.model
+    features = 0 if config.embedding.method == "none" else len(data.cardinalities)
+    sizes = {
+        "bottom": [data.dense, *model.bottom, model.width],
+        "top": [out_width(1 + features, model.width), *model.top, 1],
+    }
+    return {part: list(pairwise(widths)) for part, widths in sizes.items()}
+
+
+def buffer_rows(config: TrainConfig) -> int:
+    """Rows that the buffers of a model hold: a training batch, or an efficient one for evaluation."""
+    return max(config.batch, EVALUATION_BATCH)
+
+
+def build(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> "DLRM":
+    """The model of a resolved configuration, with its initial weights."""
+    layers = [shape for part in layer_shapes(config, data).values() for shape in part]
+    limit_blas_threads(2 * config.batch * max(n_in * n_out for n_in, n_out in layers))
+    return DLRM(config, data, create(config, data, backend, dtype), backend, dtype)
+
+
+class DLRM:
+    """A DLRM whose dense weights start as the configuration's seed says, around a given embedding."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: DataSpec,
+        embedding: ArrayEmbedding,
+        backend: Backend,
+        dtype="float32",
+    ):
+        self.embedding, self.backend = embedding, backend
+        xp, batch, width = backend.xp, buffer_rows(config), config.model.width
+        shapes = {}
+        for part, layers in layer_shapes(config, data).items():
+            for i, (n_in, n_out) in enumerate(layers):
+                shapes[f"{part}.{i}.weight"] = (n_in, n_out)
+                shapes[f"{part}.{i}.bias"] = (n_out,)
+        host = _initial_dense(shapes, np.random.default_rng([config.seed, 0]))
+        self.dense_parameters = backend.to_device(host.astype(dtype))
+        self.dense_gradient = xp.zeros_like(self.dense_parameters)
+        self.optimizer = DenseOptimizer(config.optimizer, self.dense_parameters, backend)
+        self.parameters = _views(self.dense_parameters, shapes)
+        self.gradients = _views(self.dense_gradient, shapes)
+        self.bottom, self.top = (
+            MLP(_layers(self.parameters, part), _layers(self.gradients, part), batch, backend, part == "top")
+            for part in ("bottom", "top")
+        )
+        vectors = (batch, 1 + embedding.features, width)
+        self.vectors = xp.empty(vectors, dtype)
+        self.d_vectors = xp.empty(vectors, dtype)
+        self.interacted = xp.empty((batch, out_width(vectors[1], width)), dtype)
+        self.losses = xp.empty(batch, dtype)
+        self.d_logits = xp.empty(batch, dtype)
+
+    def forward(self, dense, ids):
+        """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call."""
+        rows = len(dense)
+        vectors, interacted = self.vectors[:rows], self.interacted[:rows]
+        vectors[:, 0] = self.bottom.forward(dense)
+        self.embedding.lookup(ids, vectors[:, 1:])
+        self.backend.kernels.interaction(vectors, interacted)
+        return self.top.forward(interacted)[:, 0]
+
+    def backward(self, logits, label):
+        """Gradients of the mean loss by all dense parameters and vectors; returns the losses (B,)."""
+        rows, kernels = len(logits), self.backend.kernels
+        losses, d_logits = self.losses[:rows], self.d_logits[:rows]
+        vectors, d_vectors = self.vectors[:rows], self.d_vectors[:rows]
+        kernels.binary_cross_entropy(logits, label, losses, d_logits)
+        d_interacted = self.top.backward(d_logits[:, None], want_input=True)
+        kernels.interaction_backward(d_interacted, vectors, d_vectors)
+        self.bottom.backward(self.backend.xp.ascontiguousarray(d_vectors[:, 0]), want_input=False)
+        return losses
+
+    def step(self, label, dense, ids, rate: float):
+        """One training step on a batch; returns the losses (B,) before it, valid until the next."""
+        losses = self.backward(self.forward(dense, ids), label)
+        self.embedding.update(ids, self.d_vectors[: len(label), 1:], rate)
+        self.optimizer.update(self.dense_gradient, rate)
+        return losses
+
+    def state(self) -> dict[str, Any]:
+        """Name -> array, everything that training changes; views, so writing to them sets the model."""
+        state = dict(self.parameters) | self.embedding.state()
+        if self.optimizer.accumulator is not None:
+            state["dense.accumulator"] = self.optimizer.accumulator
+        return state
+
+
+def _initial_dense(shapes: dict[str, tuple[int, ...]], rng) -> np.ndarray:
+    """The DLRM's initial law: weights N(0, 2 / (in + out)), biases N(0, 1 / out); one flat array."""
+    parts = []
+    for shape in shapes.values():
+        deviation = np.sqrt(2 / sum(shape) if len(shape) == 2 else 1 / shape[0])
+        parts.append((deviation * rng.standard_normal(shape)).ravel())
+    return np.concatenate(parts)
+
+
+def _views(flat, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Consecutive pieces of a flat array, in the shapes given."""
+    views, start = {}, 0
+    for name, shape in shapes.items():
+        size = int(np.prod(shape))
+        views[name] = flat[start : start + size].reshape(shape)
+        start += size
+    return views
+
+
+def _layers(arrays: dict[str, Any], part: str) -> list[tuple[Any, Any]]:
+    """The (weight, bias) pairs of one MLP, in order."""
+    count = sum(name.startswith(f"{part}.") for name in arrays) // 2
+    return [(arrays[f"{part}.{i}.weight"], arrays[f"{part}.{i}.bias"]) for i in range(count)]

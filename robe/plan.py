@@ -1,0 +1,42 @@
+"""How many bytes a configuration needs, item by item, without allocating any of them."""
+
+from robe.config import DataSpec, TrainConfig, robe_weights
+from robe.kernels.interaction import out_width
+from robe.model import buffer_rows, layer_shapes
+
+FLOAT, INT = 4, 4
+
+
+def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, int]]:
+    """Place (`memory`, `checkpoint`, `disk`) -> item -> bytes, for a resolved configuration.
+
+    rows: rows of the data set, for the shards on disk.
+    """
+    method, width = config.embedding.method, config.model.width
+    table = 0 if method == "none" else sum(data.cardinalities)
+    robe = method == "robe"
+    weights = robe_weights(config.embedding, width, data.cardinalities) if robe else table * width
+    layers = [shape for part in layer_shapes(config, data).values() for shape in part]
+    dense = sum(n_in * n_out + n_out for n_in, n_out in layers)
+    adagrad = config.optimizer.optimizer == "adagrad"
+    vectors = 1 + (0 if method == "none" else len(data.cardinalities))
+    # Per row: outputs and gradients of inputs of all layers, vectors and their gradients, what the
+    # interaction writes, loss and gradient of the logit.
+    activations = sum(n_in + n_out for n_in, n_out in layers)
+    activations += 2 * vectors * width + out_width(vectors, width) + 2
+    columns = 1 + data.dense + len(data.cardinalities)
+    memory = {
+        "embedding weights": weights * FLOAT,
+        "embedding optimizer state": adagrad * weights * FLOAT,
+        "embedding gradient scratch": adagrad * weights * FLOAT,
+        "dense weights": dense * FLOAT,
+        "dense gradient": dense * FLOAT,
+        "dense optimizer state": adagrad * dense * FLOAT,
+        "activations and their gradients": buffer_rows(config) * activations * FLOAT,
+    }
+    dictionary = {"dictionary": sum(data.cardinalities) * INT} if data.dialect == "dictionary" else {}
+    return {
+        "memory": memory,
+        "checkpoint": {"weights and optimizer state": (weights + dense) * (1 + adagrad) * FLOAT},
+        "disk": {"shards": rows * columns * FLOAT} | dictionary,
+    }

@@ -1,0 +1,220 @@
+"""The training loop: steps, evaluations, checkpoints, and the files of a run.
+
+    RUN/config.json     the resolved configuration        RUN/summary.json  the result
+    RUN/metrics.jsonl   one line per log or evaluation     RUN/curves.png    the same, drawn
+    RUN/checkpoints/    the newest checkpoints
+
+Rows come from outside: any object with `count` and `batches(batch_size, seed, epoch, start_step)` that
+yields `(label, dense, ids)`.
+"""
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from robe import __version__, checkpoint, metrics
+from robe.backend import select
+from robe.checkpoint import Position
+from robe.config import ConfigError, DataSpec, TrainConfig, to_json
+from robe.model import DLRM, EVALUATION_BATCH, build
+from robe.optim import learning_rate
+
+LOGS_PER_EVALUATION = 5
+EVALUATIONS_PER_EPOCH = 10
+
+
+class TrainingError(Exception):
+    """Training that cannot go on; the message says where it stands and what to do."""
+
+
+class Rows(Protocol):
+    """Rows of one split of the data."""
+
+    count: int
+
+    def batches(self, batch_size: int, *, seed: int | None = None, epoch: int = 0, start_step: int = 0): ...
+
+
+def train(
+    config: TrainConfig,
+    data: DataSpec,
+    rows: dict[str, Rows],
+    run: Path,
+    progress: Callable[..., None] = lambda done, total, note="": None,
+) -> dict:
+    """Train to the end of a resolved configuration, from the newest checkpoint of `run` if it has one.
+
+    rows: the splits `train`, `validation` and `test`. Returns what it also writes to summary.json.
+    Raises TrainingError if the loss or a weight is not finite; the last good checkpoint stays.
+    """
+    backend = select(config.backend)
+    model = build(config, data, backend)
+    steps_per_epoch = math.ceil(rows["train"].count / config.batch)
+    total = steps_per_epoch * config.epochs
+    evaluate_every = config.eval_every or max(1, steps_per_epoch // EVALUATIONS_PER_EPOCH)
+    checkpoint_every = config.checkpoint_every or evaluate_every
+    log_every = max(1, evaluate_every // LOGS_PER_EVALUATION)
+
+    position = Position()
+    if (run / "checkpoints").exists():
+        newest = checkpoint.latest(run)
+        saved_config, saved_data, position = checkpoint.read_state(newest)
+        if (saved_config, saved_data) != (config, data):
+            raise ConfigError(f"{run} was trained with other settings or data; choose another --out")
+        checkpoint.load_weights(newest, model)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(to_json(config) + "\n")
+    log = Log(run / "metrics.jsonl", position.step)
+    reached = log.best_validation_auc() >= (config.target_auc or math.inf)
+
+    started, losses = time.perf_counter() - log.seconds(), []
+    validation = None
+    while position.epoch < config.epochs and not reached:
+        epoch, first = position.epoch, position.epoch_step
+        batches = rows["train"].batches(config.batch, seed=config.seed, epoch=epoch, start_step=first)
+        for epoch_step, (label, dense, ids) in enumerate(batches, first):
+            step = epoch * steps_per_epoch + epoch_step + 1
+            rate = learning_rate(config.optimizer, step - 1)
+            losses.append(_step(model, label, dense, ids, rate))
+            ends = step == total
+            if step % log_every == 0 or ends or step % checkpoint_every == 0 or step % evaluate_every == 0:
+                loss = _mean_loss(losses, step, config, run)
+                losses = []
+                seconds = time.perf_counter() - started
+                log.write(kind="train", step=step, epoch=epoch, loss=loss, lr=rate, seconds=seconds)
+                progress(step * config.batch, total * config.batch, f"loss {loss:.4f}")
+            validation = None
+            if step % evaluate_every == 0 or ends:
+                validation = metrics.summary(*predict(model, rows["validation"]))
+                seconds = time.perf_counter() - started
+                log.write(kind="validation", step=step, epoch=epoch, seconds=seconds, **validation)
+                reached = validation["auc"] >= (config.target_auc or math.inf)
+            if step % checkpoint_every == 0 or ends or reached:
+                _check_finite(model, step, config, run)
+                last = epoch_step + 1 == steps_per_epoch
+                position = Position(step, epoch + 1, 0) if last else Position(step, epoch, epoch_step + 1)
+                checkpoint.save(run, model, config, data, position)
+            if reached:
+                batches.close()
+                break
+    log.close()
+    rows_trained = position.epoch * rows["train"].count + position.epoch_step * config.batch
+    return {
+        "stopped": "target AUC reached" if reached else "all epochs done",
+        "steps": position.step,
+        "rows_trained": rows_trained,
+        "seconds": log.seconds(),
+        "rows_per_second": rows_trained / log.seconds(),
+        "test": metrics.summary(*predict(model, rows["test"])),
+        "validation": validation or metrics.summary(*predict(model, rows["validation"])),
+        "dense_parameters": int(model.dense_parameters.size),
+        **model.embedding.describe(),
+        "backend": backend.description,
+        "versions": versions(),
+    }
+
+
+def predict(model: DLRM, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) uint8 and logits (N,) float32 of all rows, in file order."""
+    label, logits = np.empty(rows.count, np.uint8), np.empty(rows.count, np.float32)
+    start = 0
+    for batch_label, dense, ids in rows.batches(EVALUATION_BATCH):
+        stop = start + len(dense)
+        label[start:stop] = batch_label
+        logits[start:stop] = predict_batch(model, dense, ids)
+        start = stop
+    return label, logits
+
+
+def predict_batch(model: DLRM, dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Logits (B,) float32 on the host, for dense (B, n) and ids (B, F) from the host."""
+    backend = model.backend
+    ids = np.ascontiguousarray(ids[:, : model.embedding.features])
+    return backend.to_host(model.forward(backend.to_device(dense), backend.to_device(ids)))
+
+
+def probability(logits: np.ndarray) -> np.ndarray:
+    """sigmoid(logits), float64, without overflow."""
+    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+
+
+def versions() -> dict[str, str]:
+    packages = ("numpy", "numba", "numba-cuda", "polars", "safetensors")
+    return {"robe-dlrm": __version__, "python": platform.python_version()} | {p: version(p) for p in packages}
+
+
+class Log:
+    """`metrics.jsonl`: one JSON object per line. Reopened at a checkpoint, it forgets what came after."""
+
+    def __init__(self, path: Path, step: int):
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.entries = [entry for entry in map(_parse, lines) if entry and entry["step"] <= step]
+        kept = path.with_suffix(".partial")
+        kept.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
+        kept.replace(path)
+        self.file = path.open("a")
+
+    def write(self, **entry: Any) -> None:
+        self.entries.append(entry)
+        self.file.write(json.dumps(entry) + "\n")
+        self.file.flush()
+
+    def seconds(self) -> float:
+        """Time spent up to the last entry, all sessions together."""
+        return self.entries[-1]["seconds"] if self.entries else 0.0
+
+    def best_validation_auc(self) -> float:
+        return max((e["auc"] for e in self.entries if e["kind"] == "validation"), default=-math.inf)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def read_log(path: Path) -> Iterator[dict]:
+    """The entries of a metrics.jsonl; a last line cut short by a kill is left out."""
+    return (entry for entry in map(_parse, path.read_text().splitlines()) if entry)
+
+
+def _parse(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _step(model: DLRM, label, dense, ids, rate: float):
+    """One training step; returns the sum of the losses and the rows, the sum still on the device."""
+    to_device = model.backend.to_device
+    ids = np.ascontiguousarray(ids[:, : model.embedding.features])
+    losses = model.step(to_device(label), to_device(dense), to_device(ids), rate)
+    return losses.sum(dtype="float64"), len(label)
+
+
+def _mean_loss(losses: list, step: int, config: TrainConfig, run: Path) -> float:
+    """Mean loss per row since the last log; raises TrainingError if a step's loss was not finite."""
+    for steps_ago, (loss, _) in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
+        if not math.isfinite(float(loss)):
+            raise TrainingError(_not_finite(f"the loss became {float(loss)}", step - steps_ago, config, run))
+    return float(sum(loss for loss, _ in losses)) / sum(rows for _, rows in losses)
+
+
+def _check_finite(model: DLRM, step: int, config: TrainConfig, run: Path) -> None:
+    for name, array in model.state().items():
+        if not bool(model.backend.xp.isfinite(array).all()):
+            raise TrainingError(_not_finite(f"{name} holds a value that is not finite", step, config, run))
+
+
+def _not_finite(what: str, step: int, config: TrainConfig, run: Path) -> str:
+    kept = sorted((run / "checkpoints").glob("step_*"))
+    where = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+    return (
+        f"{what} in step {step}; {where}. Train again with a lower --lr (it was {config.optimizer.lr:g}), "
+        "or look for broken values with `python run.py doctor --data DIR`"
+    )

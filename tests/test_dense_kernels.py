@@ -1,0 +1,108 @@
+"""Interaction, bias + ReLU, loss and optimizer steps: every version against the formula."""
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.kernels
+
+# Sums of up to 128 float32 products of standard normals, reordered: a few hundred ulp of a value near 1.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+SHAPES = [(4, 5, 16), (3, 27, 8), (5, 1, 16), (0, 4, 8), (2, 2, 1), (3, 4, 128)]
+
+
+def pairs_oracle(vectors):
+    """The interaction as a double loop in float64."""
+    rows = []
+    for v in vectors.astype(np.float64):
+        rows.append([*v[0], *(v[i] @ v[j] for i in range(len(v)) for j in range(i))])
+    n, width = vectors.shape[1:]
+    return np.array(rows).reshape(len(vectors), width + n * (n - 1) // 2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_interaction(shape, backend, reference, rng):
+    vectors = rng.standard_normal(shape).astype(np.float32)
+    expected = pairs_oracle(vectors)
+    for kernels in (reference.kernels, backend.kernels):
+        out = np.full(expected.shape, np.nan, np.float32)
+        kernels.interaction(vectors, out)
+        np.testing.assert_allclose(out, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_interaction_backward_is_the_derivative(shape, backend, reference, rng):
+    """<d_out, J v> = <d_vectors, v>, with J v by central differences, exact for a quadratic."""
+    vectors, direction = rng.standard_normal((2, *shape))
+    plus, minus = pairs_oracle(vectors + direction), pairs_oracle(vectors - direction)
+    d_out = rng.standard_normal(plus.shape)
+    expected = (d_out * (plus - minus)).sum() / 2
+    for kernels in (reference.kernels, backend.kernels):
+        d_vectors = np.full(shape, np.nan)
+        kernels.interaction_backward(d_out, vectors, d_vectors)
+        # float64: round-off of some thousand terms.
+        np.testing.assert_allclose((d_vectors * direction).sum(), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (7, 64), (4, 130), (0, 8), (1, 1)])
+def test_bias_relu(shape, backend, reference, rng):
+    """Small integers, so that sums over the batch are exact; a view of a wider buffer, in place."""
+    x = rng.integers(-3, 4, shape).astype(np.float32)
+    bias = rng.integers(-3, 4, shape[1]).astype(np.float32)
+    d_out = rng.integers(-3, 4, shape).astype(np.float32)
+    expected = np.where(x + bias > 0, x + bias, 0)
+    expected_d = np.where(x + bias > 0, d_out, 0)
+    for kernels in (reference.kernels, backend.kernels):
+        out, d_x, d_bias = x.copy(), d_out.copy(), np.full(shape[1], np.nan, np.float32)
+        kernels.bias_relu(out, bias, out)
+        np.testing.assert_array_equal(out, expected)
+        kernels.bias_relu_backward(d_x, out, d_x, d_bias)
+        np.testing.assert_array_equal(d_x, expected_d)
+        np.testing.assert_array_equal(d_bias, expected_d.sum(axis=0))
+
+
+def test_bias_relu_lets_nan_through(backend, reference):
+    for kernels in (reference.kernels, backend.kernels):
+        out = np.array([[np.nan, -np.inf, 1.0]], np.float32)
+        kernels.bias_relu(out, np.zeros(3, np.float32), out)
+        np.testing.assert_array_equal(out, [[np.nan, 0, 1]])
+
+
+def test_binary_cross_entropy(backend, reference):
+    logits = np.array([0, 1, -1, 30, -30, 200, -200, 0.5], np.float32)
+    label = np.array([1, 0, 1, 1, 0, 0, 1, 1], np.float32)
+    x = logits.astype(np.longdouble)
+    probability = 1 / (1 + np.exp(-x))
+    expected_loss = np.where(label == 1, np.log1p(np.exp(-x)), np.log1p(np.exp(x)))
+    expected_gradient = (probability - label) / len(x)
+    for kernels in (reference.kernels, backend.kernels):
+        loss, d_logits = np.full((2, len(x)), np.nan, np.float32)
+        kernels.binary_cross_entropy(logits, label, loss, d_logits)
+        # float32 with a handful of roundings; 30: the loss there is 1e-13.
+        np.testing.assert_allclose(loss, expected_loss.astype(float), rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(d_logits, expected_gradient.astype(float), rtol=1e-6, atol=1e-8)
+
+
+def test_binary_cross_entropy_of_nan_is_nan(backend, reference):
+    for kernels in (reference.kernels, backend.kernels):
+        loss, d_logits = np.zeros((2, 1), np.float32)
+        kernels.binary_cross_entropy(np.array([np.nan], np.float32), np.zeros(1, np.float32), loss, d_logits)
+        assert np.isnan(loss[0])
+        assert np.isnan(d_logits[0])
+
+
+def test_sgd_and_adagrad(backend, reference, rng):
+    gradient, start = rng.standard_normal((2, 70)).astype(np.float32)
+    gradient[:3] = 0
+    for kernels in (reference.kernels, backend.kernels):
+        parameters = start.copy()
+        kernels.sgd(gradient, 0.5, parameters)
+        # A product and a difference: one may be fused into the other.
+        np.testing.assert_array_max_ulp(parameters, start - np.float32(0.5) * gradient, 2)
+
+        parameters, accumulator = start.copy(), np.full(70, 0.25, np.float32)
+        kernels.adagrad(gradient, 0.5, 1e-8, accumulator, parameters)
+        total = 0.25 + gradient.astype(np.float64) ** 2
+        np.testing.assert_allclose(accumulator, total, rtol=1e-6)
+        expected = start - 0.5 * gradient / (np.sqrt(total) + 1e-8)
+        np.testing.assert_allclose(parameters, expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(parameters[:3], start[:3])

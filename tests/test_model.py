@@ -1,0 +1,211 @@
+"""The whole model: gradients by central differences, golden losses, the CUDA path against the reference."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from conftest import VERSIONS
+
+from robe.backend import select
+from robe.config import DataSpec, EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
+from robe.model import build
+
+B, CARDINALITIES = 6, (7, 3, 11)
+
+
+def make(backend="cpu", dtype="float64", optimizer="sgd", **embedding):
+    """A tiny model; D = 4, and a ROBE array small enough that weights are shared a lot."""
+    if embedding.get("method", "robe") == "robe":
+        embedding = {"weights": 29, "init_bound": 0.5} | embedding
+    config = resolve(
+        TrainConfig(
+            model=ModelConfig(width=4, bottom=(6,), top=(5,)),
+            embedding=EmbeddingConfig(**embedding),
+            optimizer=OptimizerConfig(optimizer, 0.1),
+            batch=B,
+        )
+    )
+    dialect = "dictionary" if embedding.get("method") == "full" else "hash"
+    return build(config, DataSpec(3, CARDINALITIES, dialect, "", "test"), select(backend), dtype)
+
+
+def batch(dtype="float64", seed=0):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 2, B).astype(dtype)
+    dense = rng.standard_normal((B, 3)).astype(dtype)
+    ids = np.stack([rng.integers(0, n, B) for n in CARDINALITIES], axis=1).astype(np.uint32)
+    return label, dense, ids
+
+
+KINDS = {
+    "full": {"method": "full"},
+    "Z < D": {"block": 2},
+    "Z = D": {"block": 4},
+    "Z > D": {"block": 8},
+    "Z does not divide D": {"block": 3},
+    "Z < D, unsigned": {"block": 2, "sign": False},
+    "Z = D, unsigned": {"block": 4, "sign": False},
+    "Z > D, unsigned": {"block": 8, "sign": False},
+    "affine": {"block": 2, "hash": "affine", "sign": False},
+}
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_of_every_parameter(kind, name):
+    """float64 central differences of the mean loss, for each weight of each layer and the memory."""
+    model = make(name, **KINDS[kind])
+    label, dense, ids = batch()
+
+    def loss():
+        return float(model.backward(model.forward(dense, ids), label).mean())
+
+    loss()
+    embedding = model.embedding
+    d_memory = np.zeros_like(embedding.memory)
+    model.backend.kernels.scatter_add(
+        model.d_vectors[:B, 1:], ids, embedding.base, embedding.slot_map, 1, d_memory
+    )
+    gradients = {name: gradient.copy() for name, gradient in model.gradients.items()}
+    gradients["embedding.memory"] = d_memory
+    state = model.state()
+    for parameter, gradient in gradients.items():
+        array, numeric = state[parameter].reshape(-1), np.empty(gradient.size)
+        for i in range(array.size):
+            kept, step = array[i], 1e-6
+            array[i] = kept + step
+            above = loss()
+            array[i] = kept - step
+            numeric[i] = (above - loss()) / (2 * step)
+            array[i] = kept
+        # Round-off of the losses (1e-16) over the step (1e-6); no rectifier switches within it.
+        np.testing.assert_allclose(gradient.ravel(), numeric, rtol=1e-6, atol=1e-8, err_msg=parameter)
+    assert np.count_nonzero(d_memory) > 5
+
+
+def test_gradient_without_categorical_features():
+    model = make(method="none")
+    label, dense, ids = batch()
+    model.backward(model.forward(dense, ids[:, :0]), label)
+    weight, gradient = model.parameters["bottom.0.weight"], model.gradients["bottom.0.weight"].copy()
+    kept, losses = weight[1, 2], []
+    for value in (kept + 1e-6, kept - 1e-6):
+        weight[1, 2] = value
+        losses.append(float(model.backward(model.forward(dense, ids[:, :0]), label).mean()))
+    np.testing.assert_allclose(gradient[1, 2], (losses[0] - losses[1]) / 2e-6, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_is_the_optimizer_applied_to_the_gradient(kind, optimizer):
+    """Whatever is fused, memory and dense weights move as the optimizer says for their gradients."""
+    model = make(optimizer=optimizer, **KINDS[kind])
+    label, dense, ids = batch()
+    for _ in range(2):
+        model.backward(model.forward(dense, ids), label)
+        embedding = model.embedding
+        d_memory = np.zeros_like(embedding.memory)
+        rows = (ids, embedding.base, embedding.slot_map)
+        model.backend.kernels.scatter_add(model.d_vectors[:B, 1:], *rows, 1, d_memory)
+        before = {name: array.copy() for name, array in model.state().items()}
+        model.step(label, dense, ids, 0.1)
+        after = model.state()
+        for name, gradient in {"embedding.memory": d_memory, **model.gradients}.items():
+            move = 0.1 * gradient
+            if optimizer == "adagrad":
+                state = "embedding.accumulator" if name == "embedding.memory" else "dense.accumulator"
+                squares = before[state]
+                if state == "dense.accumulator":
+                    offset = before_offset(model, name)
+                    squares = squares[offset : offset + gradient.size].reshape(gradient.shape)
+                move = move / (np.sqrt(squares + gradient**2) + 1e-8)
+            # float64 sums in another order.
+            np.testing.assert_allclose(after[name], before[name] - move, rtol=1e-9, atol=1e-12)
+
+
+def before_offset(model, name):
+    """Where a dense parameter starts in the flat array."""
+    names = list(model.parameters)
+    return sum(model.parameters[n].size for n in names[: names.index(name)])
+
+
+GOLDEN_LOSSES = {
+    "full": [
+        0.683636625951,
+        0.760397618203,
+        0.648420735937,
+        0.649129483461,
+        0.740056270837,
+        0.69453697807,
+        0.663699265827,
+        0.492136226432,
+        1.096033721307,
+        0.73198826486,
+    ],
+    "Z < D": [
+        0.715122565411,
+        0.709742275016,
+        0.681006642492,
+        0.678277813288,
+        0.818424654012,
+        0.719861918613,
+        0.694722210429,
+        0.738358893042,
+        0.647419861734,
+        0.640399050958,
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", GOLDEN_LOSSES)
+def test_golden_losses(kind):
+    """Ten Adagrad steps in float64, computed once: initial law, hash, forward, backward and update."""
+    model = make("reference", optimizer="adagrad", **KINDS[kind])
+    losses = [float(model.step(*batch(seed=step), 0.1).mean()) for step in range(10)]
+    # BLAS may sum in another order on another machine.
+    np.testing.assert_allclose(losses, GOLDEN_LOSSES[kind], rtol=1e-9)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize("kind", ["full", "Z < D", "Z > D", "affine"])
+def test_training_is_the_same_on_every_backend(kind, optimizer, version):
+    """Five float32 steps: loss and all weights as the reference's, within float32 rounding."""
+    models = [make(name, "float32", optimizer, **KINDS[kind]) for name in ("reference", version)]
+    for step in range(5):
+        losses = [model.step(*batch("float32", step), 0.05).mean() for model in models]
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    for name, array in models[0].state().items():
+        # Five steps of a few hundred float32 operations on values of order 1.
+        np.testing.assert_allclose(models[1].state()[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_short_batch_uses_the_front_of_the_buffers():
+    whole, part = make(), make()
+    label, dense, ids = batch()
+    np.testing.assert_allclose(part.forward(dense[:2], ids[:2]), whole.forward(dense, ids)[:2], rtol=1e-12)
+
+
+def test_published_weights_give_published_vectors():
+    """The published code's index formula (apd10/robez), written out, on the same array."""
+    cardinalities, width, block = CARDINALITIES, 4, 2
+    model = make("cpu", block=block, hash="affine", sign=False, weights=101, hash_seed=1024)
+    data = DataSpec(3, cardinalities, "dictionary", "", "test")
+    config = dataclasses.replace(
+        resolve(TrainConfig(model=ModelConfig(width=width))),
+        embedding=EmbeddingConfig(block=block, hash="affine", sign=False, weights=101, hash_seed=1024),
+    )
+    model = build(config, data, select("cpu"))
+    r = np.concatenate([[2038074743], np.random.RandomState(1024).randint(0, 2038074743, 50)])
+    ids = batch()[2]
+    out = np.empty((B, 3, width), np.float32)
+    model.embedding.lookup(ids, out)
+    for b in range(B):
+        for f in range(3):
+            token = int(ids[b, f]) + sum(cardinalities[:f])
+            for i in range(width):
+                start = (
+                    (token * int(r[3]) + i // block * int(r[2]) + int(r[1])) % int(r[0]) % (101 - block + 1)
+                )
+                assert out[b, f, i] == model.embedding.memory[start + i % block]
