@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from robe import RobeError
+
 NAMES = ("auto", "reference", "cpu", "cuda")
 
 # Operation -> the file in robe/kernels/ that holds its versions OPERATION_reference, _cpu and _cuda.
@@ -29,8 +31,8 @@ OPERATIONS = {
 }
 
 
-class BackendError(Exception):
-    """A backend that cannot run here; the message is one line that says what to install or choose."""
+class BackendError(RobeError):
+    """A backend that cannot run here."""
 
 
 @dataclass(frozen=True)

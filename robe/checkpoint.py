@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from robe import __version__
+from robe import RobeError, __version__
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json
 from robe.model import DLRM
 
@@ -23,8 +23,8 @@ FORMAT, VERSION = "robe-dlrm-checkpoint", 1
 KEPT = 2  # checkpoints that stay when newer ones come; two, so that a damaged last one is no loss
 
 
-class CheckpointError(Exception):
-    """A checkpoint that cannot be used; the message is one line that names the file and the remedy."""
+class CheckpointError(RobeError):
+    """A checkpoint that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,12 @@ class Position:
     step: int = 0
     epoch: int = 0
     epoch_step: int = 0
+
+    def advance(self, steps_per_epoch: int) -> "Position":
+        """The position after one more batch."""
+        if self.epoch_step + 1 == steps_per_epoch:
+            return Position(self.step + 1, self.epoch + 1, 0)
+        return Position(self.step + 1, self.epoch, self.epoch_step + 1)
 
 
 def save(run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: Position) -> Path:
@@ -59,15 +65,19 @@ def save(run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: 
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
     _sync(folder)
-    for old in sorted(folder.glob("step_*"))[:-KEPT]:
+    for old in saved(run)[:-KEPT]:
         shutil.rmtree(old)
     return target
 
 
+def saved(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("step_*"))
+
+
 def latest(run: Path) -> Path:
     """The newest checkpoint of a run; CheckpointError if it has none."""
-    found = sorted((run / "checkpoints").glob("step_*"))
-    if not found:
+    if not (found := saved(run)):
         raise CheckpointError(f"{run}: no checkpoint here; give the folder of a run made by `run.py train`")
     return found[-1]
 

@@ -1,14 +1,15 @@
 """The settings of a model and a training run. `run.py` makes the command line from these classes."""
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from typing import Literal
 
+from robe import RobeError
 
-class ConfigError(Exception):
-    """Settings that cannot be used, or do not fit the data. The message is one line with the remedy."""
+
+class ConfigError(RobeError):
+    """Settings that cannot be used, or do not fit the data."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,14 @@ class DataSpec:
     dialect: str
     fingerprint: str
     note: str
+
+    def require(self, fingerprint: str, where: str) -> None:
+        """Raise ConfigError unless the data of that fingerprint can be fed to a model of this one's."""
+        if fingerprint != self.fingerprint:
+            raise ConfigError(
+                f"{where}: its columns or ids do not mean what they meant in training; prepare the data as "
+                "the training data were (the same --ids, and for a dictionary the same folder)"
+            )
 
 
 @dataclass(frozen=True)
@@ -193,10 +202,6 @@ def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, 
             "give more weights or a smaller --block"
         )
     return weights
-
-
-def to_json(config: TrainConfig) -> str:
-    return json.dumps(dataclasses.asdict(config), indent=1)
 
 
 def from_json(data: dict) -> TrainConfig:

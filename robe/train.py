@@ -1,7 +1,6 @@
-"""The training loop: steps, evaluations, checkpoints, and the files of a run.
+"""The training loop: steps, evaluations, checkpoints; and what uses the result.
 
-    RUN/config.json     the resolved configuration        RUN/summary.json  the result
-    RUN/metrics.jsonl   one line per log or evaluation     RUN/curves.png    the same, drawn
+    RUN/metrics.jsonl   one line per log or evaluation
     RUN/checkpoints/    the newest checkpoints
 
 Rows come from outside: any object with `count` and `batches(batch_size, seed, epoch, start_step)` that
@@ -12,17 +11,18 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from robe import __version__, checkpoint, metrics
+from robe import RobeError, __version__, checkpoint, metrics
 from robe.backend import select
 from robe.checkpoint import Position
-from robe.config import ConfigError, DataSpec, TrainConfig, to_json
+from robe.config import ConfigError, DataSpec, TrainConfig
 from robe.model import DLRM, EVALUATION_BATCH, build
 from robe.optim import learning_rate
 
@@ -30,8 +30,10 @@ LOGS_PER_EVALUATION = 5
 EVALUATIONS_PER_EPOCH = 10
 
 
-class TrainingError(Exception):
-    """Training that cannot go on; the message says where it stands and what to do."""
+class TrainingError(RobeError):
+    """Training that cannot go on: the input was fine, the numbers were not."""
+
+    exit_code = 1
 
 
 class Rows(Protocol):
@@ -42,6 +44,8 @@ class Rows(Protocol):
     def batches(self, batch_size: int, *, seed: int | None = None, epoch: int = 0, start_step: int = 0): ...
 
 
+# Overflow and NaN are looked for in the losses and weights, and reported with what to do.
+@np.errstate(over="ignore", invalid="ignore")
 def train(
     config: TrainConfig,
     data: DataSpec,
@@ -51,7 +55,7 @@ def train(
 ) -> dict:
     """Train to the end of a resolved configuration, from the newest checkpoint of `run` if it has one.
 
-    rows: the splits `train`, `validation` and `test`. Returns what it also writes to summary.json.
+    rows: the splits `train`, `validation` and `test`. Returns the summary of the run.
     Raises TrainingError if the loss or a weight is not finite; the last good checkpoint stays.
     """
     backend = select(config.backend)
@@ -63,48 +67,39 @@ def train(
     log_every = max(1, evaluate_every // LOGS_PER_EVALUATION)
 
     position = Position()
-    if (run / "checkpoints").exists():
+    if checkpoint.saved(run):
         newest = checkpoint.latest(run)
         saved_config, saved_data, position = checkpoint.read_state(newest)
         if (saved_config, saved_data) != (config, data):
             raise ConfigError(f"{run} was trained with other settings or data; choose another --out")
         checkpoint.load_weights(newest, model)
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(to_json(config) + "\n")
     log = Log(run / "metrics.jsonl", position.step)
-    reached = log.best_validation_auc() >= (config.target_auc or math.inf)
+    target = config.target_auc or math.inf
+    reached = log.best_validation_auc() >= target
 
-    started, losses = time.perf_counter() - log.seconds(), []
-    validation = None
-    while position.epoch < config.epochs and not reached:
-        epoch, first = position.epoch, position.epoch_step
-        batches = rows["train"].batches(config.batch, seed=config.seed, epoch=epoch, start_step=first)
-        for epoch_step, (label, dense, ids) in enumerate(batches, first):
-            step = epoch * steps_per_epoch + epoch_step + 1
+    started, losses, validation = time.perf_counter() - log.seconds(), [], None
+    with closing(_to_come(rows["train"], config, position)) as batches:
+        while not reached and position.step < total:
+            position, (label, dense, ids) = next(batches)
+            step, at_end = position.step, position.step == total
+            evaluates = step % evaluate_every == 0 or at_end
+            saves = step % checkpoint_every == 0 or at_end
             rate = learning_rate(config.optimizer, step - 1)
             losses.append(_step(model, label, dense, ids, rate))
-            ends = step == total
-            if step % log_every == 0 or ends or step % checkpoint_every == 0 or step % evaluate_every == 0:
+            if step % log_every == 0 or evaluates or saves:
                 loss = _mean_loss(losses, step, config, run)
                 losses = []
-                seconds = time.perf_counter() - started
-                log.write(kind="train", step=step, epoch=epoch, loss=loss, lr=rate, seconds=seconds)
+                log.write(kind="train", step=step, loss=loss, lr=rate, seconds=time.perf_counter() - started)
                 progress(step * config.batch, total * config.batch, f"loss {loss:.4f}")
-            validation = None
-            if step % evaluate_every == 0 or ends:
+            if evaluates:
                 validation = metrics.summary(*predict(model, rows["validation"]))
                 seconds = time.perf_counter() - started
-                log.write(kind="validation", step=step, epoch=epoch, seconds=seconds, **validation)
-                reached = validation["auc"] >= (config.target_auc or math.inf)
-            if step % checkpoint_every == 0 or ends or reached:
+                log.write(kind="validation", step=step, seconds=seconds, **validation)
+                reached = validation["auc"] >= target
+            if saves or reached:
                 _check_finite(model, step, config, run)
-                last = epoch_step + 1 == steps_per_epoch
-                position = Position(step, epoch + 1, 0) if last else Position(step, epoch, epoch_step + 1)
                 checkpoint.save(run, model, config, data, position)
-            if reached:
-                batches.close()
-                break
-    log.close()
     rows_trained = position.epoch * rows["train"].count + position.epoch_step * config.batch
     return {
         "stopped": "target AUC reached" if reached else "all epochs done",
@@ -113,6 +108,7 @@ def train(
         "seconds": log.seconds(),
         "rows_per_second": rows_trained / log.seconds(),
         "test": metrics.summary(*predict(model, rows["test"])),
+        # The last evaluation is of the final weights, but not made if there was nothing left to do.
         "validation": validation or metrics.summary(*predict(model, rows["validation"])),
         "dense_parameters": int(model.dense_parameters.size),
         **model.embedding.describe(),
@@ -140,9 +136,26 @@ def predict_batch(model: DLRM, dense: np.ndarray, ids: np.ndarray) -> np.ndarray
     return backend.to_host(model.forward(backend.to_device(dense), backend.to_device(ids)))
 
 
-def probability(logits: np.ndarray) -> np.ndarray:
-    """sigmoid(logits), float64, without overflow."""
-    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+def write_probabilities(model: DLRM, batches: Iterable, out: Path) -> int:
+    """Write the probability of a click for every row, one a line; returns how many. `out` appears whole.
+
+    batches: of anything whose last two parts are dense (B, n) and ids (B, F).
+    """
+    partial, count = out.with_name(f".{out.name}.partial"), 0
+    try:
+        with partial.open("w") as file:
+            for *_, dense, ids in batches:
+                # sigmoid without overflow, in float64.
+                logits = predict_batch(model, dense, ids).astype(np.float64)
+                probability = np.exp(-np.logaddexp(0, -logits))
+                file.writelines(f"{p:.9g}\n" for p in probability.tolist())
+                count += len(dense)
+        partial.replace(out)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
 
 
 def versions() -> dict[str, str]:
@@ -159,12 +172,12 @@ class Log:
         kept = path.with_suffix(".partial")
         kept.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
         kept.replace(path)
-        self.file = path.open("a")
+        self.path = path
 
     def write(self, **entry: Any) -> None:
         self.entries.append(entry)
-        self.file.write(json.dumps(entry) + "\n")
-        self.file.flush()
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
 
     def seconds(self) -> float:
         """Time spent up to the last entry, all sessions together."""
@@ -172,9 +185,6 @@ class Log:
 
     def best_validation_auc(self) -> float:
         return max((e["auc"] for e in self.entries if e["kind"] == "validation"), default=-math.inf)
-
-    def close(self) -> None:
-        self.file.close()
 
 
 def read_log(path: Path) -> Iterator[dict]:
@@ -187,6 +197,17 @@ def _parse(line: str) -> dict | None:
         return json.loads(line)
     except ValueError:
         return None
+
+
+def _to_come(rows: Rows, config: TrainConfig, position: Position) -> Iterator[tuple[Position, Any]]:
+    """The batches of all epochs after `position`, each with the position that training it reaches."""
+    steps_per_epoch = math.ceil(rows.count / config.batch)
+    while position.epoch < config.epochs:
+        start = {"epoch": position.epoch, "start_step": position.epoch_step}
+        with closing(rows.batches(config.batch, seed=config.seed, **start)) as batches:
+            for batch in batches:
+                position = position.advance(steps_per_epoch)
+                yield position, batch
 
 
 def _step(model: DLRM, label, dense, ids, rate: float):
@@ -212,7 +233,7 @@ def _check_finite(model: DLRM, step: int, config: TrainConfig, run: Path) -> Non
 
 
 def _not_finite(what: str, step: int, config: TrainConfig, run: Path) -> str:
-    kept = sorted((run / "checkpoints").glob("step_*"))
+    kept = checkpoint.saved(run)
     where = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
     return (
         f"{what} in step {step}; {where}. Train again with a lower --lr (it was {config.optimizer.lr:g}), "

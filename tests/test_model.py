@@ -183,7 +183,7 @@ def test_training_is_the_same_on_every_backend(kind, optimizer, version):
 
 def test_a_short_batch_uses_the_front_of_the_buffers():
     whole, part = make(), make()
-    label, dense, ids = batch()
+    _, dense, ids = batch()
     np.testing.assert_allclose(part.forward(dense[:2], ids[:2]), whole.forward(dense, ids)[:2], rtol=1e-12)
 
 

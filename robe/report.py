@@ -1,0 +1,100 @@
+"""What a training run leaves to read and to look at: summary.json, curves.png, a few lines of text."""
+
+import json
+from pathlib import Path
+
+from robe.config import DataSpec, TrainConfig
+from robe.train import read_log
+
+
+def finish(run: Path, summary: dict) -> str:
+    """Write summary.json and curves.png of a finished run; returns the summary in a few lines.
+
+    summary: of robe.train.train, with `data` (a description), `bayes` (the best possible metrics per split,
+    or None) and, where there is such a run in RUN/without_categories, its summary as `without_categories`.
+    """
+    (run / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    draw_curves(run, summary)
+    return text(summary)
+
+
+def text(summary: dict) -> str:
+    """The summary in a few lines; AUCs with what the generator of synthetic data knows to be the best."""
+    test, validation = summary["test"], summary["validation"]
+    lines = [
+        f"{summary['method']}: {summary['stopped']}; {summary['steps']:,} steps, "
+        f"{summary['rows_trained']:,} rows in {summary['seconds']:.1f} s, evaluations included",
+        f"test AUC {test['auc']:.4f}, log loss {test['log_loss']:.4f} ({test['rows']:,} rows, "
+        f"base rate {test['base_rate']:.4f}); validation AUC {validation['auc']:.4f}",
+    ]
+    if bayes := summary["bayes"]:
+        best = bayes["test"]
+        lines.append(
+            f"best possible on the test half (Bayes): AUC {best['auc']:.4f}, "
+            f"log loss {best['log_loss']:.4f}; this run is {best['auc'] - test['auc']:.4f} AUC below"
+        )
+    if other := summary.get("without_categories"):
+        lines.append(
+            f"the same model without categorical features: test AUC {other['test']['auc']:.4f}; "
+            f"this run is {test['auc'] - other['test']['auc']:.4f} AUC above"
+        )
+    if summary["compression"]:
+        lines.append(
+            f"embedding: {summary['embedding_bytes'] / 1e6:.3f} MB, {summary['compression']:.1f}x smaller "
+            f"than {summary['compressed_from']}"
+        )
+    lines.append(f"data: {summary['data']}")
+    return "\n".join(lines)
+
+
+def draw_curves(run: Path, summary: dict) -> None:
+    """Draw RUN/curves.png: log loss and AUC over the steps, beside what is best possible and the baseline."""
+    # The Agg canvas needs no screen; pyplot would pick a window system.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axes, auc_axes = figure.subplots(1, 2)
+    curves = {"": run}
+    if "without_categories" in summary:
+        curves[", without categories"] = run / "without_categories"
+    for index, (suffix, folder) in enumerate(curves.items()):
+        log = list(read_log(folder / "metrics.jsonl"))
+        color = f"C{index}"
+        training = [(e["step"], e["loss"]) for e in log if e["kind"] == "train"]
+        validation = [(e["step"], e["log_loss"], e["auc"]) for e in log if e["kind"] == "validation"]
+        if training:
+            label = f"training, mean since the point before{suffix}"
+            loss_axes.plot(*zip(*training, strict=True), color=color, alpha=0.35, label=label)
+        if validation:
+            steps, losses, aucs = zip(*validation, strict=True)
+            loss_axes.plot(steps, losses, color=color, marker=".", label=f"validation{suffix}")
+            auc_axes.plot(steps, aucs, color=color, marker=".", label=f"validation{suffix}")
+    if bayes := summary["bayes"]:
+        line = {"color": "black", "linestyle": "--", "linewidth": 1, "label": "best possible, validation"}
+        loss_axes.axhline(bayes["validation"]["log_loss"], **line)
+        auc_axes.axhline(bayes["validation"]["auc"], **line)
+    for axes, ylabel in ((loss_axes, "log loss (nats)"), (auc_axes, "AUC")):
+        axes.set(xlabel="training steps", ylabel=ylabel)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    size = f", {summary['compression']:.0f}x smaller than the full table" if summary["compression"] else ""
+    source = "SYNTHETIC data" if summary["data"].startswith("SYNTHETIC") else "real data"
+    figure.suptitle(f"DLRM, {summary['method']} embeddings{size}, {source}")
+    figure.savefig(run / "curves.png", dpi=120)
+
+
+def plan_text(plan: dict[str, dict[str, int]], config: TrainConfig, data: DataSpec) -> str:
+    """The plan as a table, and what the full table would take."""
+    lines = []
+    for place, items in plan.items():
+        lines += [f"{place}:"] + [f"  {item:<34}{size:>20,} B" for item, size in items.items()]
+        lines.append(f"  {'in all':<34}{sum(items.values()):>20,} B")
+    table = 4 * sum(data.cardinalities) * config.model.width
+    lines.append(
+        f"the full table: {sum(data.cardinalities):,} rows of {config.model.width} ({data.note}): {table:,} B"
+    )
+    if weights := plan["memory"]["embedding weights"]:
+        lines.append(f"compression of the embedding weights against it: {table / weights:.1f}x")
+    return "\n".join(lines)

@@ -1,0 +1,95 @@
+"""Settings: presets, sizes, schedule, and what is refused."""
+
+import dataclasses
+import json
+
+import pytest
+
+from robe import config as c
+from robe.config import ConfigError, EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
+from robe.model import layer_shapes
+from robe.optim import learning_rate
+
+CRITEO = c.DataSpec(13, (10,) * 26, "hash", "", "test")
+
+
+def test_presets_are_the_published_sizes():
+    def widths(preset):
+        shapes = layer_shapes(resolve(TrainConfig(model=ModelConfig(preset))), CRITEO)
+        return {part: [n_in for n_in, _ in pairs] + [pairs[-1][1]] for part, pairs in shapes.items()}
+
+    assert widths("kaggle") == {"bottom": [13, 512, 256, 64, 16], "top": [367, 512, 256, 1]}
+    assert widths("tb10m") == {"bottom": [13, 512, 256, 64], "top": [415, 512, 512, 256, 1]}
+    assert widths("mlperf") == {"bottom": [13, 512, 256, 128], "top": [479, 1024, 1024, 512, 256, 1]}
+    recipe = resolve(TrainConfig(model=ModelConfig("mlperf")))
+    assert (recipe.optimizer.optimizer, recipe.optimizer.lr, recipe.batch) == ("sgd", 1.0, 2048)
+
+
+def test_given_settings_override_the_preset():
+    config = resolve(
+        TrainConfig(
+            model=ModelConfig("kaggle", width=8, top=(7,)), optimizer=OptimizerConfig("adagrad", 0.5), batch=9
+        )
+    )
+    assert (config.model.width, config.model.bottom, config.model.top) == (8, (512, 256, 64), (7,))
+    assert (config.optimizer.optimizer, config.optimizer.lr, config.batch) == ("adagrad", 0.5, 9)
+
+
+@pytest.mark.parametrize(
+    ("embedding", "weights"),
+    [({"weights": 1000}, 1000), ({"megabytes": 2}, 500_000), ({"compression": 5}, 832), ({}, 416)],
+)
+def test_size_of_the_array(embedding, weights):
+    assert c.robe_weights(EmbeddingConfig(**embedding), 16, CRITEO.cardinalities) == weights
+
+
+def test_contradicting_or_tiny_sizes_are_refused():
+    with pytest.raises(ConfigError, match="one of --weights, --megabytes"):
+        c.robe_weights(EmbeddingConfig(weights=10, compression=2), 16, CRITEO.cardinalities)
+    with pytest.raises(ConfigError, match="smaller than one block of 32"):
+        c.robe_weights(EmbeddingConfig(weights=31, block=32), 16, CRITEO.cardinalities)
+
+
+@pytest.mark.parametrize(
+    ("config", "option"),
+    [
+        (TrainConfig(batch=0), "--batch"),
+        (TrainConfig(epochs=-1), "--epochs"),
+        (TrainConfig(optimizer=OptimizerConfig(lr=float("nan"))), "--lr"),
+        (TrainConfig(optimizer=OptimizerConfig(eps=0.0)), "--eps"),
+        (TrainConfig(embedding=EmbeddingConfig(block=0)), "--block"),
+        (TrainConfig(embedding=EmbeddingConfig(compression=-1.0)), "--compression"),
+        (TrainConfig(model=ModelConfig(bottom=(4, 0))), "--bottom"),
+        (TrainConfig(eval_every=0), "--eval-every"),
+    ],
+)
+def test_values_that_are_not_positive_are_refused(config, option):
+    with pytest.raises(ConfigError, match=f"{option} must be positive"):
+        resolve(config)
+
+
+def test_decay_needs_its_length():
+    with pytest.raises(ConfigError, match="--decay-steps"):
+        resolve(TrainConfig(optimizer=OptimizerConfig(decay_start=10)))
+
+
+def test_learning_rate_schedule():
+    schedule = OptimizerConfig("sgd", 2.0, warmup_steps=4, decay_start=10, decay_steps=10)
+    rates = [learning_rate(schedule, step) for step in range(22)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[10] == 2.0
+    assert rates[15] == pytest.approx(2.0 * 0.5**2)
+    assert rates[20:] == [0.0, 0.0]
+
+
+def test_configuration_survives_json():
+    config = resolve(
+        TrainConfig(model=ModelConfig("mlperf"), embedding=EmbeddingConfig(sign=False), target_auc=0.8)
+    )
+    assert c.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_foreign_configuration_is_refused():
+    data = dataclasses.asdict(TrainConfig()) | {"colour": "red"}
+    with pytest.raises(ConfigError, match="colour"):
+        c.from_json(data)

@@ -1,0 +1,144 @@
+"""What the embeddings start from, store, and refuse."""
+
+import math
+
+import numpy as np
+import pytest
+
+from robe.backend import BackendError, cuda_trouble, select
+from robe.config import (
+    ConfigError,
+    DataSpec,
+    EmbeddingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    resolve,
+)
+from robe.embeddings import create
+from robe.model import build
+from robe.plan import plan
+
+HASHED = DataSpec(13, (1000, 10, 300), "hash", "", "test")
+NUMBERED = DataSpec(13, (1000, 10, 300), "dictionary", "", "test")
+
+
+def settings(optimizer="sgd", **embedding):
+    return resolve(
+        TrainConfig(
+            model=ModelConfig(width=8),
+            embedding=EmbeddingConfig(**embedding),
+            optimizer=OptimizerConfig(optimizer),
+        )
+    )
+
+
+def test_full_tables_start_like_those_of_the_dlrm():
+    """Uniform in (-1/sqrt(n), 1/sqrt(n)) per table; a row of feature f follows those of f - 1."""
+    embedding = create(settings(method="full"), NUMBERED, select("cpu"))
+    tables = np.split(embedding.memory.reshape(-1, 8), [1000, 1010])
+    for table, n in zip(tables, NUMBERED.cardinalities, strict=True):
+        assert abs(table).max() <= 1 / math.sqrt(n)
+        # The standard error of the mean square of N uniforms, relative, is sqrt(4 / 5 / N): 5 of them.
+        assert abs((table**2).mean() * 3 * n - 1) < 5 * math.sqrt(0.8 / table.size)
+    out = np.empty((1, 3, 8), np.float32)
+    embedding.lookup(np.array([[999, 9, 5]], np.uint32), out)
+    np.testing.assert_array_equal(out[0], [tables[0][999], tables[1][9], tables[2][5]])
+
+
+def test_robe_starts_with_the_energy_of_the_full_tables():
+    """E sum of squares over the virtual table = that of the full one, sum(n * D / (3 n)) = F * D / 3."""
+    embedding = create(settings(weights=5000), HASHED, select("cpu"))
+    energy = (embedding.memory**2).mean(dtype=np.float64) * sum(HASHED.cardinalities) * 8
+    assert abs(energy / (3 * 8 / 3) - 1) < 5 * math.sqrt(0.8 / 5000)
+    assert abs(create(settings(weights=5000, init_bound=0.5), HASHED, select("cpu")).memory).max() > 0.49
+
+
+def test_seeds_change_the_weights_and_the_hash():
+    def vector(**changes):
+        out = np.empty((1, 3, 8), np.float32)
+        create(settings(weights=500, **changes), HASHED, select("cpu")).lookup(
+            np.ones((1, 3), np.uint32), out
+        )
+        return out
+
+    np.testing.assert_array_equal(vector(), vector())
+    assert (vector() != vector(hash_seed=1)).any()
+    assert (vector() != vector(sign=False)).any()
+    assert (vector() != vector(hash="affine")).any()
+
+
+def test_features_do_not_share_rows():
+    """The same id of another feature is another row."""
+    embedding = create(settings(weights=500), HASHED, select("cpu"))
+    out = np.empty((1, 3, 8), np.float32)
+    embedding.lookup(np.full((1, 3), 7, np.uint32), out)
+    assert (out[0, 0] != out[0, 1]).any()
+    assert (out[0, 1] != out[0, 2]).any()
+
+
+def test_compression_names_what_it_is_counted_from():
+    described = create(settings(compression=20), HASHED, select("cpu")).describe()
+    assert described["embedding_parameters"] == 1310 * 8 // 20
+    assert described["compression"] == pytest.approx(20)
+    assert described["compressed_from"] == "10,480 weights: 1,310 rows (test), width 8"
+
+
+def test_a_full_table_refuses_hashed_ids():
+    with pytest.raises(ConfigError, match=r"prepare them with .*--ids dictionary"):
+        create(settings(method="full"), HASHED, select("cpu"))
+
+
+def test_affine_refuses_too_many_weights_before_allocating_them():
+    with pytest.raises(ConfigError, match="use the hash `mix`"):
+        create(settings(hash="affine", weights=3 * 10**12), HASHED, select("cpu"))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize("method", ["robe", "full", "none"])
+def test_plan_is_what_is_allocated(method, optimizer):
+    data = HASHED if method == "robe" else NUMBERED
+    config = settings(optimizer, method=method)
+    model = build(config, data, select("cpu"))
+    planned = plan(config, data, rows=1000)
+    memory = planned["memory"]
+    for item, size in model.embedding.bytes().items():
+        assert memory[item] == size
+    assert memory["dense weights"] == model.dense_parameters.nbytes
+    assert memory["dense gradient"] == model.dense_gradient.nbytes
+    accumulator = model.optimizer.accumulator
+    assert memory["dense optimizer state"] == (0 if accumulator is None else accumulator.nbytes)
+    buffers = [model.vectors, model.d_vectors, model.interacted, model.losses, model.d_logits]
+    for mlp in (model.bottom, model.top):
+        buffers += [*mlp.outputs, *mlp.d_inputs, mlp.d_first]
+    assert memory["activations and their gradients"] == sum(buffer.nbytes for buffer in buffers)
+    assert planned["checkpoint"]["weights and optimizer state"] == sum(
+        a.nbytes for a in model.state().values()
+    )
+    assert planned["disk"]["shards"] == 1000 * (1 + 13 + 3) * 4
+
+
+def test_plan_of_criteo_terabyte():
+    """MLPerf's 187,767,399 rows of 128 floats are the published 96.1 GB; 27 million weights are 108 MB."""
+    from data_pipeline.schema import PUBLIC_DATA_SETS
+
+    rows, cardinalities = PUBLIC_DATA_SETS["criteo-tb"]
+    assert rows == 4_373_472_329
+    data = DataSpec(13, cardinalities, "dictionary", "", "published")
+    mlperf = ModelConfig("mlperf")
+    full = plan(resolve(TrainConfig(model=mlperf, embedding=EmbeddingConfig("full"))), data, rows)
+    assert full["memory"]["embedding weights"] == 187_767_399 * 128 * 4
+    assert full["memory"]["embedding optimizer state"] == 0
+    robe = plan(resolve(TrainConfig(model=mlperf, embedding=EmbeddingConfig(weights=27_000_000))), data, rows)
+    assert robe["memory"]["embedding weights"] == 108_000_000
+
+
+def test_unknown_backends_and_missing_devices_are_refused():
+    with pytest.raises(BackendError, match="choose one of auto, reference, cpu, cuda"):
+        select("tpu")
+    if cuda_trouble():
+        with pytest.raises(
+            BackendError, match=r"use --backend cpu, or set NUMBA_ENABLE_CUDASIM=1|robe-dlrm\[cuda13\]"
+        ):
+            select("cuda")
+        assert select("auto").name == "cpu"

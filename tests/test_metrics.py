@@ -1,0 +1,73 @@
+"""Metrics against brute force."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robe import metrics
+
+
+def auc_oracle(label, score):
+    """Every pair of a click and a non-click."""
+    pairs = [
+        (p > n) + (p == n) / 2
+        for p, y in zip(score, label, strict=True)
+        if y
+        for n, z in zip(score, label, strict=True)
+        if not z
+    ]
+    return sum(pairs) / len(pairs)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(-4, 4)), min_size=2, max_size=60))
+def test_auc_with_ties(rows):
+    label, score = np.array([y for y, _ in rows], np.float32), np.array([s for _, s in rows], np.float32)
+    if 0 < label.sum() < len(label):
+        assert metrics.auc(label, score) == pytest.approx(auc_oracle(label, score), abs=1e-15)
+    else:
+        assert math.isnan(metrics.auc(label, score))
+
+
+def test_auc_tells_close_scores_apart():
+    """Neighbouring float32 numbers are no tie."""
+    one = np.float32(1)
+    assert metrics.auc(np.array([1, 0]), np.array([np.nextafter(one, np.float32(2)), one])) == 1
+    assert metrics.auc(np.array([0, 1]), np.array([np.nextafter(one, np.float32(2)), one])) == 0
+
+
+def test_auc_of_a_nan_is_nan():
+    assert math.isnan(metrics.auc(np.array([1, 0, 0]), np.array([0.5, np.nan, 0.1])))
+
+
+def test_auc_counts_more_pairs_than_float32_holds(rng):
+    """3 * 10^9 pairs: the count must stay exact, and equal the rank-sum formula of SciPy."""
+    from scipy.stats import rankdata
+
+    label = rng.random(110_000) < 0.4
+    score = (rng.standard_normal(label.size) + label).round(3).astype(np.float32)
+    positives = int(label.sum())
+    rank_sum = rankdata(score)[label].sum() - positives * (positives + 1) / 2
+    assert metrics.auc(label, score) == pytest.approx(
+        rank_sum / positives / (label.size - positives), abs=1e-14
+    )
+
+
+def test_log_loss_survives_extreme_logits_and_chunks(monkeypatch):
+    logits = np.array([0, 2, -2, 200, -200, 200], np.float32)
+    label = np.array([1, 1, 0, 1, 0, 0], np.uint8)
+    expected = (math.log(2) + 2 * math.log1p(math.exp(-2)) + 200) / 6
+    monkeypatch.setattr(metrics, "CHUNK", 4)
+    assert metrics.log_loss(label, logits) == pytest.approx(expected, rel=1e-12)
+
+
+def test_summary():
+    label, logits = np.array([1, 0, 0, 0], np.uint8), np.log(np.array([1, 1, 1, 1], np.float32) / 3)
+    result = metrics.summary(label, logits)
+    assert result["base_rate"] == 0.25
+    assert result["rows"] == 4
+    assert result["auc"] == 0.5
+    # Predicting the base rate for every row is what normalised entropy 1 means; logits are float32.
+    assert result["normalised_entropy"] == pytest.approx(1, abs=1e-6)

@@ -1,0 +1,252 @@
+"""The loop: repeatability, resuming, stopping, and what is refused. Rows come from memory here."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from robe import checkpoint
+from robe.backend import select
+from robe.checkpoint import CheckpointError
+from robe.config import (
+    ConfigError,
+    DataSpec,
+    EmbeddingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    resolve,
+)
+from robe.model import build
+from robe.train import TrainingError, predict, train, write_probabilities
+
+DATA = DataSpec(3, (20, 5), "hash", "abc", "test")
+
+
+class MemoryRows:
+    """Rows whose label depends on the ids; `poison` makes the dense values of one batch NaN."""
+
+    def __init__(self, count, seed, poison=None):
+        rng = np.random.default_rng(seed)
+        self.count, self.poison = count, poison
+        self.ids = np.stack([rng.integers(0, n, count) for n in DATA.cardinalities], 1).astype(np.uint32)
+        self.dense = rng.random((count, 3), np.float32)
+        self.label = (rng.random(count) < np.where(self.ids[:, 0] % 2, 0.8, 0.2)).astype(np.float32)
+
+    def batches(self, batch_size, *, seed=None, epoch=0, start_step=0):
+        order = np.arange(self.count)
+        if seed is not None:
+            order = np.random.default_rng([seed, epoch]).permutation(self.count)
+        for step, start in enumerate(range(0, self.count, batch_size)):
+            rows = order[start : start + batch_size]
+            dense = self.dense[rows] * (np.float32("nan") if step == self.poison else 1)
+            if step >= start_step:
+                yield self.label[rows], dense, self.ids[rows]
+
+
+def rows(poison=None):
+    sizes = {"train": 500, "validation": 90, "test": 110}
+    return {name: MemoryRows(n, n, poison if name == "train" else None) for name, n in sizes.items()}
+
+
+def config(**changes):
+    base = {"batch": 32, "epochs": 2, "eval_every": 5, "checkpoint_every": 3, "backend": "cpu"} | changes
+    model, embedding = ModelConfig(width=4, bottom=(6,), top=(6,)), EmbeddingConfig(weights=40, block=4)
+    return resolve(TrainConfig(model=model, embedding=embedding, **base))
+
+
+def weights_of(run):
+    return (checkpoint.latest(run) / "weights.safetensors").read_bytes()
+
+
+def test_two_runs_give_the_same_bytes(tmp_path):
+    results = [train(config(), DATA, rows(), tmp_path / name) for name in "ab"]
+    assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")
+    assert results[0]["test"] == results[1]["test"]
+    assert results[0]["steps"] == 32  # two epochs of 16 batches
+    assert results[0]["rows_trained"] == 1000
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize("stop", [1, 4, 15, 16, 17, 31])
+def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, optimizer, tmp_path):
+    """Steps 15 to 17 lie around the end of an epoch."""
+    schedule = OptimizerConfig(optimizer, 0.1, warmup_steps=4, decay_start=20, decay_steps=15)
+    settings = dataclasses.replace(config(), optimizer=schedule)
+    whole = train(settings, DATA, rows(), tmp_path / "whole")
+
+    class Stopped(Exception):
+        pass
+
+    class Stopping(MemoryRows):
+        def batches(self, *args, **kwargs):
+            for batch in super().batches(*args, **kwargs):
+                Stopping.given += 1
+                if Stopping.given > stop:
+                    raise Stopped
+                yield batch
+
+    Stopping.given = 0
+    with pytest.raises(Stopped):
+        train(settings, DATA, rows() | {"train": Stopping(500, 500)}, tmp_path / "part")
+    with (tmp_path / "part" / "metrics.jsonl").open("a") as log:
+        log.write('{"kind": "tra')  # a line cut short
+    resumed = train(settings, DATA, rows(), tmp_path / "part")
+    assert weights_of(tmp_path / "part") == weights_of(tmp_path / "whole")
+    assert resumed["test"] == whole["test"]
+
+    def log(run):
+        entries = [json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in entry.items() if k != "seconds"} for entry in entries]
+
+    steps = [(entry["kind"], entry["step"]) for entry in log("part")]
+    assert len(steps) == len(set(steps))
+    assert [e for e in log("part") if e["kind"] == "validation"] == [
+        e for e in log("whole") if e["kind"] == "validation"
+    ]
+
+
+def test_it_learns(tmp_path):
+    """The first feature decides: 0.8 against 0.2, so the best AUC is near 0.8."""
+    result = train(config(epochs=20), DATA, rows(), tmp_path / "run")
+    assert result["test"]["auc"] > 0.7
+    assert result["stopped"] == "all epochs done"
+
+
+def test_it_stops_at_the_target(tmp_path):
+    result = train(config(epochs=50, target_auc=0.7), DATA, rows(), tmp_path / "run")
+    assert result["stopped"] == "target AUC reached"
+    assert result["validation"]["auc"] >= 0.7
+    assert result["steps"] < 50 * 16
+    again = train(config(epochs=50, target_auc=0.7), DATA, rows(), tmp_path / "run")
+    assert again["steps"] == result["steps"]
+
+
+def test_a_nan_stops_training_and_spares_the_checkpoint(tmp_path):
+    with pytest.raises(TrainingError, match=r"loss became nan in step 8; .*step_00000006.*lower --lr"):
+        train(config(), DATA, rows(poison=7), tmp_path / "run")
+    model = build(config(), DATA, select("cpu"))
+    checkpoint.load_weights(checkpoint.latest(tmp_path / "run"), model)
+    assert all(np.isfinite(array).all() for array in model.state().values())
+
+
+def test_a_rate_that_is_too_high_is_noticed(tmp_path):
+    settings = dataclasses.replace(config(), optimizer=OptimizerConfig("sgd", 1e30))
+    with pytest.raises(TrainingError, match="lower --lr"):
+        train(settings, DATA, rows(), tmp_path / "run")
+
+
+def test_other_settings_do_not_go_on_with_a_run(tmp_path):
+    train(config(epochs=1), DATA, rows(), tmp_path / "run")
+    with pytest.raises(ConfigError, match="other settings or data"):
+        train(config(epochs=1, seed=5), DATA, rows(), tmp_path / "run")
+
+
+def test_predictions_are_written_in_order(tmp_path):
+    model = build(config(), DATA, select("cpu"))
+    data = rows()["test"]
+    label, logits = predict(model, data)
+    np.testing.assert_array_equal(label, data.label)
+    count = write_probabilities(model, data.batches(50), tmp_path / "p.txt")
+    written = [float(line) for line in (tmp_path / "p.txt").read_text().splitlines()]
+    assert count == len(written) == 110
+    # Nine digits are written; matrix products of another batch size may round otherwise.
+    np.testing.assert_allclose(written, [1 / (1 + math.exp(-x)) for x in logits.tolist()], rtol=1e-5)
+
+
+def test_a_prediction_that_fails_leaves_no_file(tmp_path):
+    model = build(config(), DATA, select("cpu"))
+
+    def broken():
+        yield next(iter(rows()["test"].batches(50)))
+        raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError):
+        write_probabilities(model, broken(), tmp_path / "p.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+class TestCheckpoint:
+    @pytest.fixture
+    def saved(self, tmp_path):
+        train(config(epochs=1), DATA, rows(), tmp_path)
+        return checkpoint.latest(tmp_path)
+
+    def load(self, folder):
+        settings, data, _ = checkpoint.read_state(folder)
+        model = build(settings, data, select("cpu"))
+        checkpoint.load_weights(folder, model)
+        return model
+
+    def test_it_holds_all_that_training_changes(self, saved):
+        state = self.load(saved).state()
+        assert {
+            "embedding.memory",
+            "embedding.accumulator",
+            "dense.accumulator",
+            "top.1.bias",
+        } <= state.keys()
+        position = checkpoint.read_state(saved)[2]
+        assert (position.step, position.epoch, position.epoch_step) == (16, 1, 0)
+
+    def test_only_the_newest_are_kept(self, saved):
+        assert [p.name for p in sorted(saved.parent.iterdir())] == ["step_00000015", "step_00000016"]
+
+    def test_truncated_weights_are_refused(self, saved):
+        path = saved / "weights.safetensors"
+        path.write_bytes(path.read_bytes()[:-10])
+        with pytest.raises(CheckpointError, match=r"weights.safetensors: truncated or altered"):
+            self.load(saved)
+
+    def test_altered_weights_are_refused(self, saved):
+        path = saved / "weights.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="sha256 differs"):
+            self.load(saved)
+
+    def test_missing_weights_are_refused(self, saved):
+        (saved / "weights.safetensors").unlink()
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            self.load(saved)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"version": 99}, "version 99, this program reads .* version 1"),
+            ({"format": "other"}, "is other version 1"),
+            ({"config": {}}, "damaged or foreign"),
+            ({"position": {"step": 1, "colour": 2}}, "damaged or foreign"),
+        ],
+    )
+    def test_foreign_state_is_refused(self, saved, change, message):
+        path = saved / "state.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(CheckpointError, match=message) as caught:
+            self.load(saved)
+        assert "\n" not in str(caught.value)
+
+    def test_truncated_state_is_refused(self, saved):
+        path = saved / "state.json"
+        path.write_text(path.read_text()[:100])
+        with pytest.raises(CheckpointError, match="damaged or foreign"):
+            self.load(saved)
+
+    def test_weights_of_another_model_are_refused(self, saved):
+        path = saved / "state.json"
+        state = json.loads(path.read_text())
+        state["config"]["embedding"]["weights"] = 41
+        path.write_text(json.dumps(state))
+        with pytest.raises(CheckpointError, match="do not fit the configuration"):
+            self.load(saved)
+
+    def test_other_data_are_refused(self):
+        with pytest.raises(ConfigError, match=r"there: its columns or ids"):
+            DATA.require("xyz", "there")
+
+    def test_a_folder_without_checkpoints_is_refused(self, tmp_path):
+        with pytest.raises(CheckpointError, match="no checkpoint here"):
+            checkpoint.latest(tmp_path / "nowhere")

@@ -1,0 +1,82 @@
+"""The direction of the imports: what keeps the project readable."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(
+    p for folder in ("robe", "data_pipeline", "analysis", "benchmarks") for p in (ROOT / folder).rglob("*.py")
+)
+
+
+def imports(path):
+    """All modules a file imports, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def rooms(prefix):
+    return [p for p in SOURCES if p.relative_to(ROOT).as_posix().startswith(prefix)]
+
+
+def forbidden(paths, *packages):
+    return [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in paths
+        for name in imports(path)
+        if any(name == package or name.startswith(package + ".") for package in packages)
+    ]
+
+
+def test_there_are_sources():
+    assert len(rooms("robe/kernels/")) > 8
+    assert len(rooms("data_pipeline/")) > 4
+
+
+def test_robe_and_the_data_pipeline_do_not_know_each_other():
+    assert forbidden(rooms("robe/"), "data_pipeline") == []
+    assert forbidden(rooms("data_pipeline/"), "robe") == []
+
+
+def test_only_the_command_line_uses_analysis_and_benchmarks():
+    assert forbidden(rooms("robe/") + rooms("data_pipeline/"), "analysis", "benchmarks", "run") == []
+
+
+def test_only_the_backend_imports_cupy():
+    assert forbidden([p for p in SOURCES if p.name != "backend.py"], "cupy", "cupyx") == []
+
+
+def test_polars_stays_in_the_data_pipeline():
+    assert forbidden(rooms("robe/"), "polars") == []
+
+
+def test_numba_compiles_in_the_kernels_only():
+    """backend.py and doctor.py ask Numba for its threads and devices; nothing else knows it."""
+    outside = [
+        p for p in rooms("robe/") if p.parent.name != "kernels" and p.name not in ("backend.py", "doctor.py")
+    ]
+    assert forbidden(outside + rooms("data_pipeline/"), "numba") == []
+
+
+@pytest.mark.parametrize(
+    ("above", "below"),
+    [
+        ("robe/kernels/", ("robe.backend", "robe.embeddings", "robe.model", "robe.train", "robe.config")),
+        ("robe/backend.py", ("robe.embeddings", "robe.model", "robe.train", "robe.config")),
+        ("robe/embeddings/", ("robe.model", "robe.layers", "robe.optim", "robe.train", "robe.checkpoint")),
+        ("robe/model.py", ("robe.train", "robe.checkpoint", "robe.report", "robe.plan", "robe.doctor")),
+    ],
+)
+def test_arrows_point_down(above, below):
+    assert forbidden(rooms(above), *below) == []
+
+
+def test_nothing_is_ever_unpickled():
+    assert forbidden([*SOURCES, ROOT / "run.py"], "pickle", "cloudpickle", "joblib", "shelve", "dill") == []
+    for path in SOURCES:
+        assert "allow_pickle=True" not in path.read_text(), path
