@@ -7,6 +7,7 @@ Day N of the log is three `.npy` files, in the layout of TorchRec's Criteo tools
     day_N_sparse.npy   int32   (rows, number of categorical columns); 32 bits, to be read as uint32
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -68,6 +69,17 @@ class Manifest:
     def rows(self, split: str) -> int:
         return sum(stop - start for _, start, stop in self.split[split])
 
+    def fingerprint(self) -> str:
+        """A short hash of what the columns are and what their values mean; a model asks for the same one."""
+        meaning = [self.schema.fingerprint(), self.dense_transform, self.ids.dialect, self.dictionary_sha256]
+        return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
+
+    def describe(self) -> str:
+        """What these data are, in one line."""
+        kind = "SYNTHETIC data, no click in it is real" if self.synthetic else f"{self.schema.name} data"
+        sizes = ", ".join(f"{self.rows(split):,} {split}" for split in self.split)
+        return f"{kind}; rows: {sizes}; ids: {self.ids.dialect}; {self.split_note}"
+
     def save(self, folder: Path) -> None:
         data = {"format": FORMAT, "version": VERSION, "schema_fingerprint": self.schema.fingerprint()}
         data |= asdict(self)
@@ -79,7 +91,8 @@ class Manifest:
         """Read and validate `folder/manifest.json`; raises DataError with the remedy."""
         path = Path(folder) / MANIFEST
         if not path.is_file():
-            raise DataError(f"{path}: not found; make the folder with `python run.py prepare FILE --out {folder}`")
+            remedy = f"make the folder with `python run.py prepare --inputs FILE --out {folder}`"
+            raise DataError(f"{path}: not found; {remedy}")
         try:
             data = json.loads(path.read_text())
             if data["format"] != FORMAT or data["version"] != VERSION:

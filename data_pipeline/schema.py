@@ -48,10 +48,16 @@ CRITEO_KAGGLE_CARDINALITIES = (
     1_460, 583, 10_131_227, 2_202_608, 305, 24, 12_517, 633, 3,
     93_145, 5_683, 8_351_593, 3_194, 27, 14_992, 5_461_306, 10, 5_652,
     2_173, 4, 7_046_547, 18, 15, 286_181, 105, 142_572,
-)
+)  # fmt: skip
 # Terabyte: 187,767,399 in all, over 24 days, of values taken modulo 40,000,000 as MLPerf v1 does.
 CRITEO_TB_CARDINALITIES = (
     39_884_406, 39_043, 17_289, 7_420, 20_263, 3, 7_120, 1_543, 63,
     38_532_951, 2_953_546, 403_346, 10, 2_208, 11_938, 155, 4, 976,
     14, 39_979_771, 25_641_295, 39_664_984, 585_935, 12_972, 108, 36,
-)
+)  # fmt: skip
+
+# Name -> rows and cardinalities, as published.
+PUBLIC_DATA_SETS = {
+    "criteo-kaggle": (45_840_617, CRITEO_KAGGLE_CARDINALITIES),
+    "criteo-tb": (4_373_472_329, CRITEO_TB_CARDINALITIES),
+}

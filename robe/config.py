@@ -50,7 +50,7 @@ class EmbeddingConfig:
     """Size of the ROBE array in MB (10^6 bytes)."""
 
     compression: float | None = None
-    """Size of the ROBE array as rows * D of the full table divided by this. Default: 10."""
+    """Size of the ROBE array as rows * D of the full table divided by this. Default: 100."""
 
     block: int = 16
     """Block length Z: how many consecutive elements are hashed, and read, as one. From 1 to M."""
@@ -147,13 +147,13 @@ class Preset:
 
 # Sizes and recipes of facebookresearch/dlrm (bench/) and of the MLPerf training reference, v1.
 PRESETS = {
-    "small": Preset(16, (64, 32), (64, 32), "adagrad", 0.02, 256),
+    "small": Preset(16, (64, 32), (64, 32), "adagrad", 0.03, 256),
     "kaggle": Preset(16, (512, 256, 64), (512, 256), "sgd", 0.1, 128),
     "tb10m": Preset(64, (512, 256), (512, 512, 256), "sgd", 0.1, 2048),
     "mlperf": Preset(128, (512, 256), (1024, 1024, 512, 256), "sgd", 1.0, 2048),
 }
 
-DEFAULT_COMPRESSION = 10.0
+DEFAULT_COMPRESSION = 100.0
 
 # Settings that must be positive where they are given.
 POSITIVE = {

@@ -37,7 +37,7 @@ def test_given_settings_override_the_preset():
 
 @pytest.mark.parametrize(
     ("embedding", "weights"),
-    [({"weights": 1000}, 1000), ({"megabytes": 2}, 500_000), ({"compression": 5}, 832), ({}, 416)],
+    [({"weights": 1000}, 1000), ({"megabytes": 2}, 500_000), ({"compression": 5}, 832), ({}, 41)],
 )
 def test_size_of_the_array(embedding, weights):
     assert c.robe_weights(EmbeddingConfig(**embedding), 16, CRITEO.cardinalities) == weights

@@ -1,0 +1,290 @@
+"""Raw logs -> a folder of shards and its manifest, in one pass, in memory that does not grow with the log.
+
+The folder appears whole or not at all: it is written beside its place under another name, the manifest last,
+and then renamed. The same input gives the same bytes.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, pairwise
+from operator import itemgetter
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from data_pipeline.dialects import Dictionary, HashIds
+from data_pipeline.manifest import KINDS, Day, Manifest, shard_name
+from data_pipeline.raw import BadRows, count_rows, read_raw
+from data_pipeline.schema import CRITEO, DataError
+
+REJECTED = "rejected.tsv"
+SYNTHETIC = "synthetic.json"
+DAY_FILE = re.compile(r"day_(\d+)(\..*)?")
+HEADER_BYTES = 128
+END = np.iinfo(np.int64).max
+SPLIT_NOTE = (
+    "training: all days but the last; test: first half of the last day (the larger if odd); validation: "
+    "second half. This is the order of MLPerf v1; TorchRec's script takes the halves the other way round."
+)
+
+# Hears how many bytes of the logs, as they lie on disk, have been read, and how many will be in all.
+Progress = Callable[[int, int], None]
+
+# Some consecutive rows: an array (n, columns) for each of KINDS.
+Rows = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    inputs: tuple[Path, ...]
+    """Raw logs, plain or gzip: one file per day, oldest first; or one folder, whose day_0, day_1, ... are
+    taken in that order; or one single file, which is cut into days."""
+    out: Path
+    """Folder to write; it must not exist yet, or be empty."""
+    ids: Literal["hash", "dictionary"] = "hash"
+    """hash keeps the 32 bits of the log, for hashed embeddings. dictionary numbers the values of each feature
+    in order of first appearance in training, with 0 for all others, for tables."""
+    bad_rows: BadRows = "error"
+    """error stops at the first malformed line; skip leaves such lines out and lists them in rejected.tsv."""
+    blocks: int = 7
+    """Number of days of equal length to cut a single file into; DLRM cuts Criteo Kaggle into 7."""
+
+
+def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest:
+    """Write the folder `config.out` and return its manifest; raises DataError and then leaves nothing."""
+    _check_free(config.out)
+    files = _input_files(config.inputs)
+    size = sum(path.stat().st_size for path in files)
+    meter = _Meter(size, passes=2 if len(files) == 1 else 1, report=progress)
+    sources = _sources(files, config.blocks, meter)
+    origins = [origin for source in sources for origin in source.origins]
+    last = len(origins) - 1
+    dialect = {"hash": HashIds, "dictionary": Dictionary}[config.ids](len(CRITEO.categorical))
+    rejected = Counter()
+
+    with _appearing(config.out, meter) as folder:
+        written = {}
+        with open(folder / REJECTED, "wb") if config.bad_rows == "skip" else nullcontext() as rejects:
+
+            def reject(source: _Source, line: int, reason: str, text: bytes) -> None:
+                rejected[source.day_of(line)] += 1
+                rejects.write(f"{source.path}\t{line}\t{reason}\t".encode() + text + b"\n")
+
+            for day, parts in groupby(_parts(sources, config.bad_rows, reject, meter), key=itemgetter(0)):
+                encode = partial(dialect.encode, learn=day < last)
+                written[day] = _write_day(folder, day, (arrays for _, arrays in parts), encode)
+
+        days = tuple(Day(*written.get(day, (0, {})), origins[day], rejected[day]) for day in range(last + 1))
+        for day, least in zip(days, [1] * last + [2], strict=True):
+            if day.rows < least:
+                raise DataError(
+                    f"{day.source}: {day.rows} usable rows, but each day needs 1 and the last 2; give more "
+                    "rows, or cut a single file into fewer --blocks"
+                )
+        half = (days[last].rows + 1) // 2
+        manifest = Manifest(
+            schema=CRITEO,
+            dense_transform="log1p",
+            ids=dialect.describe(),
+            days=days,
+            split={
+                "train": tuple((day, 0, days[day].rows) for day in range(last)),
+                "test": ((last, 0, half),),
+                "validation": ((last, half, days[last].rows),),
+            },
+            split_note=SPLIT_NOTE,
+            synthetic=_synthetic(files, last_whole=not rejected[last]),
+            dictionary_sha256=dialect.save(folder) if config.ids == "dictionary" else None,
+        )
+        manifest.save(folder)
+    return Manifest.load(config.out)
+
+
+def verify(folder: Path | str) -> Manifest:
+    """Hash every shard again; raises DataError naming the first that is not what the manifest says."""
+    manifest = Manifest.load(folder)
+    for number, day in enumerate(manifest.days):
+        for kind in KINDS:
+            if hashlib.sha256(manifest.open_shard(number, kind)).hexdigest() != day.sha256[kind]:
+                path = manifest.folder / shard_name(number, kind)
+                raise DataError(f"{path}: its bytes are not those that were written; prepare the data again")
+    if manifest.ids.dialect == "dictionary":
+        Dictionary.load(manifest)
+    return manifest
+
+
+class _Source(NamedTuple):
+    """A file and the days in it: day `first + i` ends with line `stops[i]`, and `origins[i]` is its name."""
+
+    path: Path
+    first: int
+    stops: tuple[int, ...]
+    origins: tuple[str, ...]
+
+    def day_of(self, line: int) -> int:
+        return self.first + int(np.searchsorted(self.stops, line))
+
+
+class _Meter:
+    """Adds up what has been read of the files, `size` bytes in all, which are read `passes` times."""
+
+    def __init__(self, size: int, passes: int, report: Progress | None):
+        self.size, self.passes, self.report = size, passes, report
+        self.before = self.done = 0
+
+    def start(self) -> None:
+        """Begin a file."""
+        self.before = self.done
+
+    def advance(self, position: int) -> None:
+        """Note the position reached in the file."""
+        self.done = self.before + position
+        if self.report is not None:
+            self.report(self.done, self.size * self.passes)
+
+    def last_pass(self) -> float:
+        """The share done of the last pass, the one that writes."""
+        return self.done / self.size - (self.passes - 1)
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: exists and is not an empty folder; remove it, or choose another with --out")
+
+
+def _input_files(inputs: tuple[Path, ...]) -> list[Path]:
+    """The log files in order, all there and all different."""
+    if not inputs:
+        raise DataError("no input: name one log file per day, or one folder of day_0, day_1, ...")
+    if len(inputs) == 1 and inputs[0].is_dir():
+        folder = inputs[0]
+        days = sorted((int(m[1]), path) for path in folder.iterdir() if (m := DAY_FILE.fullmatch(path.name)))
+        if not days:
+            raise DataError(f"{folder}: holds no day_0, day_1, ...; name the log files one by one")
+        for (number, path), (next_number, twin) in pairwise(days):
+            if number == next_number:
+                raise DataError(f"{twin}: is the same day as {path}; name the log files one by one")
+        inputs = tuple(path for _, path in days)
+    seen = {}
+    for path in inputs:
+        try:
+            info = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; check the path") from None
+        if path.is_dir():
+            raise DataError(f"{path}: is a folder; name log files, or one folder alone")
+        identity = info.st_dev, info.st_ino
+        if identity in seen:
+            raise DataError(f"{path}: is the same file as {seen[identity]}; name each file once")
+        seen[identity] = path
+    return list(inputs)
+
+
+def _sources(files: list[Path], blocks: int, meter: _Meter) -> list[_Source]:
+    if len(files) > 1:
+        return [_Source(path, day, (END,), (str(path),)) for day, path in enumerate(files)]
+    (path,) = files
+    if blocks < 2:
+        raise DataError(f"{path}: a single file cannot be {blocks} days; give --blocks 2 or more")
+    rows = count_rows(path, meter.advance)
+    stops = np.cumsum([rows // blocks + (block < rows % blocks) for block in range(blocks)]).tolist()
+    origins = tuple(f"{path}, block {block} of {blocks}" for block in range(1, blocks + 1))
+    return [_Source(path, 0, (*stops[:-1], END), origins)]
+
+
+def _parts(
+    sources: list[_Source], bad_rows: BadRows, reject: Callable[..., None], meter: _Meter
+) -> Iterator[tuple[int, Rows]]:
+    """The log in order as (day, some of its rows), the ids as they are in the log."""
+    for source in sources:
+        meter.start()
+        for chunk in read_raw(source.path, bad_rows=bad_rows, on_reject=partial(reject, source)):
+            meter.advance(chunk.position)
+            ends = np.searchsorted(chunk.line, source.stops, side="right")
+            for day, (start, stop) in enumerate(pairwise([0, *ends]), source.first):
+                if start < stop:
+                    rows = {"labels": chunk.label[:, None], "dense": chunk.dense, "sparse": chunk.ids}
+                    yield day, {kind: array[start:stop] for kind, array in rows.items()}
+
+
+def _write_day(
+    folder: Path, day: int, parts: Iterable[Rows], encode: Callable[[np.ndarray], np.ndarray]
+) -> tuple[int, dict[str, str]]:
+    """Write the shards of a day, its ids encoded; returns the number of rows and the sha256 of each shard.
+
+    How many rows there are is known only at the end, so the header is written last, into room left for it.
+    """
+    rows = 0
+    columns = {}
+    hashes = {kind: hashlib.sha256() for kind in KINDS}
+    with ExitStack() as stack:
+        files = {kind: stack.enter_context(open(folder / shard_name(day, kind), "wb")) for kind in KINDS}
+        for file in files.values():
+            file.write(bytes(HEADER_BYTES))
+        for arrays in parts:
+            arrays["sparse"] = encode(arrays["sparse"])
+            for kind, array in arrays.items():
+                files[kind].write(array)
+                hashes[kind].update(array)
+                columns[kind] = array.shape[1]
+            rows += len(array)
+        for kind, file in files.items():
+            file.seek(0)
+            header = {"descr": KINDS[kind].str, "fortran_order": False, "shape": (rows, columns[kind])}
+            np.lib.format.write_array_header_1_0(file, header)
+            assert file.tell() == HEADER_BYTES
+    return rows, {kind: digest.hexdigest() for kind, digest in hashes.items()}
+
+
+def _synthetic(files: list[Path], last_whole: bool) -> dict | None:
+    """What the generator says of its files, and of the two halves of the last if that is as it left it."""
+    path = files[-1].parent / SYNTHETIC
+    if not path.is_file():
+        return None
+    try:
+        generator = json.loads(path.read_text())
+        figures = generator.pop("files")
+        bayes = None
+        if len(files) > 1 and last_whole and files[-1].name in figures:
+            halves = figures[files[-1].name]
+            bayes = {"test": halves["first_half"], "validation": halves["second_half"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not what the generator writes ({error!r}); generate it again") from None
+    return {"generator": generator, "bayes": bayes}
+
+
+@contextmanager
+def _appearing(out: Path, meter: _Meter) -> Iterator[Path]:
+    """A folder to write, which becomes `out` if all goes well, and else is removed."""
+    out = Path(os.path.abspath(out))
+    temporary = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{out}: {error.strerror}; choose another folder with --out") from None
+    try:
+        yield temporary
+        temporary.rename(out)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        written = sum(path.stat().st_size for path in temporary.glob("*"))
+        free = shutil.disk_usage(out.parent).free + written
+        share = meter.last_pass()
+        needed = f"about {written / share:,.0f} bytes are" if share > 0 else "more space is"
+        raise DataError(
+            f"{out}: {error.strerror}; {needed} needed and {free:,} bytes were free; make room, or choose "
+            "another folder with --out"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

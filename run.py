@@ -1,0 +1,274 @@
+"""The command line of ROBE DLRM. `python run.py COMMAND --help` explains each command."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from data_pipeline.batches import Rows
+from data_pipeline.manifest import MANIFEST, Manifest
+from data_pipeline.prepare import PrepareConfig
+from data_pipeline.schema import PUBLIC_DATA_SETS, DataError
+from data_pipeline.synthetic import SyntheticConfig
+from robe import RobeError
+from robe.config import ConfigError, DataSpec, EmbeddingConfig, TrainConfig, from_json, resolve
+
+# Options are named after their fields alone: --block, not --config.embedding.block.
+Flat = tyro.conf.OmitArgPrefixes
+Argument = tyro.conf.Positional
+
+DEMO = Path("data/demo")
+
+
+def synth(config: Flat[SyntheticConfig]) -> None:
+    """Write synthetic raw files in Criteo's format, and the best scores any model can reach on them."""
+    from data_pipeline.synthetic import write
+    from robe.progress import progress_bar
+
+    with progress_bar("synth", "rows") as update:
+        write(config, update)
+    print(f"{config.out}: {config.rows:,} SYNTHETIC rows in {config.days} files")
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareArguments(PrepareConfig):
+    inputs: Argument[tuple[Path, ...]]
+
+
+def prepare(config: Flat[PrepareArguments]) -> None:
+    """Turn raw Criteo logs, text or gzip, into the shards that training reads."""
+    from data_pipeline.prepare import REJECTED, prepare
+    from robe.progress import progress_bar
+
+    with progress_bar("prepare", "bytes") as update:
+        manifest = prepare(config, update)
+    print(f"{config.out}: {manifest.describe()}")
+    if rejected := sum(day.rejected for day in manifest.days):
+        print(f"{rejected:,} bad lines were left out; see {config.out / REJECTED}")
+
+
+def train(
+    config: Flat[TrainConfig],
+    data: Path | None = None,
+    out: Path | None = None,
+    resume: Path | None = None,
+    baseline: bool = False,
+) -> None:
+    """Train, evaluate and save a model; without --data, on synthetic data made for the purpose.
+
+    Args:
+        data: A folder made by `prepare`. Without one, --baseline is on.
+        out: The new folder of the run; default: runs/TIME-METHOD.
+        resume: Go on with the run in this folder as if it had never stopped.
+        baseline: Train the same model without categorical features too, for comparison.
+    """
+    from robe import report
+
+    if resume is not None:
+        if config != TrainConfig() or out is not None or baseline:
+            raise ConfigError("--resume goes on with the settings of the run; give no others besides --data")
+        run, config, settings = resume, *read_run(resume)
+        data, baseline = data or Path(settings["data"]), settings["baseline"]
+    else:
+        config = resolve(config)
+        run = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.embedding.method}"
+        baseline = baseline or data is None
+        data = data or demo_data("dictionary" if config.embedding.method == "full" else "hash")
+    manifest = Manifest.load(data)
+    print(f"data: {data}: {manifest.describe()}")
+    if resume is None:
+        create_run(run, config, manifest, baseline)
+    print(f"run: {run}", flush=True)
+
+    summary = fit(config, manifest, run)
+    if baseline:
+        plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), target_auc=None)
+        summary["without_categories"] = fit(plain, manifest, run / "without_categories")
+    print(report.finish(run, summary))
+
+
+def evaluate(
+    run: Argument[Path], data: Path | None = None, split: Literal["test", "validation"] = "test"
+) -> None:
+    """Print the metrics of a trained model as JSON.
+
+    Args:
+        run: The folder of a run.
+        data: A folder made by `prepare`; default: the one of the run.
+        split: Which half of the last day.
+    """
+    from robe import metrics
+    from robe.train import predict
+
+    model, spec = load_model(run)
+    manifest = Manifest.load(data or read_run(run)[1]["data"])
+    spec.require(manifest.fingerprint(), str(manifest.folder))
+    result = metrics.summary(*predict(model, Rows(manifest, split)))
+    description = {"folder": str(manifest.folder), "description": manifest.describe()}
+    print(json.dumps({"run": str(run), "data": description, "split": split} | result, indent=1))
+
+
+def predict(run: Argument[Path], file: Argument[Path], out: Path) -> None:
+    """Write one click probability per input row, in the order of the input, as text.
+
+    Args:
+        run: The folder of a run.
+        file: A raw log, text or gzip, with or without its label column; or a prepared folder.
+        out: The file to write.
+    """
+    from data_pipeline.batches import raw_batches
+    from robe.train import EVALUATION_BATCH, write_probabilities
+
+    model, spec = load_model(run)
+    if file.is_dir():
+        manifest = Manifest.load(file)
+        spec.require(manifest.fingerprint(), str(file))
+        batches = Rows(manifest, None).batches(EVALUATION_BATCH)
+    else:
+        batches = raw_batches(file, Manifest.load(run / "data"), EVALUATION_BATCH)
+    count = write_probabilities(model, batches, out)
+    print(f"{out}: {count:,} probabilities")
+
+
+def plan(
+    config: Flat[TrainConfig],
+    data: Path | None = None,
+    public: Literal["criteo-kaggle", "criteo-tb"] = "criteo-tb",
+) -> None:
+    """Print how many bytes a training needs, item by item, without allocating them.
+
+    Args:
+        data: Take the sizes of this folder made by `prepare`.
+        public: Without --data, take the published sizes of this data set.
+    """
+    from robe import report
+    from robe.plan import plan
+
+    config = resolve(config)
+    if data is not None:
+        manifest = Manifest.load(data)
+        spec, rows = data_spec(manifest), sum(day.rows for day in manifest.days)
+    else:
+        rows, cardinalities = PUBLIC_DATA_SETS[public]
+        dialect = "dictionary" if config.embedding.method == "full" else "hash"
+        spec = DataSpec(13, cardinalities, dialect, "", f"published cardinalities of {public}")
+    print(report.plan_text(plan(config, spec, rows), config, spec))
+
+
+def doctor(data: Path | None = None) -> None:
+    """Check the installation, and a prepared data set if one is given, and say what to mend.
+
+    Args:
+        data: A folder made by `prepare`.
+    """
+    from data_pipeline.prepare import verify
+    from robe import doctor
+
+    checks = list(report_checks(doctor.installation(Path("."))))
+    if data is not None:
+        manifest = verify(data)
+        print(f"      data: {data}: {manifest.describe()}; all checksums hold")
+        batch = next(Rows(manifest, "train").batches(100_000, prefetch=0))
+        checks += report_checks(doctor.data_set(*batch, data_spec(manifest)))
+    if not all(checks):
+        sys.exit(1)
+
+
+def report_checks(checks):
+    """Print each check as it comes; yields whether it is fine."""
+    for check in checks:
+        print(f"{ {True: 'ok', False: 'FAIL', None: ''}[check.ok]:5} {check.name}: {check.text}", flush=True)
+        yield check.ok is not False
+
+
+def data_spec(manifest: Manifest) -> DataSpec:
+    """What a model must know of a prepared folder."""
+    ids = manifest.ids
+    note = f"the {'' if ids.exact else 'about '}{sum(ids.cardinalities):,} distinct ids in the data"
+    return DataSpec(len(manifest.schema.dense), ids.cardinalities, ids.dialect, manifest.fingerprint(), note)
+
+
+def fit(config: TrainConfig, manifest: Manifest, run: Path) -> dict:
+    """Train on the splits of a prepared folder, or go on with it; returns the summary."""
+    from robe.progress import progress_bar
+    from robe.train import train
+
+    rows = {split: Rows(manifest, split) for split in manifest.split}
+    with progress_bar(f"train {config.embedding.method}", "rows") as update:
+        summary = train(config, data_spec(manifest), rows, run, update)
+    bayes = manifest.synthetic and manifest.synthetic["bayes"]
+    return summary | {"data": manifest.describe(), "bayes": bayes}
+
+
+def create_run(run: Path, config: TrainConfig, manifest: Manifest, baseline: bool) -> None:
+    """Make the folder of a run, with all that using it later needs of the data."""
+    from data_pipeline.dialects import DICTIONARY
+
+    if run.exists() and any(run.iterdir()):
+        raise ConfigError(f"{run}: exists; choose another --out, or go on with it by --resume {run}")
+    (run / "data").mkdir(parents=True)
+    for name in (MANIFEST, DICTIONARY):
+        if (manifest.folder / name).exists():
+            shutil.copy(manifest.folder / name, run / "data" / name)
+    settings = {
+        "config": dataclasses.asdict(config),
+        "data": str(manifest.folder.resolve()),
+        "baseline": baseline,
+    }
+    (run / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def read_run(run: Path) -> tuple[TrainConfig, dict]:
+    """The configuration of a run, and all its settings."""
+    path = run / "config.json"
+    try:
+        settings = json.loads(path.read_text())
+        return from_json(settings["config"]), settings
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path}: not the settings of a run ({error}); give the folder of a run") from None
+
+
+def load_model(run: Path):
+    """The model of the newest checkpoint of a run, and what its data must look like."""
+    from robe import checkpoint
+    from robe.backend import select
+    from robe.model import build
+
+    newest = checkpoint.latest(run)
+    config, spec, _ = checkpoint.read_state(newest)
+    model = build(config, spec, select(config.backend))
+    checkpoint.load_weights(newest, model)
+    return model, spec
+
+
+def demo_data(dialect: str) -> Path:
+    """A small synthetic data set, made where there is none yet."""
+    raw, prepared = DEMO / "raw", DEMO / dialect
+    if not raw.exists():
+        print(f"no --data given: making a small SYNTHETIC data set in {raw}", flush=True)
+        synth(SyntheticConfig(out=raw))
+    if not prepared.exists():
+        prepare(PrepareConfig(inputs=(raw,), out=prepared, ids=dialect))
+    return prepared
+
+
+COMMANDS = {f.__name__: f for f in (train, evaluate, predict, synth, prepare, plan, doctor)}
+
+
+def main() -> None:
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="run.py", description=__doc__)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; a run goes on with `python run.py train --resume RUN`")
+    except (DataError, RobeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+if __name__ == "__main__":
+    main()
