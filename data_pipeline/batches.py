@@ -12,9 +12,7 @@ together in the log come in the same window. In return the disk is read in long 
 with the data, and any step can be reached at once.
 """
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +21,7 @@ import numpy as np
 
 from data_pipeline.dialects import Dictionary
 from data_pipeline.manifest import KINDS, Manifest
-from data_pipeline.raw import read_raw
+from data_pipeline.raw import ahead, read_raw
 from data_pipeline.schema import DataError
 
 BLOCK_ROWS = 4096
@@ -103,7 +101,7 @@ class Rows:
         if prefetch == 0:
             return _cut(windows, batch_size)
         # Two stages: were a window read only once the batches run short, all would have to wait for it.
-        return _ahead(_cut(_ahead(windows, 1), batch_size), prefetch)
+        return ahead(_cut(ahead(windows, 1), batch_size), prefetch)
 
     def _windows(self, seed: int | None, epoch: int, skip: int) -> Iterator[Batch]:
         """The windows of an epoch, less its first `skip` rows."""
@@ -167,16 +165,3 @@ def _cut(windows: Iterator[Batch], size: int) -> Iterator[Batch]:
             rest = Batch(*(array[whole:] for array in window))
         if rest is not None and len(rest.label) > 0:
             yield rest
-
-
-def _ahead(items: Iterator[Batch], depth: int) -> Iterator[Batch]:
-    """The same items, `depth` of them made ahead in a thread, which ends with this iterator."""
-    pool = ThreadPoolExecutor(1)
-    try:
-        pending = deque(pool.submit(next, items, None) for _ in range(depth))
-        while (item := pending.popleft().result()) is not None:
-            pending.append(pool.submit(next, items, None))
-            yield item
-    finally:
-        pool.shutdown(cancel_futures=True)
-        items.close()

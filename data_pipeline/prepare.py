@@ -4,15 +4,12 @@ The folder appears whole or not at all: it is written beside its place under ano
 and then renamed. The same input gives the same bytes.
 """
 
-import errno
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise
@@ -22,13 +19,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from data_pipeline.appearing import appearing, check_free
 from data_pipeline.dialects import Dictionary, HashIds
 from data_pipeline.manifest import KINDS, Day, Manifest, shard_name
 from data_pipeline.raw import BadRows, count_rows, read_raw
 from data_pipeline.schema import CRITEO, DataError
+from data_pipeline.synthetic import FIGURES
 
 REJECTED = "rejected.tsv"
-SYNTHETIC = "synthetic.json"
 DAY_FILE = re.compile(r"day_(\d+)(\..*)?")
 HEADER_BYTES = 128
 END = np.iinfo(np.int64).max
@@ -62,7 +60,7 @@ class PrepareConfig:
 
 def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest:
     """Write the folder `config.out` and return its manifest; raises DataError and then leaves nothing."""
-    _check_free(config.out)
+    check_free(config.out)
     files = _input_files(config.inputs)
     size = sum(path.stat().st_size for path in files)
     meter = _Meter(size, passes=2 if len(files) == 1 else 1, report=progress)
@@ -72,7 +70,7 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     dialect = {"hash": HashIds, "dictionary": Dictionary}[config.ids](len(CRITEO.categorical))
     rejected = Counter()
 
-    with _appearing(config.out, meter) as folder:
+    with appearing(config.out, meter.last_pass) as folder:
         written = {}
         with open(folder / REJECTED, "wb") if config.bad_rows == "skip" else nullcontext() as rejects:
 
@@ -155,11 +153,6 @@ class _Meter:
     def last_pass(self) -> float:
         """The share done of the last pass, the one that writes."""
         return self.done / self.size - (self.passes - 1)
-
-
-def _check_free(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is not an empty folder; remove it, or choose another with --out")
 
 
 def _input_files(inputs: tuple[Path, ...]) -> list[Path]:
@@ -248,7 +241,7 @@ def _write_day(
 
 def _synthetic(files: list[Path], last_whole: bool) -> dict | None:
     """What the generator says of its files, and of the two halves of the last if that is as it left it."""
-    path = files[-1].parent / SYNTHETIC
+    path = files[-1].parent / FIGURES
     if not path.is_file():
         return None
     try:
@@ -261,30 +254,3 @@ def _synthetic(files: list[Path], last_whole: bool) -> dict | None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not what the generator writes ({error!r}); generate it again") from None
     return {"generator": generator, "bayes": bayes}
-
-
-@contextmanager
-def _appearing(out: Path, meter: _Meter) -> Iterator[Path]:
-    """A folder to write, which becomes `out` if all goes well, and else is removed."""
-    out = Path(os.path.abspath(out))
-    temporary = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(f"{out}: {error.strerror}; choose another folder with --out") from None
-    try:
-        yield temporary
-        temporary.rename(out)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        written = sum(path.stat().st_size for path in temporary.glob("*"))
-        free = shutil.disk_usage(out.parent).free + written
-        share = meter.last_pass()
-        needed = f"about {written / share:,.0f} bytes are" if share > 0 else "more space is"
-        raise DataError(
-            f"{out}: {error.strerror}; {needed} needed and {free:,} bytes were free; make room, or choose "
-            "another folder with --out"
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -15,6 +15,7 @@ import gzip
 import io
 import re
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def read_raw(
     """
     path = Path(path)
     layout = None
-    for block in _read_ahead(_blocks(path, block_bytes)):
+    for block in ahead(_blocks(path, block_bytes), 1):  # makes gzip 1.4 times as fast
         if layout is None:
             layout = _Layout(schema, _has_label(path, block, schema) if labelled is None else labelled)
         line = np.arange(block.line, block.line + block.rows)
@@ -109,7 +110,7 @@ def read_raw(
 def count_rows(path: Path | str, on_block: Callable[[int], None] | None = None) -> int:
     """Count the lines of a log, good or bad; `on_block(position)` hears how many bytes have been read."""
     rows = 0
-    for block in _read_ahead(_blocks(Path(path), BLOCK_BYTES)):
+    for block in ahead(_blocks(Path(path), BLOCK_BYTES), 1):
         rows += block.rows
         if on_block is not None:
             on_block(block.position)
@@ -154,13 +155,17 @@ def _blocks(path: Path, block_bytes: int) -> Iterator[_Block]:
         raise DataError(f"{path}: empty, there is no line 1; check where the file comes from")
 
 
-def _read_ahead(blocks: Iterator[_Block]) -> Iterator[_Block]:
-    """Fetch the next block in a thread while the caller works on this one; makes gzip 1.4 times as fast."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(next, blocks, None)
-        while (block := pending.result()) is not None:
-            pending = pool.submit(next, blocks, None)
-            yield block
+def ahead(items: Iterator, depth: int) -> Iterator:
+    """The same items, `depth` of them made ahead in a thread, which ends with this iterator."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        pending = deque(pool.submit(next, items, None) for _ in range(depth))
+        while (item := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, items, None))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
+        items.close()
 
 
 def _has_label(path: Path, block: _Block, schema: Schema) -> bool:

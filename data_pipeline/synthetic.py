@@ -16,8 +16,6 @@ the long run no model does better.
 
 import gzip
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipeline.appearing import appearing
 from data_pipeline.schema import CRITEO_KAGGLE_CARDINALITIES, DataError
 
 FIGURES = "synthetic.json"
@@ -184,7 +183,7 @@ def write(config: SyntheticConfig, progress: Callable[[int, int], None] | None =
         raise DataError(f"rows {config.rows}, days {config.days}: there must be a day, and two rows in each")
     law = Law(config)
     files, done = {}, 0
-    with _appearing(config.out) as folder:
+    with appearing(config.out, lambda: done / config.rows) as folder:
         for day, day_rows in enumerate(_shares(config.rows, config.days)):
             path = folder / (f"day_{day}.gz" if config.gzip else f"day_{day}")
             halves = []
@@ -320,20 +319,3 @@ def _create(path: Path, compress: bool) -> Iterator:
                 yield packed
         else:
             yield file
-
-
-@contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A folder to write, which becomes `out` if all goes well, and else is removed."""
-    out = Path(os.path.abspath(out))
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError(f"{out}: exists and is not an empty folder; remove it, or choose another with --out")
-    temporary = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.rename(out)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written ({error.strerror}); choose another with --out") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

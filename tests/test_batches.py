@@ -8,9 +8,9 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from data_pipeline import batches
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import KINDS, Day, Ids, Manifest, shard_name
+from data_pipeline.raw import ahead
 from data_pipeline.schema import DataError, Schema
 
 SCHEMA = Schema("small", "label", ("number", "half"), ("a", "b", "c"))
@@ -200,7 +200,7 @@ def test_prefetch_is_how_far_the_thread_runs_ahead():
             yield i
 
     source = items()
-    stream = batches._ahead(source, 3)
+    stream = ahead(source, 3)
     for taken in range(1, 6):
         assert next(stream) == taken - 1
         deadline = time.monotonic() + 10

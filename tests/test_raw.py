@@ -103,9 +103,9 @@ def test_the_first_line_tells_whether_there_are_labels(tmp_path):
 
 
 # Separated by commas; \u0661 is a digit, but not of ours.
-DENSE_TEXTS = ",0,-1,+1,007,-0,--1,-,1-,1e3,1.0,1., 1,1 ,1_0,0x1,a,\"1\",\u0661".split(",")
+DENSE_TEXTS = ',0,-1,+1,007,-0,--1,-,1-,1e3,1.0,1., 1,1 ,1_0,0x1,a,"1",\u0661'.split(",")
 DENSE_TEXTS += ["9223372036854775807", "9" * 18, "1" + "0" * 18, "-" + "9" * 19, "0" * 40 + "5"]
-ID_TEXTS = ",0,ff,FFffFFff,100000000,00000000f,-1,-0,+1,0x1,1_0,g, a,\"a\",a\r,\x00,é,NA".split(",")
+ID_TEXTS = ',0,ff,FFffFFff,100000000,00000000f,-1,-0,+1,0x1,1_0,g, a,"a",a\r,\x00,é,NA'.split(",")
 fields = {
     "label": st.sampled_from(["0", "1"] * 8 + ["", "2", "00", "-0", "+1", "01", "1.0", "a", "\ufeff1"]),
     "dense": st.sampled_from(DENSE_TEXTS) | st.integers(-(2**70), 2**70).map(str) | st.just("5"),

@@ -286,7 +286,7 @@ def test_a_failure_leaves_nothing_behind(small, monkeypatch):
         write(small, stop)
     assert list(small.out.parent.iterdir()) == []
     monkeypatch.setattr(synthetic, "to_text", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="No space left; more space is needed"):
         write(small)
     assert list(small.out.parent.iterdir()) == []
 
