@@ -22,7 +22,7 @@ from robe.config import ConfigError, DataSpec, EmbeddingConfig, TrainConfig, fro
 Flat = tyro.conf.OmitArgPrefixes
 Argument = tyro.conf.Positional
 
-DEMO = Path("data/demo")
+DEMO, DEMO_ROWS = Path("data/demo"), 1_000_000
 
 
 def synth(config: Flat[SyntheticConfig]) -> None:
@@ -68,6 +68,8 @@ def train(
         baseline: Train the same model without categorical features too, for comparison.
     """
     from robe import report
+    from robe.backend import select
+    from robe.model import build
 
     if resume is not None:
         if config != TrainConfig() or out is not None or baseline:
@@ -81,14 +83,18 @@ def train(
         data = data or demo_data("dictionary" if config.embedding.method == "full" else "hash")
     manifest = Manifest.load(data)
     print(f"data: {data}: {manifest.describe()}")
+    # Whatever is refused is refused here, before there is a folder of the run.
+    rows = {split: Rows(manifest, split) for split in manifest.split}
+    model = build(config, data_spec(manifest), select(config.backend))
     if resume is None:
         create_run(run, config, manifest, baseline)
     print(f"run: {run}", flush=True)
 
-    summary = fit(config, manifest, run)
+    summary = fit(model, config, manifest, rows, run)
     if baseline:
         plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), target_auc=None)
-        summary["without_categories"] = fit(plain, manifest, run / "without_categories")
+        model = build(plain, data_spec(manifest), select(config.backend))
+        summary["without_categories"] = fit(model, plain, manifest, rows, run / "without_categories")
     print(report.finish(run, summary))
 
 
@@ -193,14 +199,13 @@ def data_spec(manifest: Manifest) -> DataSpec:
     return DataSpec(len(manifest.schema.dense), ids.cardinalities, ids.dialect, manifest.fingerprint(), note)
 
 
-def fit(config: TrainConfig, manifest: Manifest, run: Path) -> dict:
-    """Train on the splits of a prepared folder, or go on with it; returns the summary."""
+def fit(model, config: TrainConfig, manifest: Manifest, rows: dict[str, Rows], run: Path) -> dict:
+    """Train a model, or go on where `run` stands; returns the summary with what is known of the data."""
     from robe.progress import progress_bar
     from robe.train import train
 
-    rows = {split: Rows(manifest, split) for split in manifest.split}
     with progress_bar(f"train {config.embedding.method}", "rows") as update:
-        summary = train(config, data_spec(manifest), rows, run, update)
+        summary = train(model, config, data_spec(manifest), rows, run, update)
     bayes = manifest.synthetic and manifest.synthetic["bayes"]
     return summary | {"data": manifest.describe(), "bayes": bayes}
 
@@ -251,7 +256,7 @@ def demo_data(dialect: str) -> Path:
     raw, prepared = DEMO / "raw", DEMO / dialect
     if not raw.exists():
         print(f"no --data given: making a small SYNTHETIC data set in {raw}", flush=True)
-        synth(SyntheticConfig(out=raw))
+        synth(SyntheticConfig(out=raw, rows=DEMO_ROWS))
     if not prepared.exists():
         prepare(PrepareConfig(inputs=(raw,), out=prepared, ids=dialect))
     return prepared
@@ -260,9 +265,9 @@ def demo_data(dialect: str) -> Path:
 COMMANDS = {f.__name__: f for f in (train, evaluate, predict, synth, prepare, plan, doctor)}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="run.py", description=__doc__)
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="run.py", description=__doc__, args=arguments)
     except KeyboardInterrupt:
         sys.exit("interrupted; a run goes on with `python run.py train --resume RUN`")
     except (DataError, RobeError) as error:

@@ -20,10 +20,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from robe import RobeError, __version__, checkpoint, metrics
-from robe.backend import select
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig
-from robe.model import DLRM, EVALUATION_BATCH, build
+from robe.model import DLRM, EVALUATION_BATCH
 from robe.optim import learning_rate
 
 LOGS_PER_EVALUATION = 5
@@ -47,19 +46,18 @@ class Rows(Protocol):
 # Overflow and NaN are looked for in the losses and weights, and reported with what to do.
 @np.errstate(over="ignore", invalid="ignore")
 def train(
+    model: DLRM,
     config: TrainConfig,
     data: DataSpec,
     rows: dict[str, Rows],
     run: Path,
     progress: Callable[..., None] = lambda done, total, note="": None,
 ) -> dict:
-    """Train to the end of a resolved configuration, from the newest checkpoint of `run` if it has one.
+    """Train a new model to the end of its configuration, from the newest checkpoint of `run` if it has one.
 
     rows: the splits `train`, `validation` and `test`. Returns the summary of the run.
     Raises TrainingError if the loss or a weight is not finite; the last good checkpoint stays.
     """
-    backend = select(config.backend)
-    model = build(config, data, backend)
     steps_per_epoch = math.ceil(rows["train"].count / config.batch)
     total = steps_per_epoch * config.epochs
     evaluate_every = config.eval_every or max(1, steps_per_epoch // EVALUATIONS_PER_EPOCH)
@@ -112,7 +110,7 @@ def train(
         "validation": validation or metrics.summary(*predict(model, rows["validation"])),
         "dense_parameters": int(model.dense_parameters.size),
         **model.embedding.describe(),
-        "backend": backend.description,
+        "backend": model.backend.description,
         "versions": versions(),
     }
 

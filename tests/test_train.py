@@ -20,7 +20,8 @@ from robe.config import (
     resolve,
 )
 from robe.model import build
-from robe.train import TrainingError, predict, train, write_probabilities
+from robe.train import TrainingError, predict, write_probabilities
+from robe.train import train as train_model
 
 DATA = DataSpec(3, (20, 5), "hash", "abc", "test")
 
@@ -55,6 +56,10 @@ def config(**changes):
     base = {"batch": 32, "epochs": 2, "eval_every": 5, "checkpoint_every": 3, "backend": "cpu"} | changes
     model, embedding = ModelConfig(width=4, bottom=(6,), top=(6,)), EmbeddingConfig(weights=40, block=4)
     return resolve(TrainConfig(model=model, embedding=embedding, **base))
+
+
+def train(config, data, rows, run):
+    return train_model(build(config, data, select(config.backend)), config, data, rows, run)
 
 
 def weights_of(run):

@@ -1,0 +1,376 @@
+"""The commands as a user gives them, from raw file to predictions, and every bad input."""
+
+import gzip
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import run as command_line
+from data_pipeline.batches import Rows
+from data_pipeline.manifest import Manifest
+from robe.train import predict
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--bottom", "8", "--width", "4", "--top", "8", "--batch", "64", "--block", "4"]
+
+
+def run(*arguments, capsys):
+    """Run a command in this process; returns (exit code, standard output, standard error)."""
+    arguments = [str(a) for a in arguments]
+    try:
+        command_line.main(arguments)
+        code = 0
+    except SystemExit as exit:
+        code = exit.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def start(*arguments, cwd):
+    """Start a command in a process of its own."""
+    command = [sys.executable, str(ROOT / "run.py"), *map(str, arguments)]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Raw synthetic files, prepared both ways."""
+    folder = tmp_path_factory.mktemp("data")
+    command_line.main(["synth", "--out", str(folder / "raw"), "--rows", "6001", "--days", "3"])
+    for ids in ("hash", "dictionary"):
+        command_line.main(["prepare", str(folder / "raw"), "--out", str(folder / ids), "--ids", ids])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """A run of ROBE on hashed ids and one of full tables on a dictionary."""
+    runs = tmp_path_factory.mktemp("runs")
+    for method, ids in (("robe", "hash"), ("full", "dictionary")):
+        arguments = [
+            "train",
+            "--data",
+            str(folder / ids),
+            "--out",
+            str(runs / method),
+            "--method",
+            method,
+            *TINY,
+        ]
+        command_line.main([*arguments, "--baseline"] if method == "robe" else arguments)
+    return runs
+
+
+@pytest.mark.parametrize(
+    "command", ["", "train", "evaluate", "predict", "synth", "prepare", "plan", "doctor"]
+)
+def test_help(command, capsys):
+    code, out, _ = run(*command.split(), "--help", capsys=capsys)
+    assert code == 0
+    assert "usage: run.py" in out
+
+
+def test_a_run_leaves_its_files(trained):
+    names = {path.name for path in (trained / "robe").iterdir()}
+    assert names == {
+        *("config.json", "data", "metrics.jsonl", "summary.json", "curves.png", "checkpoints"),
+        "without_categories",
+    }
+    summary = json.loads((trained / "robe" / "summary.json").read_text())
+    assert summary["data"].startswith("SYNTHETIC")
+    assert summary["test"]["rows"] == 1000
+    assert summary["validation"]["rows"] == 1000
+    assert 0.5 < summary["test"]["auc"] < summary["bayes"]["test"]["auc"]
+    assert summary["without_categories"]["embedding_parameters"] == 0
+    assert summary["rows_trained"] == 4001
+    assert summary["compression"] == pytest.approx(100, rel=0.01)
+    assert re.fullmatch(
+        r"[\d,]+ weights: [\d,]+ rows \(the .*distinct ids in the data\), width 4", summary["compressed_from"]
+    )
+    assert (trained / "robe" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_first_line_names_the_data(folder, tmp_path, capsys):
+    code, out, _ = run("train", "--data", folder / "hash", "--out", tmp_path / "r", *TINY, capsys=capsys)
+    assert code == 0
+    first = out.splitlines()[0]
+    assert first.startswith(f"data: {folder / 'hash'}: SYNTHETIC")
+    assert "test: first half of the last day" in first
+    assert "best possible on the test half (Bayes)" in out
+
+
+@pytest.mark.parametrize(("method", "ids"), [("robe", "hash"), ("full", "dictionary")])
+@pytest.mark.parametrize("form", ["labelled", "unlabelled", "gz"])
+def test_predictions_from_raw_text_are_those_of_evaluation(
+    method, ids, form, folder, trained, tmp_path, capsys
+):
+    """Row by row, the last day's raw file against the prepared test half and validation half."""
+    raw = tmp_path / "rows"
+    lines = (folder / "raw" / "day_2").read_bytes().splitlines(keepends=True)
+    if form == "unlabelled":
+        lines = [line.split(b"\t", 1)[1] for line in lines]
+    raw.write_bytes(gzip.compress(b"".join(lines)) if form == "gz" else b"".join(lines))
+    code, _, err = run("predict", trained / method, raw, "--out", tmp_path / "p", capsys=capsys)
+    assert code == 0, err
+    probabilities = np.loadtxt(tmp_path / "p")
+    model, _ = command_line.load_model(trained / method)
+    manifest = Manifest.load(folder / ids)
+    logits = np.concatenate([predict(model, Rows(manifest, split))[1] for split in ("test", "validation")])
+    # float32 matrix products of batches of other sizes, then nine digits.
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits.astype(float))), rtol=1e-5)
+    run("predict", trained / method, folder / ids, "--out", tmp_path / "all", capsys=capsys)
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "all")[-len(probabilities) :], probabilities, rtol=1e-5)
+
+
+def test_evaluate_agrees_with_the_summary(trained, capsys):
+    summary = json.loads((trained / "robe" / "summary.json").read_text())
+    for split in ("test", "validation"):
+        code, out, _ = run("evaluate", trained / "robe", "--split", split, capsys=capsys)
+        assert code == 0
+        assert "SYNTHETIC" in out
+        result = json.loads(out)
+        assert {key: result[key] for key in summary[split]} == summary[split]
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(folder, tmp_path):
+    """SIGKILL at a random moment, more than once; in a process of its own, as a user's would be."""
+    common = ["--data", folder / "hash", *TINY, "--epochs", "6", "--checkpoint-every", "7"]
+    whole = start("train", *common, "--out", tmp_path / "whole", cwd=tmp_path)
+    _, errors = whole.communicate()
+    assert whole.returncode == 0, errors
+    generator = random.Random(os.urandom(8))
+    arguments, killed = ["train", *common, "--out", tmp_path / "part"], 0
+    log = tmp_path / "part" / "metrics.jsonl"
+    while True:
+        process = start(*arguments, cwd=tmp_path)
+        if killed < 2:
+            before = log.stat().st_size if log.exists() else 0
+            while process.poll() is None and not (log.exists() and log.stat().st_size > before):
+                time.sleep(0.002)
+            time.sleep(generator.uniform(0, 0.1))
+            process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors
+        killed += 1
+        arguments = ["train", "--resume", tmp_path / "part"]
+    assert killed >= 1
+    weights = [
+        sorted((tmp_path / name / "checkpoints").glob("step_*/weights.safetensors"))[-1]
+        for name in ("whole", "part")
+    ]
+    assert weights[0].parent.name == weights[1].parent.name
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    test = [json.loads((tmp_path / name / "summary.json").read_text())["test"] for name in ("whole", "part")]
+    assert test[0] == test[1]
+
+
+def test_without_data_a_demonstration_is_made(tmp_path, monkeypatch, capsys):
+    """The default command, with fewer rows and a smaller model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command_line, "DEMO_ROWS", 3000)
+    code, out, err = run("train", *TINY, capsys=capsys)
+    assert code == 0, err
+    assert "SYNTHETIC" in out.splitlines()[0]
+    assert "the same model without categorical features" in out
+    again = run("train", *TINY, "--out", "second", capsys=capsys)[1]
+    assert again.splitlines()[0].startswith("data: data/demo/hash: SYNTHETIC")
+
+
+def test_plan_prints_bytes(folder, capsys):
+    code, out, _ = run("plan", "--preset", "mlperf", "--weights", "27000000", capsys=capsys)
+    assert code == 0
+    assert re.search(r"embedding weights +108,000,000 B", out)
+    assert "96,136,908,288 B" in out
+    assert "890.2x" in out
+    code, out, _ = run("plan", "--data", folder / "dictionary", "--method", "full", capsys=capsys)
+    assert code == 0
+    shards = sum(path.stat().st_size - 128 for path in (folder / "dictionary").glob("day_*.npy"))
+    assert re.search(rf"shards +{shards:,} B", out)
+
+
+def test_doctor(folder, capsys):
+    code, out, _ = run("doctor", "--data", folder / "hash", capsys=capsys)
+    assert code == 0
+    assert "FAIL" not in out
+    assert "overfits one batch of it" in out
+    assert "all checksums hold" in out
+
+
+class TestBadInput:
+    """One line that names the file and the remedy, exit code 2, and nothing half written."""
+
+    @pytest.fixture
+    def line(self, folder):
+        return (folder / "raw" / "day_0").read_bytes().splitlines()[0].split(b"\t")
+
+    @pytest.fixture
+    def refused(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
+        def check(*arguments, message):
+            before = sorted(tmp_path.rglob("*"))
+            code, _, err = run(*arguments, capsys=capsys)
+            assert code == 2
+            assert re.search(message, err), err
+            assert len(err.strip().splitlines()) == 1
+            assert err.startswith("error: ")
+            assert sorted(tmp_path.rglob("*")) == before
+
+        return check
+
+    @pytest.mark.parametrize(
+        ("column", "value", "message"),
+        [
+            (0, b"2", "label"),
+            (0, b"", "label"),
+            (3, b"1.5", "integer"),
+            (20, b"xyz", "hex"),
+            (20, b"123456789", "hex"),
+            (39, b"1\t2", "41 columns"),
+        ],
+    )
+    @pytest.mark.parametrize("packed", [False, True])
+    def test_bad_lines(self, column, value, message, packed, line, refused, tmp_path):
+        bad = list(line)
+        bad[column] = value
+        text = b"\n".join(map(b"\t".join, [line, line, bad, line])) + b"\n"
+        raw = tmp_path / "raw"
+        raw.write_bytes(gzip.compress(text) if packed else text)
+        where = rf"{raw}, line 3: .*{message}.*--bad-rows skip"
+        refused("prepare", raw, "--out", tmp_path / "out", message=where)
+
+    def test_bad_lines_can_be_skipped(self, line, capsys, tmp_path):
+        raw = tmp_path / "raw"
+        raw.write_bytes(b"\n".join([b"\t".join(line)] * 30 + [b"rubbish"]) + b"\n")
+        code, out, _ = run("prepare", raw, "--out", tmp_path / "out", "--bad-rows", "skip", capsys=capsys)
+        assert code == 0
+        assert "1 bad lines were left out" in out
+        assert (
+            tmp_path / "out" / "rejected.tsv"
+        ).read_text() == f"{raw}\t31\t1 columns instead of 40\trubbish\n"
+
+    def test_damaged_files(self, folder, refused, tmp_path):
+        packed = gzip.compress((folder / "raw" / "day_0").read_bytes())
+        files = {
+            "empty": b"",
+            "truncated": packed[:-100],
+            "corrupt": packed[:1000] + b"\0" * 100 + packed[1100:],
+        }
+        for name, content in files.items():
+            (tmp_path / name).write_bytes(content)
+        for name, message in (
+            ("empty", "empty"),
+            ("truncated", "gzip damaged after line"),
+            ("corrupt", "gzip damaged after line"),
+            ("missing", "No such file"),
+        ):
+            where = f"{tmp_path / name}.*{message}"
+            refused(
+                "prepare",
+                tmp_path / name,
+                "--out",
+                tmp_path / "out",
+                message=where,
+            )
+
+    def test_an_existing_folder_is_not_overwritten(self, folder, refused, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine").write_text("keep")
+        for command in (["prepare", folder / "raw"], ["synth"]):
+            refused(
+                *command,
+                "--out",
+                tmp_path / "out",
+                message="not an empty folder",
+            )
+
+    @pytest.mark.parametrize("kind", ["labels", "dense", "sparse"])
+    def test_a_shard_that_does_not_match(self, kind, folder, trained, refused, tmp_path):
+        data = tmp_path / "data"
+        data.mkdir()
+        for path in (folder / "hash").iterdir():
+            (data / path.name).write_bytes(path.read_bytes())
+        shard = data / f"day_2_{kind}.npy"
+        content = shard.read_bytes()
+        commands = (
+            ["train", "--data", data, "--out", tmp_path / "r"],
+            ["evaluate", trained / "robe", "--data", data],
+        )
+        for command in commands:
+            shard.write_bytes(content[:-4])
+            refused(*command, message=f"{shard}: damaged")
+            np.save(shard, np.zeros((7, 1), np.int32))
+            refused(
+                *command,
+                message=f"{shard}: holds int32.*manifest.json says",
+            )
+        shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        refused(
+            "doctor",
+            "--data",
+            data,
+            message=f"{shard}: its bytes are not those",
+        )
+        shard.unlink()
+        refused(*commands[0], message=f"{shard}: missing")
+
+    def test_folders_that_are_something_else(self, folder, trained, refused, tmp_path):
+        (tmp_path / "manifest.json").write_text("{}")
+        for arguments, message in (
+            (
+                ["train", "--data", tmp_path / "nowhere"],
+                "nowhere/manifest.json: not found; make the folder with",
+            ),
+            (["train", "--data", tmp_path], "manifest.json: not a valid manifest"),
+            (["train", "--resume", tmp_path], "config.json: not the settings of a run"),
+            (["evaluate", tmp_path], "no checkpoint here"),
+            (["predict", tmp_path, folder / "raw" / "day_0", "--out", tmp_path / "p"], "no checkpoint here"),
+            (["predict", trained / "robe", tmp_path / "no", "--out", tmp_path / "p"], "no: not found"),
+            (
+                ["predict", trained / "robe", folder / "dictionary", "--out", tmp_path / "p"],
+                "its columns or ids do not mean",
+            ),
+            (
+                ["evaluate", trained / "robe", "--data", folder / "dictionary"],
+                "its columns or ids do not mean",
+            ),
+            (["train", "--data", folder / "hash", "--method", "full"], "--ids dictionary"),
+            (
+                ["train", "--data", folder / "hash", "--out", trained / "robe"],
+                "choose another --out, or go on with it",
+            ),
+            (["train", "--resume", trained / "robe", "--epochs", "3"], "give no others"),
+            (["train", "--data", folder / "hash", "--lr", "-1"], "--lr must be positive"),
+            (["train", "--data", folder / "hash", "--weights", "3"], "smaller than one block"),
+        ):
+            refused(*arguments, message=message)
+
+    def test_a_bad_line_in_prediction_leaves_no_file(self, folder, trained, refused, tmp_path):
+        lines = (folder / "raw" / "day_0").read_bytes().splitlines(keepends=True)
+        (tmp_path / "raw").write_bytes(b"".join([*lines[:50], b"rubbish\n"]))
+        arguments = ["predict", trained / "robe", tmp_path / "raw", "--out", tmp_path / "p"]
+        refused(*arguments, message="raw, line 51: 1 columns")
+
+
+@pytest.mark.skipif(
+    "ROBE_SAMPLE_DIR" not in os.environ, reason="ROBE_SAMPLE_DIR names no folder of real rows"
+)
+def test_real_kaggle_rows_from_raw_file_to_auc(tmp_path, capsys):
+    sample = Path(os.environ["ROBE_SAMPLE_DIR"]) / "criteo_kaggle_10k.txt"
+    assert run("prepare", sample, "--out", tmp_path / "kaggle", capsys=capsys)[0] == 0
+    code, out, err = run("train", "--data", tmp_path / "kaggle", "--out", tmp_path / "run", capsys=capsys)
+    assert code == 0, err
+    assert out.startswith(f"data: {tmp_path / 'kaggle'}: criteo data")
+    # 8,572 training rows are next to nothing, but some of what they say holds for the next 714.
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["test"]["auc"] > 0.6
