@@ -195,7 +195,7 @@ def report_checks(checks):
 def data_spec(manifest: Manifest) -> DataSpec:
     """What a model must know of a prepared folder."""
     ids = manifest.ids
-    note = f"the {'' if ids.exact else 'about '}{sum(ids.cardinalities):,} distinct ids in the data"
+    note = "distinct ids in the data" + ("" if ids.exact else ", estimated")
     return DataSpec(len(manifest.schema.dense), ids.cardinalities, ids.dialect, manifest.fingerprint(), note)
 
 

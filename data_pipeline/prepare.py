@@ -30,10 +30,7 @@ REJECTED = "rejected.tsv"
 DAY_FILE = re.compile(r"day_(\d+)(\..*)?")
 HEADER_BYTES = 128
 END = np.iinfo(np.int64).max
-SPLIT_NOTE = (
-    "training: all days but the last; test: first half of the last day (the larger if odd); validation: "
-    "second half. This is the order of MLPerf v1; TorchRec's script takes the halves the other way round."
-)
+SPLIT_NOTE = "test is the first half of the last day, validation the second (as MLPerf v1, unlike TorchRec)"
 
 # Hears how many bytes of the logs, as they lie on disk, have been read, and how many will be in all.
 Progress = Callable[[int, int], None]

@@ -1,5 +1,6 @@
 """A progress bar on a terminal, nothing in a pipe."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,10 @@ Update = Callable[..., None]
 
 @contextmanager
 def progress_bar(description: str, unit: str) -> Iterator[Update]:
-    """Gives `update(done, total, note="")`; shows rate in `unit` per second and remaining time."""
+    """Gives `update(done, total, note="")`, cheap enough to call at every step.
+
+    Shows the rate in `unit` per second and the remaining time.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -24,8 +28,13 @@ def progress_bar(description: str, unit: str) -> Iterator[Update]:
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(description, rate="", note="", total=None)
+        shown = 0.0
 
         def update(done: int, total: int, note: str = "") -> None:
+            nonlocal shown
+            if progress.disable or (done < total and time.monotonic() < shown + 0.1):
+                return
+            shown = time.monotonic()
             speed = progress.tasks[task].speed
             rate = f"{speed:,.0f} {unit}/s" if speed else ""
             progress.update(task, completed=done, total=total, rate=rate, note=note)

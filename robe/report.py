@@ -65,7 +65,7 @@ def draw_curves(run: Path, summary: dict) -> None:
         training = [(e["step"], e["loss"]) for e in log if e["kind"] == "train"]
         validation = [(e["step"], e["log_loss"], e["auc"]) for e in log if e["kind"] == "validation"]
         if training:
-            label = f"training, mean since the point before{suffix}"
+            label = f"training{suffix}"
             loss_axes.plot(*zip(*training, strict=True), color=color, alpha=0.35, label=label)
         if validation:
             steps, losses, aucs = zip(*validation, strict=True)

@@ -76,7 +76,7 @@ def train(
     target = config.target_auc or math.inf
     reached = log.best_validation_auc() >= target
 
-    started, losses, validation = time.perf_counter() - log.seconds(), [], None
+    started, losses, loss, validation = time.perf_counter() - log.seconds(), [], math.nan, None
     with closing(_to_come(rows["train"], config, position)) as batches:
         while not reached and position.step < total:
             position, (label, dense, ids) = next(batches)
@@ -89,7 +89,7 @@ def train(
                 loss = _mean_loss(losses, step, config, run)
                 losses = []
                 log.write(kind="train", step=step, loss=loss, lr=rate, seconds=time.perf_counter() - started)
-                progress(step * config.batch, total * config.batch, f"loss {loss:.4f}")
+            progress(step * config.batch, total * config.batch, f"loss {loss:.4f}")
             if evaluates:
                 validation = metrics.summary(*predict(model, rows["validation"]))
                 seconds = time.perf_counter() - started

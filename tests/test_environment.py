@@ -24,3 +24,10 @@ def test_every_version_has_both_ends():
     extras = [requirement for extra in PROJECT["optional-dependencies"].values() for requirement in extra]
     for requirement in PROJECT["dependencies"] + extras:
         assert re.search(r">=\d[\d.]*,<\d[\d.]*$", requirement), requirement
+
+
+def test_figures_in_the_readme_are_those_of_the_results():
+    from benchmarks.readme import fill
+
+    readme = (ROOT / "README.md").read_text()
+    assert fill(readme) == readme
