@@ -124,6 +124,25 @@ def test_compiled_arithmetic_stays_unsigned():
     assert {str(s.return_type) for s in mix.nopython_signatures + high.nopython_signatures} == {"uint64"}
 
 
+def test_division_without_a_division():
+    divide = njit(hashing.divide)
+    edges = [0, 1, 2, 3, 63, 64, 65, 2**31 - 1, 2**32, 2**32 + 1, 2**63 - 1, 2**63, WORD - 2, WORD - 1]
+    rng = np.random.default_rng(3)
+    numbers = edges + [
+        int(x) >> int(s)
+        for x, s in zip(rng.integers(0, WORD, 300, np.uint64), range(300), strict=True)
+        if s < 64
+    ]
+    for divisor in numbers[1:]:
+        if divisor == 0:
+            continue
+        reciprocal = hashing.reciprocal(divisor)
+        for x in numbers:
+            for number in {x, x // divisor * divisor, max(x // divisor * divisor - 1, 0)}:
+                result = divide(np.uint64(number), np.uint64(divisor), reciprocal)
+                assert tuple(map(int, result)) == divmod(number, divisor), (number, divisor)
+
+
 @pytest.mark.parametrize(("width", "block", "memory"), [(0, 1, 5), (4, 0, 5), (4, 6, 5)])
 def test_impossible_maps_are_refused(width, block, memory):
     with pytest.raises(ValueError, match="1 <= block <= memory"):

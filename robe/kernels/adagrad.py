@@ -57,4 +57,4 @@ def _adagrad_kernel(gradient, rate, eps, accumulator, parameters):
 
 def adagrad_cuda(gradient, rate, eps, accumulator, parameters):
     number = parameters.dtype.type
-    launch(_adagrad_kernel, parameters.size, gradient, number(rate), number(eps), accumulator, parameters)
+    launch(_adagrad_kernel, parameters.shape, gradient, number(rate), number(eps), accumulator, parameters)

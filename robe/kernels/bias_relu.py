@@ -58,15 +58,16 @@ def bias_relu_backward_cpu(d_out, out, d_x, d_bias):
 
 @cuda.jit
 def _bias_relu_kernel(x, bias, out):
-    columns = x.shape[1]
-    for index in range(cuda.grid(1), x.size, cuda.gridsize(1)):
-        b, n = index // columns, index % columns
-        value = x[b, n] + bias[n]
-        out[b, n] = ZERO if value < ZERO else value
+    first_n, first_b = cuda.grid(2)
+    step_n, step_b = cuda.gridsize(2)
+    for b in range(first_b, x.shape[0], step_b):
+        for n in range(first_n, x.shape[1], step_n):
+            value = x[b, n] + bias[n]
+            out[b, n] = ZERO if value < ZERO else value
 
 
 def bias_relu_cuda(x, bias, out):
-    launch(_bias_relu_kernel, x.size, x, bias, out)
+    launch(_bias_relu_kernel, x.shape[::-1], x, bias, out)
 
 
 @cuda.jit
@@ -81,4 +82,4 @@ def _bias_relu_backward_kernel(d_out, out, d_x, d_bias):
 
 
 def bias_relu_backward_cuda(d_out, out, d_x, d_bias):
-    launch(_bias_relu_backward_kernel, d_out.shape[1], d_out, out, d_x, d_bias)
+    launch(_bias_relu_backward_kernel, d_out.shape[1:], d_out, out, d_x, d_bias)

@@ -54,4 +54,4 @@ def _binary_cross_entropy_kernel(logits, label, loss, d_logits):
 
 
 def binary_cross_entropy_cuda(logits, label, loss, d_logits):
-    launch(_binary_cross_entropy_kernel, logits.size, logits, label, loss, d_logits)
+    launch(_binary_cross_entropy_kernel, logits.shape, logits, label, loss, d_logits)

@@ -49,14 +49,15 @@ def gather_cpu(memory, ids, base, slot_map, out):
 
 @cuda.jit
 def _gather_kernel(memory, ids, base, slot_map, out):
-    features, width = out.shape[1], out.shape[2]
-    for index in range(cuda.grid(1), out.size, cuda.gridsize(1)):
-        row, i = index // width, index % width
-        b, f = row // features, row % features
-        token = base[f] + np.uint64(ids[b, f])
-        slot, _, bits = run_at(slot_map, token, np.uint64(i))
-        out[b, f, i] = flip(memory[slot], bits, 0)
+    first_i, first_b, first_f = cuda.grid(3)
+    step_i, step_b, step_f = cuda.gridsize(3)
+    for f in range(first_f, out.shape[1], step_f):
+        for b in range(first_b, out.shape[0], step_b):
+            token = base[f] + np.uint64(ids[b, f])
+            for i in range(first_i, out.shape[2], step_i):
+                slot, _, bits = run_at(slot_map, token, np.uint64(i))
+                out[b, f, i] = flip(memory[slot], bits, 0)
 
 
 def gather_cuda(memory, ids, base, slot_map, out):
-    launch(_gather_kernel, out.size, memory, ids, base, slot_map, out)
+    launch(_gather_kernel, (out.shape[2], out.shape[0], out.shape[1]), memory, ids, base, slot_map, out)

@@ -56,7 +56,10 @@ class SlotMap(NamedTuple):
     c: np.uint64
     width: np.uint64  # D
     block: np.uint64  # Z
+    block_reciprocal: np.uint64
     memory: np.uint64  # M
+    starts: np.uint64  # M - Z + 1, how many starts `affine` has
+    starts_reciprocal: np.uint64
 
 
 def slot_map(family: str, width: int, block: int, memory: int, seed: int = 0, signed: bool = True) -> SlotMap:
@@ -68,7 +71,25 @@ def slot_map(family: str, width: int, block: int, memory: int, seed: int = 0, si
     c, b, a = np.random.RandomState(seed % 2**32).randint(0, int(P), 50)[:3]  # as published
     with np.errstate(over="ignore"):
         key = mix64(U64(seed % 2**64) + K1)
-    return SlotMap(FAMILIES[family], signed, key, U64(a), U64(b), U64(c), U64(width), U64(block), U64(memory))
+    return SlotMap(
+        family=FAMILIES[family],
+        signed=signed,
+        key=key,
+        a=U64(a),
+        b=U64(b),
+        c=U64(c),
+        width=U64(width),
+        block=U64(block),
+        block_reciprocal=reciprocal(block),
+        memory=U64(memory),
+        starts=U64(memory - block + 1),
+        starts_reciprocal=reciprocal(memory - block + 1),
+    )
+
+
+def reciprocal(divisor: int) -> np.uint64:
+    """What `divide` needs beside a divisor from 1 to 2^64 - 1."""
+    return U64((2**64 - 1) // divisor)
 
 
 @register_jitable
@@ -89,20 +110,33 @@ def multiply_high(x, y):
 
 
 @register_jitable
+def divide(x, divisor, reciprocal):
+    """(x // divisor, x % divisor) without a division, which is slow on GPUs.
+
+    The reciprocal is below 2^64 / divisor by at most 1, so x * reciprocal / 2^64 is below x / divisor by less
+    than 1, and its floor is the quotient or one less.
+    """
+    quotient = multiply_high(x, reciprocal)
+    rest = x - quotient * divisor
+    over = U64(rest >= divisor)
+    return quotient + over, rest - over * divisor
+
+
+@register_jitable
 def locate(slot_map, token, element):
     """The block of one element: (start of the block in memory, its sign word, position in the block)."""
     if slot_map.family == MIX:
         index = token * slot_map.width + element
-        block = index // slot_map.block
+        block, position = divide(index, slot_map.block, slot_map.block_reciprocal)
         word = mix64(slot_map.key + block * K1)
-        return multiply_high(word, slot_map.memory), word, index - block * slot_map.block
+        return multiply_high(word, slot_map.memory), word, position
     if slot_map.family == AFFINE:
-        chunk = element // slot_map.block
+        chunk, position = divide(element, slot_map.block, slot_map.block_reciprocal)
         # The token is reduced first: the products below then stay under 2^63 for any token.
-        start = ((token % P) * slot_map.a + chunk * slot_map.b + slot_map.c) % P
-        start = start % (slot_map.memory - slot_map.block + ONE)
+        start = (token % P) * slot_map.a + chunk * slot_map.b + slot_map.c
+        _, start = divide(start % P, slot_map.starts, slot_map.starts_reciprocal)
         word = mix64(slot_map.key + (token * slot_map.width + chunk) * K1)
-        return start, word, element - chunk * slot_map.block
+        return start, word, position
     return token * slot_map.width, ZERO * token, element
 
 

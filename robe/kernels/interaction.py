@@ -91,40 +91,44 @@ def interaction_backward_cpu(d_out, vectors, d_vectors):
 
 @cuda.jit
 def _interaction_kernel(vectors, out):
-    width, columns = vectors.shape[2], out.shape[1]
-    for index in range(cuda.grid(1), out.size, cuda.gridsize(1)):
-        b, column = index // columns, index % columns
-        if column < width:
-            out[b, column] = vectors[b, 0, column]
-        else:
-            i, pair = 1, column - width
-            while pair >= i:  # row i of the triangle holds i pairs
-                pair -= i
-                i += 1
-            total = ZERO
-            for d in range(width):
-                total += vectors[b, i, d] * vectors[b, pair, d]
-            out[b, column] = total
+    width = vectors.shape[2]
+    first_column, first_b = cuda.grid(2)
+    step_column, step_b = cuda.gridsize(2)
+    for b in range(first_b, out.shape[0], step_b):
+        for column in range(first_column, out.shape[1], step_column):
+            if column < width:
+                out[b, column] = vectors[b, 0, column]
+            else:
+                i, pair = 1, column - width
+                while pair >= i:  # row i of the triangle holds i pairs
+                    pair -= i
+                    i += 1
+                total = ZERO
+                for d in range(width):
+                    total += vectors[b, i, d] * vectors[b, pair, d]
+                out[b, column] = total
 
 
 def interaction_cuda(vectors, out):
-    launch(_interaction_kernel, out.size, vectors, out)
+    launch(_interaction_kernel, out.shape[::-1], vectors, out)
 
 
 @cuda.jit
 def _interaction_backward_kernel(d_out, vectors, d_vectors):
     n, width = vectors.shape[1], vectors.shape[2]
-    for index in range(cuda.grid(1), d_vectors.size, cuda.gridsize(1)):
-        row, d = index // width, index % width
-        b, i = row // n, row % n
-        # Nobody else writes this element, so the pairs of vector i are simply summed up.
-        total = d_out[b, d] if i == 0 else ZERO
-        for other in range(n):
-            if other != i:
-                high, low = max(i, other), min(i, other)
-                total += d_out[b, width + high * (high - 1) // 2 + low] * vectors[b, other, d]
-        d_vectors[b, i, d] = total
+    first_d, first_i, first_b = cuda.grid(3)
+    step_d, step_i, step_b = cuda.gridsize(3)
+    for b in range(first_b, vectors.shape[0], step_b):
+        for i in range(first_i, n, step_i):
+            for d in range(first_d, width, step_d):
+                # Nobody else writes this element, so the pairs of vector i are simply summed up.
+                total = d_out[b, d] if i == 0 else ZERO
+                for other in range(n):
+                    if other != i:
+                        high, low = max(i, other), min(i, other)
+                        total += d_out[b, width + high * (high - 1) // 2 + low] * vectors[b, other, d]
+                d_vectors[b, i, d] = total
 
 
 def interaction_backward_cuda(d_out, vectors, d_vectors):
-    launch(_interaction_backward_kernel, d_vectors.size, d_out, vectors, d_vectors)
+    launch(_interaction_backward_kernel, d_vectors.shape[::-1], d_out, vectors, d_vectors)

@@ -5,18 +5,30 @@ from numba import config
 
 # The simulator runs each CUDA thread as a Python thread: a handful shows the same races as a thousand.
 THREADS = 4 if config.ENABLE_CUDASIM else 256
-BLOCKS = 2 if config.ENABLE_CUDASIM else 4096
+BLOCKS = 2 if config.ENABLE_CUDASIM else 4096  # along each axis
 
 
-def launch(kernel, items: int, *arguments) -> None:
-    """Run a kernel that strides over `items` pieces of work; nothing is started where there is none.
+def launch(kernel, work: tuple[int, ...], *arguments) -> None:
+    """Run a kernel that strides over `work`: 1 to 3 sizes, that of neighbouring addresses first.
 
-    In the simulator, device memory is host memory: NumPy arrays, strided views too, are used in place.
+    A kernel over several axes needs no division to find its place, and neighbouring threads stand along the
+    first axis, so their reads and writes are merged. Nothing is started where there is no work. In the
+    simulator, device memory is host memory: NumPy arrays, strided views too, are used in place.
     """
-    if items == 0:
+    if 0 in work:
         return
     if config.ENABLE_CUDASIM:
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
         arguments = [FakeCUDAArray(a) if isinstance(a, np.ndarray) else a for a in arguments]
-    kernel[max(1, min(BLOCKS, -(-items // THREADS))), THREADS](*arguments)
+    kernel[launch_shape(work)](*arguments)
+
+
+def launch_shape(work: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(blocks, threads of a block) along each axis; a block fills its first axis, then the next."""
+    threads, left = [], THREADS
+    for size in work:
+        threads.append(min(left, 1 << (size - 1).bit_length()))
+        left //= threads[-1]
+    blocks = [min(BLOCKS, -(-size // count)) for size, count in zip(work, threads, strict=True)]
+    return tuple(blocks), tuple(threads)

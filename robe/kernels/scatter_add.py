@@ -58,14 +58,17 @@ def scatter_add_cpu(d_vectors, ids, base, slot_map, scale, out):
 
 @cuda.jit
 def _scatter_add_kernel(d_vectors, ids, base, slot_map, scale, out):
-    features, width = d_vectors.shape[1], d_vectors.shape[2]
-    for index in range(cuda.grid(1), d_vectors.size, cuda.gridsize(1)):
-        row, i = index // width, index % width
-        b, f = row // features, row % features
-        token = base[f] + np.uint64(ids[b, f])
-        slot, _, bits = run_at(slot_map, token, np.uint64(i))
-        cuda.atomic.add(out, slot, scale * flip(d_vectors[b, f, i], bits, 0))
+    first_i, first_b, first_f = cuda.grid(3)
+    step_i, step_b, step_f = cuda.gridsize(3)
+    for f in range(first_f, d_vectors.shape[1], step_f):
+        for b in range(first_b, d_vectors.shape[0], step_b):
+            token = base[f] + np.uint64(ids[b, f])
+            for i in range(first_i, d_vectors.shape[2], step_i):
+                slot, _, bits = run_at(slot_map, token, np.uint64(i))
+                cuda.atomic.add(out, slot, scale * flip(d_vectors[b, f, i], bits, 0))
 
 
 def scatter_add_cuda(d_vectors, ids, base, slot_map, scale, out):
-    launch(_scatter_add_kernel, d_vectors.size, d_vectors, ids, base, slot_map, out.dtype.type(scale), out)
+    rows, features, width = d_vectors.shape
+    scale = out.dtype.type(scale)
+    launch(_scatter_add_kernel, (width, rows, features), d_vectors, ids, base, slot_map, scale, out)

@@ -38,4 +38,4 @@ def _sgd_kernel(gradient, rate, parameters):
 
 
 def sgd_cuda(gradient, rate, parameters):
-    launch(_sgd_kernel, parameters.size, gradient, parameters.dtype.type(rate), parameters)
+    launch(_sgd_kernel, parameters.shape, gradient, parameters.dtype.type(rate), parameters)
