@@ -6,7 +6,7 @@ import shutil
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -166,6 +166,38 @@ def plan(
     print(report.plan_text(plan(config, spec, rows), config, spec))
 
 
+def kernels(
+    action: Argument[Literal["list", "show", "check", "bench"]],
+    name: Argument[str | None] = None,
+    form: Annotated[
+        Literal["source", "ptx", "sass", "asm", "llvm", "registers"], tyro.conf.arg(name="as")
+    ] = "source",
+    cc: str = "9.0",
+) -> None:
+    """Look into the kernels: list them, show their code, check every version, time them.
+
+    Args:
+        action: list: operations, versions, cost. show NAME: its code. check: every version against the
+            reference, on the case table. bench: times of the CPU versions, as shares of a plain copy.
+        name: The operation to show, as `list` calls it.
+        form: source; asm or llvm (of the CPU version); ptx, sass (machine code) or registers (with spills,
+            shared memory and occupancy) of the CUDA version, which need pip install 'robe-dlrm[inspect]'.
+        cc: Compute capability to compile for; no GPU is needed.
+    """
+    from robe.kernels import inspection
+
+    if action == "list":
+        lines = inspection.listing()
+    elif action == "show":
+        lines = [inspection.show(name, form, cc)]
+    elif action == "check":
+        lines = inspection.checking()
+    else:
+        lines = inspection.timing()
+    for line in lines:
+        print(line, flush=True)
+
+
 def doctor(data: Path | None = None) -> None:
     """Check the installation, and a prepared data set if one is given, and say what to mend.
 
@@ -262,7 +294,7 @@ def demo_data(dialect: str) -> Path:
     return prepared
 
 
-COMMANDS = {f.__name__: f for f in (train, evaluate, predict, synth, prepare, plan, doctor)}
+COMMANDS = {f.__name__: f for f in (train, evaluate, predict, synth, prepare, plan, doctor, kernels)}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
 The only place that imports CuPy.
 """
 
-import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,22 +13,9 @@ from typing import Any
 import numpy as np
 
 from robe import RobeError
+from robe.kernels.operations import OPERATIONS, version
 
 NAMES = ("auto", "reference", "cpu", "cuda")
-
-# Operation -> the file in robe/kernels/ that holds its versions OPERATION_reference, _cpu and _cuda.
-OPERATIONS = {
-    "gather": "gather",
-    "scatter_add": "scatter_add",
-    "adagrad_scatter": "adagrad_scatter",
-    "interaction": "interaction",
-    "interaction_backward": "interaction",
-    "bias_relu": "bias_relu",
-    "bias_relu_backward": "bias_relu",
-    "binary_cross_entropy": "binary_cross_entropy",
-    "sgd": "sgd",
-    "adagrad": "adagrad",
-}
 
 
 class BackendError(RobeError):
@@ -98,12 +85,7 @@ def select(name: str = "auto") -> Backend:
         raise BackendError(f"no backend {name!r}; choose one of {', '.join(NAMES)}")
     if name == "auto":
         name = "cpu" if simulator() or cuda_trouble() else "cuda"
-    kernels = SimpleNamespace(
-        **{
-            operation: getattr(importlib.import_module(f"robe.kernels.{file}"), f"{operation}_{name}")
-            for operation, file in OPERATIONS.items()
-        }
-    )
+    kernels = SimpleNamespace(**{operation: version(operation, name) for operation in OPERATIONS})
 
     def same(array):
         return array

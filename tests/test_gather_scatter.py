@@ -128,13 +128,15 @@ def test_any_launch_shape_is_right(shape, rng, monkeypatch):
     np.testing.assert_array_equal(sums, expected)
 
 
-def test_bytes_and_flops_of_a_look_up():
+def test_cost_of_a_look_up():
     """Two rows of three features of 16 weights: read 4 B, written 4 B, ids of 4 B; one sign each."""
-    case = CASES[1]
-    assert gather.bytes_moved(2, 3, case.slot_map()) == 2 * 3 * (16 * 8 + 4)
-    assert gather.flops(2, 3, case.slot_map()) == 2 * 3 * 16
-    assert scatter_add.bytes_moved(2, 3, case.slot_map()) == 2 * 3 * (16 * 12 + 4)
-    assert scatter_add.flops(2, 3, case.slot_map()) == 2 * 3 * 16 * 2
+    out, ids = np.empty((2, 3, 16), np.float32), np.empty((2, 3), np.uint32)
+    where = CASES[1].slot_map()
+    assert gather.gather_cost(None, ids, None, where, out) == (2 * 3 * (16 * 8 + 4), 2 * 3 * 16)
+    assert scatter_add.scatter_add_cost(out, ids, None, where, 1, None) == (
+        2 * 3 * (16 * 12 + 4),
+        2 * 3 * 16 * 2,
+    )
 
 
 def test_blocks_are_read_as_runs():

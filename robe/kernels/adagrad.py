@@ -13,17 +13,13 @@ import math
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
+from robe.kernels.cost import Cost
 from robe.kernels.launch import launch
 
 
-def bytes_moved(size: int, itemsize: int = 4) -> int:
-    """Bytes a step must move: gradient read, accumulator and parameter read and written."""
-    return 5 * size * itemsize
-
-
-def flops(size: int) -> int:
-    """Operations of a step, the square root and the division counted as one each."""
-    return 7 * size
+def adagrad_cost(gradient, rate, eps, accumulator, parameters) -> Cost:
+    """Gradient read, accumulator and parameter read and written; root and division count as one each."""
+    return Cost(5 * parameters.nbytes, 7 * parameters.size)
 
 
 def adagrad_reference(gradient, rate, eps, accumulator, parameters):
@@ -51,8 +47,10 @@ def adagrad_cpu(gradient, rate, eps, accumulator, parameters):
 
 @cuda.jit
 def _adagrad_kernel(gradient, rate, eps, accumulator, parameters):
-    for i in range(cuda.grid(1), parameters.size, cuda.gridsize(1)):
+    i = cuda.grid(1)
+    while i < parameters.size:
         adagrad_step(i, gradient[i], rate, eps, accumulator, parameters)
+        i += cuda.gridsize(1)
 
 
 def adagrad_cuda(gradient, rate, eps, accumulator, parameters):

@@ -18,17 +18,14 @@ import numpy as np
 from numba import get_num_threads, njit, prange
 
 from robe.kernels.adagrad import adagrad_cuda, adagrad_reference, adagrad_step
-from robe.kernels.hashing import SlotMap, flip, run_at
+from robe.kernels.cost import Cost
+from robe.kernels.hashing import flip, run_at
 from robe.kernels.scatter_add import scatter_add_cuda, scatter_add_reference
 
 
-def bytes_moved(rows: int, features: int, slot_map: SlotMap, itemsize: int = 4) -> int:
-    """Bytes of both walks when no slot repeats: as scatter_add, then five passes over what was touched."""
-    return rows * features * ((3 + 5) * int(slot_map.width) * itemsize + 2 * 4)
-
-
-def flops(rows: int, features: int, slot_map: SlotMap) -> int:
-    return (1 + 7) * rows * features * int(slot_map.width)
+def adagrad_scatter_cost(d_vectors, ids, base, slot_map, rate, eps, gradient, accumulator, out) -> Cost:
+    """Both walks when no slot repeats: scatter_add's, then five passes over what was touched."""
+    return Cost(2 * ids.nbytes + (3 + 5) * d_vectors.nbytes, (1 + 7) * d_vectors.size)
 
 
 def adagrad_scatter_reference(d_vectors, ids, base, slot_map, rate, eps, gradient, accumulator, out):

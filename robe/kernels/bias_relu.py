@@ -12,19 +12,21 @@ order of the batch, so d_bias does not depend on the number of threads.
 import numpy as np
 from numba import cuda, njit, prange
 
+from robe.kernels.cost import Cost
 from robe.kernels.launch import launch
 
 TILE = 64  # columns: four cache lines of float32
 ZERO = np.float32(0)
 
 
-def bytes_moved(rows: int, columns: int, itemsize: int = 4) -> int:
-    """Bytes the forward pass must move: x read, out written. The backward pass reads `out` besides."""
-    return 2 * rows * columns * itemsize
+def bias_relu_cost(x, bias, out) -> Cost:
+    """x read, out written; a sum and a comparison."""
+    return Cost(2 * x.nbytes, 2 * x.size)
 
 
-def flops(rows: int, columns: int) -> int:
-    return 2 * rows * columns
+def bias_relu_backward_cost(d_out, out, d_x, d_bias) -> Cost:
+    """d_out and out read, d_x written; a comparison and a sum."""
+    return Cost(3 * out.nbytes, 2 * out.size)
 
 
 def bias_relu_reference(x, bias, out):
@@ -60,10 +62,14 @@ def bias_relu_backward_cpu(d_out, out, d_x, d_bias):
 def _bias_relu_kernel(x, bias, out):
     first_n, first_b = cuda.grid(2)
     step_n, step_b = cuda.gridsize(2)
-    for b in range(first_b, x.shape[0], step_b):
-        for n in range(first_n, x.shape[1], step_n):
+    b = first_b
+    while b < x.shape[0]:
+        n = first_n
+        while n < x.shape[1]:
             value = x[b, n] + bias[n]
             out[b, n] = ZERO if value < ZERO else value
+            n += step_n
+        b += step_b
 
 
 def bias_relu_cuda(x, bias, out):
@@ -73,12 +79,14 @@ def bias_relu_cuda(x, bias, out):
 @cuda.jit
 def _bias_relu_backward_kernel(d_out, out, d_x, d_bias):
     # A thread owns a column, so the sum needs no atomics and has one order.
-    for n in range(cuda.grid(1), d_out.shape[1], cuda.gridsize(1)):
+    n = cuda.grid(1)
+    while n < d_out.shape[1]:
         total = ZERO
         for b in range(d_out.shape[0]):
             d_x[b, n] = d_out[b, n] if out[b, n] > ZERO else ZERO
             total += d_x[b, n]
         d_bias[n] = total
+        n += cuda.gridsize(1)
 
 
 def bias_relu_backward_cuda(d_out, out, d_x, d_bias):

@@ -12,19 +12,15 @@ import numpy as np
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
+from robe.kernels.cost import Cost
 from robe.kernels.launch import launch
 
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
-def bytes_moved(rows: int, itemsize: int = 4) -> int:
-    """Bytes the pass must move: logits and labels read, losses and gradients written."""
-    return 4 * rows * itemsize
-
-
-def flops(rows: int) -> int:
-    """Operations per row, exponential and logarithm counted as one each."""
-    return 12 * rows
+def binary_cross_entropy_cost(logits, label, loss, d_logits) -> Cost:
+    """Logits and labels read, losses and gradients written; exponential and logarithm count as one each."""
+    return Cost(4 * logits.nbytes, 12 * logits.size)
 
 
 def binary_cross_entropy_reference(logits, label, loss, d_logits):
@@ -38,7 +34,9 @@ def _row(i, rows, logits, label, loss, d_logits):
     x, y = logits[i], label[i]
     small = math.exp(-abs(x))
     loss[i] = max(x, ZERO) - x * y + math.log1p(small)
-    d_logits[i] = ((ONE if x >= ZERO else small) / (ONE + small) - y) / rows
+    d_logits[i] = ((ONE if x >= ZERO else small) / (ONE + small) - y) / np.float32(
+        rows
+    )  # an integer would make it float64
 
 
 @njit(parallel=True, nogil=True, cache=True)
@@ -49,8 +47,10 @@ def binary_cross_entropy_cpu(logits, label, loss, d_logits):
 
 @cuda.jit
 def _binary_cross_entropy_kernel(logits, label, loss, d_logits):
-    for i in range(cuda.grid(1), logits.size, cuda.gridsize(1)):
+    i = cuda.grid(1)
+    while i < logits.size:
         _row(i, logits.size, logits, label, loss, d_logits)
+        i += cuda.gridsize(1)
 
 
 def binary_cross_entropy_cuda(logits, label, loss, d_logits):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from robe.kernels.hashing import SlotMap, slot_map
+from robe.kernels.interaction import out_width
 
 
 class Case(NamedTuple):
@@ -61,3 +62,73 @@ CASES = [
     Case("affine, largest ids", 3, 26, 16, 16, 997, "affine", signed=False, ids="largest"),
     Case("full table", 8, 3, 16, 16, 3 * 10 * 16, "table", signed=False),
 ]
+
+
+class Call(NamedTuple):
+    """Arguments of one call of an operation, by name; those in `outputs` are written, the rest only read."""
+
+    arguments: dict
+    outputs: tuple[str, ...]
+
+    def copy(self) -> dict:
+        """The arguments with outputs of their own."""
+        return {n: a.copy() if n in self.outputs else a for n, a in self.arguments.items()}
+
+
+def calls(case: Case, seed: int = 0) -> dict[str, Call]:
+    """Operation -> a call on the sizes of a case, with outputs full of NaN where they are only written."""
+    rng = np.random.default_rng(seed)
+    n, columns = 1 + case.features, out_width(1 + case.features, case.width)
+
+    def numbers(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    def nan(*shape):
+        return np.full(shape, np.nan, np.float32)
+
+    rows = {"ids": case.draw_ids(), "base": case.base(), "slot_map": case.slot_map()}
+    vectors = (case.rows, case.features, case.width)
+    memory, zeros = numbers(case.memory), np.zeros(case.memory, np.float32)
+    step = {"rate": 0.1, "eps": 1e-8}
+    matrix = (case.rows, case.width)
+    label = rng.integers(0, 2, case.rows).astype(np.float32)
+
+    def call(*outputs, **arguments):
+        return Call(arguments, outputs)
+
+    return {
+        "gather": call("out", memory=memory, **rows, out=nan(*vectors)),
+        "scatter_add": call("out", d_vectors=numbers(*vectors), **rows, scale=-0.1, out=memory),
+        "adagrad_scatter": call(
+            *("gradient", "accumulator", "out"),
+            **{"d_vectors": numbers(*vectors), **rows, **step},
+            **{"gradient": zeros, "accumulator": memory**2, "out": memory},
+        ),
+        "interaction": call("out", vectors=numbers(case.rows, n, case.width), out=nan(case.rows, columns)),
+        "interaction_backward": call(
+            "d_vectors",
+            d_out=numbers(case.rows, columns),
+            vectors=numbers(case.rows, n, case.width),
+            d_vectors=nan(case.rows, n, case.width),
+        ),
+        "bias_relu": call("out", x=numbers(*matrix), bias=numbers(case.width), out=nan(*matrix)),
+        "bias_relu_backward": call(
+            *("d_x", "d_bias"),
+            **{"d_out": numbers(*matrix), "out": np.maximum(numbers(*matrix), 0)},
+            **{"d_x": nan(*matrix), "d_bias": nan(case.width)},
+        ),
+        "binary_cross_entropy": call(
+            *("loss", "d_logits"),
+            **{
+                "logits": numbers(case.rows),
+                "label": label,
+                "loss": nan(case.rows),
+                "d_logits": nan(case.rows),
+            },
+        ),
+        "sgd": call("parameters", gradient=numbers(case.memory), rate=0.1, parameters=memory),
+        "adagrad": call(
+            *("accumulator", "parameters"),
+            **{"gradient": numbers(case.memory), **step, "accumulator": memory**2, "parameters": memory},
+        ),
+    }

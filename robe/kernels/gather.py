@@ -14,18 +14,14 @@ of the size of `out` is made besides it. `cuda` gives one thread to each element
 import numpy as np
 from numba import cuda, njit, prange
 
-from robe.kernels.hashing import TABLE, SlotMap, flip, run_at, slots_reference
+from robe.kernels.cost import Cost
+from robe.kernels.hashing import flip, run_at, slots_reference
 from robe.kernels.launch import launch
 
 
-def bytes_moved(rows: int, features: int, slot_map: SlotMap, itemsize: int = 4) -> int:
-    """Bytes a look-up must move: each weight is read and each element written once, each id read once."""
-    return rows * features * (2 * int(slot_map.width) * itemsize + 4)
-
-
-def flops(rows: int, features: int, slot_map: SlotMap) -> int:
-    """Floating-point operations: one change of sign per element of a signed map."""
-    return rows * features * int(slot_map.width) if slot_map.signed and slot_map.family != TABLE else 0
+def gather_cost(memory, ids, base, slot_map, out) -> Cost:
+    """Each id and weight read, each element written; one change of sign per element."""
+    return Cost(ids.nbytes + 2 * out.nbytes, out.size if slot_map.signed else 0)
 
 
 def gather_reference(memory, ids, base, slot_map, out):
@@ -51,12 +47,18 @@ def gather_cpu(memory, ids, base, slot_map, out):
 def _gather_kernel(memory, ids, base, slot_map, out):
     first_i, first_b, first_f = cuda.grid(3)
     step_i, step_b, step_f = cuda.gridsize(3)
-    for f in range(first_f, out.shape[1], step_f):
-        for b in range(first_b, out.shape[0], step_b):
+    f = first_f
+    while f < out.shape[1]:
+        b = first_b
+        while b < out.shape[0]:
             token = base[f] + np.uint64(ids[b, f])
-            for i in range(first_i, out.shape[2], step_i):
+            i = first_i
+            while i < out.shape[2]:
                 slot, _, bits = run_at(slot_map, token, np.uint64(i))
                 out[b, f, i] = flip(memory[slot], bits, 0)
+                i += step_i
+            b += step_b
+        f += step_f
 
 
 def gather_cuda(memory, ids, base, slot_map, out):

@@ -15,6 +15,7 @@ vector registers, and once compiled their order is fixed. `cuda` gives one threa
 import numpy as np
 from numba import cuda, njit, prange
 
+from robe.kernels.cost import Cost
 from robe.kernels.launch import launch
 
 # The compiler may reorder sums and fuse products into them, but not assume that no NaN occurs.
@@ -27,14 +28,16 @@ def out_width(n: int, width: int) -> int:
     return width + n * (n - 1) // 2
 
 
-def bytes_moved(rows: int, n: int, width: int, itemsize: int = 4) -> int:
-    """Bytes the forward pass must move: vectors read, output written."""
-    return rows * (n * width + out_width(n, width)) * itemsize
+def interaction_cost(vectors, out) -> Cost:
+    """Vectors read, output written; a product and a sum per pair and element."""
+    rows, n, width = vectors.shape
+    return Cost(vectors.nbytes + out.nbytes, rows * n * (n - 1) * width)
 
 
-def flops(rows: int, n: int, width: int) -> int:
-    """Forward operations; the backward pass does twice as many."""
-    return rows * n * (n - 1) * width
+def interaction_backward_cost(d_out, vectors, d_vectors) -> Cost:
+    """Vectors and d_out read, d_vectors written; twice the operations of the forward pass."""
+    rows, n, width = vectors.shape
+    return Cost(2 * vectors.nbytes + d_out.nbytes, 2 * rows * n * (n - 1) * width)
 
 
 def interaction_reference(vectors, out):
@@ -94,8 +97,10 @@ def _interaction_kernel(vectors, out):
     width = vectors.shape[2]
     first_column, first_b = cuda.grid(2)
     step_column, step_b = cuda.gridsize(2)
-    for b in range(first_b, out.shape[0], step_b):
-        for column in range(first_column, out.shape[1], step_column):
+    b = first_b
+    while b < out.shape[0]:
+        column = first_column
+        while column < out.shape[1]:
             if column < width:
                 out[b, column] = vectors[b, 0, column]
             else:
@@ -107,6 +112,8 @@ def _interaction_kernel(vectors, out):
                 for d in range(width):
                     total += vectors[b, i, d] * vectors[b, pair, d]
                 out[b, column] = total
+            column += step_column
+        b += step_b
 
 
 def interaction_cuda(vectors, out):
@@ -118,9 +125,12 @@ def _interaction_backward_kernel(d_out, vectors, d_vectors):
     n, width = vectors.shape[1], vectors.shape[2]
     first_d, first_i, first_b = cuda.grid(3)
     step_d, step_i, step_b = cuda.gridsize(3)
-    for b in range(first_b, vectors.shape[0], step_b):
-        for i in range(first_i, n, step_i):
-            for d in range(first_d, width, step_d):
+    b = first_b
+    while b < vectors.shape[0]:
+        i = first_i
+        while i < n:
+            d = first_d
+            while d < width:
                 # Nobody else writes this element, so the pairs of vector i are simply summed up.
                 total = d_out[b, d] if i == 0 else ZERO
                 for other in range(n):
@@ -128,6 +138,9 @@ def _interaction_backward_kernel(d_out, vectors, d_vectors):
                         high, low = max(i, other), min(i, other)
                         total += d_out[b, width + high * (high - 1) // 2 + low] * vectors[b, other, d]
                 d_vectors[b, i, d] = total
+                d += step_d
+            i += step_i
+        b += step_b
 
 
 def interaction_backward_cuda(d_out, vectors, d_vectors):

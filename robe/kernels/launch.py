@@ -11,8 +11,9 @@ BLOCKS = 2 if config.ENABLE_CUDASIM else 4096  # along each axis
 def launch(kernel, work: tuple[int, ...], *arguments) -> None:
     """Run a kernel that strides over `work`: 1 to 3 sizes, that of neighbouring addresses first.
 
-    A kernel over several axes needs no division to find its place, and neighbouring threads stand along the
-    first axis, so their reads and writes are merged. Nothing is started where there is no work. In the
+    A kernel over several axes needs no division to find its place (nor with `while`, as Numba divides to
+    count the rounds of a strided `range`), and neighbouring threads stand along the first axis, so their
+    reads and writes are merged. Nothing is started where there is no work. In the
     simulator, device memory is host memory: NumPy arrays, strided views too, are used in place.
     """
     if 0 in work:

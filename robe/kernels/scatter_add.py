@@ -16,18 +16,14 @@ the last bits from run to run.
 import numpy as np
 from numba import cuda, get_num_threads, njit, prange
 
-from robe.kernels.hashing import SlotMap, flip, run_at, slots_reference
+from robe.kernels.cost import Cost
+from robe.kernels.hashing import flip, run_at, slots_reference
 from robe.kernels.launch import launch
 
 
-def bytes_moved(rows: int, features: int, slot_map: SlotMap, itemsize: int = 4) -> int:
-    """Bytes an update must move: each gradient read, its slot read and written, each id read once."""
-    return rows * features * (3 * int(slot_map.width) * itemsize + 4)
-
-
-def flops(rows: int, features: int, slot_map: SlotMap) -> int:
-    """Floating-point operations: a product and a sum per element."""
-    return 2 * rows * features * int(slot_map.width)
+def scatter_add_cost(d_vectors, ids, base, slot_map, scale, out) -> Cost:
+    """Each id and gradient read, each slot read and written; a product and a sum per element."""
+    return Cost(ids.nbytes + 3 * d_vectors.nbytes, 2 * d_vectors.size)
 
 
 def scatter_add_reference(d_vectors, ids, base, slot_map, scale, out):
@@ -60,12 +56,18 @@ def scatter_add_cpu(d_vectors, ids, base, slot_map, scale, out):
 def _scatter_add_kernel(d_vectors, ids, base, slot_map, scale, out):
     first_i, first_b, first_f = cuda.grid(3)
     step_i, step_b, step_f = cuda.gridsize(3)
-    for f in range(first_f, d_vectors.shape[1], step_f):
-        for b in range(first_b, d_vectors.shape[0], step_b):
+    f = first_f
+    while f < d_vectors.shape[1]:
+        b = first_b
+        while b < d_vectors.shape[0]:
             token = base[f] + np.uint64(ids[b, f])
-            for i in range(first_i, d_vectors.shape[2], step_i):
+            i = first_i
+            while i < d_vectors.shape[2]:
                 slot, _, bits = run_at(slot_map, token, np.uint64(i))
                 cuda.atomic.add(out, slot, scale * flip(d_vectors[b, f, i], bits, 0))
+                i += step_i
+            b += step_b
+        f += step_f
 
 
 def scatter_add_cuda(d_vectors, ids, base, slot_map, scale, out):

@@ -5,16 +5,13 @@ gradient (N,) float, parameters (N,) float; rate: the learning rate
 
 from numba import cuda, njit, prange
 
+from robe.kernels.cost import Cost
 from robe.kernels.launch import launch
 
 
-def bytes_moved(size: int, itemsize: int = 4) -> int:
-    """Bytes a step must move: gradient and parameter read, parameter written."""
-    return 3 * size * itemsize
-
-
-def flops(size: int) -> int:
-    return 2 * size
+def sgd_cost(gradient, rate, parameters) -> Cost:
+    """Gradient and parameter read, parameter written; a product and a sum."""
+    return Cost(3 * parameters.nbytes, 2 * parameters.size)
 
 
 def sgd_reference(gradient, rate, parameters):
@@ -33,8 +30,10 @@ def sgd_cpu(gradient, rate, parameters):
 
 @cuda.jit
 def _sgd_kernel(gradient, rate, parameters):
-    for i in range(cuda.grid(1), parameters.size, cuda.gridsize(1)):
+    i = cuda.grid(1)
+    while i < parameters.size:
         parameters[i] -= rate * gradient[i]
+        i += cuda.gridsize(1)
 
 
 def sgd_cuda(gradient, rate, parameters):

@@ -1,0 +1,292 @@
+"""Looking into the kernels: their code at every stage, what they occupy, whether they agree, their speed.
+
+Compiling for a GPU needs none: NVVM makes PTX for any compute capability, and NVIDIA's linker makes machine
+code of it and tells its registers. Both come with `pip install 'robe-dlrm[inspect]'`.
+"""
+
+import inspect
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+from numba import config, cuda, njit, prange, typeof, types
+
+from robe import RobeError
+from robe.kernels.cases import CASES, Case, calls
+from robe.kernels.launch import launch_shape
+from robe.kernels.operations import OPERATIONS, module, version
+
+# Warps that an SM of each compute capability holds, and the blocks; every one has 65,536 registers.
+SM_LIMITS = {
+    "7.5": (32, 16),
+    "8.0": (64, 32),
+    "8.6": (48, 16),
+    "8.9": (48, 24),
+    "9.0": (64, 32),
+    "10.0": (64, 32),
+}
+REGISTERS = 65536
+# Sizes of the MLPerf model at its batch, with 10 MB of weights: what `kernels bench` runs.
+BENCH = Case("mlperf", 2048, 26, 128, 32, 2_500_000)
+EXTRA = "pip install 'robe-dlrm[inspect]'"
+
+
+class InspectionError(RobeError):
+    """A view that cannot be had here; the message says what to install."""
+
+
+class Agreement(NamedTuple):
+    """How far a version is from the reference on a case: the worst |difference| / (1 + |reference|)."""
+
+    operation: str
+    version: str
+    case: str
+    error: float
+
+    @property
+    def good(self) -> bool:
+        # float32 sums of up to 48 values of order 10 in another order; NaN is not good either.
+        return self.error < 1e-4
+
+
+class Resources(NamedTuple):
+    """What one CUDA kernel occupies when compiled for a compute capability."""
+
+    registers: int  # per thread
+    spilled: int  # bytes of registers that went to memory, per thread
+    shared: int  # bytes of shared memory per block
+    occupancy: float  # share of an SM's warps that can be there at a time, for the block that is launched
+
+
+def versions_here() -> list[str]:
+    """The versions that run on this machine, besides the reference."""
+    return ["cpu", "cuda"] if config.ENABLE_CUDASIM or cuda.is_available() else ["cpu"]
+
+
+def check() -> Iterator[Agreement]:
+    """Every version that runs here against the reference, for every operation on every case."""
+    for operation in OPERATIONS:
+        for case in CASES:
+            call = calls(case)[operation]
+            expected = call.copy()
+            version(operation, "reference")(*expected.values())
+            for name in versions_here():
+                found = call.copy()
+                version(operation, name)(*found.values())
+                error = max(_error(expected[output], found[output]) for output in call.outputs)
+                yield Agreement(operation, name, case.name, error)
+
+
+def listing() -> Iterator[str]:
+    """Lines of text: every operation with what it does, its versions, and the cost of a call per row."""
+    yield f"{BENCH.features} features, D = {BENCH.width}"
+    yield f"{'operation':<22}{'bytes/row':>12}{'flops/row':>12}   what it does"
+    for operation, call in calls(BENCH).items():
+        moved, flops = version(operation, "cost")(*call.arguments.values())
+        first = module(operation).__doc__.splitlines()[0]
+        yield f"{operation:<22}{moved / BENCH.rows:>12,.0f}{flops / BENCH.rows:>12,.0f}   {first}"
+    yield "each as OPERATION_reference (NumPy), OPERATION_cpu (Numba) and OPERATION_cuda in robe/kernels/"
+
+
+def checking() -> Iterator[str]:
+    """Lines of text: the worst disagreement of each version; raises InspectionError if any is too large."""
+    bad = 0
+    for (operation, name), group in groupby(sorted(check()), key=lambda a: (a.operation, a.version)):
+        worst = max(group, key=lambda a: (not a.good, a.error))
+        bad += not worst.good
+        verdict = "ok" if worst.good else "FAIL"
+        yield f"{verdict:<5}{operation:<22}{name:<6}worst {worst.error:.1e} ({worst.case})"
+    if bad:
+        raise InspectionError(f"{bad} versions disagree with the reference; see the lines marked FAIL")
+
+
+def timing() -> Iterator[str]:
+    """Lines of text: the times of the CPU versions, each checked before it is timed."""
+    c = BENCH
+    yield f"{c.rows} rows, {c.features} features, D = {c.width}, Z = {c.block}, M = {c.memory:,}"
+    yield f"{'operation':<22}{'median':>12}{'fastest':>12}{'slowest':>12}{'GB/s':>8}{'of a copy':>11}"
+    for t in bench("cpu"):
+        times = "".join(f"{1e3 * seconds:>9.3f} ms" for seconds in (t.seconds, t.fastest, t.slowest))
+        yield f"{t.operation:<22}{times}{t.bandwidth / 1e9:>8.1f}{t.share:>10.0%}"
+
+
+def show(operation: str | None, form: str, capability: str) -> str:
+    """One operation as `source`, `ptx`, `sass`, `asm`, `llvm` or `registers`."""
+    if operation not in OPERATIONS:
+        raise InspectionError(f"no kernel {operation!r}; name one of {', '.join(OPERATIONS)}")
+    if capability not in SM_LIMITS:
+        raise InspectionError(f"--cc {capability}: choose one of {', '.join(SM_LIMITS)}")
+    if form == "registers":
+        used = resources(operation, capability)
+        return (
+            f"{operation}, compute capability {capability}: {used.registers} registers, "
+            f"{used.spilled} B spilled, {used.shared} B shared, {used.occupancy:.0%} of the warps fit"
+        )
+    if form == "source":
+        return source(operation)
+    if form in ("asm", "llvm"):
+        return cpu_code(operation, form)
+    return {"ptx": ptx, "sass": sass}[form](operation, capability)
+
+
+def _error(expected: np.ndarray, found: np.ndarray) -> float:
+    return float(np.max(np.abs(found - expected) / (1 + np.abs(expected)), initial=0))
+
+
+def source(operation: str) -> str:
+    """The file of an operation."""
+    return inspect.getsource(module(operation))
+
+
+def cpu_code(operation: str, form: str) -> str:
+    """The CPU version as LLVM IR (`llvm`) or assembly of this machine (`asm`)."""
+    name = f"{operation}_cpu"
+    call = calls(CASES[1])[operation]
+    compiled = getattr(module(operation), f"_{operation}", None) or version(operation, "cpu")
+    # Compiled anew, since what comes from the cache has lost its text.
+    options = {name: value for name, value in compiled.targetoptions.items() if name != "nopython"}
+    fresh = njit(**options)(compiled.py_func)
+    with mock.patch.object(module(operation), compiled.py_func.__name__, fresh):
+        version(operation, "cpu")(*call.copy().values())
+    texts = fresh.inspect_llvm() if form == "llvm" else fresh.inspect_asm()
+    return f"; {name}\n" + "\n".join(texts.values())
+
+
+def ptx(operation: str, capability: str) -> str:
+    """The CUDA kernel as PTX for a compute capability such as `9.0`."""
+    kernel = _kernel(operation)
+    arguments = calls(CASES[1])[operation].arguments
+    signature = tuple(types.float32 if isinstance(a, float) else typeof(a) for a in arguments.values())
+
+    class Device:
+        compute_capability = tuple(map(int, capability.split(".")))
+
+    try:
+        # Numba compiles functions that a kernel calls for the device at hand. There may be none.
+        with mock.patch("numba.cuda.dispatcher.get_current_device", return_value=Device):
+            return cuda.compile_ptx(kernel.py_func, signature, cc=Device.compute_capability)[0]
+    except Exception as error:
+        if "libnv" not in str(error) and "NVVM" not in str(error):
+            raise
+        raise InspectionError(f"NVIDIA's compiler is not installed: {EXTRA}") from None
+
+
+def cubin(text: str, capability: str) -> tuple[bytes, str]:
+    """Machine code of PTX text, and what the linker says of its registers."""
+    try:
+        from cuda.bindings import nvjitlink
+    except ImportError:
+        raise InspectionError(f"NVIDIA's linker is not installed: {EXTRA}") from None
+    options = [f"-arch=sm_{capability.replace('.', '')}", "-verbose"]
+    handle = nvjitlink.create(len(options), options)
+    try:
+        nvjitlink.add_data(handle, nvjitlink.InputType.PTX, text.encode(), len(text), "kernel")
+        nvjitlink.complete(handle)
+        log = bytearray(nvjitlink.get_info_log_size(handle))
+        nvjitlink.get_info_log(handle, log)
+        code = bytearray(nvjitlink.get_linked_cubin_size(handle))
+        nvjitlink.get_linked_cubin(handle, code)
+    finally:
+        nvjitlink.destroy(handle)
+    return bytes(code), log.decode(errors="replace")
+
+
+def resources(operation: str, capability: str) -> Resources:
+    """Registers, spills, shared memory and theoretical occupancy of a CUDA kernel."""
+    _, log = cubin(ptx(operation, capability), capability)
+    registers = int(re.search(r"Used (\d+) registers", log)[1])
+    spilled = sum(map(int, re.findall(r"(\d+) bytes spill", log)))
+    shared = int(re.search(r"(\d+) bytes smem", log)[1])
+    return Resources(registers, spilled, shared, occupancy(registers, capability))
+
+
+def occupancy(registers: int, capability: str) -> float:
+    """Share of an SM's warps that fit by registers, in blocks of the size that `launch` takes."""
+    _, threads = launch_shape((BENCH.width, BENCH.rows, BENCH.features))
+    warps_per_block = int(np.prod(threads)) // 32
+    warps, blocks = SM_LIMITS[capability]
+    # Registers are given out to a warp 256 at a time, and warps come in fours.
+    fitting = REGISTERS // (-(-registers * 32 // 256) * 256) // 4 * 4
+    return min(min(fitting, warps) // warps_per_block, blocks) * warps_per_block / warps
+
+
+def sass(operation: str, capability: str) -> str:
+    """The CUDA kernel as machine code, disassembled."""
+    beside = [p for p in Path(cuda.__file__).parents if (p / "nvidia").is_dir()]
+    tool = shutil.which("nvdisasm") or next(
+        (str(t) for p in beside for t in p.glob("nvidia/*/bin/nvdisasm")), None
+    )
+    if tool is None:
+        raise InspectionError(f"nvdisasm is not installed: {EXTRA}")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin(ptx(operation, capability), capability)[0])
+        file.flush()
+        return subprocess.run([tool, file.name], check=True, capture_output=True, text=True).stdout
+
+
+def _kernel(operation: str):
+    kernel = getattr(module(operation), f"_{operation}_kernel", None)
+    if kernel is None:
+        raise InspectionError(
+            f"{operation} has no CUDA kernel of its own; it is made of others, see its source"
+        )
+    return kernel
+
+
+class Timing(NamedTuple):
+    """Median and extremes of a call's time in seconds, and the bytes it moved per second at the median."""
+
+    operation: str
+    version: str
+    seconds: float
+    fastest: float
+    slowest: float
+    bandwidth: float
+    share: float  # of the bandwidth of a plain copy
+
+
+@njit(parallel=True)
+def _copy(source, out):
+    for i in prange(source.size):
+        out[i] = source[i]
+
+
+def bench(name: str, repeats: int = 7) -> Iterator[Timing]:
+    """Time a version of every operation on host arrays, after comparing it with the reference.
+
+    The first row is a plain copy of the largest output, with as many threads: the limit of the rest.
+    """
+    sample = calls(BENCH)
+    largest = sample["gather"].arguments["out"]
+    copy_bandwidth = 0.0
+    flat = np.zeros(largest.size, np.float32)
+    jobs = {"copy": (lambda: _copy(flat, largest.reshape(-1)), 2 * largest.nbytes)}
+    for operation, call in sample.items():
+        expected, found = call.copy(), call.copy()
+        version(operation, "reference")(*expected.values())
+        version(operation, name)(*found.values())
+        error = max(_error(expected[o], found[o]) for o in call.outputs)
+        if not error < 1e-3:
+            raise InspectionError(f"{operation}: the {name} version is wrong by {error:g}; no time is told")
+        cost = version(operation, "cost")(*found.values())
+        jobs[operation] = (lambda o=operation, f=found: version(o, name)(*f.values()), cost.bytes_moved)
+    for operation, (job, moved) in jobs.items():
+        job()
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            job()
+            times.append(time.perf_counter() - start)
+        bandwidth = moved / median(times)
+        copy_bandwidth = copy_bandwidth or bandwidth
+        share = bandwidth / copy_bandwidth
+        yield Timing(operation, name, median(times), min(times), max(times), bandwidth, share)
