@@ -129,9 +129,7 @@ def predict(model: DLRM, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 def predict_batch(model: DLRM, dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Logits (B,) float32 on the host, for dense (B, n) and ids (B, F) from the host."""
-    backend = model.backend
-    ids = np.ascontiguousarray(ids[:, : model.embedding.features])
-    return backend.to_host(model.forward(backend.to_device(dense), backend.to_device(ids)))
+    return model.backend.to_host(model.forward(*_to_device(model, dense, ids)))
 
 
 def write_probabilities(model: DLRM, batches: Iterable, out: Path) -> int:
@@ -210,10 +208,15 @@ def _to_come(rows: Rows, config: TrainConfig, position: Position) -> Iterator[tu
 
 def _step(model: DLRM, label, dense, ids, rate: float):
     """One training step; returns the sum of the losses and the rows, the sum still on the device."""
-    to_device = model.backend.to_device
-    ids = np.ascontiguousarray(ids[:, : model.embedding.features])
-    losses = model.step(to_device(label), to_device(dense), to_device(ids), rate)
+    losses = model.step(model.backend.to_device(label), *_to_device(model, dense, ids), rate)
     return losses.sum(dtype="float64"), len(label)
+
+
+def _to_device(model: DLRM, dense: np.ndarray, ids: np.ndarray) -> tuple[Any, Any]:
+    """Dense values and ids where the model computes; of the ids those of the features that it uses."""
+    ids = np.ascontiguousarray(ids[:, : model.embedding.features])
+    model.embedding.check(ids)
+    return model.backend.to_device(dense), model.backend.to_device(ids)
 
 
 def _mean_loss(losses: list, step: int, config: TrainConfig, run: Path) -> float:

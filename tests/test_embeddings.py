@@ -89,6 +89,15 @@ def test_a_full_table_refuses_hashed_ids():
         create(settings(method="full"), HASHED, select("cpu"))
 
 
+def test_ids_beyond_a_table_are_refused():
+    """They would be read from another feature's rows, or from beyond the array."""
+    embedding = create(settings(method="full"), NUMBERED, select("cpu"))
+    embedding.check(np.array([[999, 9, 299]], np.uint32))
+    with pytest.raises(ConfigError, match="feature 1 has 10 rows, but an id of the data is 10"):
+        embedding.check(np.array([[999, 9, 299], [0, 10, 0]], np.uint32))
+    create(settings(weights=500), HASHED, select("cpu")).check(np.full((1, 3), 2**32 - 1, np.uint32))
+
+
 def test_affine_refuses_too_many_weights_before_allocating_them():
     with pytest.raises(ConfigError, match="use the hash `mix`"):
         create(settings(hash="affine", weights=3 * 10**12), HASHED, select("cpu"))

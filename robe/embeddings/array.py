@@ -6,8 +6,10 @@ The ROBE array and the full table differ only in the map and in the initial weig
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from robe.backend import Backend
-from robe.config import OptimizerConfig
+from robe.config import ConfigError, OptimizerConfig
 from robe.kernels.hashing import SlotMap
 
 
@@ -16,6 +18,7 @@ class ArrayEmbedding:
     """`memory` (M,) read through `slot_map`; a row is token = base[f] + id.
 
     table_weights: weights of the full table this stands for, and `table_note` says which table that is.
+    rows: rows of each feature's table; None where any 32-bit id has a place.
     """
 
     method: str
@@ -26,6 +29,7 @@ class ArrayEmbedding:
     backend: Backend
     table_weights: int
     table_note: str
+    rows: np.ndarray | None = None  # (F,)
     accumulator: Any = field(init=False, default=None)  # (M,) sum of squared gradients, for Adagrad
     gradient: Any = field(init=False, default=None)  # (M,) scratch, all 0 between steps, for Adagrad
 
@@ -41,6 +45,15 @@ class ArrayEmbedding:
     @property
     def width(self) -> int:
         return int(self.slot_map.width)
+
+    def check(self, ids: np.ndarray) -> None:
+        """Raise ConfigError if an id (B, F), still on the host, has no row: kernels would read elsewhere."""
+        if self.rows is not None and (ids >= self.rows).any():
+            b, f = np.argwhere(ids >= self.rows)[0]
+            raise ConfigError(
+                f"feature {f} has {self.rows[f]} rows, but an id of the data is {ids[b, f]}; the shards are not "
+                "those of the manifest, prepare the data again"
+            )
 
     def lookup(self, ids, out) -> None:
         """Write the vectors of `ids` (B, F) to `out` (B, F, D)."""

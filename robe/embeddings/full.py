@@ -32,4 +32,5 @@ def full_table(config: TrainConfig, data: DataSpec, backend: Backend, dtype="flo
         backend,
         rows * width,
         f"{rows:,} rows ({data.note})",
+        np.array(data.cardinalities, np.uint32),
     )
