@@ -51,8 +51,8 @@ class ArrayEmbedding:
         if self.rows is not None and (ids >= self.rows).any():
             b, f = np.argwhere(ids >= self.rows)[0]
             raise ConfigError(
-                f"feature {f} has {self.rows[f]} rows, but an id of the data is {ids[b, f]}; the shards are not "
-                "those of the manifest, prepare the data again"
+                f"feature {f} has {self.rows[f]} rows, but an id of the data is {ids[b, f]}; the shards are "
+                "not those of the manifest, prepare the data again"
             )
 
     def lookup(self, ids, out) -> None:

@@ -1,0 +1,99 @@
+"""The recipes of docs/debugging.md, run as they stand there, on a copy of the sources."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robe.kernels.hashing import locate, run_at, slot_map
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "debugging.md").read_text()
+
+
+def blocks(kind):
+    """What stands in the code blocks behind a comment of that kind, with the rest of the comment."""
+    found = re.findall(rf"<!-- {kind}(.*?) -->\n```\w*\n(.*?)```", PAGE, re.DOTALL)
+    return [(words.strip(), text) for words, text in found]
+
+
+RUN, TYPED = [text for _, text in blocks("run")], [text for _, text in blocks("type")]
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The sources, with the file that the recipes use."""
+    shutil.copytree(ROOT / "robe", tmp_path / "robe", ignore=shutil.ignore_patterns("__pycache__"))
+    ((name, text),) = blocks("file")
+    (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def shell(command, folder, typed=""):
+    # Plain `python` is the one of this environment, and what a user's shell would not set is left out.
+    dropped = ("NUMBA_ENABLE_CUDASIM", "NUMBA_DISABLE_JIT", "PYTHONBREAKPOINT")
+    environment = {k: v for k, v in os.environ.items() if k not in dropped}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    command = f"set -e; {command}"
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment,
+        input=typed,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_cuda_kernel_in_the_simulator(copy):
+    ((words, lines),) = blocks("insert")
+    name, before = re.fullmatch(r"(\S+) before (.*)", words).groups()
+    source = (copy / name).read_text()
+    kernel = source.index("def _gather_kernel")
+    place = source.rindex("\n", 0, source.index(before, kernel)) + 1
+    (copy / name).write_text(source[:place] + lines + source[place:])
+    done = shell(RUN[0], copy, TYPED[0])
+    assert done.returncode == 0, done.stderr
+    where, token, element = slot_map("mix", 8, 4, 1000), np.uint64(8), np.uint64(5)
+    slot, _, bits = run_at(where, token, element)
+    assert f"({slot}, {int(bits) & 1}, {float(slot)})" in done.stdout
+    assert str([int(x) for x in locate(where, token, element)]) in done.stdout
+
+
+def test_a_cpu_kernel_without_the_compiler(copy):
+    lines = (copy / "robe" / "kernels" / "gather.py").read_text().splitlines()
+    command = re.sub(
+        r"\{line of '(.*?)'\}",
+        lambda m: str(next(n for n, line in enumerate(lines, 1) if m[1] in line)),
+        RUN[1],
+    )
+    done = shell(command, copy, TYPED[1])
+    slot, length, bits = run_at(slot_map("mix", 8, 4, 1000), np.uint64(7), np.uint64(0))
+    assert f"({slot}, {length}, {bits})" in done.stdout
+    assert f"{'-' if bits & np.uint64(1) else ''}{slot}." in done.stdout.replace(" ", "")
+
+
+def test_where_a_nan_comes_from(copy):
+    done = shell(RUN[2], copy)
+    assert done.returncode == 1
+    assert "interaction.py" in done.stderr
+    assert "FloatingPointError: overflow encountered in matmul" in done.stderr
+
+
+def test_bounds_checking(copy):
+    done = shell(RUN[3], copy)
+    assert done.returncode == 1
+    assert "IndexError: index is out of bounds" in done.stderr
+
+
+def test_checking_the_kernels():
+    done = shell(RUN[4], ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ok ") == 10
+    assert len(RUN) == 5
