@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -11,16 +13,18 @@ from typing import Annotated, Literal
 import tyro
 
 from data_pipeline.batches import Rows
-from data_pipeline.manifest import MANIFEST, Manifest
+from data_pipeline.manifest import MANIFEST, SPLITS, Manifest
 from data_pipeline.prepare import PrepareConfig
 from data_pipeline.schema import PUBLIC_DATA_SETS, DataError
 from data_pipeline.synthetic import SyntheticConfig
 from robe import RobeError
 from robe.config import ConfigError, DataSpec, EmbeddingConfig, TrainConfig, from_json, resolve
+from robe.timeline import Timeline, no_phase
 
 # Options are named after their fields alone: --block, not --config.embedding.block.
 Flat = tyro.conf.OmitArgPrefixes
 Argument = tyro.conf.Positional
+BackendName = Literal["auto", "reference", "cpu", "cuda"]
 
 DEMO, DEMO_ROWS = Path("data/demo"), 1_000_000
 
@@ -58,6 +62,7 @@ def train(
     out: Path | None = None,
     resume: Path | None = None,
     baseline: bool = False,
+    profile: bool = False,
 ) -> None:
     """Train, evaluate and save a model; without --data, on synthetic data made for the purpose.
 
@@ -66,9 +71,11 @@ def train(
         out: The new folder of the run; default: runs/TIME-METHOD.
         resume: Go on with the run in this folder as if it had never stopped.
         baseline: Train the same model without categorical features too, for comparison.
+        profile: Print where the time goes, and write RUN/trace.json for chrome://tracing.
     """
     from robe import report
     from robe.backend import select
+    from robe.files import alone
     from robe.model import build
 
     if resume is not None:
@@ -83,23 +90,39 @@ def train(
         data = data or demo_data("dictionary" if config.embedding.method == "full" else "hash")
     manifest = Manifest.load(data)
     print(f"data: {data}: {manifest.describe()}")
+    if resume is not None and not manifest.same_rows(Manifest.load(run / "data")):
+        raise ConfigError(
+            f"{data}: not the rows {run} was trained on; name the folder that holds them with --data"
+        )
     # Whatever is refused is refused here, before there is a folder of the run.
-    rows = {split: Rows(manifest, split) for split in manifest.split}
+    rows = {split: Rows(manifest, split) for split in SPLITS}
     model = build(config, data_spec(manifest), select(config.backend))
     if resume is None:
         create_run(run, config, manifest, baseline)
     print(f"run: {run}", flush=True)
 
-    summary = fit(model, config, manifest, rows, run)
-    if baseline:
-        plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), target_auc=None)
-        model = build(plain, data_spec(manifest), select(config.backend))
-        summary["without_categories"] = fit(model, plain, manifest, rows, run / "without_categories")
-    print(report.finish(run, summary))
+    timeline = Timeline(model.backend.synchronize)
+    with alone(run):
+        try:
+            summary = fit(model, config, manifest, rows, run, timeline if profile else no_phase)
+            if profile:
+                timeline.write(run / "trace.json")
+                print(timeline.text())
+            if baseline:
+                plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), target_auc=None)
+                model = build(plain, data_spec(manifest), select(config.backend))
+                without = fit(model, plain, manifest, rows, run / "without_categories")
+                summary["without_categories"] = without
+            print(report.finish(run, summary))
+        except KeyboardInterrupt:
+            sys.exit(f"interrupted; go on with `python run.py train --resume {run}`")
 
 
 def evaluate(
-    run: Argument[Path], data: Path | None = None, split: Literal["test", "validation"] = "test"
+    run: Argument[Path],
+    data: Path | None = None,
+    split: Literal["test", "validation"] = "test",
+    backend: BackendName = "auto",
 ) -> None:
     """Print the metrics of a trained model as JSON.
 
@@ -107,30 +130,40 @@ def evaluate(
         run: The folder of a run.
         data: A folder made by `prepare`; default: the one of the run.
         split: Which half of the last day.
+        backend: Where to compute.
     """
     from robe import metrics
     from robe.train import predict
 
-    model, spec = load_model(run)
+    model, spec = load_model(run, backend)
     manifest = Manifest.load(data or read_run(run)[1]["data"])
     spec.require(manifest.fingerprint(), str(manifest.folder))
+    if data is None and not manifest.same_rows(Manifest.load(run / "data")):
+        raise ConfigError(
+            f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with --data"
+        )
     result = metrics.summary(*predict(model, Rows(manifest, split)))
     description = {"folder": str(manifest.folder), "description": manifest.describe()}
-    print(json.dumps({"run": str(run), "data": description, "split": split} | result, indent=1))
+    print(
+        json.dumps({"run": str(run), "data": description, "split": split} | result, indent=1, allow_nan=False)
+    )
 
 
-def predict(run: Argument[Path], file: Argument[Path], out: Path) -> None:
+def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: BackendName = "auto") -> None:
     """Write one click probability per input row, in the order of the input, as text.
 
     Args:
         run: The folder of a run.
         file: A raw log, text or gzip, with or without its label column; or a prepared folder.
         out: The file to write.
+        backend: Where to compute.
     """
     from data_pipeline.batches import raw_batches
     from robe.train import EVALUATION_BATCH, write_probabilities
 
-    model, spec = load_model(run)
+    model, spec = load_model(run, backend)
+    if out.exists() and file.exists() and out.samefile(file):
+        raise ConfigError(f"{out}: is the input; choose another --out")
     if file.is_dir():
         manifest = Manifest.load(file)
         spec.require(manifest.fingerprint(), str(file))
@@ -231,33 +264,34 @@ def data_spec(manifest: Manifest) -> DataSpec:
     return DataSpec(len(manifest.schema.dense), ids.cardinalities, ids.dialect, manifest.fingerprint(), note)
 
 
-def fit(model, config: TrainConfig, manifest: Manifest, rows: dict[str, Rows], run: Path) -> dict:
+def fit(
+    model, config: TrainConfig, manifest: Manifest, rows: dict[str, Rows], run: Path, phase=no_phase
+) -> dict:
     """Train a model, or go on where `run` stands; returns the summary with what is known of the data."""
     from robe.progress import progress_bar
     from robe.train import train
 
     with progress_bar(f"train {config.embedding.method}", "rows") as update:
-        summary = train(model, config, data_spec(manifest), rows, run, update)
+        summary = train(model, config, data_spec(manifest), rows, run, update, phase)
     bayes = manifest.synthetic and manifest.synthetic["bayes"]
     return summary | {"data": manifest.describe(), "bayes": bayes}
 
 
 def create_run(run: Path, config: TrainConfig, manifest: Manifest, baseline: bool) -> None:
     """Make the folder of a run, with all that using it later needs of the data."""
+    from data_pipeline.appearing import appearing
     from data_pipeline.dialects import DICTIONARY
 
-    if run.exists() and any(run.iterdir()):
+    if (run / "config.json").exists():
         raise ConfigError(f"{run}: exists; choose another --out, or go on with it by --resume {run}")
-    (run / "data").mkdir(parents=True)
-    for name in (MANIFEST, DICTIONARY):
-        if (manifest.folder / name).exists():
-            shutil.copy(manifest.folder / name, run / "data" / name)
-    settings = {
-        "config": dataclasses.asdict(config),
-        "data": str(manifest.folder.resolve()),
-        "baseline": baseline,
-    }
-    (run / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    with appearing(run, lambda: 0.0) as folder:
+        (folder / "data").mkdir()
+        for name in (MANIFEST, DICTIONARY):
+            if (manifest.folder / name).exists():
+                shutil.copy(manifest.folder / name, folder / "data" / name)
+        origin = str(manifest.folder.resolve())
+        settings = {"config": dataclasses.asdict(config), "data": origin, "baseline": baseline}
+        (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def read_run(run: Path) -> tuple[TrainConfig, dict]:
@@ -265,12 +299,13 @@ def read_run(run: Path) -> tuple[TrainConfig, dict]:
     path = run / "config.json"
     try:
         settings = json.loads(path.read_text())
-        return from_json(settings["config"]), settings
-    except (OSError, ValueError, KeyError) as error:
+        Path(settings["data"]), bool(settings["baseline"])
+        return resolve(from_json(settings["config"])), settings
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path}: not the settings of a run ({error}); give the folder of a run") from None
 
 
-def load_model(run: Path):
+def load_model(run: Path, backend: str):
     """The model of the newest checkpoint of a run, and what its data must look like."""
     from robe import checkpoint
     from robe.backend import select
@@ -278,7 +313,7 @@ def load_model(run: Path):
 
     newest = checkpoint.latest(run)
     config, spec, _ = checkpoint.read_state(newest)
-    model = build(config, spec, select(config.backend))
+    model = build(config, spec, select(backend))
     checkpoint.load_weights(newest, model)
     return model, spec
 
@@ -298,13 +333,28 @@ COMMANDS = {f.__name__: f for f in (train, evaluate, predict, synth, prepare, pl
 
 
 def main(arguments: list[str] | None = None) -> None:
+    # Asked to stop, the commands tidy up as they do for Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="run.py", description=__doc__, args=arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read the output has gone; without this Python complains once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit("interrupted; a run goes on with `python run.py train --resume RUN`")
+        sys.exit("interrupted")
+    except MemoryError as error:
+        fail(f"not enough memory: {error}; `python run.py plan` tells what is needed")
     except (DataError, RobeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
+        fail(str(error), getattr(error, "exit_code", 2))
+    except OSError as error:
+        fail(f"{error.filename or 'a file'}: {error.strerror}; check the path, the rights and the space")
+
+
+def fail(message: str, code: int = 2) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

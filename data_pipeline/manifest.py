@@ -18,6 +18,7 @@ from data_pipeline.schema import DataError, Schema
 
 FORMAT, VERSION = "robe-dlrm-shards", 1
 MANIFEST = "manifest.json"
+SPLITS = ("train", "test", "validation")
 KINDS = {"labels": np.dtype(np.int32), "dense": np.dtype(np.float32), "sparse": np.dtype(np.int32)}
 
 # A stretch of rows of one day: (day, first row, row after the last).
@@ -74,6 +75,13 @@ class Manifest:
         meaning = [self.schema.fingerprint(), self.dense_transform, self.ids.dialect, self.dictionary_sha256]
         return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
 
+    def same_rows(self, other: "Manifest") -> bool:
+        """Whether both describe the same rows, meaning the same, in the same splits."""
+        return self._rows() == other._rows()
+
+    def _rows(self):
+        return self.fingerprint(), [(day.rows, day.sha256) for day in self.days], self.split
+
     def describe(self) -> str:
         """What these data are, in one line."""
         kind = "SYNTHETIC data, no click in it is real" if self.synthetic else f"{self.schema.name} data"
@@ -91,7 +99,7 @@ class Manifest:
         """Read and validate `folder/manifest.json`; raises DataError with the remedy."""
         path = Path(folder) / MANIFEST
         if not path.is_file():
-            remedy = f"make the folder with `python run.py prepare --inputs FILE --out {folder}`"
+            remedy = f"make the folder with `python run.py prepare FILE --out {folder}`"
             raise DataError(f"{path}: not found; {remedy}")
         try:
             data = json.loads(path.read_text())
@@ -104,6 +112,9 @@ class Manifest:
             if schema.fingerprint() != data["schema_fingerprint"]:
                 raise DataError(f"{path}: the columns do not match their fingerprint; prepare the data again")
             ids = data["ids"]
+            for day, start, stop in (stretch for split in SPLITS for stretch in data["split"][split]):
+                if not 0 <= start < stop <= data["days"][day]["rows"]:
+                    raise ValueError(f"rows {start} to {stop} of day {day}")
             return cls(
                 schema=schema,
                 dense_transform=data["dense_transform"],
@@ -115,7 +126,7 @@ class Manifest:
                 dictionary_sha256=data["dictionary_sha256"],
                 folder=Path(folder),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise DataError(f"{path}: not a valid manifest ({error!r}); prepare the data again") from None
 
     def open_shard(self, day: int, kind: str) -> np.ndarray:

@@ -110,7 +110,8 @@ def verify(folder: Path | str) -> Manifest:
     manifest = Manifest.load(folder)
     for number, day in enumerate(manifest.days):
         for kind in KINDS:
-            if hashlib.sha256(manifest.open_shard(number, kind)).hexdigest() != day.sha256[kind]:
+            shard = manifest.open_shard(number, kind).astype(KINDS[kind], copy=False)
+            if hashlib.sha256(shard).hexdigest() != day.sha256[kind]:
                 path = manifest.folder / shard_name(number, kind)
                 raise DataError(f"{path}: its bytes are not those that were written; prepare the data again")
     if manifest.ids.dialect == "dictionary":
@@ -173,6 +174,8 @@ def _input_files(inputs: tuple[Path, ...]) -> list[Path]:
             raise DataError(f"{path}: {error.strerror}; check the path") from None
         if path.is_dir():
             raise DataError(f"{path}: is a folder; name log files, or one folder alone")
+        if not path.is_file():
+            raise DataError(f"{path}: is not an ordinary file; write the log to one first")
         identity = info.st_dev, info.st_ino
         if identity in seen:
             raise DataError(f"{path}: is the same file as {seen[identity]}; name each file once")
@@ -237,17 +240,29 @@ def _write_day(
 
 
 def _synthetic(files: list[Path], last_whole: bool) -> dict | None:
-    """What the generator says of its files, and of the two halves of the last if that is as it left it."""
+    """What the generator says of its files, and of the two halves of the last if that is a day as it left it.
+
+    None for files it did not write; raises DataError for a mixture, which nobody could name truly.
+    """
     path = files[-1].parent / FIGURES
     if not path.is_file():
         return None
     try:
         generator = json.loads(path.read_text())
         figures = generator.pop("files")
+        own = [file for file in files if file.name in figures]
+        same = [file for file in own if figures[file.name]["bytes"] == file.stat().st_size]
+        if not own:
+            return None
+        if same != files:
+            other = next(file for file in files if file not in same)
+            raise DataError(f"{other}: is not what {path} describes; keep synthetic files apart from others")
         bayes = None
-        if len(files) > 1 and last_whole and files[-1].name in figures:
-            halves = figures[files[-1].name]
-            bayes = {"test": halves["first_half"], "validation": halves["second_half"]}
+        if len(files) > 1 and last_whole:
+            last = figures[files[-1].name]
+            halves = {"test": last["first_half"], "validation": last["second_half"]}
+            # With one class alone there is nothing to rank.
+            bayes = halves if all(half["auc"] is not None for half in halves.values()) else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not what the generator writes ({error!r}); generate it again") from None
     return {"generator": generator, "bayes": bayes}

@@ -50,6 +50,18 @@ LARGEST = 2**31 - 1
 # The two characters of each byte in hexadecimal, as one number: (256,) uint16.
 HEX = np.frombuffer(bytes(range(256)).hex().encode(), np.uint16)
 
+# Beyond these the arithmetic of the law breaks down, or there is nothing left to learn.
+LIMITS = {
+    "scale": (1e-9, LARGEST // max(CRITEO_KAGGLE_CARDINALITIES)),
+    "base_rate": (1e-4, 0.9999),
+    "zipf": (0, 10),
+    "decay": (0, 10),
+    "dense": (0, 100),
+    "effects": (0, 100),
+    "pairs": (0, 100),
+    "seed": (0, 2**63 - 1),
+}
+
 
 @dataclass(frozen=True)
 class SyntheticConfig:
@@ -96,12 +108,9 @@ class Law:
 
     def __init__(self, config: SyntheticConfig):
         kaggle = np.array(CRITEO_KAGGLE_CARDINALITIES)
-        if not 0 < config.scale <= LARGEST // kaggle.max():
-            raise DataError(f"scale {config.scale}: must be above 0 and at most {LARGEST // kaggle.max()}")
-        if not 0 < config.base_rate < 1:
-            raise DataError(f"base_rate {config.base_rate}: must lie between 0 and 1")
-        if config.seed < 0:
-            raise DataError(f"seed {config.seed}: must not be negative")
+        for name, (least, most) in LIMITS.items():
+            if not least <= (value := getattr(config, name)) <= most:
+                raise DataError(f"--{name} {value}: must be from {least} to {most}".replace("_", "-"))
         floor = np.minimum(kaggle, MIN_CARDINALITY)
         self.cardinalities = np.maximum(kaggle * config.scale, floor).astype(np.int64)
         self.zipf, self.decay, self.seed = config.zipf, config.decay, config.seed
@@ -200,6 +209,7 @@ def write(config: SyntheticConfig, progress: Callable[[int, int], None] | None =
                     halves.append(tally)
             first, second = halves
             files[path.name] = {
+                "bytes": path.stat().st_size,
                 "all": (first + second).figures(),
                 "first_half": first.figures(),
                 "second_half": second.figures(),

@@ -46,10 +46,7 @@ def save(run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: 
     """Write checkpoint `step_NNNNNNNN` of a run and drop all but the newest ones."""
     folder = run / "checkpoints"
     target, partial = folder / f"step_{position.step:08d}", folder / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     weights = partial / "weights.safetensors"
-    save_file({name: model.backend.to_host(array) for name, array in model.state().items()}, weights)
     state = {
         "format": FORMAT,
         "version": VERSION,
@@ -57,14 +54,23 @@ def save(run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: 
         "position": dataclasses.asdict(position),
         "config": dataclasses.asdict(config),
         "data": dataclasses.asdict(data),
-        "weights_sha256": _sha256(weights),
     }
-    (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
-    for path in (weights, partial / "state.json", partial):
-        _sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    _sync(folder)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file({name: model.backend.to_host(array) for name, array in model.state().items()}, weights)
+        state["weights_sha256"] = _sha256(weights)
+        (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+        for path in (weights, partial / "state.json", partial):
+            _sync(path)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"{target}: cannot be written ({error}); make room, then go on with `run.py train --resume {run}`"
+        ) from None
     for old in saved(run)[:-KEPT]:
         shutil.rmtree(old)
     return target

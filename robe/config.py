@@ -180,6 +180,19 @@ def resolve(config: TrainConfig) -> TrainConfig:
             for value in values if isinstance(values, tuple) else (values,):
                 if value is not None and not (value > 0 and math.isfinite(value)):
                     raise ConfigError(f"--{name.replace('_', '-')} must be positive, not {value}")
+    for name, value, least, most in (
+        ("seed", config.seed, 0, 2**63 - 1),
+        ("hash-seed", config.embedding.hash_seed, 0, 2**63 - 1),
+        ("batch", config.batch, 1, 2**31 - 1),
+        ("weights", config.embedding.weights or 1, 1, 2**48),
+        # Smaller numbers are 0 in float32.
+        ("eps", optimizer.eps, 1e-37, math.inf),
+        ("warmup-steps", optimizer.warmup_steps, 0, math.inf),
+        ("decay-start", optimizer.decay_start or 0, 0, math.inf),
+        ("target-auc", config.target_auc or 1, 0, 1),
+    ):
+        if not least <= value <= most:
+            raise ConfigError(f"--{name} must be from {least} to {most}, not {value}")
     if optimizer.decay_start is not None and optimizer.decay_steps < 1:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
     return config
@@ -196,6 +209,8 @@ def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, 
         weights = int(config.megabytes * 1e6 / 4)
     else:
         weights = int(sum(cardinalities) * width / (config.compression or DEFAULT_COMPRESSION))
+    if weights > 2**48:
+        raise ConfigError(f"an array of {weights} weights is too large; see what fits with `run.py plan`")
     if weights < config.block:
         raise ConfigError(
             f"an array of {weights} weights is smaller than one block of {config.block}; "

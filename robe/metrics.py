@@ -36,15 +36,16 @@ def entropy(rate: float) -> float:
     return float(-sum(p * np.log(p) for p in (rate, 1 - rate) if p > 0))
 
 
-def summary(label: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+def summary(label: np.ndarray, logits: np.ndarray) -> dict[str, float | None]:
     """All metrics of predictions. `normalised_entropy` is the log loss over that of the base rate
-    (He et al., 2014): below 1 the model knows something."""
+    (He et al., 2014): below 1 the model knows something. With one class alone, it and the AUC are None."""
     rate = float(np.mean(label, dtype=np.float64))
     loss = log_loss(label, logits)
+    two_classes = 0 < rate < 1
     return {
-        "auc": auc(label, logits),
+        "auc": auc(label, logits) if two_classes else None,
         "log_loss": loss,
-        "normalised_entropy": loss / entropy(rate) if 0 < rate < 1 else float("nan"),
+        "normalised_entropy": loss / entropy(rate) if two_classes else None,
         "base_rate": rate,
         "rows": len(label),
     }

@@ -19,6 +19,7 @@ from robe.embeddings import ArrayEmbedding, create
 from robe.kernels.interaction import out_width
 from robe.layers import MLP
 from robe.optim import DenseOptimizer
+from robe.timeline import Phase, no_phase
 
 EVALUATION_BATCH = 2048
 
@@ -101,11 +102,15 @@ class DLRM:
         self.bottom.backward(self.backend.xp.ascontiguousarray(d_vectors[:, 0]), want_input=False)
         return losses
 
-    def step(self, label, dense, ids, rate: float):
+    def step(self, label, dense, ids, rate: float, phase: Phase = no_phase):
         """One training step on a batch; returns the losses (B,) before it, valid until the next."""
-        losses = self.backward(self.forward(dense, ids), label)
-        self.embedding.update(ids, self.d_vectors[: len(label), 1:], rate)
-        self.optimizer.update(self.dense_gradient, rate)
+        with phase("forward"):
+            logits = self.forward(dense, ids)
+        with phase("backward"):
+            losses = self.backward(logits, label)
+        with phase("update"):
+            self.embedding.update(ids, self.d_vectors[: len(label), 1:], rate)
+            self.optimizer.update(self.dense_gradient, rate)
         return losses
 
     def state(self) -> dict[str, Any]:

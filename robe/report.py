@@ -1,9 +1,11 @@
 """What a training run leaves to read and to look at: summary.json, curves.png, a few lines of text."""
 
 import json
+import math
 from pathlib import Path
 
 from robe.config import DataSpec, TrainConfig
+from robe.files import write_whole
 from robe.train import read_log
 
 
@@ -13,9 +15,14 @@ def finish(run: Path, summary: dict) -> str:
     summary: of robe.train.train, with `data` (a description), `bayes` (the best possible metrics per split,
     or None) and, where there is such a run in RUN/without_categories, its summary as `without_categories`.
     """
-    (run / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    write_whole(run / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     draw_curves(run, summary)
     return text(summary)
+
+
+def number(value: float | None, less: float | None = 0.0) -> str:
+    """A metric, or its difference from another, which are None where there was one class alone."""
+    return "undefined" if value is None or less is None else f"{value - less:.4f}"
 
 
 def text(summary: dict) -> str:
@@ -24,19 +31,19 @@ def text(summary: dict) -> str:
     lines = [
         f"{summary['method']}: {summary['stopped']}; {summary['steps']:,} steps, "
         f"{summary['rows_trained']:,} rows in {summary['seconds']:.1f} s, evaluations included",
-        f"test AUC {test['auc']:.4f}, log loss {test['log_loss']:.4f} ({test['rows']:,} rows, "
-        f"base rate {test['base_rate']:.4f}); validation AUC {validation['auc']:.4f}",
+        f"test AUC {number(test['auc'])}, log loss {test['log_loss']:.4f} ({test['rows']:,} rows, "
+        f"base rate {test['base_rate']:.4f}); validation AUC {number(validation['auc'])}",
     ]
     if bayes := summary["bayes"]:
         best = bayes["test"]
         lines.append(
             f"best possible on the test half (Bayes): AUC {best['auc']:.4f}, "
-            f"log loss {best['log_loss']:.4f}; this run is {best['auc'] - test['auc']:.4f} AUC below"
+            f"log loss {best['log_loss']:.4f}; this run is {number(best['auc'], test['auc'])} AUC below"
         )
     if other := summary.get("without_categories"):
         lines.append(
-            f"the same model without categorical features: test AUC {other['test']['auc']:.4f}; "
-            f"this run is {test['auc'] - other['test']['auc']:.4f} AUC above"
+            f"the same model without categorical features: test AUC {number(other['test']['auc'])}; "
+            f"this run is {number(test['auc'], other['test']['auc'])} AUC above"
         )
     if summary["compression"]:
         lines.append(
@@ -63,7 +70,11 @@ def draw_curves(run: Path, summary: dict) -> None:
         log = list(read_log(folder / "metrics.jsonl"))
         color = f"C{index}"
         training = [(e["step"], e["loss"]) for e in log if e["kind"] == "train"]
-        validation = [(e["step"], e["log_loss"], e["auc"]) for e in log if e["kind"] == "validation"]
+        validation = [
+            (e["step"], e["log_loss"], math.nan if e["auc"] is None else e["auc"])
+            for e in log
+            if e["kind"] == "validation"
+        ]
         if training:
             label = f"training{suffix}"
             loss_axes.plot(*zip(*training, strict=True), color=color, alpha=0.35, label=label)

@@ -9,6 +9,7 @@ yields `(label, dense, ids)`.
 
 import json
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +23,10 @@ import numpy as np
 from robe import RobeError, __version__, checkpoint, metrics
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig
+from robe.files import write_whole
 from robe.model import DLRM, EVALUATION_BATCH
 from robe.optim import learning_rate
+from robe.timeline import Phase, no_phase
 
 LOGS_PER_EVALUATION = 5
 EVALUATIONS_PER_EPOCH = 10
@@ -52,10 +55,12 @@ def train(
     rows: dict[str, Rows],
     run: Path,
     progress: Callable[..., None] = lambda done, total, note="": None,
+    phase: Phase = no_phase,
 ) -> dict:
     """Train a new model to the end of its configuration, from the newest checkpoint of `run` if it has one.
 
-    rows: the splits `train`, `validation` and `test`. Returns the summary of the run.
+    rows: the splits `train`, `validation` and `test`; phase: times the parts of the loop. Returns the summary
+    of the run.
     Raises TrainingError if the loss or a weight is not finite; the last good checkpoint stays.
     """
     steps_per_epoch = math.ceil(rows["train"].count / config.batch)
@@ -79,25 +84,28 @@ def train(
     started, losses, loss, validation = time.perf_counter() - log.seconds(), [], math.nan, None
     with closing(_to_come(rows["train"], config, position)) as batches:
         while not reached and position.step < total:
-            position, (label, dense, ids) = next(batches)
+            with phase("load"):
+                position, batch = next(batches)
             step, at_end = position.step, position.step == total
             evaluates = step % evaluate_every == 0 or at_end
             saves = step % checkpoint_every == 0 or at_end
             rate = learning_rate(config.optimizer, step - 1)
-            losses.append(_step(model, label, dense, ids, rate))
+            losses.append(_step(model, batch, rate, phase))
             if step % log_every == 0 or evaluates or saves:
                 loss = _mean_loss(losses, step, config, run)
                 losses = []
                 log.write(kind="train", step=step, loss=loss, lr=rate, seconds=time.perf_counter() - started)
             progress(step * config.batch, total * config.batch, f"loss {loss:.4f}")
             if evaluates:
-                validation = metrics.summary(*predict(model, rows["validation"]))
+                with phase("evaluate"):
+                    validation = metrics.summary(*predict(model, rows["validation"]))
                 seconds = time.perf_counter() - started
                 log.write(kind="validation", step=step, seconds=seconds, **validation)
-                reached = validation["auc"] >= target
+                reached = (validation["auc"] or 0.0) >= target
             if saves or reached:
-                _check_finite(model, step, config, run)
-                checkpoint.save(run, model, config, data, position)
+                with phase("checkpoint"):
+                    _check_finite(model, step, config, run)
+                    checkpoint.save(run, model, config, data, position)
     rows_trained = position.epoch * rows["train"].count + position.epoch_step * config.batch
     return {
         "stopped": "target AUC reached" if reached else "all epochs done",
@@ -137,7 +145,10 @@ def write_probabilities(model: DLRM, batches: Iterable, out: Path) -> int:
 
     batches: of anything whose last two parts are dense (B, n) and ids (B, F).
     """
-    partial, count = out.with_name(f".{out.name}.partial"), 0
+    out = out.resolve()
+    if out.exists() and not out.is_file():
+        raise ConfigError(f"{out}: is not an ordinary file; choose another --out")
+    partial, count = out.with_name(f".{out.name}.partial-{os.getpid()}"), 0
     try:
         with partial.open("w") as file:
             for *_, dense, ids in batches:
@@ -165,9 +176,7 @@ class Log:
     def __init__(self, path: Path, step: int):
         lines = path.read_text().splitlines() if path.exists() else []
         self.entries = [entry for entry in map(_parse, lines) if entry and entry["step"] <= step]
-        kept = path.with_suffix(".partial")
-        kept.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
-        kept.replace(path)
+        write_whole(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
         self.path = path
 
     def write(self, **entry: Any) -> None:
@@ -180,7 +189,7 @@ class Log:
         return self.entries[-1]["seconds"] if self.entries else 0.0
 
     def best_validation_auc(self) -> float:
-        return max((e["auc"] for e in self.entries if e["kind"] == "validation"), default=-math.inf)
+        return max((e["auc"] or 0.0 for e in self.entries if e["kind"] == "validation"), default=0.0)
 
 
 def read_log(path: Path) -> Iterator[dict]:
@@ -206,9 +215,12 @@ def _to_come(rows: Rows, config: TrainConfig, position: Position) -> Iterator[tu
                 yield position, batch
 
 
-def _step(model: DLRM, label, dense, ids, rate: float):
-    """One training step; returns the sum of the losses and the rows, the sum still on the device."""
-    losses = model.step(model.backend.to_device(label), *_to_device(model, dense, ids), rate)
+def _step(model: DLRM, batch, rate: float, phase: Phase) -> tuple[Any, int]:
+    """One training step; returns the sum of the losses, still on the device, and the rows."""
+    label, dense, ids = batch
+    with phase("copy"):
+        label, (dense, ids) = model.backend.to_device(label), _to_device(model, dense, ids)
+    losses = model.step(label, dense, ids, rate, phase)
     return losses.sum(dtype="float64"), len(label)
 
 

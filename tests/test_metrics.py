@@ -71,3 +71,11 @@ def test_summary():
     assert result["auc"] == 0.5
     # Predicting the base rate for every row is what normalised entropy 1 means; logits are float32.
     assert result["normalised_entropy"] == pytest.approx(1, abs=1e-6)
+
+
+def test_one_class_alone_has_no_auc():
+    """JSON has no NaN, so what is not defined is None."""
+    result = metrics.summary(np.zeros(3, np.uint8), np.zeros(3, np.float32))
+    assert result["auc"] is None
+    assert result["normalised_entropy"] is None
+    assert result["log_loss"] == pytest.approx(math.log(2))

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import subprocess
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -353,28 +354,76 @@ def test_verify_names_the_broken_shard(tmp_path, kind, harm, match):
 
 def test_what_the_generator_knows_is_kept(tmp_path):
     files, texts = days(tmp_path / "raw", [6, 5])
-    figures = {
-        "day_0": {"all": {"auc": 0.1}, "first_half": {"auc": 0.2}, "second_half": {"auc": 0.3}},
-        "day_1": {"all": {"auc": 0.9}, "first_half": {"auc": 0.8}, "second_half": {"auc": 0.7}},
-    }
-    (tmp_path / "raw" / "synthetic.json").write_text(json.dumps({"note": "made up", "files": figures}))
-    generator = {"note": "made up"}
 
-    halves = {"test": {"auc": 0.8}, "validation": {"auc": 0.7}}
+    def describe():
+        """What a generator that wrote the files as they are says of them."""
+        parts = ("all", "first_half", "second_half")
+        figures = {
+            file.name: {"bytes": file.stat().st_size, **{part: {"auc": f"{part} of {day}"} for part in parts}}
+            for day, file in enumerate(files)
+        }
+        (tmp_path / "raw" / "synthetic.json").write_text(json.dumps({"note": "made up", "files": figures}))
+
+    describe()
+    generator = {"note": "made up"}
+    halves = {"test": {"auc": "first_half of 1"}, "validation": {"auc": "second_half of 1"}}
     assert run(files, tmp_path / "all").synthetic == {"generator": generator, "bayes": halves}
     # The figures are those of files, not of the blocks of one file ...
     assert run(files[1:], tmp_path / "one", blocks=2).synthetic == {"generator": generator, "bayes": None}
-    # ... nor of a file that lost a line in the meantime, unless that is a day of training.
+    # ... nor of rows of which one was rejected, unless that is in a day of training.
     write(files[0], [b"bad", *texts[0]])
+    describe()
     first = run(files, tmp_path / "train", bad_rows="skip")
     assert first.synthetic == {"generator": generator, "bayes": halves}
     write(files[1], [*texts[1], b"bad"])
+    describe()
     last = run(files, tmp_path / "last", bad_rows="skip")
     assert last.synthetic == {"generator": generator, "bayes": None}
 
 
+def test_what_the_generator_says_of_other_files_is_not_believed(tmp_path):
+    files, texts = days(tmp_path / "raw", [6, 5])
+    figures = {"day_0": {"bytes": files[0].stat().st_size}}
+    (tmp_path / "raw" / "synthetic.json").write_text(json.dumps({"files": figures}))
+    fails(tmp_path, "day_1: is not what .*synthetic.json describes; keep synthetic files apart", *files)
+    real = files[1].rename(tmp_path / "raw" / "real")
+    assert run([real], tmp_path / "one", blocks=2).synthetic is None
+    write(files[0], texts[0][:5])
+    fails(tmp_path, "day_0: is not what .*synthetic.json describes", files[0], blocks=2)
+
+
 def test_a_broken_description_of_the_generator(tmp_path):
     files, _ = days(tmp_path / "raw", [6, 5])
-    for text in ("{", "[]", '{"files": {"day_1": {}}}'):
+    for text in ("{", "[]", '{"files": {"day_0": {}, "day_1": {}}}'):
         (tmp_path / "raw" / "synthetic.json").write_text(text)
         fails(tmp_path, r"synthetic\.json: not what the generator writes", *files)
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_at_once(tmp_path, monkeypatch):
+    files, _ = days(tmp_path / "raw", [6, 5])
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(DataError, match="is a mount point or the working directory"):
+        prepare(PrepareConfig(tuple(files), Path(".")))
+    with pytest.raises(DataError, match="mount point"):
+        prepare(PrepareConfig(tuple(files), Path("/dev/shm")))
+
+
+def test_a_link_to_an_empty_folder_is_followed(tmp_path):
+    files, _ = days(tmp_path / "raw", [6, 5])
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    run(files, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert Manifest.load(tmp_path / "real").rows("train") == 6
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    files, _ = days(tmp_path / "raw", [6, 5])
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    names = [f".out.partial-{gone.pid}", f".out.partial-{os.getppid()}"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    run(files, tmp_path / "out")
+    assert [(tmp_path / name).exists() for name in names] == [False, True]

@@ -82,7 +82,7 @@ def test_help(command, capsys):
 def test_a_run_leaves_its_files(trained):
     names = {path.name for path in (trained / "robe").iterdir()}
     assert names == {
-        *("config.json", "data", "metrics.jsonl", "summary.json", "curves.png", "checkpoints"),
+        *(".lock", "config.json", "data", "metrics.jsonl", "summary.json", "curves.png", "checkpoints"),
         "without_categories",
     }
     summary = json.loads((trained / "robe" / "summary.json").read_text())
@@ -122,7 +122,7 @@ def test_predictions_from_raw_text_are_those_of_evaluation(
     code, _, err = run("predict", trained / method, raw, "--out", tmp_path / "p", capsys=capsys)
     assert code == 0, err
     probabilities = np.loadtxt(tmp_path / "p")
-    model, _ = command_line.load_model(trained / method)
+    model, _ = command_line.load_model(trained / method, "cpu")
     manifest = Manifest.load(folder / ids)
     logits = np.concatenate([predict(model, Rows(manifest, split))[1] for split in ("test", "validation")])
     # float32 matrix products of batches of other sizes, then nine digits.
@@ -142,12 +142,12 @@ def test_evaluate_agrees_with_the_summary(trained, capsys):
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(folder, tmp_path):
-    """SIGKILL at a random moment, more than once; in a process of its own, as a user's would be."""
+    """SIGKILL at a random moment, twice; in a process of its own, as a user's would be."""
     common = ["--data", folder / "hash", *TINY, "--epochs", "6", "--checkpoint-every", "7"]
     whole = start("train", *common, "--out", tmp_path / "whole", cwd=tmp_path)
     _, errors = whole.communicate()
     assert whole.returncode == 0, errors
-    generator = random.Random(os.urandom(8))
+    generator = random.Random(1)
     arguments, killed = ["train", *common, "--out", tmp_path / "part"], 0
     log = tmp_path / "part" / "metrics.jsonl"
     while True:
@@ -205,6 +205,19 @@ def test_doctor(folder, capsys):
     assert "FAIL" not in out
     assert "overfits one batch of it" in out
     assert "all checksums hold" in out
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    command = f"'{sys.executable}' '{ROOT / 'run.py'}' plan | true"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_the_remedy_for_a_missing_folder_is_a_command_that_exists(folder, tmp_path, capsys):
+    _, _, err = run("train", "--data", tmp_path / "new", capsys=capsys)
+    remedy = re.search(r"`python run.py (.*)`", err)[1].replace("FILE", str(folder / "raw"))
+    assert run(*remedy.split(), capsys=capsys)[0] == 0
+    assert Manifest.load(tmp_path / "new").rows("test") == 1000
 
 
 class TestBadInput:
@@ -324,6 +337,70 @@ class TestBadInput:
         )
         shard.unlink()
         refused(*commands[0], message=f"{shard}: missing")
+
+    def test_a_run_does_not_go_on_with_other_rows(self, folder, trained, refused, tmp_path):
+        """Neither with those of another folder, nor with others that came to stand in the same one."""
+        raw = folder / "raw"
+        for name, files in (("first", ("day_0", "day_1", "day_2")), ("other", ("day_1", "day_0", "day_2"))):
+            command_line.main(["prepare", *(str(raw / f) for f in files), "--out", str(tmp_path / name)])
+        command_line.main(["train", "--data", str(tmp_path / "first"), "--out", str(tmp_path / "r"), *TINY])
+        refused(
+            "train",
+            "--resume",
+            tmp_path / "r",
+            "--data",
+            tmp_path / "other",
+            message="not the rows .*r was trained",
+        )
+        (tmp_path / "first").rename(tmp_path / "moved")
+        (tmp_path / "other").rename(tmp_path / "first")
+        refused(*resume, message="not the rows")
+        refused("evaluate", tmp_path / "r", message="no longer the rows of")
+        command_line.main(["train", "--resume", str(tmp_path / "r"), "--data", str(tmp_path / "moved")])
+
+    def test_a_run_in_use_is_refused(self, folder, trained, refused):
+        from robe.files import alone
+
+        # A lock belongs to the open file, so the same process is refused as another would be.
+        with alone(trained / "robe"):
+            refused("train", "--resume", trained / "robe", message="another process is training in it")
+
+    def test_predictions_do_not_replace_what_they_should_not(self, folder, trained, refused, tmp_path):
+        raw = tmp_path / "raw"
+        raw.write_bytes((folder / "raw" / "day_0").read_bytes())
+        os.mkfifo(tmp_path / "pipe")
+        predict = ["predict", trained / "robe", raw, "--out"]
+        refused(*predict, raw, message="is the input")
+        refused(*predict, tmp_path / "pipe", message="not an ordinary file")
+        refused(*predict, tmp_path, message="not an ordinary file")
+        assert raw.read_bytes() == (folder / "raw" / "day_0").read_bytes()
+
+    def test_where_nothing_can_be_written(self, folder, refused, tmp_path):
+        (tmp_path / "file").write_text("")
+        for command in (["train", "--data", folder / "hash"], ["prepare", folder / "raw"], ["synth"]):
+            refused(*command, "--out", tmp_path / "file" / "out", message="Not a directory")
+
+    def test_a_checkpoint_that_does_not_fit_on_the_disk(self, folder, tmp_path, capsys, monkeypatch):
+        from robe import checkpoint
+
+        def full(arrays, path):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(checkpoint, "save_file", full)
+        code, _, err = run("train", "--data", folder / "hash", "--out", tmp_path / "r", *TINY, capsys=capsys)
+        assert code == 2
+        assert re.search(r"step_\d+: cannot be written .*No space left.*--resume", err)
+        assert list((tmp_path / "r" / "checkpoints").iterdir()) == []
+        monkeypatch.undo()
+        assert run("train", "--resume", tmp_path / "r", capsys=capsys)[0] == 0
+
+    def test_more_than_there_is_memory(self, folder, refused):
+        train = ["train", "--data", folder / "hash"]
+        refused(*train, "--weights", 10**14, message="not enough memory.*run.py plan")
+        refused(*train, "--weights", 10**23, message="--weights must be from 1 to")
+        refused(*train, "--seed", "-1", message="--seed must be from 0")
+        refused(*train, "--target-auc", "nan", message="--target-auc must be from 0 to 1")
 
     def test_folders_that_are_something_else(self, folder, trained, refused, tmp_path):
         (tmp_path / "manifest.json").write_text("{}")

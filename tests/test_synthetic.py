@@ -94,7 +94,10 @@ def test_the_same_settings_give_the_same_bytes_packed_or_not(small):
         assert gzip.decompress(packed) == (small.out / name).read_bytes()
     plain, packed = (json.loads((out / "synthetic.json").read_text()) for out in (small.out, outs["packed"]))
     assert list(packed["files"]) == ["day_0.gz", "day_1.gz"]
-    assert list(packed["files"].values()) == list(plain["files"].values())
+    for file, (name, figures) in zip(plain["files"].values(), packed["files"].items(), strict=True):
+        assert figures.pop("bytes") == (outs["packed"] / name).stat().st_size
+        assert figures == {part: file[part] for part in figures}
+        assert len(figures) == 3
 
 
 def test_no_chunk_repeats_another(law):
@@ -128,7 +131,8 @@ def test_figures_are_those_of_the_true_probabilities(small):
         cut = zip(np.array_split(label, 2), np.array_split(logit, 2), strict=True)
         parts |= dict(zip(["first_half", "second_half"], cut, strict=True))
         figures = report["files"][f"day_{day}"]
-        assert list(figures) == list(parts)
+        assert list(figures) == ["bytes", *parts]
+        assert figures["bytes"] == (small.out / f"day_{day}").stat().st_size
         for part, rows in parts.items():
             expected = exact_figures(*rows)
             assert list(figures[part]) == list(expected)
@@ -312,10 +316,13 @@ def test_a_taken_folder_is_refused_and_kept(small):
         {"base_rate": 0},
         {"base_rate": 1},
         {"seed": -1},
+        {"zipf": float("nan")},
+        {"effects": float("inf")},
+        {"decay": -1e9},
     ],
 )
 def test_impossible_settings_are_refused(small, wrong):
-    with pytest.raises(DataError, match=next(iter(wrong))):
+    with pytest.raises(DataError, match=next(iter(wrong)).replace("_", "-")):
         write(replace(small, **wrong))
     assert not small.out.exists()
 
