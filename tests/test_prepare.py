@@ -312,7 +312,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     full = {"sparse": "/dev/full"}
     monkeypatch.setattr(module, "shard_name", lambda day, kind: full.get(kind, shard_name(day, kind)))
     # By the first error the first file has been read, and of the first day all but the ids are written.
-    match = rf"out: {os.strerror(errno.ENOSPC)}; about {{:,}} bytes are needed and [\d,]+ bytes were free"
+    match = rf"out: {os.strerror(errno.ENOSPC)}; at least {{:,}} bytes are needed and [\d,]+ bytes were free"
     size, other = (file.stat().st_size for file in files)
     needed = (2 * 128 + 300 * 14 * 4) * (size + other) / size
     fails(tmp_path, match.format(round(needed)), *files)

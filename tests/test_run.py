@@ -344,14 +344,8 @@ class TestBadInput:
         for name, files in (("first", ("day_0", "day_1", "day_2")), ("other", ("day_1", "day_0", "day_2"))):
             command_line.main(["prepare", *(str(raw / f) for f in files), "--out", str(tmp_path / name)])
         command_line.main(["train", "--data", str(tmp_path / "first"), "--out", str(tmp_path / "r"), *TINY])
-        refused(
-            "train",
-            "--resume",
-            tmp_path / "r",
-            "--data",
-            tmp_path / "other",
-            message="not the rows .*r was trained",
-        )
+        resume = ["train", "--resume", tmp_path / "r"]
+        refused(*resume, "--data", tmp_path / "other", message="not the rows .*r was trained")
         (tmp_path / "first").rename(tmp_path / "moved")
         (tmp_path / "other").rename(tmp_path / "first")
         refused(*resume, message="not the rows")
