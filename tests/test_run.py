@@ -297,6 +297,13 @@ class TestBadInput:
                 message=where,
             )
 
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+    def test_a_full_disk(self, folder, refused, tmp_path, monkeypatch):
+        """Every write to /dev/full fails as on a full disk."""
+        monkeypatch.setattr("data_pipeline.prepare.shard_name", lambda day, kind: "/dev/full")
+        message = "out: No space left on device; .*make room"
+        refused("prepare", folder / "raw", "--out", tmp_path / "out", message=message)
+
     def test_an_existing_folder_is_not_overwritten(self, folder, refused, tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine").write_text("keep")

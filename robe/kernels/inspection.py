@@ -164,6 +164,8 @@ def cpu_code(operation: str, form: str) -> str:
 def ptx(operation: str, capability: str) -> str:
     """The CUDA kernel as PTX for a compute capability such as `9.0`."""
     kernel = _kernel(operation)
+    if config.ENABLE_CUDASIM:
+        raise InspectionError("the simulator compiles nothing; unset NUMBA_ENABLE_CUDASIM")
     arguments = calls(CASES[1])[operation].arguments
     signature = tuple(types.float32 if isinstance(a, float) else typeof(a) for a in arguments.values())
 
