@@ -1,10 +1,11 @@
 """Ways to store embeddings, one file each, all with the same few verbs:
 
-lookup(ids, out)              ids (B, F) uint32 -> out (B, F, D)
-update(ids, d_vectors, rate)  one optimizer step from the gradient (B, F, D) of the vectors
-state()                       name -> array, everything a checkpoint must hold
-bytes()                       item -> bytes
-describe()                    what a summary says of it
+- `lookup(ids, out)`: ids (B, F) uint32 -> out (B, F, D)
+- `update(ids, d_vectors, rate)`: one optimizer step from the gradient (B, F, D) of the vectors
+- `check(ids)`: refuse ids that have no row, while they are still on the host
+- `state()`: name -> array, everything a checkpoint must hold
+- `bytes()`: item -> bytes
+- `describe()`: what a summary says of it
 """
 
 from robe.backend import Backend
