@@ -99,10 +99,11 @@ def test_sgd_and_adagrad(backend, reference, rng):
         # A product and a difference: one may be fused into the other.
         np.testing.assert_array_max_ulp(parameters, start - np.float32(0.5) * gradient, 2)
 
+        # An eps so large that it shows where it is added.
         parameters, accumulator = start.copy(), np.full(70, 0.25, np.float32)
-        kernels.adagrad(gradient, 0.5, 1e-8, accumulator, parameters)
+        kernels.adagrad(gradient, 0.5, 0.125, accumulator, parameters)
         total = 0.25 + gradient.astype(np.float64) ** 2
         np.testing.assert_allclose(accumulator, total, rtol=1e-6)
-        expected = start - 0.5 * gradient / (np.sqrt(total) + 1e-8)
+        expected = start - 0.5 * gradient / (np.sqrt(total) + 0.125)
         np.testing.assert_allclose(parameters, expected, rtol=1e-6, atol=1e-6)
         np.testing.assert_array_equal(parameters[:3], start[:3])

@@ -69,12 +69,11 @@ def test_seeds_change_the_weights_and_the_hash():
 
 
 def test_features_do_not_share_rows():
-    """The same id of another feature is another row."""
-    embedding = create(settings(weights=500), HASHED, select("cpu"))
-    out = np.empty((1, 3, 8), np.float32)
-    embedding.lookup(np.full((1, 3), 7, np.uint32), out)
-    assert (out[0, 0] != out[0, 1]).any()
-    assert (out[0, 1] != out[0, 2]).any()
+    """No id of a feature is a row of another one, neither the same id nor one nearby."""
+    embedding = create(settings(weights=5000), HASHED, select("cpu"))
+    out = np.empty((20, 3, 8), np.float32)
+    embedding.lookup(np.arange(20, dtype=np.uint32)[:, None].repeat(3, axis=1), out)
+    assert len(np.unique(out.reshape(60, 8), axis=0)) == 60
 
 
 def test_compression_names_what_it_is_counted_from():

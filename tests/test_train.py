@@ -143,6 +143,21 @@ def test_a_rate_that_is_too_high_is_noticed(tmp_path):
         train(settings, DATA, rows(), tmp_path / "run")
 
 
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    """The loss of step 6 is still fine: it was taken before the step that spoils the weights."""
+    monkeypatch.setattr("robe.train.learning_rate", lambda _, step: 0.1 if step < 5 else math.inf)
+    with pytest.raises(TrainingError, match=r"holds a value that is not finite in step 6; .*step_00000003"):
+        train(config(eval_every=100), DATA, rows(), tmp_path / "run")
+    assert checkpoint.latest(tmp_path / "run").name == "step_00000003"
+
+
+def test_ids_that_a_table_does_not_have_stop_training(tmp_path):
+    few = dataclasses.replace(DATA, cardinalities=(20, 3), dialect="dictionary")
+    full = dataclasses.replace(config(), embedding=EmbeddingConfig("full"))
+    with pytest.raises(ConfigError, match="feature 1 has 3 rows, but an id of the data is [34]"):
+        train(full, few, rows(), tmp_path / "run")
+
+
 def test_other_settings_do_not_go_on_with_a_run(tmp_path):
     train(config(epochs=1), DATA, rows(), tmp_path / "run")
     with pytest.raises(ConfigError, match="other settings or data"):
