@@ -150,3 +150,18 @@ def test_unknown_backends_and_missing_devices_are_refused():
         ):
             select("cuda")
         assert select("auto").name == "cpu"
+
+
+def test_threads_of_blas_follow_the_size_of_the_products():
+    import numba
+    from threadpoolctl import threadpool_info
+
+    from robe.backend import limit_blas_threads
+
+    def threads():
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    limit_blas_threads(1e6)
+    assert threads() == {1}
+    limit_blas_threads(1e9)
+    assert threads() == {numba.get_num_threads()}

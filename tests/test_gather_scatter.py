@@ -110,7 +110,7 @@ def test_adagrad_scatter(case, backend, rng):
     np.testing.assert_array_equal(out[untouched], start[untouched])
 
 
-@pytest.mark.skipif("'cuda' not in __import__('conftest').VERSIONS", reason="no CUDA device or simulator")
+@pytest.mark.skipif("'cuda' not in __import__('conftest').VERSIONS", reason="needs NUMBA_ENABLE_CUDASIM=1")
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2)])
 def test_any_launch_shape_is_right(shape, rng, monkeypatch):
     monkeypatch.setattr(launch, "BLOCKS", shape[0])

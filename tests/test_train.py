@@ -154,7 +154,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
 def test_ids_that_a_table_does_not_have_stop_training(tmp_path):
     few = dataclasses.replace(DATA, cardinalities=(20, 3), dialect="dictionary")
     full = dataclasses.replace(config(), embedding=EmbeddingConfig("full"))
-    with pytest.raises(ConfigError, match="feature 1 has 3 rows, but an id of the data is [34]"):
+    with pytest.raises(ConfigError, match=r"feature 1 has 3 rows, but an id of the data is [34]"):
         train(full, few, rows(), tmp_path / "run")
 
 
