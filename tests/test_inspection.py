@@ -75,7 +75,14 @@ def test_what_cannot_be_shown_is_said():
 @pytest.mark.parametrize(
     ("registers", "capability", "share"),
     # By hand, for blocks of 256 threads = 8 warps: 64 registers are 2048 a warp, so 32 warps fit 65,536.
-    [(32, "9.0", 1.0), (64, "9.0", 0.5), (65, "9.0", 0.375), (64, "7.5", 1.0), (255, "8.0", 0.125)],
+    [
+        (32, "9.0", 1.0),
+        (33, "9.0", 0.75),
+        (64, "9.0", 0.5),
+        (65, "9.0", 0.375),
+        (64, "7.5", 1.0),
+        (255, "8.0", 0.125),
+    ],
 )
 def test_occupancy(registers, capability, share, monkeypatch):
     monkeypatch.setattr("robe.kernels.launch.THREADS", 256)
