@@ -14,36 +14,38 @@ class MLP:
         self.parameters, self.gradients = parameters, gradients
         self.backend, self.linear_end = backend, linear_end
         first = parameters[0][0]
-        self.outputs = [backend.xp.empty((batch, w.shape[1]), w.dtype) for w, _ in parameters]
+        self.products = [backend.xp.empty((batch, w.shape[1]), w.dtype) for w, _ in parameters]
         self.d_inputs = [backend.xp.empty((batch, w.shape[0]), w.dtype) for w, _ in parameters[1:]]
         self.d_first = backend.xp.empty((batch, first.shape[0]), first.dtype)
 
-    def forward(self, x):
-        """x (B, in) -> (B, out), valid until the next call."""
+    def forward(self, x, out=None):
+        """x (B, in) -> (B, out), in `out` if given; valid until the next call."""
         xp, kernels, rows = self.backend.xp, self.backend.kernels, len(x)
-        self.inputs = []
+        last = len(self.parameters) - 1
+        self.activations = [x]
         for i, (weight, bias) in enumerate(self.parameters):
-            self.inputs.append(x)
-            y = self.outputs[i][:rows]
-            xp.matmul(x, weight, out=y)
-            if self.linear_end and i == len(self.parameters) - 1:
-                y += bias
+            product = self.products[i][:rows]
+            xp.matmul(x, weight, out=product)
+            x = out if i == last and out is not None else product
+            if i == last and self.linear_end:
+                xp.add(product, bias, out=x)
             else:
-                kernels.bias_relu(y, bias, y)
-            x = y
+                kernels.bias_relu(product, bias, x)
+            self.activations.append(x)
         return x
 
     def backward(self, d_y, want_input: bool):
-        """Gradients from d_y (B, out), which is overwritten; returns d_x (B, in) if wanted."""
+        """Gradients from d_y (B, out), which is overwritten; returns d_x (B, in), if wanted."""
         xp, kernels, rows = self.backend.xp, self.backend.kernels, len(d_y)
+        last = len(self.parameters) - 1
         for i in reversed(range(len(self.parameters))):
             weight, _ = self.parameters[i]
             d_weight, d_bias = self.gradients[i]
-            if self.linear_end and i == len(self.parameters) - 1:
+            if i == last and self.linear_end:
                 xp.sum(d_y, axis=0, out=d_bias)
             else:
-                kernels.bias_relu_backward(d_y, self.outputs[i][:rows], d_y, d_bias)
-            xp.matmul(self.inputs[i].T, d_y, out=d_weight)
+                kernels.bias_relu_backward(self.activations[i + 1], d_y, d_bias)
+            xp.matmul(self.activations[i].T, d_y, out=d_weight)
             if i or want_input:
                 d_x = (self.d_inputs[i - 1] if i else self.d_first)[:rows]
                 xp.matmul(d_y, weight.T, out=d_x)

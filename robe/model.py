@@ -82,11 +82,17 @@ class DLRM:
         self.losses = xp.empty(batch, dtype)
         self.d_logits = xp.empty(batch, dtype)
 
-    def forward(self, dense, ids):
+    def predict(self, dense, ids):
         """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call."""
+        interacted = self.interacted[: len(dense)]
+        self.embedding.interact(ids, self.bottom.forward(dense), interacted)
+        return self.top.forward(interacted)[:, 0]
+
+    def forward(self, dense, ids):
+        """As `predict`, and keeps the vectors, which the gradient needs."""
         rows = len(dense)
         vectors, interacted = self.vectors[:rows], self.interacted[:rows]
-        vectors[:, 0] = self.bottom.forward(dense)
+        self.bottom.forward(dense, vectors[:, 0])
         self.embedding.lookup(ids, vectors[:, 1:])
         self.backend.kernels.interaction(vectors, interacted)
         return self.top.forward(interacted)[:, 0]
@@ -99,7 +105,7 @@ class DLRM:
         kernels.binary_cross_entropy(logits, label, losses, d_logits)
         d_interacted = self.top.backward(d_logits[:, None], want_input=True)
         kernels.interaction_backward(d_interacted, vectors, d_vectors)
-        self.bottom.backward(self.backend.xp.ascontiguousarray(d_vectors[:, 0]), want_input=False)
+        self.bottom.backward(d_vectors[:, 0], want_input=False)
         return losses
 
     def step(self, label, dense, ids, rate: float, phase: Phase = no_phase):

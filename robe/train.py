@@ -137,7 +137,7 @@ def predict(model: DLRM, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 def predict_batch(model: DLRM, dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
     """Logits (B,) float32 on the host, for dense (B, n) and ids (B, F) from the host."""
-    return model.backend.to_host(model.forward(*_to_device(model, dense, ids)))
+    return model.backend.to_host(model.predict(*_to_device(model, dense, ids)))
 
 
 def write_probabilities(model: DLRM, batches: Iterable, out: Path) -> int:

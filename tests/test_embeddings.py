@@ -118,7 +118,7 @@ def test_plan_is_what_is_allocated(method, optimizer):
     assert memory["dense optimizer state"] == (0 if accumulator is None else accumulator.nbytes)
     buffers = [model.vectors, model.d_vectors, model.interacted, model.losses, model.d_logits]
     for mlp in (model.bottom, model.top):
-        buffers += [*mlp.outputs, *mlp.d_inputs, mlp.d_first]
+        buffers += [*mlp.products, *mlp.d_inputs, mlp.d_first]
     assert memory["activations and their gradients"] == sum(buffer.nbytes for buffer in buffers)
     assert planned["checkpoint"]["weights and optimizer state"] == sum(
         a.nbytes for a in model.state().values()

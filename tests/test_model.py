@@ -181,6 +181,19 @@ def test_training_is_the_same_on_every_backend(kind, optimizer, version):
         np.testing.assert_allclose(models[1].state()[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", ["reference", *VERSIONS])
+@pytest.mark.parametrize("kind", KINDS)
+def test_predict_is_forward(kind, name):
+    """Inference, which keeps no vectors, gives the logits that training sees."""
+    model = make(name, **KINDS[kind])
+    _, dense, ids = batch()
+    expected = model.forward(dense, ids).copy()
+    model.vectors[:] = np.nan
+    # float64; sums of at most 30 products of order 1, perhaps in another order.
+    np.testing.assert_allclose(model.predict(dense, ids), expected, rtol=1e-12, atol=1e-14)
+
+
 def test_a_short_batch_uses_the_front_of_the_buffers():
     whole, part = make(), make()
     _, dense, ids = batch()

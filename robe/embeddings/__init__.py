@@ -1,6 +1,7 @@
 """Ways to store embeddings, one file each, all with the same few verbs:
 
 - `lookup(ids, out)`: ids (B, F) uint32 -> out (B, F, D)
+- `interact(ids, first, out)`: first (B, D) and those vectors interact -> out (B, D + pairs), for inference
 - `update(ids, d_vectors, rate)`: one optimizer step from the gradient (B, F, D) of the vectors
 - `check(ids)`: refuse ids that have no row, while they are still on the host
 - `state()`: name -> array, everything a checkpoint must hold

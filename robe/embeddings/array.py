@@ -59,6 +59,10 @@ class ArrayEmbedding:
         """Write the vectors of `ids` (B, F) to `out` (B, F, D)."""
         self.backend.kernels.gather(self.memory, ids, self.base, self.slot_map, out)
 
+    def interact(self, ids, first, out) -> None:
+        """Write the interaction of `first` (B, D) and the vectors of `ids` (B, F) to `out`."""
+        self.backend.kernels.gather_interaction(self.memory, ids, self.base, self.slot_map, first, out)
+
     def update(self, ids, d_vectors, rate: float) -> None:
         """One optimizer step on the weights that `ids` (B, F) touch; d_vectors (B, F, D)."""
         rows = (d_vectors, ids, self.base, self.slot_map)

@@ -1,9 +1,10 @@
 """Bias and rectifier of a dense layer, and their gradient.
 
     forward:  out = max(x + bias, 0)                           x, out (B, N) float; bias (N,)
-    backward: d_x = d_out where out > 0, else 0;  d_bias = sum of d_x over the batch
+    backward: d = d where out > 0, else 0, in place;           d (B, N) enters as the gradient by out and
+              d_bias = sum of d over the batch                 leaves as that by x; d_bias (N,) is written
 
-`out` may be `x`, and `d_x` may be `d_out`. A NaN stays a NaN, so that it is seen in the loss.
+`out` may be `x`. A NaN stays a NaN, so that it is seen in the loss.
 
 Versions: in `cpu` the backward pass gives each thread whole tiles of columns and adds their rows in the
 order of the batch, so d_bias does not depend on the number of threads.
@@ -24,8 +25,8 @@ def bias_relu_cost(x, bias, out) -> Cost:
     return Cost(2 * x.nbytes, 2 * x.size)
 
 
-def bias_relu_backward_cost(d_out, out, d_x, d_bias) -> Cost:
-    """d_out and out read, d_x written; a comparison and a sum."""
+def bias_relu_backward_cost(out, d, d_bias) -> Cost:
+    """d and out read, d written; a comparison and a sum."""
     return Cost(3 * out.nbytes, 2 * out.size)
 
 
@@ -33,9 +34,9 @@ def bias_relu_reference(x, bias, out):
     np.maximum(x + bias, 0, out=out)
 
 
-def bias_relu_backward_reference(d_out, out, d_x, d_bias):
-    d_x[...] = np.where(out > 0, d_out, 0)
-    d_bias[...] = d_x.sum(axis=0)
+def bias_relu_backward_reference(out, d, d_bias):
+    d[...] = np.where(out > 0, d, 0)
+    d_bias[...] = d.sum(axis=0)
 
 
 @njit(parallel=True, nogil=True, cache=True)
@@ -47,19 +48,20 @@ def bias_relu_cpu(x, bias, out):
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def bias_relu_backward_cpu(d_out, out, d_x, d_bias):
-    columns = d_out.shape[1]
+def bias_relu_backward_cpu(out, d, d_bias):
+    columns = d.shape[1]
     for tile in prange((columns + TILE - 1) // TILE):
         first, last = tile * TILE, min((tile + 1) * TILE, columns)
         sums = d_bias[first:last]
         sums[:] = ZERO
-        for b in range(d_out.shape[0]):
+        for b in range(d.shape[0]):
             # Slices, so that the inner loop is a plain one and uses vector registers: 30 times faster than
-            # indexing the matrices at (2048, 512).
-            rectified, gradient, passed = out[b, first:last], d_out[b, first:last], d_x[b, first:last]
+            # indexing the matrices at (2048, 512). One array to read and write for the same reason: with
+            # two that may be the same, the compiled loop finds them overlapping and goes one by one.
+            rectified, gradient = out[b, first:last], d[b, first:last]
             for n in range(sums.size):
                 value = gradient[n] if rectified[n] > ZERO else ZERO
-                passed[n] = value
+                gradient[n] = value
                 sums[n] += value
 
 
@@ -82,17 +84,18 @@ def bias_relu_cuda(x, bias, out):
 
 
 @cuda.jit
-def _bias_relu_backward_kernel(d_out, out, d_x, d_bias):
+def _bias_relu_backward_kernel(out, d, d_bias):
     # A thread owns a column, so the sum needs no atomics and has one order.
     n = cuda.grid(1)
-    while n < d_out.shape[1]:
+    while n < d.shape[1]:
         total = ZERO
-        for b in range(d_out.shape[0]):
-            d_x[b, n] = d_out[b, n] if out[b, n] > ZERO else ZERO
-            total += d_x[b, n]
+        for b in range(d.shape[0]):
+            value = d[b, n] if out[b, n] > ZERO else ZERO
+            d[b, n] = value
+            total += value
         d_bias[n] = total
         n += cuda.gridsize(1)
 
 
-def bias_relu_backward_cuda(d_out, out, d_x, d_bias):
-    launch(_bias_relu_backward_kernel, d_out.shape[1:], d_out, out, d_x, d_bias)
+def bias_relu_backward_cuda(out, d, d_bias):
+    launch(_bias_relu_backward_kernel, d.shape[1:], out, d, d_bias)

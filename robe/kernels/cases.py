@@ -111,11 +111,13 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             vectors=numbers(case.rows, n, case.width),
             d_vectors=nan(case.rows, n, case.width),
         ),
+        "gather_interaction": call(
+            "out", memory=memory, **rows, first=numbers(*matrix), out=nan(case.rows, columns)
+        ),
         "bias_relu": call("out", x=numbers(*matrix), bias=numbers(case.width), out=nan(*matrix)),
         "bias_relu_backward": call(
-            *("d_x", "d_bias"),
-            **{"d_out": numbers(*matrix), "out": np.maximum(numbers(*matrix), 0)},
-            **{"d_x": nan(*matrix), "d_bias": nan(case.width)},
+            *("d", "d_bias"),
+            **{"out": np.maximum(numbers(*matrix), 0), "d": numbers(*matrix), "d_bias": nan(case.width)},
         ),
         "binary_cross_entropy": call(
             *("loss", "d_logits"),

@@ -29,18 +29,24 @@ def gather_reference(memory, ids, base, slot_map, out):
     out[...] = memory[slots] * signs.astype(memory.dtype)
 
 
+@njit(nogil=True)
+def gather_row(memory, ids, base, slot_map, out):
+    """The vectors of one row of the batch: ids (F,), out (F, D)."""
+    for f in range(ids.size):
+        token = base[f] + np.uint64(ids[f])
+        row = out[f]
+        element = np.uint64(0)
+        while element < slot_map.width:
+            slot, length, bits = run_at(slot_map, token, element)
+            for k in range(length):
+                row[element + k] = flip(memory[slot + k], bits, k)
+            element += length
+
+
 @njit(parallel=True, nogil=True, cache=True)
 def gather_cpu(memory, ids, base, slot_map, out):
     for b in prange(ids.shape[0]):
-        for f in range(ids.shape[1]):
-            token = base[f] + np.uint64(ids[b, f])
-            row = out[b, f]
-            element = np.uint64(0)
-            while element < slot_map.width:
-                slot, length, bits = run_at(slot_map, token, element)
-                for k in range(length):
-                    row[element + k] = flip(memory[slot + k], bits, k)
-                element += length
+        gather_row(memory, ids[b], base, slot_map, out[b])
 
 
 @cuda.jit

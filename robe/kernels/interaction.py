@@ -56,21 +56,26 @@ def interaction_backward_reference(d_out, vectors, d_vectors):
     d_vectors[:, 0] += d_out[:, :width]
 
 
+@njit(nogil=True, fastmath=REORDER)
+def interact_row(vectors, out):
+    """The output of one row of the batch: vectors (N, D)."""
+    n, width = vectors.shape
+    out[:width] = vectors[0]
+    pair = width
+    for i in range(1, n):
+        for j in range(i):
+            x, y = vectors[i], vectors[j]
+            total = ZERO
+            for d in range(width):
+                total += x[d] * y[d]
+            out[pair] = total
+            pair += 1
+
+
 @njit(parallel=True, nogil=True, cache=True, fastmath=REORDER)
 def interaction_cpu(vectors, out):
-    n, width = vectors.shape[1:]
     for b in prange(vectors.shape[0]):
-        for d in range(width):
-            out[b, d] = vectors[b, 0, d]
-        pair = width
-        for i in range(1, n):
-            for j in range(i):
-                x, y = vectors[b, i], vectors[b, j]
-                total = ZERO
-                for d in range(width):
-                    total += x[d] * y[d]
-                out[b, pair] = total
-                pair += 1
+        interact_row(vectors[b], out[b])
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=REORDER)

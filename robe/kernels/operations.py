@@ -12,6 +12,7 @@ OPERATIONS = {
     "adagrad_scatter": "adagrad_scatter",
     "interaction": "interaction",
     "interaction_backward": "interaction",
+    "gather_interaction": "gather_interaction",
     "bias_relu": "bias_relu",
     "bias_relu_backward": "bias_relu",
     "binary_cross_entropy": "binary_cross_entropy",
