@@ -4,19 +4,27 @@
     ids      (B, F)  uint32   categorical values
     base     (F,)    uint64   token = base[f] + id
     slot_map                  where each element of a row lives (hashing.py)
-    out      (B, F, D) float  written in full; may be a strided view
+    out      (B, F, D) float  written in full; may be a view whose rows out[b] are contiguous
 
 Versions: `reference` makes the tensors of slots and signs, which is what the formula says and what the
 published PyTorch code does. `cpu` hashes once per block and copies runs of consecutive weights; nothing
-of the size of `out` is made besides it. `cuda` gives one thread to each element.
+of the size of `out` is made besides it. Only the first block of a row takes a division, the next ones
+follow it, and a large array is prefetched a row of the batch ahead. `cuda` gives one thread to each element.
 """
 
 import numpy as np
 from numba import cuda, njit, prange
+from numba.extending import register_jitable
 
 from robe.kernels.cost import Cost
-from robe.kernels.hashing import flip, run_at, slots_reference
+from robe.kernels.hashing import ONE, ZERO, block_of, flip, place, run_at, run_from, slots_reference
+from robe.kernels.lanes import copy_run, prefetch_run, require_rows_together
 from robe.kernels.launch import launch
+
+TILE = 16  # rows of a batch that a thread does in turn
+# Above this many bytes a ROBE array falls out of the caches, and waiting for memory costs more than hashing
+# the next row early to prefetch it: slower by a fifth at 10 MB, 1.2 to 1.5 times as fast at 100 MB.
+CACHE = 2**24
 
 
 def gather_cost(memory, ids, base, slot_map, out) -> Cost:
@@ -29,24 +37,53 @@ def gather_reference(memory, ids, base, slot_map, out):
     out[...] = memory[slots] * signs.astype(memory.dtype)
 
 
-@njit(nogil=True)
+@register_jitable
 def gather_row(memory, ids, base, slot_map, out):
-    """The vectors of one row of the batch: ids (F,), out (F, D)."""
+    """The vectors of one row of the batch: ids (F,), out (F, D) contiguous."""
     for f in range(ids.size):
-        token = base[f] + np.uint64(ids[f])
-        row = out[f]
-        element = np.uint64(0)
-        while element < slot_map.width:
-            slot, length, bits = run_at(slot_map, token, element)
-            for k in range(length):
-                row[element + k] = flip(memory[slot + k], bits, k)
+        token, element = base[f] + np.uint64(ids[f]), ZERO
+        row = np.uint64(f) * slot_map.width
+        block, position = block_of(slot_map, token, element)
+        start, word = place(slot_map, token, block)
+        while True:
+            slot, length, bits = run_from(slot_map, start, word, position, element)
+            copy_run(memory, slot, bits, out, row + element, length)
             element += length
+            position += length
+            if element >= slot_map.width:
+                break
+            if position == slot_map.block:
+                block, position = block + ONE, ZERO
+                start, word = place(slot_map, token, block)
+
+
+@register_jitable
+def prefetch_row(memory, ids, base, slot_map):
+    """Ask for the weights of one row of the batch, ids (F,). Hashing twice costs less than waiting."""
+    for f in range(ids.size):
+        token, element = base[f] + np.uint64(ids[f]), ZERO
+        block, position = block_of(slot_map, token, element)
+        while element < slot_map.width:
+            start, _ = place(slot_map, token, block)
+            length = min(slot_map.block - position, slot_map.width - element)
+            prefetch_run(memory, start + position, length)
+            block, position, element = block + ONE, ZERO, element + length
 
 
 @njit(parallel=True, nogil=True, cache=True)
+def _gather(memory, ids, base, slot_map, prefetches, out):
+    rows = ids.shape[0]
+    for tile in prange((rows + TILE - 1) // TILE):
+        last = min((tile + 1) * TILE, rows)
+        for b in range(tile * TILE, last):
+            if prefetches and b + 1 < last:
+                prefetch_row(memory, ids[b + 1], base, slot_map)
+            gather_row(memory, ids[b], base, slot_map, out[b])
+
+
 def gather_cpu(memory, ids, base, slot_map, out):
-    for b in prange(ids.shape[0]):
-        gather_row(memory, ids[b], base, slot_map, out[b])
+    require_rows_together(out)
+    _gather(memory, ids, base, slot_map, memory.nbytes > CACHE, out)
 
 
 @cuda.jit

@@ -15,7 +15,7 @@ import numpy as np
 from numba import cuda, njit, prange
 
 from robe.kernels.cost import Cost
-from robe.kernels.gather import gather_reference, gather_row
+from robe.kernels.gather import CACHE, TILE, gather_reference, gather_row, prefetch_row
 from robe.kernels.hashing import flip, run_at
 from robe.kernels.interaction import REORDER, ZERO, interact_row, interaction_cost, interaction_reference
 from robe.kernels.launch import launch
@@ -38,12 +38,21 @@ def gather_interaction_reference(memory, ids, base, slot_map, first, out):
 
 
 @njit(parallel=True, nogil=True, cache=True, fastmath=REORDER)
-def gather_interaction_cpu(memory, ids, base, slot_map, first, out):
-    for b in prange(ids.shape[0]):
+def _gather_interaction(memory, ids, base, slot_map, prefetches, first, out):
+    rows = ids.shape[0]
+    for tile in prange((rows + TILE - 1) // TILE):
+        last = min((tile + 1) * TILE, rows)
         vectors = np.empty((1 + ids.shape[1], first.shape[1]), first.dtype)
-        vectors[0] = first[b]
-        gather_row(memory, ids[b], base, slot_map, vectors[1:])
-        interact_row(vectors, out[b])
+        for b in range(tile * TILE, last):
+            if prefetches and b + 1 < last:
+                prefetch_row(memory, ids[b + 1], base, slot_map)
+            vectors[0] = first[b]
+            gather_row(memory, ids[b], base, slot_map, vectors[1:])
+            interact_row(vectors, out[b])
+
+
+def gather_interaction_cpu(memory, ids, base, slot_map, first, out):
+    _gather_interaction(memory, ids, base, slot_map, memory.nbytes > CACHE, first, out)
 
 
 @cuda.jit

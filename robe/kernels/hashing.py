@@ -123,21 +123,36 @@ def divide(x, divisor, reciprocal):
 
 
 @register_jitable
-def locate(slot_map, token, element):
-    """The block of one element: (start of the block in memory, its sign word, position in the block)."""
+def block_of(slot_map, token, element):
+    """(number of the block an element is in, its position there); the next block has the next number."""
     if slot_map.family == MIX:
         index = token * slot_map.width + element
-        block, position = divide(index, slot_map.block, slot_map.block_reciprocal)
-        word = mix64(slot_map.key + block * K1)
-        return multiply_high(word, slot_map.memory), word, position
+        return divide(index, slot_map.block, slot_map.block_reciprocal)
     if slot_map.family == AFFINE:
-        chunk, position = divide(element, slot_map.block, slot_map.block_reciprocal)
+        return divide(element, slot_map.block, slot_map.block_reciprocal)
+    return ZERO * element, element
+
+
+@register_jitable
+def place(slot_map, token, block):
+    """(start in memory, sign word) of a block of a row."""
+    if slot_map.family == MIX:
+        word = mix64(slot_map.key + block * K1)
+        return multiply_high(word, slot_map.memory), word
+    if slot_map.family == AFFINE:
         # The token is reduced first: the products below then stay under 2^63 for any token.
-        start = (token % P) * slot_map.a + chunk * slot_map.b + slot_map.c
+        start = (token % P) * slot_map.a + block * slot_map.b + slot_map.c
         _, start = divide(start % P, slot_map.starts, slot_map.starts_reciprocal)
-        word = mix64(slot_map.key + (token * slot_map.width + chunk) * K1)
-        return start, word, position
-    return token * slot_map.width, ZERO * token, element
+        return start, mix64(slot_map.key + (token * slot_map.width + block) * K1)
+    return token * slot_map.width, ZERO * token
+
+
+@register_jitable
+def locate(slot_map, token, element):
+    """The block of one element: (start of the block in memory, its sign word, position in the block)."""
+    block, position = block_of(slot_map, token, element)
+    start, word = place(slot_map, token, block)
+    return start, word, position
 
 
 @register_jitable
@@ -155,6 +170,12 @@ def run_at(slot_map, token, element):
     positions of a block.
     """
     start, word, position = locate(slot_map, token, element)
+    return run_from(slot_map, start, word, position, element)
+
+
+@register_jitable
+def run_from(slot_map, start, word, position, element):
+    """`run_at` for an element that was located."""
     length = slot_map.width - element
     bits = ZERO
     if slot_map.family != TABLE:

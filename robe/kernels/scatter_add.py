@@ -18,7 +18,11 @@ from numba import cuda, get_num_threads, njit, prange
 
 from robe.kernels.cost import Cost
 from robe.kernels.hashing import flip, run_at, slots_reference
+from robe.kernels.lanes import add_run, require_rows_together
 from robe.kernels.launch import launch
+from robe.kernels.runs import find_runs, most_runs, own_runs
+
+CHUNK = 256  # rows of a batch whose runs are listed at a time: some megabytes
 
 
 def scatter_add_cost(d_vectors, ids, base, slot_map, scale, out) -> Cost:
@@ -32,24 +36,33 @@ def scatter_add_reference(d_vectors, ids, base, slot_map, scale, out):
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def _scatter_add(d_vectors, ids, base, slot_map, scale, owners, out):
-    for owner in prange(owners):
-        low, high = np.uint64(owner * out.size // owners), np.uint64((owner + 1) * out.size // owners)
-        for b in range(ids.shape[0]):
-            for f in range(ids.shape[1]):
-                token = base[f] + np.uint64(ids[b, f])
-                row = d_vectors[b, f]
-                element = np.uint64(0)
-                while element < slot_map.width:
-                    slot, length, bits = run_at(slot_map, token, element)
-                    for s in range(max(slot, low), min(slot + length, high)):
-                        out[s] += scale * flip(row[element + (s - slot)], bits, s - slot)
-                    element += length
+def _scatter_add(d_vectors, ids, base, slot_map, scale, most, owners, out):
+    rows = ids.shape[0]
+    runs = np.empty((min(CHUNK, rows), most, 4), np.uint64)
+    counts = np.empty(len(runs), np.int64)
+    for chunk in range(0, rows, CHUNK):
+        size = min(CHUNK, rows - chunk)
+        for k in prange(size):
+            counts[k] = find_runs(ids[chunk + k], base, slot_map, runs[k])
+        for owner in prange(owners):
+            low, high = np.uint64(owner * out.size // owners), np.uint64((owner + 1) * out.size // owners)
+            mine = np.empty(most, np.int64)
+            for k in range(size):
+                for r in range(own_runs(runs[k], counts[k], low, high, out, mine)):
+                    slot, length, bits, element = runs[k, mine[r]]
+                    first, last = max(slot, low), min(slot + length, high)
+                    skipped = first - slot
+                    add_run(
+                        *(d_vectors[chunk + k], element + skipped, bits >> skipped),
+                        *(scale, out, first, last - first),
+                    )
 
 
 def scatter_add_cpu(d_vectors, ids, base, slot_map, scale, out):
+    require_rows_together(d_vectors)
     # The number of owners is an argument since Numba cannot cache a kernel that asks for it.
-    _scatter_add(d_vectors, ids, base, slot_map, out.dtype.type(scale), get_num_threads(), out)
+    most = most_runs(slot_map) * ids.shape[1]
+    _scatter_add(d_vectors, ids, base, slot_map, out.dtype.type(scale), most, get_num_threads(), out)
 
 
 @cuda.jit

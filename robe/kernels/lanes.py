@@ -1,0 +1,202 @@
+"""Runs of weights, several at a time in one vector register; and a word to the cache ahead of time.
+
+Numba's compiler turns a loop into vector code where the loop is long; the runs of a ROBE array are 8 to 64
+elements, and fall into the scalar rest of such a loop. So the loads and stores of 16 or 8 elements are
+written out here as LLVM instructions, for any machine: where registers are shorter, it takes several. With
+the JIT off (NUMBA_DISABLE_JIT=1) or bounds checked (NUMBA_BOUNDSCHECK=1), the plain functions below, which
+say the same, run instead.
+
+A run goes between `memory` (M,) and the contiguous `vectors` (F, D) of one row of a batch, whose elements are
+counted 0 .. F * D - 1; element k of it is negated where bit k of `bits` is set.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic, register_jitable
+
+from robe.kernels.adagrad import adagrad_step
+from robe.kernels.hashing import ONE, ZERO, flip
+
+EIGHT, SIXTEEN = np.uint64(8), np.uint64(16)  # sixteen float32 are a cache line
+
+
+def _pointer(context, builder, array_type, array, index):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [index])
+
+
+def _vector_pointer(context, builder, array_type, array, index, lanes):
+    pointer = _pointer(context, builder, array_type, array, index)
+    vector = ir.VectorType(context.get_data_type(array_type.dtype), lanes)
+    return builder.bitcast(pointer, vector.as_pointer())
+
+
+def _signed(context, builder, array_type, array, index, bits, lanes):
+    """`lanes` elements from `index` on, negated where `bits` say so: the sign bit of a float is flipped."""
+    size = array_type.dtype.bitwidth
+    value = builder.load(_vector_pointer(context, builder, array_type, array, index, lanes), align=size // 8)
+    integers = ir.VectorType(ir.IntType(size), lanes)
+    negative = builder.bitcast(builder.trunc(bits, ir.IntType(lanes)), ir.VectorType(ir.IntType(1), lanes))
+    minus, plus = (ir.Constant(integers, [bit] * lanes) for bit in (1 << (size - 1), 0))
+    flipped = builder.xor(builder.bitcast(value, integers), builder.select(negative, minus, plus))
+    return builder.bitcast(flipped, value.type)
+
+
+def _splat(builder, value, lanes):
+    """The same number in every lane."""
+    nothing, number = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined), ir.IntType(32)
+    first = builder.insert_element(nothing, value, number(0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(number, lanes), [0] * lanes))
+
+
+@intrinsic(prefer_literal=True)
+def _copy_lanes(typing, source, s, bits, out, o, lanes):
+    def code(context, builder, signature, arguments):
+        source_type, _, _, out_type, _, lanes_type = signature.args
+        source, s, bits, out, o, _ = arguments
+        lanes = lanes_type.literal_value
+        value = _signed(context, builder, source_type, source, s, bits, lanes)
+        target = _vector_pointer(context, builder, out_type, out, o, lanes)
+        builder.store(value, target, align=out_type.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(source, s, bits, out, o, lanes), code
+
+
+@intrinsic(prefer_literal=True)
+def _add_lanes(typing, source, s, bits, scale, out, o, lanes):
+    def code(context, builder, signature, arguments):
+        source_type, _, _, _, out_type, _, lanes_type = signature.args
+        source, s, bits, scale, out, o, _ = arguments
+        lanes, align = lanes_type.literal_value, out_type.dtype.bitwidth // 8
+        value = _signed(context, builder, source_type, source, s, bits, lanes)
+        target = _vector_pointer(context, builder, out_type, out, o, lanes)
+        # Two roundings, as in the plain function: the bytes must not depend on where a run is cut.
+        total = builder.fadd(
+            builder.load(target, align=align), builder.fmul(_splat(builder, scale, lanes), value)
+        )
+        builder.store(total, target, align=align)
+        return context.get_dummy_value()
+
+    return types.void(source, s, bits, scale, out, o, lanes), code
+
+
+@intrinsic(prefer_literal=True)
+def _adagrad_lanes(typing, gradient, rate, eps, accumulator, out, o, lanes):
+    def code(context, builder, signature, arguments):
+        lanes, align = signature.args[6].literal_value, signature.args[4].dtype.bitwidth // 8
+        arrays = [
+            _vector_pointer(context, builder, signature.args[i], arguments[i], arguments[5], lanes)
+            for i in (0, 3, 4)
+        ]
+        g, total, weight = (builder.load(pointer, align=align) for pointer in arrays)
+        rate, eps = (_splat(builder, arguments[i], lanes) for i in (1, 2))
+        total = builder.fadd(total, builder.fmul(g, g))
+        name = f"llvm.sqrt.v{lanes}f{8 * align}"
+        sqrt = cgutils.get_or_insert_function(builder.module, ir.FunctionType(g.type, [g.type]), name)
+        root = builder.call(sqrt, [total])
+        step = builder.fdiv(builder.fmul(rate, g), builder.fadd(root, eps))
+        new = (ir.Constant(g.type, [0.0] * lanes), total, builder.fsub(weight, step))
+        for value, pointer in zip(new, arrays, strict=True):
+            builder.store(value, pointer, align=align)
+        return context.get_dummy_value()
+
+    return types.void(gradient, rate, eps, accumulator, out, o, lanes), code
+
+
+@intrinsic
+def _prefetch(typing, array, index):
+    def code(context, builder, signature, arguments):
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        address = builder.bitcast(_pointer(context, builder, signature.args[0], *arguments), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, number(0), number(3), number(1)])  # to read, keep it near, data
+        return context.get_dummy_value()
+
+    return types.void(array, index), code
+
+
+if config.DISABLE_JIT or config.BOUNDSCHECK:
+
+    @register_jitable
+    def _copy_lanes(memory, s, bits, vectors, o, lanes):
+        for k in range(lanes):
+            f, i = divmod(o + np.uint64(k), np.uint64(vectors.shape[1]))
+            vectors[f, i] = flip(memory[s + np.uint64(k)], bits, k)
+
+    @register_jitable
+    def _add_lanes(vectors, s, bits, scale, memory, o, lanes):
+        for k in range(lanes):
+            f, i = divmod(s + np.uint64(k), np.uint64(vectors.shape[1]))
+            memory[o + np.uint64(k)] += scale * flip(vectors[f, i], bits, k)
+
+    @register_jitable
+    def _adagrad_lanes(gradient, rate, eps, accumulator, out, o, lanes):
+        for k in range(lanes):
+            slot = o + np.uint64(k)
+            adagrad_step(slot, gradient[slot], rate, eps, accumulator, out)
+            gradient[slot] = 0
+
+    @register_jitable
+    def _prefetch(array, index):
+        pass
+
+
+@register_jitable
+def copy_run(memory, s, bits, vectors, o, length):
+    """Write memory[s + k], with its sign, to element o + k of the vectors, for k < length."""
+    while length >= SIXTEEN:
+        _copy_lanes(memory, s, bits, vectors, o, 16)
+        s, o, length, bits = s + SIXTEEN, o + SIXTEEN, length - SIXTEEN, bits >> SIXTEEN
+    if length >= EIGHT:
+        _copy_lanes(memory, s, bits, vectors, o, 8)
+        s, o, length, bits = s + EIGHT, o + EIGHT, length - EIGHT, bits >> EIGHT
+    while length > ZERO:
+        _copy_lanes(memory, s, bits, vectors, o, 1)
+        s, o, length, bits = s + ONE, o + ONE, length - ONE, bits >> ONE
+
+
+@register_jitable
+def add_run(vectors, s, bits, scale, memory, o, length):
+    """Add scale times element s + k of the vectors, with its sign, to memory[o + k], for k < length."""
+    while length >= SIXTEEN:
+        _add_lanes(vectors, s, bits, scale, memory, o, 16)
+        s, o, length, bits = s + SIXTEEN, o + SIXTEEN, length - SIXTEEN, bits >> SIXTEEN
+    if length >= EIGHT:
+        _add_lanes(vectors, s, bits, scale, memory, o, 8)
+        s, o, length, bits = s + EIGHT, o + EIGHT, length - EIGHT, bits >> EIGHT
+    while length > ZERO:
+        _add_lanes(vectors, s, bits, scale, memory, o, 1)
+        s, o, length, bits = s + ONE, o + ONE, length - ONE, bits >> ONE
+
+
+@register_jitable
+def adagrad_run(gradient, rate, eps, accumulator, out, o, length):
+    """Adagrad's step on a run of weights, whose gradients become 0."""
+    while length >= SIXTEEN:
+        _adagrad_lanes(gradient, rate, eps, accumulator, out, o, 16)
+        o, length = o + SIXTEEN, length - SIXTEEN
+    if length >= EIGHT:
+        _adagrad_lanes(gradient, rate, eps, accumulator, out, o, 8)
+        o, length = o + EIGHT, length - EIGHT
+    while length > ZERO:
+        _adagrad_lanes(gradient, rate, eps, accumulator, out, o, 1)
+        o, length = o + ONE, length - ONE
+
+
+@register_jitable
+def prefetch_run(array, start, length):
+    """Ask for the cache lines of a run that will be needed soon."""
+    k = ZERO
+    while k < length:
+        _prefetch(array, start + k)
+        k += SIXTEEN
+
+
+def require_rows_together(array: np.ndarray) -> None:
+    """Raise ValueError unless array[b] is contiguous, which is what indices into it count on."""
+    if not array[:1].flags.c_contiguous:
+        raise ValueError(f"each row of a batch must be contiguous, but the strides are {array.strides}")

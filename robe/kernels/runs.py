@@ -1,0 +1,58 @@
+"""The runs of a batch, found once and listed, for kernels that go over them again and again.
+
+A row of `runs` is (slot, length, sign bits, element): the weights from `slot` on belong to the elements from
+`element` on, of the F * D that a row of the batch has; see `run_at` in hashing.py.
+"""
+
+import numpy as np
+from numba.extending import register_jitable
+
+from robe.kernels.hashing import ONE, TABLE, ZERO, SlotMap, block_of, place, run_from
+from robe.kernels.lanes import prefetch_run
+
+
+def most_runs(slot_map: SlotMap) -> int:
+    """An upper bound of the runs in one row of one feature.
+
+    Its elements lie in at most `blocks` blocks. A run ends with its block, with the array (once a block,
+    which is no longer than the array), or with a sign word (every 64 positions of a block).
+    """
+    width, block = int(slot_map.width), int(slot_map.block)
+    blocks = 1 if slot_map.family == TABLE else (width + block - 2) // block + 1
+    return min(width, 2 * blocks + width // 64 + 1)
+
+
+@register_jitable
+def find_runs(ids, base, slot_map, runs):
+    """List the runs of one row of the batch, ids (F,), in `runs` (n, 4); returns how many there are."""
+    n = 0
+    for f in range(ids.size):
+        token, element = base[f] + np.uint64(ids[f]), ZERO
+        block, position = block_of(slot_map, token, element)
+        start, word = place(slot_map, token, block)
+        while True:
+            slot, length, bits = run_from(slot_map, start, word, position, element)
+            runs[n, 0], runs[n, 1], runs[n, 2] = slot, length, bits
+            runs[n, 3] = np.uint64(f) * slot_map.width + element
+            n += 1
+            element += length
+            position += length
+            if element >= slot_map.width:
+                break
+            if position == slot_map.block:
+                block, position = block + ONE, ZERO
+                start, word = place(slot_map, token, block)
+    return n
+
+
+@register_jitable
+def own_runs(runs, count, low, high, array, mine):
+    """List which of `count` runs touch the slots low .. high - 1 of `array`, in order, and prefetch them."""
+    n = 0
+    for r in range(count):
+        slot, length = runs[r, 0], runs[r, 1]
+        mine[n] = r  # no branch, which would be mispredicted half of the time
+        n += (slot < high) & (slot + length > low)
+    for r in range(n):
+        prefetch_run(array, runs[mine[r], 0], runs[mine[r], 1])
+    return n
