@@ -6,8 +6,9 @@
 
 `out` may be `x`. A NaN stays a NaN, so that it is seen in the loss.
 
-Versions: in `cpu` the backward pass gives each thread whole tiles of columns and adds their rows in the
-order of the batch, so d_bias does not depend on the number of threads.
+Versions: in `cpu` the backward pass gives each thread whole tiles of rows and then adds the sums of the tiles
+in order, so d_bias does not depend on the number of threads. Tiles of columns would need no second sum, but
+step through memory a page at a time: 3 times slower at (2048, 1024).
 """
 
 import numpy as np
@@ -16,7 +17,7 @@ from numba import cuda, njit, prange
 from robe.kernels.cost import Cost
 from robe.kernels.launch import launch
 
-TILE = 64  # columns: four cache lines of float32
+TILE = 64  # rows
 ZERO = np.float32(0)
 
 
@@ -49,20 +50,24 @@ def bias_relu_cpu(x, bias, out):
 
 @njit(parallel=True, nogil=True, cache=True)
 def bias_relu_backward_cpu(out, d, d_bias):
-    columns = d.shape[1]
-    for tile in prange((columns + TILE - 1) // TILE):
-        first, last = tile * TILE, min((tile + 1) * TILE, columns)
-        sums = d_bias[first:last]
-        sums[:] = ZERO
-        for b in range(d.shape[0]):
+    rows = d.shape[0]
+    tiles = (rows + TILE - 1) // TILE
+    partial = np.zeros((tiles, d.shape[1]), d.dtype)
+    for tile in prange(tiles):
+        sums = partial[tile]
+        for b in range(tile * TILE, min((tile + 1) * TILE, rows)):
             # Slices, so that the inner loop is a plain one and uses vector registers: 30 times faster than
             # indexing the matrices at (2048, 512). One array to read and write for the same reason: with
             # two that may be the same, the compiled loop finds them overlapping and goes one by one.
-            rectified, gradient = out[b, first:last], d[b, first:last]
+            rectified, gradient = out[b], d[b]
             for n in range(sums.size):
                 value = gradient[n] if rectified[n] > ZERO else ZERO
                 gradient[n] = value
                 sums[n] += value
+    d_bias[:] = ZERO
+    for tile in range(tiles):
+        for n in range(d_bias.size):
+            d_bias[n] += partial[tile, n]
 
 
 @cuda.jit

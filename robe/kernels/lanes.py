@@ -19,7 +19,7 @@ from numba.extending import intrinsic, register_jitable
 from robe.kernels.adagrad import adagrad_step
 from robe.kernels.hashing import ONE, ZERO, flip
 
-EIGHT, SIXTEEN = np.uint64(8), np.uint64(16)  # sixteen float32 are a cache line
+EIGHT, SIXTEEN, SIXTYFOUR = np.uint64(8), np.uint64(16), np.uint64(64)  # 16 float32 are a cache line
 
 
 def _pointer(context, builder, array_type, array, index):
@@ -106,6 +106,30 @@ def _adagrad_lanes(typing, gradient, rate, eps, accumulator, out, o, lanes):
     return types.void(gradient, rate, eps, accumulator, out, o, lanes), code
 
 
+@intrinsic(prefer_literal=True)
+def _combine_lanes(typing, factors, vectors, out, i, d, width, lanes):
+    def code(context, builder, signature, arguments):
+        factors_type, vectors_type, out_type, _, _, _, lanes_type = signature.args
+        factors, vectors, out, i, d, width, _ = arguments
+        lanes, align = lanes_type.literal_value, out_type.dtype.bitwidth // 8
+        zero = ir.Constant(ir.VectorType(context.get_data_type(out_type.dtype), lanes), [0.0] * lanes)
+        total = cgutils.alloca_once_value(builder, zero)
+        count = context.make_array(factors_type)(context, builder, factors).nitems
+        with cgutils.for_range(builder, count) as loop:
+            factor = builder.load(_pointer(context, builder, factors_type, factors, loop.index))
+            element = builder.add(d, builder.mul(loop.index, width))
+            pointer = _vector_pointer(context, builder, vectors_type, vectors, element, lanes)
+            vector = builder.load(pointer, align=align)
+            product = builder.fmul(_splat(builder, factor, lanes), vector, flags=("contract",))
+            builder.store(builder.fadd(builder.load(total), product, flags=("contract",)), total)
+        element = builder.add(d, builder.mul(i, width))
+        target = _vector_pointer(context, builder, out_type, out, element, lanes)
+        builder.store(builder.load(total), target, align=align)
+        return context.get_dummy_value()
+
+    return types.void(factors, vectors, out, i, d, width, lanes), code
+
+
 @intrinsic
 def _prefetch(typing, array, index):
     def code(context, builder, signature, arguments):
@@ -139,6 +163,14 @@ if config.DISABLE_JIT or config.BOUNDSCHECK:
             slot = o + np.uint64(k)
             adagrad_step(slot, gradient[slot], rate, eps, accumulator, out)
             gradient[slot] = 0
+
+    @register_jitable
+    def _combine_lanes(factors, vectors, out, i, d, width, lanes):
+        for k in range(lanes):
+            total = 0 * factors[0]
+            for j in range(factors.size):
+                total += factors[j] * vectors[j, d + np.uint64(k)]
+            out[i, d + np.uint64(k)] = total
 
     @register_jitable
     def _prefetch(array, index):
@@ -185,6 +217,21 @@ def adagrad_run(gradient, rate, eps, accumulator, out, o, length):
     while length > ZERO:
         _adagrad_lanes(gradient, rate, eps, accumulator, out, o, 1)
         o, length = o + ONE, length - ONE
+
+
+@register_jitable
+def combine(factors, vectors, out, i):
+    """Write the sum of factors[j] * vectors[j] to out[i]; factors (N,), vectors and out (N, D)."""
+    i, d, width = np.uint64(i), ZERO, np.uint64(vectors.shape[1])
+    while width - d >= SIXTYFOUR:
+        _combine_lanes(factors, vectors, out, i, d, width, 64)
+        d += SIXTYFOUR
+    while width - d >= SIXTEEN:
+        _combine_lanes(factors, vectors, out, i, d, width, 16)
+        d += SIXTEEN
+    while d < width:
+        _combine_lanes(factors, vectors, out, i, d, width, 1)
+        d += ONE
 
 
 @register_jitable
