@@ -52,7 +52,7 @@ class Slot:
         self.used.record(streams.compute)
 
 
-def feed(batches: Iterator, rows: int, streams: Streams, phase: Phase = no_phase) -> Iterator:
+def feed(streams: Streams, batches: Iterator, rows: int, phase: Phase = no_phase) -> Iterator:
     """Yield each (tag, arrays from the host) as (tag, arrays on the device), valid until the next.
 
     rows: the most rows (size of the first axis) a batch has. Nothing is allocated after the second batch.
@@ -80,7 +80,7 @@ def feed(batches: Iterator, rows: int, streams: Streams, phase: Phase = no_phase
                 slot.copied.synchronize()
 
 
-def fetch(results: Iterator, rows: int, streams: Streams) -> Iterator:
+def fetch(streams: Streams, results: Iterator, rows: int) -> Iterator:
     """Yield each (tag, array on the device) as (tag, array on the host), valid until the next.
 
     Results come one late: the work for the next is queued before the host waits for this one.

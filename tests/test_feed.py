@@ -135,10 +135,10 @@ def right(module, seed):
     for turn in range(4):
         numbers = range(7 * turn, 7 * turn + 7)
         left_after = device.random.choice(range(1, 9))
-        results = steps(device, module.feed(batches(numbers), 4, device.streams()), seen)
+        results = steps(device, module.feed(device.streams(), batches(numbers), 4), seen)
         wants_results = device.random.choice([False, True])
         if wants_results:
-            results = module.fetch(results, 4, device.streams())
+            results = module.fetch(device.streams(), results, 4)
         for count, (number, result) in enumerate(results, 1):
             device.some()
             if wants_results and list(result) != [2 * number] * rows_of(number):
@@ -174,4 +174,4 @@ def test_all_lines_that_order_the_streams_are_tried():
 
 def test_a_batch_that_is_too_large_is_refused():
     with pytest.raises(ValueError, match="could not broadcast"):
-        list(feeding.feed(batches([1]), 3, Device(0).streams()))
+        list(feeding.feed(Device(0).streams(), batches([1]), 3))
