@@ -147,6 +147,10 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
 
     device = cupy.cuda.Device()
     model = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+    if precision != "fp32" and int(device.compute_capability) < 80:
+        raise BackendError(
+            f"{model} has no {precision}; use --precision fp32, or --backend cpu to emulate it"
+        )
     # The stream of all kernels and CuPy functions, see kernels/launch.py.
     compute = cupy.cuda.Stream.null
     streams = Streams(

@@ -1,6 +1,7 @@
 """Which kernels and products a backend gets, and what is refused."""
 
 import importlib.util
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,6 +66,16 @@ class TestTrouble:
     def test_no_device_names_the_ways_out(self, monkeypatch):
         monkeypatch.setattr("numba.cuda.is_available", lambda: False)
         assert "--backend cpu, or set NUMBA_ENABLE_CUDASIM=1" in backend.cuda_trouble()
+
+    @pytest.mark.parametrize("precision", ["tf32", "bf16"])
+    def test_a_device_without_a_precision_is_refused(self, precision, monkeypatch):
+        device = SimpleNamespace(id=0, compute_capability="75")
+        runtime = SimpleNamespace(getDeviceProperties=lambda number: {"name": b"Old"})
+        cupy = SimpleNamespace(cuda=SimpleNamespace(Device=lambda: device, runtime=runtime))
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
+        monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace())
+        with pytest.raises(backend.BackendError, match=f"Old has no {precision}; use --precision fp32"):
+            select("cuda", precision)
 
     @pytest.mark.parametrize("library", ["CUPY", "NUMBA"])
     def test_streams_of_their_own_are_refused(self, library, monkeypatch):

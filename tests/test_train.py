@@ -201,7 +201,7 @@ def test_twenty_steps_are_those_of_the_reference(optimizer, version, tmp_path):
     assert found["steps"] == 20
     assert len(losses) > 10
     # Twenty steps of some hundred float32 operations on values of order 1, each step on the one before.
-    tolerance = {"rtol": 1e-3, "atol": 1e-4}
+    tolerance = {"rtol": 1e-4, "atol": 1e-5}
     np.testing.assert_allclose(found_losses, losses, **tolerance)
     np.testing.assert_allclose(found["test"]["log_loss"], expected["test"]["log_loss"], **tolerance)
     for name, array in weights.items():
