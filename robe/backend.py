@@ -94,8 +94,8 @@ def cuda_trouble() -> str | None:
 def select(name: str = "auto", precision: str = "fp32", deterministic: bool = False) -> Backend:
     """The backend of that name; `auto` is `cuda` where a device is at hand, else `cpu`.
 
-    precision: of the matrix products, a name of matmul.py. deterministic: the same bits every time, which
-    costs a GPU time; the others give them anyhow.
+    precision: of the matrix products, a name of matmul.py.
+    deterministic: add up gradients in a fixed order on a GPU too; elsewhere they always are.
     Raises BackendError for an explicit `cuda` that cannot run.
     """
     if name not in NAMES:

@@ -83,9 +83,9 @@ def train(
 
     started, loss, validation = time.perf_counter() - log.seconds(), math.nan, None
     # Read back for a log only, so that a GPU has its next step queued before it is done with this one.
-    sums, counts = model.backend.xp.empty(log_every, "float64"), []
-    coming = _feed(model, _to_come(rows["train"], config, position), config.batch, phase)
-    with closing(coming) as batches:
+    sums, counts = model.backend.xp.empty(min(log_every, total), "float64"), []
+    to_come = _to_come(rows["train"], config, position)
+    with closing(_feed(model, to_come, config.batch, phase)) as batches:
         while not reached and position.step < total:
             position, (label, dense, ids) = next(batches)
             step, at_end = position.step, position.step == total

@@ -1,28 +1,27 @@
 """How reading is watched."""
 
-import time
+from types import SimpleNamespace
 
 from robe.progress import Watched
 
 
-def test_waiting_is_told_from_working():
+def test_waiting_is_told_from_working(monkeypatch):
+    """Each batch of five takes three seconds to come and one to use."""
+    now, told = [0.0], []
+    monkeypatch.setattr("robe.progress.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
     def batches(size, count):
         for _ in range(count):
-            time.sleep(0.03)
+            now[0] += 3
             yield [0] * size, None
 
-    told = []
     watched = Watched(batches, 20, lambda *values: told.append(values))
     for number, (label, _) in enumerate(watched.batches(5, count=4)):
         assert len(label) == 5
         assert len(told) == number
-        time.sleep(0.01)
-    assert [values[:2] for values in told] == [(5, 20), (10, 20), (15, 20), (20, 20)]
-    assert told[-1][2].endswith("% busy")
-    pace = watched.pace()
-    # 40 ms of work in 160; sleeps are longer than asked for, never shorter.
-    assert 0.05 < pace["busy"] < 0.5
-    assert 20 / 1.6 < pace["rows_per_second"] < 20 / 0.16
+        now[0] += 1
+    assert told == [(rows, 20, "25% busy") for rows in (5, 10, 15, 20)]
+    assert watched.pace() == {"rows_per_second": 20 / 16, "busy": 0.25}
 
 
 def test_closing_reaches_what_is_watched():

@@ -142,6 +142,10 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, fed, optimizer, tmp_
     ]
 
 
+def test_a_log_that_never_comes_takes_no_room(tmp_path):
+    assert train(config(epochs=1, eval_every=10**15), DATA, rows(), tmp_path)["steps"] == 16
+
+
 def test_it_learns(tmp_path):
     """The first feature decides: 0.8 against 0.2, so the best AUC is near 0.8."""
     result = train(config(epochs=20), DATA, rows(), tmp_path / "run")
