@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -96,12 +97,13 @@ def train(
         )
     # Whatever is refused is refused here, before there is a folder of the run.
     rows = {split: Rows(manifest, split) for split in SPLITS}
-    model = build(config, data_spec(manifest), select(config.backend))
+    backend = select(config.backend, config.precision, config.deterministic)
+    model = build(config, data_spec(manifest), backend)
     if resume is None:
         create_run(run, config, manifest, baseline)
     print(f"run: {run}", flush=True)
 
-    timeline = Timeline(model.backend.synchronize)
+    timeline = Timeline(backend.synchronize)
     with alone(run):
         try:
             summary = fit(model, config, manifest, rows, run, timeline if profile else no_phase)
@@ -110,7 +112,7 @@ def train(
                 print(timeline.text())
             if baseline:
                 plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), target_auc=None)
-                model = build(plain, data_spec(manifest), select(config.backend))
+                model = build(plain, data_spec(manifest), backend)
                 without = fit(model, plain, manifest, rows, run / "without_categories")
                 summary["without_categories"] = without
             print(report.finish(run, summary))
@@ -124,7 +126,8 @@ def evaluate(
     split: Literal["test", "validation"] = "test",
     backend: BackendName = "auto",
 ) -> None:
-    """Print the metrics of a trained model as JSON.
+    """Print the metrics of a trained model as JSON, with its speed and the share of the time that was not
+    spent waiting for data (`busy`).
 
     Args:
         run: The folder of a run.
@@ -133,6 +136,7 @@ def evaluate(
         backend: Where to compute.
     """
     from robe import metrics
+    from robe.progress import Watched, progress_bar
     from robe.train import predict
 
     model, spec = load_model(run, backend)
@@ -142,7 +146,11 @@ def evaluate(
         raise ConfigError(
             f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with --data"
         )
-    result = metrics.summary(*predict(model, Rows(manifest, split)))
+    rows = Rows(manifest, split)
+    with progress_bar("evaluate", "rows") as update:
+        watched = Watched(rows.batches, rows.count, update)
+        label, logits = predict(model, watched)
+        result = watched.pace() | metrics.summary(label, logits)
     description = {"folder": str(manifest.folder), "description": manifest.describe()}
     print(
         json.dumps({"run": str(run), "data": description, "split": split} | result, indent=1, allow_nan=False)
@@ -159,6 +167,7 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
         backend: Where to compute.
     """
     from data_pipeline.batches import raw_batches
+    from robe.progress import Watched, progress_bar
     from robe.train import EVALUATION_BATCH, write_probabilities
 
     model, spec = load_model(run, backend)
@@ -167,10 +176,12 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
     if file.is_dir():
         manifest = Manifest.load(file)
         spec.require(manifest.fingerprint(), str(file))
-        batches = Rows(manifest, None).batches(EVALUATION_BATCH)
+        rows = Rows(manifest, None)
+        batches, total = rows.batches, rows.count
     else:
-        batches = raw_batches(file, Manifest.load(run / "data"), EVALUATION_BATCH)
-    count = write_probabilities(model, batches, out)
+        batches, total = partial(raw_batches, file, Manifest.load(run / "data")), None
+    with progress_bar("predict", "rows") as update:
+        count = write_probabilities(model, Watched(batches, total, update).batches(EVALUATION_BATCH), out)
     print(f"{out}: {count:,} probabilities")
 
 
@@ -313,7 +324,7 @@ def load_model(run: Path, backend: str):
 
     newest = checkpoint.latest(run)
     config, spec, _ = checkpoint.read_state(newest)
-    model = build(config, spec, select(backend))
+    model = build(config, spec, select(backend, config.precision))
     checkpoint.load_weights(newest, model)
     return model, spec
 

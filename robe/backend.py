@@ -5,17 +5,23 @@ The only place that imports CuPy.
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from robe import RobeError
+from robe.feed import Streams, feed, fetch
 from robe.kernels.operations import OPERATIONS, version
+from robe.matmul import Gemm, emulated
+from robe.timeline import no_phase
 
 NAMES = ("auto", "reference", "cpu", "cuda")
+# Operations whose CUDA version adds atomically, in no fixed order, and has a slower one in a fixed order.
+ATOMIC = ("scatter_add", "adagrad_scatter")
 
 
 class BackendError(RobeError):
@@ -29,7 +35,10 @@ class Backend:
     name: `reference` (NumPy only), `cpu` (Numba) or `cuda`.
     xp: the array module, NumPy or CuPy.
     kernels: one function per key of OPERATIONS.
+    matmul: (a, b, out), a product of float32 matrices in the precision that was chosen.
     to_device, to_host: copy an array there and back; the same array where there is nothing to copy.
+    feed: (batches, rows, phase), the arrays of each (tag, arrays) on the device, as in feed.py.
+    fetch: (results, rows), the array of each (tag, array) on the host.
     synchronize: wait for the device.
     """
 
@@ -37,8 +46,11 @@ class Backend:
     description: str
     xp: ModuleType
     kernels: SimpleNamespace
+    matmul: Callable[[Any, Any, Any], None]
     to_device: Callable[[np.ndarray], Any]
     to_host: Callable[[Any], np.ndarray]
+    feed: Callable[..., Iterator]
+    fetch: Callable[[Iterator, int], Iterator]
     synchronize: Callable[[], None]
 
 
@@ -73,37 +85,98 @@ def cuda_trouble() -> str | None:
         )
     if importlib.util.find_spec("cupy") is None:
         return "the cuda backend needs CuPy: pip install 'robe-dlrm[cuda13]' (or [cuda12], as your driver)"
+    for variable in ("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "NUMBA_CUDA_PER_THREAD_DEFAULT_STREAM"):
+        if os.environ.get(variable, "0") != "0":
+            return f"{variable} is set, but kernels and CuPy must share one stream; unset it"
     return None
 
 
-def select(name: str = "auto") -> Backend:
+def select(name: str = "auto", precision: str = "fp32", deterministic: bool = False) -> Backend:
     """The backend of that name; `auto` is `cuda` where a device is at hand, else `cpu`.
 
+    precision: of the matrix products, a name of matmul.py.
+    deterministic: add up gradients in a fixed order on a GPU too; elsewhere they always are.
     Raises BackendError for an explicit `cuda` that cannot run.
     """
     if name not in NAMES:
         raise BackendError(f"no backend {name!r}; choose one of {', '.join(NAMES)}")
     if name == "auto":
         name = "cpu" if simulator() or cuda_trouble() else "cuda"
-    kernels = SimpleNamespace(**{operation: version(operation, name) for operation in OPERATIONS})
+    versions = dict.fromkeys(OPERATIONS, name)
+    if name == "cuda":
+        if trouble := cuda_trouble():
+            raise BackendError(trouble)
+        if deterministic:
+            versions |= dict.fromkeys(ATOMIC, "cuda_deterministic")
+    kernels = SimpleNamespace(**{operation: version(operation, of) for operation, of in versions.items()})
+    if name == "cuda" and not simulator():
+        return _device(kernels, precision)
+    return _host(name, kernels, precision)
+
+
+def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:
+    """A backend on NumPy's arrays, with nothing to copy."""
+    import numba
+
+    description = {
+        "reference": "reference (NumPy only)",
+        "cpu": f"cpu (Numba, {numba.get_num_threads()} threads)",
+        "cuda": "cuda (simulator, NumPy arrays)",
+    }[name]
+    if precision != "fp32":
+        description += f", {precision} emulated"
 
     def same(array):
         return array
 
-    def nothing():
-        return None
+    def unfed(batches, rows, phase=no_phase):
+        return batches
 
-    if name != "cuda":
-        import numba
+    def fetched(results, rows):
+        return results
 
-        threads = "NumPy only" if name == "reference" else f"Numba, {numba.get_num_threads()} threads"
-        return Backend(name, f"{name} ({threads})", np, kernels, same, same, nothing)
-    if trouble := cuda_trouble():
-        raise BackendError(trouble)
-    if simulator():
-        return Backend(name, "cuda (simulator, NumPy arrays)", np, kernels, same, same, nothing)
+    return Backend(
+        name, description, np, kernels, emulated(precision), same, same, unfed, fetched, lambda: None
+    )
+
+
+def _device(kernels: SimpleNamespace, precision: str) -> Backend:
+    """The backend on the current CUDA device. No part of it has been run on one yet."""
     import cupy
+    import cupyx
 
-    device = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
-    stream = cupy.cuda.Stream.null
-    return Backend(name, f"cuda ({device})", cupy, kernels, cupy.asarray, cupy.asnumpy, stream.synchronize)
+    device = cupy.cuda.Device()
+    model = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
+    if precision != "fp32" and int(device.compute_capability) < 80:
+        raise BackendError(
+            f"{model} has no {precision}; use --precision fp32, or --backend cpu to emulate it"
+        )
+    # The stream of all kernels and CuPy functions, see kernels/launch.py.
+    compute = cupy.cuda.Stream.null
+    streams = Streams(
+        cupy.empty,
+        cupyx.empty_pinned,
+        partial(cupy.cuda.Event, disable_timing=True),
+        compute,
+        cupy.cuda.Stream(non_blocking=True),
+    )
+    # Round to nearest, ties to even, as `rounded` does on the host.
+    to_bf16 = cupy.ElementwiseKernel(
+        "float32 x",
+        "uint16 word",
+        "unsigned int w = __float_as_uint(x);word = isnan(x) ? 0x7fc0 : (w + 0x7fff + (w >> 16 & 1)) >> 16",
+        "to_bf16",
+    )
+    types = cupy.cuda.runtime.CUDA_R_32F, cupy.cuda.runtime.CUDA_R_16BF
+    return Backend(
+        "cuda",
+        f"cuda ({model}), {precision}",
+        cupy,
+        kernels,
+        Gemm(precision, cupy.cuda.cublas, device.cublas_handle, types, to_bf16, cupy.empty),
+        cupy.asarray,
+        cupy.asnumpy,
+        partial(feed, streams),
+        partial(fetch, streams),
+        compute.synchronize,
+    )

@@ -134,6 +134,14 @@ class TrainConfig:
     backend: Literal["auto", "reference", "cpu", "cuda"] = "auto"
     """Where to compute: auto (a GPU if there is one, else cpu), reference (NumPy only), cpu, cuda."""
 
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """What the matrix products of the dense layers are computed in; all else stays float32. Without a
+    GPU, tf32 and bf16 are emulated: slow, but they show what the precision does to the AUC."""
+
+    deterministic: bool = False
+    """On a GPU, add up gradients in a fixed order, so that training repeats bit for bit, at a cost not
+    measured yet. On a CPU it always does."""
+
 
 @dataclass(frozen=True)
 class Preset:

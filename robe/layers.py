@@ -25,7 +25,7 @@ class MLP:
         self.activations = [x]
         for i, (weight, bias) in enumerate(self.parameters):
             product = self.products[i][:rows]
-            xp.matmul(x, weight, out=product)
+            self.backend.matmul(x, weight, product)
             x = out if i == last and out is not None else product
             if i == last and self.linear_end:
                 xp.add(product, bias, out=x)
@@ -45,9 +45,9 @@ class MLP:
                 xp.sum(d_y, axis=0, out=d_bias)
             else:
                 kernels.bias_relu_backward(self.activations[i + 1], d_y, d_bias)
-            xp.matmul(self.activations[i].T, d_y, out=d_weight)
+            self.backend.matmul(self.activations[i].T, d_y, d_weight)
             if i or want_input:
                 d_x = (self.d_inputs[i - 1] if i else self.d_first)[:rows]
-                xp.matmul(d_y, weight.T, out=d_x)
+                self.backend.matmul(d_y, weight.T, d_x)
                 d_y = d_x
         return d_y if want_input else None

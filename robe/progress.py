@@ -1,8 +1,9 @@
 """A progress bar on a terminal, nothing in a pipe."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,7 +15,7 @@ Update = Callable[..., None]
 def progress_bar(description: str, unit: str) -> Iterator[Update]:
     """Gives `update(done, total, note="")`, cheap enough to call at every step.
 
-    Shows the rate in `unit` per second and the remaining time.
+    Shows the rate in `unit` per second and, where the total is known, the remaining time.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -30,9 +31,9 @@ def progress_bar(description: str, unit: str) -> Iterator[Update]:
         task = progress.add_task(description, rate="", note="", total=None)
         shown = 0.0
 
-        def update(done: int, total: int, note: str = "") -> None:
+        def update(done: int, total: int | None, note: str = "") -> None:
             nonlocal shown
-            if progress.disable or (done < total and time.monotonic() < shown + 0.1):
+            if progress.disable or (done < (total or math.inf) and time.monotonic() < shown + 0.1):
                 return
             shown = time.monotonic()
             speed = progress.tasks[task].speed
@@ -40,3 +41,28 @@ def progress_bar(description: str, unit: str) -> Iterator[Update]:
             progress.update(task, completed=done, total=total, rate=rate, note=note)
 
         yield update
+
+
+class Watched:
+    """Rows whose batches move a progress bar, and that tell how long their reader waited for them."""
+
+    def __init__(self, batches: Callable[..., Iterator], count: int | None, update: Update):
+        self.open, self.count, self.update = batches, count, update
+
+    def batches(self, *arguments, **options) -> Iterator:
+        self.started, self.waited, self.read = time.perf_counter(), 0.0, 0
+        with closing(self.open(*arguments, **options)) as batches:
+            while True:
+                asked = time.perf_counter()
+                batch = next(batches, None)
+                self.waited += time.perf_counter() - asked
+                if batch is None:
+                    return
+                yield batch
+                self.read += len(batch[0])
+                self.update(self.read, self.count, f"{self.pace()['busy']:.0%} busy")
+
+    def pace(self) -> dict[str, float]:
+        """Speed so far, and the share of the time the reader did not wait. A GPU may work even then."""
+        seconds = time.perf_counter() - self.started
+        return {"rows_per_second": self.read / seconds, "busy": 1 - self.waited / seconds}

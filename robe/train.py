@@ -81,19 +81,23 @@ def train(
     target = config.target_auc or math.inf
     reached = log.best_validation_auc() >= target
 
-    started, losses, loss, validation = time.perf_counter() - log.seconds(), [], math.nan, None
-    with closing(_to_come(rows["train"], config, position)) as batches:
+    started, loss, validation = time.perf_counter() - log.seconds(), math.nan, None
+    # Read back for a log only, so that a GPU has its next step queued before it is done with this one.
+    sums, counts = model.backend.xp.empty(min(log_every, total), "float64"), []
+    to_come = _to_come(rows["train"], config, position)
+    with closing(_feed(model, to_come, config.batch, phase)) as batches:
         while not reached and position.step < total:
-            with phase("load"):
-                position, batch = next(batches)
+            position, (label, dense, ids) = next(batches)
             step, at_end = position.step, position.step == total
             evaluates = step % evaluate_every == 0 or at_end
             saves = step % checkpoint_every == 0 or at_end
             rate = learning_rate(config.optimizer, step - 1)
-            losses.append(_step(model, batch, rate, phase))
+            losses = model.step(label, dense, ids, rate, phase)
+            model.backend.xp.sum(losses, dtype="float64", out=sums[len(counts), ...])
+            counts.append(len(label))
             if step % log_every == 0 or evaluates or saves:
-                loss = _mean_loss(losses, step, config, run)
-                losses = []
+                loss = _mean_loss(model.backend.to_host(sums[: len(counts)]), counts, step, config, run)
+                counts = []
                 log.write(kind="train", step=step, loss=loss, lr=rate, seconds=time.perf_counter() - started)
             progress(step * config.batch, total * config.batch, f"loss {loss:.4f}")
             if evaluates:
@@ -127,23 +131,18 @@ def predict(model: DLRM, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     """Labels (N,) uint8 and logits (N,) float32 of all rows, in file order."""
     label, logits = np.empty(rows.count, np.uint8), np.empty(rows.count, np.float32)
     start = 0
-    for batch_label, dense, ids in rows.batches(EVALUATION_BATCH):
-        stop = start + len(dense)
-        label[start:stop] = batch_label
-        logits[start:stop] = predict_batch(model, dense, ids)
+    batches = ((batch_label, (dense, ids)) for batch_label, dense, ids in rows.batches(EVALUATION_BATCH))
+    for batch_label, batch_logits in _logits(model, batches):
+        stop = start + len(batch_logits)
+        label[start:stop], logits[start:stop] = batch_label, batch_logits
         start = stop
     return label, logits
-
-
-def predict_batch(model: DLRM, dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Logits (B,) float32 on the host, for dense (B, n) and ids (B, F) from the host."""
-    return model.backend.to_host(model.predict(*_to_device(model, dense, ids)))
 
 
 def write_probabilities(model: DLRM, batches: Iterable, out: Path) -> int:
     """Write the probability of a click for every row, one a line; returns how many. `out` appears whole.
 
-    batches: of anything whose last two parts are dense (B, n) and ids (B, F).
+    batches: of anything whose last two parts are dense (B, n) and ids (B, F), at most EVALUATION_BATCH rows.
     """
     out = out.resolve()
     if out.exists() and not out.is_file():
@@ -151,12 +150,11 @@ def write_probabilities(model: DLRM, batches: Iterable, out: Path) -> int:
     partial, count = out.with_name(f".{out.name}.partial-{os.getpid()}"), 0
     try:
         with partial.open("w") as file:
-            for *_, dense, ids in batches:
+            for _, logits in _logits(model, ((None, (dense, ids)) for *_, dense, ids in batches)):
                 # sigmoid without overflow, in float64.
-                logits = predict_batch(model, dense, ids).astype(np.float64)
-                probability = np.exp(-np.logaddexp(0, -logits))
+                probability = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
                 file.writelines(f"{p:.9g}\n" for p in probability.tolist())
-                count += len(dense)
+                count += len(logits)
         partial.replace(out)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
@@ -204,8 +202,8 @@ def _parse(line: str) -> dict | None:
         return None
 
 
-def _to_come(rows: Rows, config: TrainConfig, position: Position) -> Iterator[tuple[Position, Any]]:
-    """The batches of all epochs after `position`, each with the position that training it reaches."""
+def _to_come(rows: Rows, config: TrainConfig, position: Position) -> Iterator[tuple[Position, tuple]]:
+    """The batches of all epochs after `position`, each behind the position that training it reaches."""
     steps_per_epoch = math.ceil(rows.count / config.batch)
     while position.epoch < config.epochs:
         start = {"epoch": position.epoch, "start_step": position.epoch_step}
@@ -215,28 +213,43 @@ def _to_come(rows: Rows, config: TrainConfig, position: Position) -> Iterator[tu
                 yield position, batch
 
 
-def _step(model: DLRM, batch, rate: float, phase: Phase) -> tuple[Any, int]:
-    """One training step; returns the sum of the losses, still on the device, and the rows."""
-    label, dense, ids = batch
-    with phase("copy"):
-        label, (dense, ids) = model.backend.to_device(label), _to_device(model, dense, ids)
-    losses = model.step(label, dense, ids, rate, phase)
-    return losses.sum(dtype="float64"), len(label)
+def _feed(model: DLRM, batches: Iterator, rows: int, phase: Phase = no_phase) -> Iterator:
+    """Each (tag, arrays) with the arrays where the model computes, valid until the next; the last are ids.
+
+    rows: the most rows of a batch.
+    """
+    return model.backend.feed(_checked(model, batches, phase), rows, phase)
 
 
-def _to_device(model: DLRM, dense: np.ndarray, ids: np.ndarray) -> tuple[Any, Any]:
-    """Dense values and ids where the model computes; of the ids those of the features that it uses."""
-    ids = np.ascontiguousarray(ids[:, : model.embedding.features])
-    model.embedding.check(ids)
-    return model.backend.to_device(dense), model.backend.to_device(ids)
+def _checked(model: DLRM, batches: Iterator, phase: Phase) -> Iterator:
+    """Of the ids those of the features that the model uses, and all of them with a row."""
+    with closing(batches):
+        while True:
+            with phase("load"):
+                if (following := next(batches, None)) is None:
+                    return
+                tag, (*rest, ids) = following
+                ids = np.ascontiguousarray(ids[:, : model.embedding.features])
+                model.embedding.check(ids)
+            yield tag, (*rest, ids)
 
 
-def _mean_loss(losses: list, step: int, config: TrainConfig, run: Path) -> float:
-    """Mean loss per row since the last log; raises TrainingError if a step's loss was not finite."""
-    for steps_ago, (loss, _) in zip(range(len(losses) - 1, -1, -1), losses, strict=True):
-        if not math.isfinite(float(loss)):
-            raise TrainingError(_not_finite(f"the loss became {float(loss)}", step - steps_ago, config, run))
-    return float(sum(loss for loss, _ in losses)) / sum(rows for _, rows in losses)
+def _logits(model: DLRM, batches: Iterator) -> Iterator[tuple[Any, np.ndarray]]:
+    """Each (tag, (dense, ids)) as (tag, logits (B,) on the host), valid until the next."""
+    fed = _feed(model, batches, EVALUATION_BATCH)
+    results = ((tag, model.predict(*arrays)) for tag, arrays in fed)
+    return model.backend.fetch(results, EVALUATION_BATCH)
+
+
+def _mean_loss(sums: np.ndarray, counts: list[int], step: int, config: TrainConfig, run: Path) -> float:
+    """Mean loss per row of the steps up to `step`, from the sum of the losses and the rows of each.
+
+    Raises TrainingError if a sum is not finite.
+    """
+    for number, loss in enumerate(sums.tolist(), step - len(counts) + 1):
+        if not math.isfinite(loss):
+            raise TrainingError(_not_finite(f"the loss became {loss}", number, config, run))
+    return float(sum(sums)) / sum(counts)
 
 
 def _check_finite(model: DLRM, step: int, config: TrainConfig, run: Path) -> None:

@@ -194,6 +194,24 @@ def test_predict_is_forward(kind, name):
     np.testing.assert_allclose(model.predict(dense, ids), expected, rtol=1e-12, atol=1e-14)
 
 
+def test_a_step_makes_no_arrays(monkeypatch):
+    """What a step calls of the array module writes to arrays that are there; products are the backend's."""
+    model, called = make(), []
+
+    class Arrays:
+        def __getattr__(self, name):
+            def call(*arguments, out, **options):
+                called.append(name)
+                return getattr(np, name)(*arguments, out=out, **options)
+
+            return call
+
+    # The record is frozen, but one and the same for the whole model.
+    monkeypatch.setitem(vars(model.backend), "xp", Arrays())
+    model.step(*batch(), 0.1)
+    assert called == ["add", "sum"]
+
+
 def test_a_short_batch_uses_the_front_of_the_buffers():
     whole, part = make(), make()
     _, dense, ids = batch()

@@ -139,6 +139,21 @@ def test_evaluate_agrees_with_the_summary(trained, capsys):
         assert "SYNTHETIC" in out
         result = json.loads(out)
         assert {key: result[key] for key in summary[split]} == summary[split]
+        assert result["rows_per_second"] > 0
+        assert 0 < result["busy"] < 1
+
+
+def test_a_run_keeps_its_precision(folder, tmp_path, capsys):
+    """Evaluation computes as training did, and the profile has the phases of a step."""
+    train = ["train", "--data", folder / "hash", "--out", tmp_path / "r", *TINY]
+    code, out, err = run(*train, "--precision", "bf16", "--deterministic", "--profile", capsys=capsys)
+    assert code == 0, err
+    assert re.search(r"load +63 .*forward +63 .*backward +63 .*update +63 ", out, re.DOTALL)
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert "bf16 emulated" in summary["backend"]
+    result = json.loads(run("evaluate", tmp_path / "r", capsys=capsys)[1])
+    assert result["auc"] == summary["test"]["auc"]
+    assert run("train", "--resume", tmp_path / "r", "--precision", "tf32", capsys=capsys)[0] == 2
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(folder, tmp_path):

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import math
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import VERSIONS
 
 from robe import checkpoint
 from robe.backend import select
@@ -19,6 +22,7 @@ from robe.config import (
     TrainConfig,
     resolve,
 )
+from robe.feed import Streams, feed, fetch
 from robe.model import build
 from robe.train import TrainingError, predict, write_probabilities
 from robe.train import train as train_model
@@ -58,8 +62,32 @@ def config(**changes):
     return resolve(TrainConfig(model=model, embedding=embedding, **base))
 
 
-def train(config, data, rows, run):
-    return train_model(build(config, data, select(config.backend)), config, data, rows, run)
+def train(config, data, rows, run, backend=None):
+    backend = backend or select(config.backend, config.precision)
+    return train_model(build(config, data, backend), config, data, rows, run)
+
+
+class Prompt(np.ndarray):
+    """An array of a device that does at once what it is asked."""
+
+    def set(self, host, stream):
+        self[...] = host
+
+    def get(self, stream, out, blocking):
+        out[...] = self
+
+
+def fed_backend():
+    """The CPU behind the slots that feed a GPU."""
+    idle = SimpleNamespace(
+        record=lambda stream: None, synchronize=lambda: None, wait_event=lambda event: None
+    )
+    streams = Streams(lambda *place: np.empty(*place).view(Prompt), np.empty, lambda: idle, idle, idle)
+
+    def fetched(results, rows):
+        return fetch(streams, ((tag, array.view(Prompt)) for tag, array in results), rows)
+
+    return dataclasses.replace(select("cpu"), feed=partial(feed, streams), fetch=fetched)
 
 
 def weights_of(run):
@@ -75,9 +103,10 @@ def test_two_runs_give_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize("fed", [False, True], ids=["plain", "fed"])
 @pytest.mark.parametrize("stop", [1, 4, 15, 16, 17, 31])
-def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, optimizer, tmp_path):
-    """Steps 15 to 17 lie around the end of an epoch."""
+def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, fed, optimizer, tmp_path):
+    """Steps 15 to 17 lie around the end of an epoch, whose last batch is short; a feed may begin with it."""
     schedule = OptimizerConfig(optimizer, 0.1, warmup_steps=4, decay_start=20, decay_steps=15)
     settings = dataclasses.replace(config(), optimizer=schedule)
     whole = train(settings, DATA, rows(), tmp_path / "whole")
@@ -98,7 +127,7 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, optimizer, tmp_path)
         train(settings, DATA, rows() | {"train": Stopping(500, 500)}, tmp_path / "part")
     with (tmp_path / "part" / "metrics.jsonl").open("a") as log:
         log.write('{"kind": "tra')  # a line cut short
-    resumed = train(settings, DATA, rows(), tmp_path / "part")
+    resumed = train(settings, DATA, rows(), tmp_path / "part", fed_backend() if fed else None)
     assert weights_of(tmp_path / "part") == weights_of(tmp_path / "whole")
     assert resumed["test"] == whole["test"]
 
@@ -113,11 +142,74 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, optimizer, tmp_path)
     ]
 
 
+def test_a_log_that_never_comes_takes_no_room(tmp_path):
+    assert train(config(epochs=1, eval_every=10**15), DATA, rows(), tmp_path)["steps"] == 16
+
+
 def test_it_learns(tmp_path):
     """The first feature decides: 0.8 against 0.2, so the best AUC is near 0.8."""
     result = train(config(epochs=20), DATA, rows(), tmp_path / "run")
     assert result["test"]["auc"] > 0.7
     assert result["stopped"] == "all epochs done"
+
+
+def test_logged_losses_are_means_per_row_since_the_last_log(tmp_path):
+    """Every other step is logged; the last one has a short batch. Against the steps by themselves."""
+    settings, data = config(epochs=1, eval_every=10, checkpoint_every=100), rows()
+    train(settings, DATA, data, tmp_path)
+    model, losses, means = build(settings, DATA, select("cpu")), [], {}
+    for step, (label, dense, ids) in enumerate(data["train"].batches(32, seed=0), 1):
+        losses.append(model.step(label, dense, ids, settings.optimizer.lr).astype(float))
+        if step % 2 == 0:
+            means[step], losses = np.concatenate(losses).mean(), []
+    log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = {entry["step"]: entry["loss"] for entry in log if entry["kind"] == "train"}
+    assert logged == pytest.approx(means, rel=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_it_learns_in_less_precision(precision, tmp_path):
+    """Near what float32 reaches, with other weights; and a run keeps to its precision."""
+    results = {
+        p: train(config(epochs=20, precision=p), DATA, rows(), tmp_path / p) for p in ("fp32", precision)
+    }
+    auc = {p: result["test"]["auc"] for p, result in results.items()}
+    assert auc[precision] > 0.7
+    assert auc[precision] == pytest.approx(auc["fp32"], abs=0.03)
+    assert weights_of(tmp_path / precision) != weights_of(tmp_path / "fp32")
+    assert f"{precision} emulated" in results[precision]["backend"]
+    assert "emulated" not in results["fp32"]["backend"]
+    with pytest.raises(ConfigError, match="other settings"):
+        train(config(epochs=20), DATA, rows(), tmp_path / precision)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_twenty_steps_are_those_of_the_reference(optimizer, version, tmp_path):
+    """The whole loop: losses, evaluation and weights. In the simulator, this is the way a GPU takes."""
+    sizes = {"train": 160, "validation": 12, "test": 12}
+    runs = []
+    for backend in ("reference", version):
+        settings = dataclasses.replace(
+            config(batch=8, epochs=1, eval_every=10, checkpoint_every=20, backend=backend),
+            optimizer=OptimizerConfig(optimizer, 0.1),
+        )
+        memory = {name: MemoryRows(n, n) for name, n in sizes.items()}
+        result = train(settings, DATA, memory, tmp_path / backend)
+        log = [json.loads(line) for line in (tmp_path / backend / "metrics.jsonl").read_text().splitlines()]
+        model = build(settings, DATA, select("reference"))
+        checkpoint.load_weights(checkpoint.latest(tmp_path / backend), model)
+        runs.append((result, [e.get("loss", e.get("log_loss")) for e in log], model.state()))
+    (expected, losses, weights), (found, found_losses, found_weights) = runs
+    assert found["steps"] == 20
+    assert len(losses) > 10
+    # Twenty steps of some hundred float32 operations on values of order 1, each step on the one before.
+    tolerance = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(found_losses, losses, **tolerance)
+    np.testing.assert_allclose(found["test"]["log_loss"], expected["test"]["log_loss"], **tolerance)
+    for name, array in weights.items():
+        np.testing.assert_allclose(found_weights[name], array, **tolerance, err_msg=name)
 
 
 def test_it_stops_at_the_target(tmp_path):

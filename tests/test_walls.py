@@ -69,6 +69,8 @@ def test_numba_compiles_in_the_kernels_only():
     [
         ("robe/kernels/", ("robe.backend", "robe.embeddings", "robe.model", "robe.train", "robe.config")),
         ("robe/backend.py", ("robe.embeddings", "robe.model", "robe.train", "robe.config")),
+        ("robe/feed.py", ("robe.backend", "robe.kernels", "robe.model", "robe.train", "robe.config")),
+        ("robe/matmul.py", ("robe.backend", "robe.kernels", "robe.model", "robe.train", "robe.config")),
         ("robe/embeddings/", ("robe.model", "robe.layers", "robe.optim", "robe.train", "robe.checkpoint")),
         ("robe/model.py", ("robe.train", "robe.checkpoint", "robe.report", "robe.plan", "robe.doctor")),
     ],

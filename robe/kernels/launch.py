@@ -1,11 +1,20 @@
-"""How CUDA kernels are started. Every kernel strides over its work, so any shape of launch is right."""
+"""How CUDA kernels are started. Every kernel strides over its work, so any shape of launch is right.
+
+All run on Numba's default stream, which is the legacy default stream of CUDA. It is CuPy's current stream
+too, so kernels and CuPy's functions run in the order in which they were called and nothing has to wait
+for anything; only copies have a stream of their own (robe/feed.py).
+"""
 
 import numpy as np
-from numba import config
+from numba import config, cuda
 
 # The simulator runs each CUDA thread as a Python thread: a handful shows the same races as a thousand.
 THREADS = 4 if config.ENABLE_CUDASIM else 256
 BLOCKS = 2 if config.ENABLE_CUDASIM else 4096  # along each axis
+# Arrays of a training step and their views, full and short batches: some hundred.
+WRAPPED_MOST = 4096
+
+_wrapped = {}  # (address, shape, strides, dtype) -> Numba's array there
 
 
 def launch(kernel, work: tuple[int, ...], *arguments) -> None:
@@ -22,7 +31,31 @@ def launch(kernel, work: tuple[int, ...], *arguments) -> None:
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
         arguments = [FakeCUDAArray(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    else:
+        arguments = [on_device(a) for a in arguments]
     kernel[launch_shape(work)](*arguments)
+
+
+def on_device(argument):
+    """The argument as Numba takes it at once: CuPy's arrays wrapped, numbers and tuples as they are.
+
+    Numba takes CuPy's arrays too, but looks each over anew at every launch, and may wait for the stream. So
+    it is done once per place in memory. What is kept does not own the memory: should CuPy free it and hand
+    out the same address in the same shape again, the view is as right as before.
+    """
+    if isinstance(argument, np.ndarray):
+        # Numba would copy it to the device and back, in silence, at every launch.
+        raise TypeError(f"a CUDA kernel was given a host array of shape {argument.shape}")
+    if not hasattr(type(argument), "__cuda_array_interface__"):
+        return argument
+    key = argument.data.ptr, argument.shape, argument.strides, argument.dtype
+    if key not in _wrapped:
+        if len(_wrapped) == WRAPPED_MOST:
+            _wrapped.clear()
+        address, shape, strides, dtype = key
+        place = {"data": (address, False), "shape": shape, "strides": strides, "typestr": dtype.str}
+        _wrapped[key] = cuda.from_cuda_array_interface(place | {"version": 3})
+    return _wrapped[key]
 
 
 def launch_shape(work: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:

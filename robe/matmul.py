@@ -1,0 +1,100 @@
+"""Matrix products of the dense layers, and what they are computed in.
+
+    fp32    float32 throughout
+    tf32    inputs rounded to 10 explicit bits of mantissa, products summed in float32
+    bf16    inputs rounded to 7 explicit bits, products summed in float32
+
+Inputs and outputs are float32 arrays whatever the precision: weights, activations and gradients keep all
+their bits between products. On a GPU these are modes of its tensor cores; elsewhere `emulated` rounds and
+multiplies in float32, which is slower than fp32 and shows what the precision does to the result.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+MANTISSA = {"tf32": 10, "bf16": 7}  # explicit bits; float32 has 23
+
+
+def rounded(x: np.ndarray, bits: int) -> np.ndarray:
+    """float32 values with `bits` explicit bits of mantissa, to nearest, ties to even; NaN stays NaN."""
+    dropped = np.uint32(23 - bits)
+    word = x.view(np.uint32)
+    # Adding half a unit, less one bit where the kept part is even, carries exactly where rounding goes up.
+    half = np.uint32((1 << int(dropped - 1)) - 1) + (word >> dropped & np.uint32(1))
+    return np.where(np.isnan(x), x, (word + half >> dropped << dropped).view(np.float32))
+
+
+def emulated(precision: str) -> Callable[[Any, Any, Any], None]:
+    """NumPy's matmul(a, b, out) as a GPU would compute it in that precision."""
+    if precision == "fp32":
+        return lambda a, b, out: np.matmul(a, b, out=out)
+    bits = MANTISSA[precision]
+    return lambda a, b, out: np.matmul(rounded(a, bits), rounded(b, bits), out=out)
+
+
+def as_columns(matrix) -> tuple[bool, int]:
+    """How BLAS, for which a matrix lies column by column, finds the transpose of `matrix` in its memory.
+
+    Returns whether it must transpose what it finds, and the elements from one column to the next. Raises
+    ValueError for an array with neither neighbouring rows nor neighbouring columns.
+    """
+    (rows, columns), item = matrix.shape, matrix.itemsize
+    down, along = matrix.strides
+    # The stride of an axis of length 1 says nothing.
+    if along == item or columns == 1:
+        return False, max(down // item, columns)
+    if down == item or rows == 1:
+        return True, along // item
+    raise ValueError(f"a matrix of strides {matrix.strides} has neither rows nor columns in one piece")
+
+
+class Gemm:
+    """matmul(a, b, out) by cuBLAS, called as CuPy calls it, but without a copy of strided views.
+
+    cublas: CuPy's module of that name; handle: of the device. types: the numbers by which CUDA names float32
+    and bfloat16. to_bf16: writes float32 values as bfloat16 words. empty: allocates on the device.
+    """
+
+    def __init__(
+        self,
+        precision: str,
+        cublas: ModuleType,
+        handle: int,
+        types: tuple[int, int],
+        to_bf16: Callable[[Any, Any], Any],
+        empty: Callable,
+    ):
+        self.cublas, self.handle, self.to_bf16, self.empty = cublas, handle, to_bf16, empty
+        self.float32, self.type = types[0], types[precision == "bf16"]
+        fast = precision == "tf32"
+        self.compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if fast else cublas.CUBLAS_COMPUTE_32F
+        self.one, self.zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+        self.words = [None, None]  # (N,) uint16: room for both inputs in bfloat16
+
+    def __call__(self, a, b, out) -> None:
+        if self.type != self.float32:
+            a, b = self.shortened(a, 0), self.shortened(b, 1)
+        # out = a b by rows is out^T = b^T a^T by columns.
+        (b_turned, b_step), (a_turned, a_step), (turned, out_step) = map(as_columns, (b, a, out))
+        if turned:
+            raise ValueError("the rows of `out` must be in one piece")
+        operation = self.cublas.CUBLAS_OP_N, self.cublas.CUBLAS_OP_T
+        self.cublas.gemmEx(
+            *(self.handle, operation[b_turned], operation[a_turned]),
+            *(out.shape[1], out.shape[0], a.shape[1], self.one.ctypes.data),
+            *(b.data.ptr, self.type, b_step, a.data.ptr, self.type, a_step, self.zero.ctypes.data),
+            *(out.data.ptr, self.float32, out_step, self.compute, self.cublas.CUBLAS_GEMM_DEFAULT),
+        )
+
+    def shortened(self, matrix, place: int):
+        """The matrix in bfloat16, in room that is made for the largest and used again."""
+        turned, _ = as_columns(matrix)
+        matrix = matrix.T if turned else matrix
+        if self.words[place] is None or self.words[place].size < matrix.size:
+            self.words[place] = self.empty(matrix.size, np.uint16)
+        words = self.words[place][: matrix.size].reshape(matrix.shape)
+        self.to_bf16(matrix, words)
+        return words.T if turned else words

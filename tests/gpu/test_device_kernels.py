@@ -1,0 +1,93 @@
+"""Every CUDA kernel and product on a real device, against the reference."""
+
+import numpy as np
+import pytest
+from conftest import on_a_device
+
+from robe.backend import select
+from robe.kernels import launch
+from robe.kernels.cases import CASES, calls
+from robe.kernels.operations import OPERATIONS, module, version
+from robe.matmul import rounded
+
+pytestmark = on_a_device
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return select("cuda")
+
+
+# As many threads as there are by default, or few that must stride over the work.
+@pytest.mark.parametrize("shape", [(launch.BLOCKS, launch.THREADS), (3, 64)], ids=["default", "small"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_version_agrees_with_the_reference(operation, case, shape, gpu, monkeypatch):
+    monkeypatch.setattr(launch, "BLOCKS", shape[0])
+    monkeypatch.setattr(launch, "THREADS", shape[1])
+    call = calls(case)[operation]
+    expected = call.copy()
+    version(operation, "reference")(*expected.values())
+    names = [name for name in vars(module(operation)) if name.startswith(f"{operation}_cuda")]
+    assert f"{operation}_cuda" in names
+    for name in names:
+        arrays = {n: gpu.to_device(a) if isinstance(a, np.ndarray) else a for n, a in call.copy().items()}
+        getattr(module(operation), name)(*arrays.values())
+        for output in call.outputs:
+            # float32 sums of up to 128 values of order 10, in another order; as for `kernels check`.
+            found = gpu.to_host(arrays[output])
+            np.testing.assert_allclose(found, expected[output], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("operation", ["scatter_add", "adagrad_scatter"])
+def test_deterministic_versions_repeat_bit_for_bit(operation, gpu):
+    """Twenty times the case with the most additions to each slot."""
+    kernel, results = getattr(select("cuda", deterministic=True).kernels, operation), set()
+    case = next(case for case in CASES if case.name == "largest ids")._replace(rows=5000)
+    call = calls(case)[operation]
+    for _ in range(20):
+        arrays = {n: gpu.to_device(a) if isinstance(a, np.ndarray) else a for n, a in call.copy().items()}
+        kernel(*arrays.values())
+        results.add(b"".join(gpu.to_host(arrays[output]).tobytes() for output in call.outputs))
+    assert len(results) == 1
+
+
+def test_a_host_array_is_refused(gpu):
+    with pytest.raises(TypeError, match="host array"):
+        gpu.kernels.sgd(np.zeros(5, np.float32), 0.1, np.zeros(5, np.float32))
+
+
+def test_rounding_to_bfloat16_is_that_of_the_host(rng):
+    words = rng.integers(0, 2**32, 100_000, dtype=np.uint64).astype(np.uint32)
+    values = np.concatenate([words, words & ~np.uint32(0x7FFF), [0x7F800000, 0x7FFFFFFF]]).astype(np.uint32)
+    values = values.view(np.float32)
+    gpu = select("cuda", "bf16")
+    found = gpu.xp.empty(values.size, np.uint16)
+    gpu.matmul.to_bf16(gpu.to_device(values), found)
+    expected = rounded(values, 7)
+    found = (gpu.to_host(found).astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(found, expected)  # NaN equals NaN here
+
+
+# Rounding both factors changes a product by at most 2^-bits of it, for 10 and 7 bits; float32 sums of 512
+# products round by some 2^-23 each.
+@pytest.mark.parametrize(
+    ("precision", "least", "most"), [("fp32", 0, 1e-5), ("tf32", 1e-6, 1e-3), ("bf16", 1e-5, 8e-3)]
+)
+def test_products_are_of_their_precision(precision, least, most, rng):
+    """As the layers multiply: whole, transposed, and with a strided view."""
+    gpu = select("cuda", precision)
+    a, b = rng.standard_normal((2, 512, 512)).astype(np.float32)
+    wide = rng.standard_normal((512, 3, 512)).astype(np.float32)
+    there = gpu.to_device(wide)
+    for x, y, x_there, y_there in (
+        (a, b, gpu.to_device(a), gpu.to_device(b)),
+        (a.T, b, gpu.to_device(a).T, gpu.to_device(b)),
+        (wide[:, 0], b.T, there[:, 0], gpu.to_device(b).T),
+        (a.T, wide[:, 0], gpu.to_device(a).T, there[:, 0]),
+    ):
+        out = gpu.xp.full((512, 512), np.nan, np.float32)
+        gpu.matmul(x_there, y_there, out)
+        exact, scale = x.astype(float) @ y.astype(float), abs(x).astype(float) @ abs(y).astype(float)
+        error = (abs(gpu.to_host(out) - exact) / scale).max()
+        assert least < error < most

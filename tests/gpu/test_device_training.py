@@ -1,0 +1,110 @@
+"""Training on a real device: against the CPU, repeating, working ahead, and running out of memory."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from conftest import on_a_device
+from test_run import TINY, run
+from test_train import DATA, config, rows, train_model, weights_of
+
+import run as command_line
+from robe.backend import select
+from robe.config import EmbeddingConfig, OptimizerConfig
+from robe.feed import Streams, feed
+from robe.kernels import launch
+from robe.model import build
+
+pytestmark = on_a_device
+
+
+def settings(backend, method="robe", optimizer="adagrad"):
+    """240 steps, evaluated every 60."""
+    base = config(epochs=15, eval_every=60, checkpoint_every=60, backend=backend)
+    embedding = base.embedding if method == "robe" else EmbeddingConfig(method)
+    return dataclasses.replace(base, embedding=embedding, optimizer=OptimizerConfig(optimizer, 0.05))
+
+
+def train(settings, folder, deterministic=False, progress=lambda *told: None):
+    data = dataclasses.replace(DATA, dialect="dictionary") if settings.embedding.method == "full" else DATA
+    model = build(settings, data, select(settings.backend, deterministic=deterministic))
+    return train_model(model, settings, data, rows(), folder, progress)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize("method", ["robe", "full", "none"])
+def test_training_is_that_of_the_cpu(method, optimizer, tmp_path):
+    logs = []
+    for backend in ("cpu", "cuda"):
+        train(settings(backend, method, optimizer), tmp_path / backend)
+        log = [json.loads(line) for line in (tmp_path / backend / "metrics.jsonl").read_text().splitlines()]
+        logs.append([entry.get("loss", entry.get("log_loss")) for entry in log])
+    assert len(logs[0]) > 20
+    # Sums in another order change the last bits of every step, and each step builds on those before; two
+    # backends on the host, which differ in that alone, come within 1e-7.
+    np.testing.assert_allclose(logs[1], logs[0], rtol=1e-4)
+
+
+def test_deterministic_training_repeats_bit_for_bit(tmp_path):
+    for name in "ab":
+        train(settings("cuda"), tmp_path / name, deterministic=True)
+    assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")
+
+
+def test_a_steady_step_allocates_and_wraps_nothing(tmp_path):
+    import cupy
+
+    seen = []
+    pool = cupy.get_default_memory_pool()
+    train(
+        settings("cuda"),
+        tmp_path,
+        progress=lambda *told: seen.append((pool.total_bytes(), len(launch._wrapped))),
+    )
+    # The first epoch has met every size of batch, the evaluation at step 60 its own.
+    assert len(set(seen[60:])) == 1
+
+
+def test_a_batch_is_copied_while_the_step_before_computes():
+    import cupy
+    import cupyx
+
+    begun, ended = [], []
+
+    class Copies(cupy.cuda.Stream):
+        def wait_event(self, event):
+            super().wait_event(event)
+            begun.append(self.record())
+
+    compute = cupy.cuda.Stream.null
+    streams = Streams(cupy.empty, cupyx.empty_pinned, cupy.cuda.Event, compute, Copies(non_blocking=True))
+    batches = ((number, (np.full((1000, 1000), number, np.float32),)) for number in range(8))
+    work, sums = cupy.ones(50_000_000, np.float32), []
+    for _, (array,) in feed(streams, batches, 1000):
+        sums.append(array.sum())
+        for _ in range(500):  # far longer than it takes the host to fill 4 MB
+            cupy.multiply(work, 1.0001, out=work)
+        ended.append(compute.record())
+    assert [float(total) for total in sums] == [number * 1e6 for number in range(8)]
+    for number in range(7):
+        assert cupy.cuda.get_elapsed_time(begun[number + 1], ended[number]) > 0
+
+
+def test_too_little_memory_is_told_in_a_line(tmp_path, capsys):
+    import cupy
+
+    command_line.main(["synth", "--out", str(tmp_path / "raw"), "--rows", "3000", "--days", "3"])
+    command_line.main(["prepare", str(tmp_path / "raw"), "--out", str(tmp_path / "data")])
+    pool = cupy.get_default_memory_pool()
+    pool.set_limit(size=pool.total_bytes() + 2**20)
+    try:
+        train = ["train", "--data", tmp_path / "data", "--out", tmp_path / "r", "--backend", "cuda", *TINY]
+        code, _, err = run(*train, "--weights", 100_000_000, capsys=capsys)
+    finally:
+        pool.set_limit(size=0)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("error: not enough memory: ")
+    assert "run.py plan" in err
+    assert not (tmp_path / "r").exists()

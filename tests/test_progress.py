@@ -1,0 +1,52 @@
+"""How reading is watched."""
+
+from types import SimpleNamespace
+
+from robe.progress import Watched
+
+
+def test_waiting_is_told_from_working(monkeypatch):
+    """Each batch of five takes three seconds to come and one to use."""
+    now, told = [0.0], []
+    monkeypatch.setattr("robe.progress.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def batches(size, count):
+        for _ in range(count):
+            now[0] += 3
+            yield [0] * size, None
+
+    watched = Watched(batches, 20, lambda *values: told.append(values))
+    for number, (label, _) in enumerate(watched.batches(5, count=4)):
+        assert len(label) == 5
+        assert len(told) == number
+        now[0] += 1
+    assert told == [(rows, 20, "25% busy") for rows in (5, 10, 15, 20)]
+    assert watched.pace() == {"rows_per_second": 20 / 16, "busy": 0.25}
+
+
+def test_closing_reaches_what_is_watched():
+    closed = []
+
+    def batches():
+        try:
+            yield [0]
+            yield [0]
+        finally:
+            closed.append(True)
+
+    watched = batches()
+    reader = Watched(lambda: watched, None, lambda *values: None).batches()
+    next(reader)
+    reader.close()
+    assert closed
+
+
+def test_an_unknown_total_is_no_error(monkeypatch):
+    from rich.console import Console
+
+    from robe import progress
+
+    monkeypatch.setattr(progress, "Console", lambda **options: Console(force_terminal=True, quiet=True))
+    with progress.progress_bar("read", "rows") as update:
+        for done in range(3):
+            update(done, None, "half busy")
