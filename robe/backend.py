@@ -36,6 +36,7 @@ class Backend:
     xp: the array module, NumPy or CuPy.
     kernels: one function per key of OPERATIONS.
     matmul: (a, b, out), a product of float32 matrices in the precision that was chosen.
+    empty: (shape, dtype), a new array for the kernels to write to.
     to_device, to_host: copy an array there and back; the same array where there is nothing to copy.
     feed: (batches, rows, phase), the arrays of each (tag, arrays) on the device, as in feed.py.
     fetch: (results, rows), the array of each (tag, array) on the host.
@@ -47,12 +48,15 @@ class Backend:
     xp: ModuleType
     kernels: SimpleNamespace
     matmul: Callable[[Any, Any, Any], None]
+    empty: Callable[..., Any]
     to_device: Callable[[np.ndarray], Any]
     to_host: Callable[[Any], np.ndarray]
     feed: Callable[..., Iterator]
     fetch: Callable[[Iterator, int], Iterator]
     synchronize: Callable[[], None]
 
+
+CACHE_LINE = 64  # bytes
 
 # Below about 0.2 ms of one core's arithmetic a matrix product is not worth waking a second thread, and
 # waiting for that thread costs milliseconds where other programs use the cores.
@@ -65,6 +69,17 @@ def limit_blas_threads(flops: float) -> None:
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1 if flops < SMALL_PRODUCT else numba.get_num_threads(), user_api="blas")
+
+
+def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
+    """NumPy's `empty`, beginning on a cache line, so that no vector register is stored across two.
+
+    NumPy begins on 16 bytes. It makes the interaction and its gradient 1.3 to 1.6 times as fast at D = 128.
+    """
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(size + CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % CACHE_LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def simulator() -> bool:
@@ -136,7 +151,7 @@ def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:
         return results
 
     return Backend(
-        name, description, np, kernels, emulated(precision), same, same, unfed, fetched, lambda: None
+        name, description, np, kernels, emulated(precision), aligned, same, same, unfed, fetched, lambda: None
     )
 
 
@@ -174,6 +189,7 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
         cupy,
         kernels,
         Gemm(precision, cupy.cuda.cublas, device.cublas_handle, types, to_bf16, cupy.empty),
+        cupy.empty,
         cupy.asarray,
         cupy.asnumpy,
         partial(feed, streams),

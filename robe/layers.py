@@ -14,9 +14,9 @@ class MLP:
         self.parameters, self.gradients = parameters, gradients
         self.backend, self.linear_end = backend, linear_end
         first = parameters[0][0]
-        self.products = [backend.xp.empty((batch, w.shape[1]), w.dtype) for w, _ in parameters]
-        self.d_inputs = [backend.xp.empty((batch, w.shape[0]), w.dtype) for w, _ in parameters[1:]]
-        self.d_first = backend.xp.empty((batch, first.shape[0]), first.dtype)
+        self.products = [backend.empty((batch, w.shape[1]), w.dtype) for w, _ in parameters]
+        self.d_inputs = [backend.empty((batch, w.shape[0]), w.dtype) for w, _ in parameters[1:]]
+        self.d_first = backend.empty((batch, first.shape[0]), first.dtype)
 
     def forward(self, x, out=None):
         """x (B, in) -> (B, out), in `out` if given; valid until the next call."""

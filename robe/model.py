@@ -76,11 +76,11 @@ class DLRM:
             for part in ("bottom", "top")
         )
         vectors = (batch, 1 + embedding.features, width)
-        self.vectors = xp.empty(vectors, dtype)
-        self.d_vectors = xp.empty(vectors, dtype)
-        self.interacted = xp.empty((batch, out_width(vectors[1], width)), dtype)
-        self.losses = xp.empty(batch, dtype)
-        self.d_logits = xp.empty(batch, dtype)
+        self.vectors = backend.empty(vectors, dtype)
+        self.d_vectors = backend.empty(vectors, dtype)
+        self.interacted = backend.empty((batch, out_width(vectors[1], width)), dtype)
+        self.losses = backend.empty(batch, dtype)
+        self.d_logits = backend.empty(batch, dtype)
 
     def predict(self, dense, ids):
         """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call."""

@@ -85,3 +85,11 @@ class TestTrouble:
         assert backend.cuda_trouble().startswith(f"{variable} is set")
         monkeypatch.setenv(variable, "0")
         assert backend.cuda_trouble() is None
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1,), (7, 2, 16)])
+def test_arrays_for_kernels_begin_on_a_cache_line(shape):
+    for dtype in (np.float32, np.float64):
+        arrays = [select("cpu").empty(shape, dtype) for _ in range(20)]
+        assert {(a.shape, a.dtype, a.ctypes.data % 64) for a in arrays} == {(shape, np.dtype(dtype), 0)}
+        assert all(a.flags.c_contiguous and a.flags.writeable for a in arrays)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numba
 import numpy as np
 import pytest
 from conftest import VERSIONS
@@ -210,6 +211,32 @@ def test_a_step_makes_no_arrays(monkeypatch):
     monkeypatch.setitem(vars(model.backend), "xp", Arrays())
     model.step(*batch(), 0.1)
     assert called == ["add", "sum"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_bytes_do_not_depend_on_the_number_of_threads(optimizer):
+    """50 steps whose products are worth a second thread, with Numba and BLAS at one thread and at two."""
+    config = resolve(
+        TrainConfig(
+            model=ModelConfig(width=16, bottom=(64,), top=(512, 256)),
+            embedding=EmbeddingConfig(weights=5000),
+            optimizer=OptimizerConfig(optimizer, 0.05),
+            batch=600,
+        )
+    )
+    data = DataSpec(13, (1000,) * 26, "hash", "", "test")
+    available, states = numba.get_num_threads(), []
+    for threads in (1, 2):
+        numba.set_num_threads(threads)
+        try:
+            model, rng = build(config, data, select("cpu")), np.random.default_rng(0)
+            for _ in range(50):
+                label, dense = rng.integers(0, 2, 600).astype(np.float32), rng.random((600, 13), np.float32)
+                model.step(label, dense, rng.integers(0, 1000, (600, 26)).astype(np.uint32), 0.05)
+        finally:
+            numba.set_num_threads(available)
+        states.append({name: array.tobytes() for name, array in model.state().items()})
+    assert states[0] == states[1]
 
 
 def test_a_short_batch_uses_the_front_of_the_buffers():
