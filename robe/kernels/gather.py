@@ -8,7 +8,10 @@
 
 Versions: `reference` makes the tensors of slots and signs, which is what the formula says and what the
 published PyTorch code does. `cpu` hashes once per block and copies runs of consecutive weights; nothing
-of the size of `out` is made besides it. `cuda` gives one thread to each element.
+of the size of `out` is made besides it. `cuda_elements` gives one thread to each element, which hashes
+where it lies, some sixty instructions for four bytes. `cuda` hashes once per piece (pieces.py), and each
+thread copies four neighbours and writes them at once; it needs rows of float32 at multiples of 16 bytes and
+pieces of at least four elements, and is `cuda_elements` otherwise.
 """
 
 import numpy as np
@@ -16,7 +19,9 @@ from numba import cuda, njit, prange
 
 from robe.kernels.cost import Cost
 from robe.kernels.hashing import flip, run_at, slots_reference
-from robe.kernels.launch import launch
+from robe.kernels.launch import block_shape, launch
+from robe.kernels.pieces import TILE, U32, count_pieces, piece_at, weight
+from robe.kernels.vector import in_fours, store4
 
 
 def gather_cost(memory, ids, base, slot_map, out) -> Cost:
@@ -50,7 +55,7 @@ def gather_cpu(memory, ids, base, slot_map, out):
 
 
 @cuda.jit
-def _gather_kernel(memory, ids, base, slot_map, out):
+def _gather_elements_kernel(memory, ids, base, slot_map, out):
     first_i, first_b, first_f = cuda.grid(3)
     step_i, step_b, step_f = cuda.gridsize(3)
     f = first_f
@@ -67,5 +72,49 @@ def _gather_kernel(memory, ids, base, slot_map, out):
         f += step_f
 
 
+def gather_cuda_elements(memory, ids, base, slot_map, out):
+    rows, features, width = out.shape
+    launch(_gather_elements_kernel, (width, rows, features), memory, ids, base, slot_map, out)
+
+
+@cuda.jit
+def _gather_kernel(memory, ids, base, slot_map, pieces, shift, out):  # out (B, F * D)
+    slots = cuda.shared.array(TILE, np.uint64)
+    signs = cuda.shared.array(TILE, np.uint64)
+    rows = cuda.shared.array(TILE, np.uint32)
+    columns = cuda.shared.array(TILE, np.uint32)
+    thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
+    first = U32(cuda.blockIdx.x * TILE)
+    while first < pieces:
+        count = min(U32(TILE), U32(pieces - first))
+        p = thread
+        while p < count:
+            slots[p], signs[p], rows[p], f, element = piece_at(U32(first + p), ids, base, slot_map, shift)
+            columns[p] = f * U32(slot_map.width) + element
+            p = U32(p + threads)
+        cuda.syncthreads()
+        e = U32(4 * thread)
+        while e < count << shift:
+            p = U32(e >> shift)
+            k = U32(e - (p << shift))
+            slot, bits = slots[p] + k, signs[p] >> k
+            store4(
+                out,
+                rows[p],
+                columns[p] + k,
+                weight(memory, slot, bits, 0),
+                weight(memory, slot, bits, 1),
+                weight(memory, slot, bits, 2),
+                weight(memory, slot, bits, 3),
+            )
+            e = U32(e + 4 * threads)
+        cuda.syncthreads()  # the next tile takes the same place
+        first = U32(first + cuda.gridDim.x * TILE)
+
+
 def gather_cuda(memory, ids, base, slot_map, out):
-    launch(_gather_kernel, (out.shape[2], out.shape[0], out.shape[1]), memory, ids, base, slot_map, out)
+    pieces, shift = count_pieces(slot_map, ids)
+    if shift < 2 or not in_fours(out):
+        return gather_cuda_elements(memory, ids, base, slot_map, out)
+    arguments = (memory, ids, base, slot_map, U32(pieces), shift, out.reshape(len(out), -1))
+    launch(_gather_kernel, (pieces,), *arguments, shape=block_shape(-(-pieces // TILE)))
