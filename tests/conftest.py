@@ -1,17 +1,32 @@
+import sys
+
 import numpy as np
 import pytest
 
 from robe.backend import select, simulator
+from robe.kernels.inspection import versions_here
+from robe.kernels.operations import version
 
-# The versions of a kernel that these tests run, besides the reference. They hand over host arrays, which only
-# the simulator takes as a device's.
+# The backends that these tests run, besides the reference. They hand over host arrays, which only the
+# simulator takes as a device's.
 VERSIONS = ["cpu", "cuda"] if simulator() else ["cpu"]
+
+if simulator():
+    # A thread that waits for the others of its block polls. At Python's 5 ms a turn, that is most of the time.
+    sys.setswitchinterval(1e-4)
+needs_simulator = pytest.mark.skipif(not simulator(), reason="needs NUMBA_ENABLE_CUDASIM=1")
 
 
 @pytest.fixture(params=VERSIONS)
 def backend(request):
     """Every backend that runs here, to be compared with the reference."""
     return select(request.param)
+
+
+def each_version(operation):
+    """Run a test with every version of an operation that runs here, as `run`."""
+    names = ["reference", *versions_here(operation)]
+    return pytest.mark.parametrize("run", [version(operation, name) for name in names], ids=names)
 
 
 @pytest.fixture
