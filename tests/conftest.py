@@ -12,7 +12,7 @@ from robe.kernels.operations import version
 VERSIONS = ["cpu", "cuda"] if simulator() else ["cpu"]
 
 if simulator():
-    # A thread that waits for the others of its block polls. At Python's 5 ms a turn, that is most of the time.
+    # Who waits for the threads of a block polls. At Python's 5 ms a turn, that is most of the time.
     sys.setswitchinterval(1e-4)
 needs_simulator = pytest.mark.skipif(not simulator(), reason="needs NUMBA_ENABLE_CUDASIM=1")
 

@@ -1,5 +1,8 @@
 """CUDA kernels give the same whatever the launch, in the simulator."""
 
+import sys
+from threading import Barrier, Thread
+
 import numpy as np
 import pytest
 from conftest import needs_simulator
@@ -38,6 +41,31 @@ def test_any_launch_gives_the_same(operation, name, case, monkeypatch):
         outputs = [found[output].tobytes() for output in call.outputs]
         assert (operation, name) in UNORDERED or before in (None, outputs)
         before = outputs
+
+
+@needs_simulator
+def test_threads_of_a_block_share_their_memory():
+    """In the simulator as it is, some of a thousand blocks have two arrays where there should be one."""
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(1500):
+            block, together, arrays = FakeCUDAShared(0), Barrier(4), []
+
+            def thread(block=block, together=together, arrays=arrays):
+                together.wait()
+                arrays.append(block.array(4, np.int64))
+
+            threads = [Thread(target=thread) for _ in range(4)]
+            for each in threads:
+                each.start()
+            for each in threads:
+                each.join()
+            assert len(set(map(id, arrays))) == 1
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_shapes(monkeypatch):
