@@ -31,3 +31,7 @@ def _cache_folder() -> Path:
 
 if "NUMBA_CACHE_DIR" not in os.environ:
     numba.config.CACHE_DIR = str(_cache_folder())
+if numba.config.ENABLE_CUDASIM:
+    from robe.kernels.simulator import repair
+
+    repair()
