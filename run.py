@@ -72,7 +72,8 @@ def train(
         out: The new folder of the run; default: runs/TIME-METHOD.
         resume: Go on with the run in this folder as if it had never stopped.
         baseline: Train the same model without categorical features too, for comparison.
-        profile: Print where the time goes, and write RUN/trace.json for chrome://tracing.
+        profile: Print where the time goes, phase by phase, beside what this machine's speed of copies and
+            products would allow, and write RUN/trace.json for chrome://tracing.
     """
     from robe import report
     from robe.backend import select
@@ -98,18 +99,20 @@ def train(
     # Whatever is refused is refused here, before there is a folder of the run.
     rows = {split: Rows(manifest, split) for split in SPLITS}
     backend = select(config.backend, config.precision, config.deterministic)
-    model = build(config, data_spec(manifest), backend)
+    timeline = Timeline(backend.synchronize)
+    model = build(config, data_spec(manifest), timeline.counted(backend) if profile else backend)
     if resume is None:
         create_run(run, config, manifest, baseline)
     print(f"run: {run}", flush=True)
 
-    timeline = Timeline(backend.synchronize)
     with alone(run):
         try:
             summary = fit(model, config, manifest, rows, run, timeline if profile else no_phase)
             if profile:
+                from robe.kernels.inspection import limits
+
                 timeline.write(run / "trace.json")
-                print(timeline.text())
+                print(timeline.text(limits(backend)))
             if baseline:
                 plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), target_auc=None)
                 model = build(plain, data_spec(manifest), backend)

@@ -23,6 +23,7 @@ from numba import config, cuda, njit, prange, typeof
 
 from robe import RobeError
 from robe.kernels.cases import CASES, Case, calls
+from robe.kernels.cost import Limits
 from robe.kernels.operations import OPERATIONS, module, version, versions
 
 # Warps that an SM of each compute capability holds, blocks, KB of shared memory, and how many of these the
@@ -296,10 +297,36 @@ class Timing(NamedTuple):
     share: float  # of the bandwidth of a plain copy
 
 
-@njit(parallel=True)
-def _copy(source, out):
+@njit(parallel=True, cache=True)
+def copy(source, out):
+    """out = source, with as many threads as kernels have, which NumPy's copies do not."""
     for i in prange(source.size):
         out[i] = source[i]
+
+
+def limits(backend) -> Limits:
+    """What a backend reaches here, in a copy larger than the caches and the largest MLPerf product."""
+    xp = backend.xp
+    source, out = xp.ones(2**24, "float32"), xp.ones(2**24, "float32")
+    a, b, c = (xp.ones(shape, "float32") for shape in ((2048, 1024), (1024, 1024), (2048, 1024)))
+
+    def copied():
+        if xp is np:
+            copy(source, out)
+        else:
+            out[...] = source
+
+    def seconds(call, repeats=7):
+        times = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            call()
+            backend.synchronize()
+            times.append(time.perf_counter() - start)
+        return median(times[1:])  # the first may compile
+
+    rate = 2 * a.size * b.shape[1] / seconds(lambda: backend.matmul(a, b, c))
+    return Limits(2 * source.nbytes / seconds(copied), rate)
 
 
 def bench(name: str, repeats: int = 7) -> Iterator[Timing]:
@@ -311,7 +338,7 @@ def bench(name: str, repeats: int = 7) -> Iterator[Timing]:
     largest = sample["gather"].arguments["out"]
     copy_bandwidth = 0.0
     flat = np.ones(largest.size, np.float32)  # zeros would all be one page of memory
-    jobs = {"copy": (lambda: _copy(flat, largest.reshape(-1)), 2 * largest.nbytes)}
+    jobs = {"copy": (lambda: copy(flat, largest.reshape(-1)), 2 * largest.nbytes)}
     for operation, call in sample.items():
         expected, found = call.copy(), call.copy()
         version(operation, "reference")(*expected.values())
