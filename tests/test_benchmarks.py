@@ -45,10 +45,32 @@ def test_a_turn_is_seconds_per_call(monkeypatch):
         clock[0] += 0.25
 
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure, "cpu_seconds_of_others", lambda: 0.0)
     assert measure.turn(call, 2.0, lambda: waits.append(clock[0])) == 0.25
     # After warming up, after one call, and after the 2 s of calls that then fit; not between those.
     assert waits == [0.25, 0.5, 2.5]
     assert measure.turn(call, 0.1, lambda: None) == 0.25
+
+
+def test_the_least_disturbed_try_counts(monkeypatch):
+    clock = [0.0]
+    lengths, used_by_others = iter([1, 5, 3, 1]), iter([0.0, 5.0, 5.0, 5.6, 5.6, 7.6])
+
+    def call():
+        clock[0] += next(lengths)
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure, "cpu_seconds_of_others", lambda: next(used_by_others))
+    # After warming up: 5 s with a core taken, 3 s with a fifth of one, 1 s with two; then patience ends.
+    assert measure.turn(call, 1.0, lambda: None) == 3
+
+
+def test_processor_time_of_others_is_not_ours():
+    before = measure.cpu_seconds_of_others()
+    stop = measure.time.process_time() + 0.5
+    while measure.time.process_time() < stop:
+        pass
+    assert measure.cpu_seconds_of_others() - before > -0.1
 
 
 def test_rounds_interleave():
