@@ -107,9 +107,6 @@ class Products:
         for left, right, out in [*self.forward, *self.weight_gradients, *self.input_gradients]:
             self.matmul(left, right, out=out)
 
-    def flops(self, products) -> int:
-        return sum(2 * left.shape[0] * left.shape[1] * right.shape[1] for left, right, _ in products)
-
 
 def preset_shapes(preset: str) -> dict[str, list[tuple[int, int]]]:
     config = resolve(TrainConfig(model=ModelConfig(preset)))
@@ -120,7 +117,7 @@ def best_orientation(
     shape: tuple[int, int], batch: int, backend: Backend, inner: bool, effort: Effort
 ) -> bool:
     """Whether the three products of a layer are faster with the weight as (out, in)."""
-    short = effort._replace(seconds=effort.seconds / 5)
+    short, batch = effort._replace(seconds=effort.seconds / 5), min(batch, 2048)  # alike for larger ones
     layers = {turned: Products([shape], batch, backend, inner, [turned]) for turned in (False, True)}
     jobs = {turned: short.job(products.train, backend.synchronize) for turned, products in layers.items()}
     times = rounds(f"orientation of {shape}", jobs, 5, pause=0)
@@ -189,18 +186,18 @@ def matrix_products(preset: str, backend: Backend, effort: Effort) -> Iterator[d
     batch = effort.pick(2048, 16)
     jobs, flops = {}, {}
     short = effort._replace(seconds=effort.seconds / 5)
-    for part, shapes in preset_shapes(preset).items():
-        limit_blas_threads(2 * batch * max(n_in * n_out for n_in, n_out in shapes))
-        for shape in shapes:
-            for turned in (False, True):
-                p = Products([shape], batch, backend, True, [turned])
-                for kind in ("forward", "input_gradients", "weight_gradients"):
-                    left, right, out = getattr(p, kind)[0]
-                    lies = "(out, in)" if turned else "(in, out)"
-                    name = f"{part} {shape[0]} x {shape[1]}, {kind.replace('_', ' ')}, weight {lies}"
-                    flops[name] = p.flops(getattr(p, kind))
-                    jobs[name] = short.job(
-                        lambda a=left, b=right, o=out: backend.xp.matmul(a, b, out=o), backend.synchronize
-                    )
-    for name, times in rounds(f"products of {preset}", jobs, short.rounds, pause=0).items():
+    layers = [(part, shape) for part, shapes in preset_shapes(preset).items() for shape in shapes]
+    limit_blas_threads(2 * batch * max(n_in * n_out for _, (n_in, n_out) in layers))
+    for part, shape in layers:
+        for turned in (False, True):
+            p = Products([shape], batch, backend, True, [turned])
+            for kind in ("forward", "input_gradients", "weight_gradients"):
+                left, right, out = getattr(p, kind)[0]
+                lies = "(out, in)" if turned else "(in, out)"
+                name = f"{part} {shape[0]} x {shape[1]}, {kind.replace('_', ' ')}, weight {lies}"
+                flops[name] = 2 * left.shape[0] * left.shape[1] * right.shape[1]
+                jobs[name] = short.job(
+                    lambda a=left, b=right, o=out: backend.xp.matmul(a, b, out=o), backend.synchronize
+                )
+    for name, times in rounds(f"products of {preset}", jobs, effort.pick(5, 2), pause=0).items():
         yield figure(f"matrix products, {preset}, batch {batch}", name, flops[name] / times, "flop/s")

@@ -25,7 +25,7 @@ PAUSE = 0.05
 # A turn is quiet if others use less than this of one core; processor time is told in ticks of 10 ms.
 QUIET = 0.1
 # For so many times its length a turn is tried again.
-PATIENCE = 8
+PATIENCE = 4
 
 
 class BenchmarkError(RobeError):

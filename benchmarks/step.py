@@ -113,7 +113,7 @@ def run_case(case: Case, backend: Backend, effort: Effort) -> Iterator[dict]:
             jobs |= {(name, verb): call for verb, call in verbs(model, batches).items()}
         jobs |= {("GEMMs", v): call for v, call in floor(case.preset, batch, backend, effort).items()}
         jobs = {name: effort.job(call, backend.synchronize) for name, call in jobs.items()}
-        count = effort.rounds if batch < 10000 else (effort.rounds + 1) // 2
+        count = effort.rounds if batch < 10000 else effort.pick(3, 2)  # seconds each
         return rounds(f"{what}, {case.preset} {batch}", jobs | others, count)
 
     beside_peer = {}

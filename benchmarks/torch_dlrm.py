@@ -112,7 +112,7 @@ def jobs(tables: str, table_bytes: float, batches: list[int], variants: list, de
             name = f"{rows}: PyTorch {'compiled' if compiled else 'eager'} {precision}"
             calls[f"{name}: training step"] = rotate(trainer.step, *drawn)
             calls[f"{name}: inference"] = rotate(trainer.predict, *drawn)
-        calls[f"{name}: embedding part"] = rotate(trainer.lookup, *drawn)
+        calls[f"{rows}: PyTorch: embedding part"] = rotate(trainer.lookup, *drawn)
     return calls
 
 

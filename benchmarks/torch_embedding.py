@@ -18,8 +18,15 @@ def tokens(work: Workload, ids: np.ndarray) -> np.ndarray:
     return np.cumsum((0, *work.cardinalities[:-1])) + ids.astype(np.int64)
 
 
+def update(optimizer: torch.optim.Optimizer, looked_up: torch.Tensor, gradient: torch.Tensor) -> None:
+    """Backward from the gradient of what was looked up, and a step."""
+    optimizer.zero_grad(set_to_none=True)
+    looked_up.backward(gradient, retain_graph=True)
+    optimizer.step()
+
+
 class PublishedRobe:
-    """The published formulation: an index tensor of every element, indexing, and a dense gradient.
+    """The published formulation: an index tensor of every element, gather, scatter_add_ to a dense gradient.
 
     memory (M,); Z divides D; no sign, not circular, with the coefficients of the published code.
     """
@@ -41,12 +48,6 @@ class PublishedRobe:
     def lookup(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.memory.gather(0, self.slots(tokens))
 
-    def update(self, looked_up: torch.Tensor, gradient: torch.Tensor) -> None:
-        """Backward (scatter_add_ to a dense gradient) and a step of SGD."""
-        self.optimizer.zero_grad(set_to_none=True)
-        looked_up.backward(gradient, retain_graph=True)
-        self.optimizer.step()
-
 
 class Bags:
     """EmbeddingBags over the pieces of one table, one bag per id, their outputs stacked; SGD."""
@@ -61,11 +62,6 @@ class Bags:
         """columns: the rows each table is asked for; one bag's output needs no stack."""
         found = [bag(rows, offsets) for bag, rows in zip(self.bags, columns, strict=True)]
         return torch.stack(found, dim=1) if len(found) > 1 else found[0]
-
-    def update(self, looked_up: torch.Tensor, gradient: torch.Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        looked_up.backward(gradient, retain_graph=True)
-        self.optimizer.step()
 
 
 def jobs(tables: str, table_bytes: float, rows: int, arrays: list, device: str) -> dict:
@@ -86,7 +82,9 @@ def jobs(tables: str, table_bytes: float, rows: int, arrays: list, device: str) 
         kept = [subject.lookup(*arguments) for arguments in rotation[:2]]
         lookup = torch.inference_mode()(subject.lookup)
         calls[f"{name} lookup"] = rotate(lambda arguments: lookup(*arguments), rotation)
-        calls[f"{name} update"] = rotate(lambda looked_up: subject.update(looked_up, d_looked_up), kept)
+        calls[f"{name} update"] = rotate(
+            lambda looked_up: update(subject.optimizer, looked_up, d_looked_up), kept
+        )
 
     one, few = Bags([table], sparse=True), Bags([few], sparse=False)
     add("one EmbeddingBag", one, [([f], every) for f in flat], gradient.flatten(0, 1))

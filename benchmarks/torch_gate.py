@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.measure import agree
 from benchmarks.torch_dlrm import TorchDLRM, Trainer, tensors
-from benchmarks.torch_embedding import RATE, Bags, PublishedRobe, to_device, tokens
+from benchmarks.torch_embedding import RATE, Bags, PublishedRobe, to_device, tokens, update
 from benchmarks.workload import Workload
 from robe.backend import Backend, select
 from robe.config import EmbeddingConfig, ModelConfig, TrainConfig, resolve
@@ -82,7 +82,7 @@ def look_ups(backend: Backend, device: str) -> None:
         looked_up = peer.lookup(*arguments)
         found = looked_up.detach().cpu().numpy().reshape(gradient.shape)
         agree(f"{what}: look-up", found, backend.to_host(out), 0)
-        peer.update(looked_up, d_looked_up)
+        update(peer.optimizer, looked_up, d_looked_up)
         subject.update(backend.to_device(ids), backend.to_device(gradient), RATE)
         agree(f"{what}: update", memory.detach().cpu().numpy(), backend.to_host(subject.memory), 1e-6)
 
