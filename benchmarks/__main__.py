@@ -16,7 +16,7 @@ from typing import Literal
 import tyro
 
 from benchmarks import embedding, gpu, limits, step
-from benchmarks.measure import QUICK, Effort, machine
+from benchmarks.measure import QUICK, Effort, cpu_seconds_of_others, machine
 from benchmarks.peer import torch_here
 from robe import RobeError
 from robe.backend import Backend, select
@@ -46,24 +46,29 @@ def measure(
         only: One part; the others keep what the file says of them.
         backend: Where to compute.
         quick: Tiny sizes and few repeats, to see that everything runs; the figures mean nothing.
-        out: The file to write; default: results/cpu.json or results/gpu-DEVICE.json beside this file.
+        out: The file to write; default: cpu.json, gpu-DEVICE.json or quick.json in benchmarks/results.
     """
     chosen, effort = select(backend), QUICK if quick else Effort()
     if backend == "cuda":
         effort = gpu.largest_table(chosen, effort)
     device = re.sub(r"\W+", "-", chosen.description.removeprefix("cuda ")).strip("-").lower()
-    out = out or RESULTS / ("cpu.json" if backend == "cpu" else f"gpu-{device}.json")
+    name = "quick" if quick else "cpu" if backend == "cpu" else f"gpu-{device}"
+    out = out or RESULTS / f"{name}.json"
     if not torch_here():
         print("PyTorch is not installed (pip install 'robe-dlrm[torch]'): no peers are measured")
     results = json.loads(out.read_text()) if only and out.exists() else {}
     for name, section in sections(chosen, effort).items():
         if only in (None, name):
-            start, rows = time.monotonic(), []
+            start, others, rows = time.monotonic(), cpu_seconds_of_others(), []
             for row in section():
                 rows.append(row)
                 print(line(row), flush=True)
-            # The machine stands beside each part, as parts may be measured apart.
-            where = machine(chosen.description) | {"minutes": round((time.monotonic() - start) / 60, 1)}
+            seconds = time.monotonic() - start
+            # They stand beside each part, as parts may be measured apart.
+            where = machine(chosen.description) | {
+                "minutes": round(seconds / 60, 1),
+                "cores_used_by_others": max(0.0, round((cpu_seconds_of_others() - others) / seconds, 2)),
+            }
             results[name] = {"machine": where, "rows": rows}
             write_whole(out, json.dumps(results, indent=1) + "\n")
     print(f"{out}: written")

@@ -92,12 +92,14 @@ def _repeat(call: Callable[[], object], seconds: float, synchronize: Callable[[]
 
 
 def cpu_seconds_of_others() -> float:
-    """Processor time that all other programs, and other machines on this one's host, have used so far."""
-    user, nice, system, _, _, *interrupts_and_stolen = (
-        Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
-    )
-    ticks = sum(map(int, (user, nice, system, *interrupts_and_stolen)))
-    return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
+    """Processor time that other programs, and other machines on this one's host, have used so far.
+
+    The peer's process counts as ours once it has ended.
+    """
+    user, nice, system, _, _, *rest = Path("/proc/stat").read_text().split("\n")[0].split()[1:9]
+    ticks = sum(map(int, (user, nice, system, *rest)))
+    children = os.times().children_user + os.times().children_system
+    return ticks / os.sysconf("SC_CLK_TCK") - time.process_time() - children
 
 
 def rounds(
@@ -191,7 +193,6 @@ def machine(device: str) -> dict:
         "threads": numba.get_num_threads(),
         "blas": [f"{p['internal_api']} {p['version']}" for p in threadpool_info() if p["user_api"] == "blas"],
         "huge_pages": huge.read_text().strip() if huge.exists() else "unknown",
-        "load_before": os.getloadavg()[0],
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
 

@@ -56,8 +56,8 @@ SHOWN = (["kaggle", 128], ["kaggle", 2048], ["tb10m", 2048], ["mlperf", 2048])
 
 def speed() -> str:
     """Our times beside those of peers and limits: results/cpu.json, and gpu-DEVICE.json of every device."""
-    paths = [RESULTS / "cpu.json", *sorted(RESULTS.glob("gpu-*.json"))]
-    return "\n\n".join(speed_table(json.loads(path.read_text())) for path in paths)
+    paths = [*RESULTS.glob("cpu.json"), *sorted(RESULTS.glob("gpu-*.json"))]
+    return "\n\n".join(speed_table(json.loads(path.read_text())) for path in paths) or "Not measured yet."
 
 
 def speed_table(results: dict) -> str:
@@ -69,7 +69,8 @@ def speed_table(results: dict) -> str:
     lines = [
         f"{machine['device']}: {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['os']}; {versions}; {machine['date']}. "
-        f"Medians, and quartiles of the ratio, over {' or '.join(map(str, repeats))} rounds.",
+        f"Medians, and quartiles of the ratio, over {' or '.join(map(str, repeats))} rounds, while other "
+        f"programs used {machine['cores_used_by_others']:.2f} cores.",
         "",
         "| ours | time | beside | time | times as fast | fastest turns | share of the limit |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -182,7 +182,9 @@ def test_one_part_keeps_the_others(tmp_path, without_peers, monkeypatch, capsys)
     results = json.loads(out.read_text())
     assert results["step"] == "kept"
     assert results["limits"]["rows"] == [row]
-    assert results["limits"]["machine"]["versions"]["numpy"] == np.__version__
+    where = results["limits"]["machine"]
+    assert where["versions"]["numpy"] == np.__version__
+    assert where["cores_used_by_others"] >= 0
     assert "1.500 ms" in capsys.readouterr().out
 
 
@@ -195,7 +197,7 @@ def test_without_a_device_one_line(monkeypatch):
 def test_the_table_of_the_readme():
     machine = {
         **{"device": "cpu (Numba, 2 threads)", "cpu": "Some CPU", "cores": 2, "memory_bytes": 2**34},
-        **{"os": "Linux", "versions": {"numpy": "2.4"}, "date": "2026-01-01"},
+        **{"os": "Linux", "versions": {"numpy": "2.4"}, "date": "2026-01-01", "cores_used_by_others": 0.1},
     }
     times = np.array([0.001, 0.002, 0.003])
     kernel = measure.ratio("look-up", "copy", times, times / 2, times / 2)
