@@ -1,5 +1,7 @@
 """The command line of ROBE DLRM. `python run.py COMMAND --help` explains each command."""
 
+import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
+
 import dataclasses
 import json
 import os

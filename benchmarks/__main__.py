@@ -5,6 +5,8 @@
 `python -m benchmarks.readme` then writes the README's tables from the results.
 """
 
+import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
+
 import json
 import re
 import sys

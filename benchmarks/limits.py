@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from benchmarks.measure import Effort, agree, figure, rotate, rounds, table_limit
 from benchmarks.workload import Workload
-from robe.backend import Backend, limit_blas_threads
+from robe.backend import Backend
 from robe.config import ModelConfig, TrainConfig, resolve
 from robe.model import layer_shapes
 
@@ -187,7 +187,7 @@ def matrix_products(preset: str, backend: Backend, effort: Effort) -> Iterator[d
     jobs, flops = {}, {}
     short = effort._replace(seconds=effort.seconds / 5)
     layers = [(part, shape) for part, shapes in preset_shapes(preset).items() for shape in shapes]
-    limit_blas_threads(2 * batch * max(n_in * n_out for _, (n_in, n_out) in layers))
+    backend.limit_threads(2 * batch * max(n_in * n_out for _, (n_in, n_out) in layers))
     for part, shape in layers:
         for turned in (False, True):
             p = Products([shape], batch, backend, True, [turned])

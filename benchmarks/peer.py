@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.measure import BenchmarkError
 from robe.backend import Backend
+from robe.threads import THREAD_POLICY
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +32,7 @@ def environment() -> dict[str, str]:
     tensors are on huge pages, as NumPy's are. Its waiting threads spin, which at a batch of 128 is 1.7x
     faster than if they slept, as long as no other program wants the cores.
     """
-    inherited = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    inherited = {name: value for name, value in os.environ.items() if name not in THREAD_POLICY}
     malloc = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
     return inherited | malloc | {"THP_MEM_ALLOC_ENABLE": "1"}
 
@@ -49,7 +50,7 @@ def peer(module: str, backend: Backend, seconds: float, **settings) -> Iterator[
         return
     device = "cuda" if backend.name == "cuda" else "cpu"
     check(device)
-    settings |= {"device": device, "threads": numba.get_num_threads(), "seconds": seconds}
+    settings |= {"device": device, "threads": numba.config.NUMBA_NUM_THREADS, "seconds": seconds}
     command = [sys.executable, "-m", f"benchmarks.{module}", json.dumps(settings)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, **pipes) as process:
