@@ -26,9 +26,8 @@ from robe.kernels.hashing import U64
 from robe.kernels.lanes import adagrad_run
 from robe.kernels.launch import block_shape, launch
 from robe.kernels.pieces import TILE, U32, around, count_pieces, piece_at
-from robe.kernels.runs import find_runs, most_runs, own_runs
+from robe.kernels.runs import find_runs, most_runs, own_runs, room_for_runs
 from robe.kernels.scatter_add import (
-    CHUNK,
     scatter_add_cpu,
     scatter_add_cuda,
     scatter_add_reference,
@@ -51,10 +50,9 @@ def adagrad_scatter_reference(d_vectors, ids, base, slot_map, rate, eps, gradien
 @njit(parallel=True, nogil=True, cache=True)
 def _adagrad_touched(ids, base, slot_map, rate, eps, most, owners, gradient, accumulator, out):
     rows = ids.shape[0]
-    runs = np.empty((min(CHUNK, rows), most, 4), np.uint64)
-    counts = np.empty(len(runs), np.int64)
-    for chunk in range(0, rows, CHUNK):
-        size = min(CHUNK, rows - chunk)
+    runs, counts = room_for_runs(rows, most)
+    for chunk in range(0, rows, len(runs)):
+        size = min(len(runs), rows - chunk)
         for k in prange(size):
             counts[k] = find_runs(ids[chunk + k], base, slot_map, runs[k])
         for owner in prange(owners):

@@ -25,9 +25,8 @@ from robe.kernels.hashing import U64, flip, run_at, slots_reference
 from robe.kernels.lanes import add_run, require_rows_together
 from robe.kernels.launch import block_shape, launch
 from robe.kernels.pieces import TILE, U32, around, count_pieces, piece_at
-from robe.kernels.runs import find_runs, most_runs, own_runs
+from robe.kernels.runs import find_runs, most_runs, own_runs, room_for_runs
 
-CHUNK = 256  # rows of a batch whose runs are listed at a time: some megabytes
 ZERO, ONE = np.float32(0), U64(1)
 
 
@@ -44,10 +43,9 @@ def scatter_add_reference(d_vectors, ids, base, slot_map, scale, out):
 @njit(parallel=True, nogil=True, cache=True)
 def _scatter_add(d_vectors, ids, base, slot_map, scale, most, owners, out):
     rows = ids.shape[0]
-    runs = np.empty((min(CHUNK, rows), most, 4), np.uint64)
-    counts = np.empty(len(runs), np.int64)
-    for chunk in range(0, rows, CHUNK):
-        size = min(CHUNK, rows - chunk)
+    runs, counts = room_for_runs(rows, most)
+    for chunk in range(0, rows, len(runs)):
+        size = min(len(runs), rows - chunk)
         for k in prange(size):
             counts[k] = find_runs(ids[chunk + k], base, slot_map, runs[k])
         for owner in prange(owners):
