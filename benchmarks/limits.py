@@ -7,24 +7,19 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
-from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba import njit, prange
 
 from benchmarks.measure import Effort, agree, figure, rotate, rounds, table_limit
 from benchmarks.workload import Workload
 from robe.backend import Backend
 from robe.config import ModelConfig, TrainConfig, resolve
+from robe.kernels.inspection import copy
+from robe.kernels.lanes import prefetch_run
 from robe.model import layer_shapes
 
 ROW = 128  # float32: 512 bytes, a row of mlperf's tables
 # Rows asked for ahead of the one that is copied; 4 to 32 are alike.
 AHEAD = 8
-
-
-@njit(parallel=True)
-def copy_numba(source, out):
-    for i in prange(source.size):
-        out[i] = source[i]
 
 
 @njit(parallel=True, fastmath={"reassoc"})
@@ -35,33 +30,12 @@ def read_numba(source):
     return total
 
 
-@intrinsic
-def prefetch(typing, array, index):
-    """Ask for the cache line of array[index], to be read soon and kept in all caches."""
-
-    def generate(context, builder, signature, arguments):
-        from llvmlite import ir
-
-        array_type, (array, index) = signature.args[0], arguments
-        data = context.make_array(array_type)(context, builder, array).data
-        address = builder.bitcast(builder.gep(data, [index]), ir.IntType(8).as_pointer())
-        i32 = ir.IntType(32)
-        function = ir.FunctionType(ir.VoidType(), [address.type, i32, i32, i32])
-        declared = builder.module.declare_intrinsic("llvm.prefetch", [address.type], function)
-        builder.call(declared, [address, i32(0), i32(3), i32(1)])
-        return context.get_dummy_value()
-
-    return types.void(array, types.uint64), generate
-
-
 @njit(parallel=True)
 def rows_numba(table, rows, ahead, out):
     """out[n] = table[rows[n]], a cache line at a time asked for `ahead` rows before, if ahead > 0."""
     for n in prange(rows.size):
         if ahead and n + ahead < rows.size:
-            start = np.uint64(rows[n + ahead]) * np.uint64(ROW)
-            for line in range(0, ROW, 16):
-                prefetch(table, start + np.uint64(line))
+            prefetch_run(table, np.uint64(rows[n + ahead]) * np.uint64(ROW), np.uint64(ROW))
         start = np.uint64(rows[n]) * np.uint64(ROW)
         for i in range(ROW):
             out[n, i] = table[start + np.uint64(i)]
@@ -69,7 +43,7 @@ def rows_numba(table, rows, ahead, out):
 
 def copier(backend: Backend) -> Callable:
     """copy(source, out) of flat arrays, with all threads."""
-    return copy_numba if backend.name == "cpu" else lambda source, out: backend.xp.copyto(out, source)
+    return copy if backend.name == "cpu" else lambda source, out: backend.xp.copyto(out, source)
 
 
 class Products:
@@ -142,7 +116,7 @@ def bandwidths(backend: Backend, effort: Effort) -> Iterator[dict]:
             f"read, {xp.__name__}": (xp.sum, (source,), 1),
         }
         if backend.name == "cpu":
-            calls["copy, Numba"] = (copy_numba, (source, out), 2)
+            calls["copy, Numba"] = (copy, (source, out), 2)
             calls["read, Numba"] = (read_numba, (source,), 1)
         jobs = {
             name: effort.job(partial(call, *arguments), backend.synchronize)
