@@ -21,7 +21,8 @@ def cache(tmp_path_factory):
 
 
 def measure(folder, **changes):
-    return tradeoff.measure(cache=folder, say=lambda text: None, **(vars(TINY) | changes))
+    study = dataclasses.replace(TINY, **changes)
+    return tradeoff.measure(study=study, cache=folder, say=lambda text: None)
 
 
 def lasting(rows):
