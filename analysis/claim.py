@@ -144,3 +144,9 @@ def mean_interval(samples, level: float = 0.95) -> tuple[float, float]:
     samples = np.asarray(samples, float)
     error = samples.std(ddof=1) / np.sqrt(samples.size)
     return float(samples.mean()), float(stats.t.ppf((1 + level) / 2, samples.size - 1) * error)
+
+
+def ticks(axes, values) -> None:
+    """Mark exactly these values on a logarithmic x axis."""
+    axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
+    axes.minorticks_off()

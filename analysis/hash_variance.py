@@ -1,29 +1,30 @@
 """Mean and variance of inner products and norms after hashing in blocks.
 
-Claim (our derivation). Let phi(x) be the array of M slots into which the elements of a vector x of blocks x_b of
-Z <= M elements are added, and X = <phi(x), phi(y)>; with y = x it is the squared norm.
+Claim (our derivation). Let phi(x) be the array of M slots into which the elements of a vector x of blocks x_b
+of Z <= M elements are added, and X = <phi(x), phi(y)>; with y = x it is the squared norm.
 
 1. Element signs, circular blocks: the mean of X is <x, y>, and its variance
 
     (|x|^2 |y|^2 + <x, y>^2 - sum over blocks of (|x_b|^2 |y_b|^2 + <x_b, y_b>^2)) / M
 
-so blocks never hurt, and help by what the blocks carry: much for a table with few heavy rows, and by no more than
-the factor 1 - Z/n for a flat vector of n elements.
+so blocks never hurt, and help by what the blocks carry: much for a table with few heavy rows, and by no more
+than the factor 1 - Z/n for a flat vector of n elements.
 
-2. One sign per block: the mean is the same, the variance up to Z times as large, because elements of two blocks
-that collide do so together. In full it is a sum over pairs of blocks and the lags at which they can lie.
+2. One sign per block: the mean is the same, the variance up to Z times as large, because elements of two
+blocks that collide do so together. In full it is a sum over pairs of blocks and the lags at which they can
+lie.
 
-3. No signs: the mean is off by (sum x * sum y - sum over blocks of the same) / M, which for vectors of one sign
-dwarfs everything else.
+3. No signs: the mean is off by (sum x * sum y - sum over blocks of the same) / M, which for vectors of one
+sign dwarfs everything else.
 
 4. Blocks that may not cross the edge, M - Z + 1 starts: a pair of elements at positions p and q of different
 blocks collides with probability (M - Z + 1 - |p - q|) / (M - Z + 1)^2, if that is positive, instead of 1/M.
 
-Conditions: starts and signs are independent and random; element signs need only pairs of starts to be so, no signs
-need fours. Z need not divide n, and 2Z may exceed M.
+Conditions: starts and signs are independent and random; element signs need only pairs of starts to be so, no
+signs need fours. Z need not divide n, and 2Z may exceed M.
 
-Measured: by enumeration of all starts and signs of small cases, which must agree to 1e-9; and under the hash of
-robe/kernels/hashing.py with many seeds, on vectors of seven kinds. Seven wrong formulas must be rejected.
+Measured: by enumeration of all starts and signs of small cases, which must agree to 1e-9; and under the hash
+of robe/kernels/hashing.py with many seeds, on vectors of seven kinds. Seven wrong formulas must be rejected.
 
     python analysis/hash_variance.py [--quick] [--seed N] [--out DIR] [--run RUN]
 """
@@ -46,7 +47,9 @@ SIGNS = ("element", "block", "none")
 KINDS = ("norm", "inner product")
 
 
-def bound(x, y, block: int, memory: int, circular: bool = True, signs: str = "element") -> tuple[float, float]:
+def bound(
+    x, y, block: int, memory: int, circular: bool = True, signs: str = "element"
+) -> tuple[float, float]:
     """Mean and variance of <phi(x), phi(y)> over all hashes."""
     bx, by = as_blocks(x, block), as_blocks(y, block)
     mean = float(x @ y)
@@ -70,7 +73,7 @@ def bound(x, y, block: int, memory: int, circular: bool = True, signs: str = "el
 
 
 def pair_sums(bx, by, memory: int, circular: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By lag k = (position in the second block) - (position in the first), for elements i and j that far apart:
+    """By lag k = (position in the second block) - (position in the first), for elements i, j that far apart:
 
     chance (lags,)                 that the blocks lie so that i and j collide
     sums (blocks, blocks, lags)    of x_i y_j + y_i x_j
@@ -142,7 +145,10 @@ WRONG_FORMULAS = {
     ),
     "lags not taken modulo M": (
         # In a larger array no two lags are the same.
-        lambda x, y, block, memory, circular, signs: (x @ y, 8 * bound(x, y, block, 8 * memory, True, "block")[1]),
+        lambda x, y, block, memory, circular, signs: (
+            x @ y,
+            8 * bound(x, y, block, 8 * memory, True, "block")[1],
+        ),
         {"statistic": "enumeration", "circular": True, "signs": "block"},
     ),
 }
@@ -273,7 +279,9 @@ def checks(rows: claim.Rows) -> Iterator[Check]:
     hashed = [row for row in rows if row["statistic"] in KINDS and row["formula"] == "right"]
     for signs in SIGNS:
         worst = worst_z(where(hashed, signs=signs))
-        yield Check(f"mean and variance, signs: {signs}, |z| < {RIGHT:g}", worst < RIGHT, f"worst {worst:.2f}")
+        yield Check(
+            f"mean and variance, signs: {signs}, |z| < {RIGHT:g}", worst < RIGHT, f"worst {worst:.2f}"
+        )
     spread = np.std([row["z_variance"] for row in hashed if row["variance_formula"] > 0])
     yield Check("z of the variances has deviation 0.7 to 1.3", 0.7 < spread < 1.3, f"{spread:.2f}")
     for name, (_, case) in WRONG_FORMULAS.items():
@@ -312,6 +320,7 @@ def plot(rows: claim.Rows):
     by_signs.set(title="inner product of positive vectors", yscale="log")
     for axes in (by_vector, by_signs):
         axes.set(xscale="log", xlabel="block length Z", ylabel=f"variance * M / (|x| |y|)^2,  M = {memory}")
+        claim.ticks(axes, [row["block"] for row in here])
         axes.plot([], [], "ko-", markersize=3, label="line: formula; dots: measured, 95%")
         axes.legend(fontsize="small")
 
@@ -319,7 +328,9 @@ def plot(rows: claim.Rows):
     bins = np.linspace(-RIGHT, RIGHT, 41)
     spread.hist(z, bins, density=True, alpha=0.5, label=f"{len(z)} right means and variances")
     spread.plot(bins, stats.norm.pdf(bins), "k", label="standard normal")
-    spread.set(xlabel="z, measured against formula", ylabel="density", title="all cases", xlim=(-RIGHT, RIGHT))
+    spread.set(
+        xlabel="z, measured against formula", ylabel="density", title="all cases", xlim=(-RIGHT, RIGHT)
+    )
     spread.legend(fontsize="small", loc="upper left")
     names = [name for name, (_, case) in WRONG_FORMULAS.items() if case["statistic"] in KINDS]
     wrong.barh(names, [worst_z(where(rows, formula=name)) for name in names], color="C3")

@@ -18,7 +18,9 @@ def zipf_rows(rows: int, exponent: float = 1.0) -> np.ndarray:
     return (1.0 + np.arange(rows)) ** -exponent
 
 
-def vectors(n: int, rng: np.random.Generator, trained: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def vectors(
+    n: int, rng: np.random.Generator, trained: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Kind -> two vectors (n,) of that kind. trained (rows, D) has 2n weights at least."""
     gauss = rng.normal(size=(2, n))
     scale = np.repeat(zipf_rows(-(-n // WIDTH)), WIDTH)[:n]
