@@ -26,7 +26,6 @@ what is there is not trained again, and a training that was killed goes on at it
 most behind. Trainings of an older program are not told from new ones: delete the folder after a change.
 """
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -41,10 +40,11 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from scipy import stats
+from matplotlib import colormaps
 
-from data_pipeline import synthetic
-from data_pipeline.batches import Rows
+from analysis import claim
+from analysis.claim import Check, Rows, Verdict, conclude, mean_interval, where
+from data_pipeline import batches, synthetic
 from data_pipeline.manifest import Manifest
 from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.synthetic import SyntheticConfig
@@ -63,8 +63,7 @@ from robe.files import alone, write_whole
 from robe.model import build
 from robe.train import read_log, train, versions
 
-OUT = Path(__file__).parent / "out"
-
+CACHE = claim.OUT / "tradeoff"
 RATES = (0.01, 0.03, 0.1)
 WIDTH = PRESETS["small"].width
 TUNING_SEED = 0  # the seeds after it are those reported
@@ -75,6 +74,7 @@ REACHED, MOST_STEPS = 0.5, 3  # the target of the claim, and how many times as m
 COMPRESSIONS = (1, 10, 100, 1000, 10000)
 MODEST = 100  # reaches that target
 COMPARED = 1000  # where the ways to hash are compared
+DEFAULT = "mix, signs, Z = 16"  # that of the sizes
 PUBLISHED = "affine, no signs"
 VARIANTS = {
     "mix, no signs": {"sign": False},
@@ -129,9 +129,9 @@ def measure(
     passes: int | None = None,
     batch: int | None = None,
     study: Study | None = None,
-    cache: Path = OUT / "tradeoff",
+    cache: Path = CACHE,
     say: Callable[[str], None] = print,
-) -> list[dict]:
+) -> Rows:
     """Train what the cache lacks, and time the steps.
 
     study: the quick or the full one, if not given; data, seeds, passes and batch replace what it says.
@@ -200,7 +200,7 @@ class Trainings:
         self.fingerprint = [manifest.fingerprint(), days, manifest.split]
         # The loop logs the AUC of what it calls validation, and here the curves are those of the test half.
         halves = {"train": "train", "validation": "test", "test": "validation"}
-        self.rows = {name: Rows(manifest, split) for name, split in halves.items()}
+        self.rows = {name: batches.Rows(manifest, split) for name, split in halves.items()}
         self.steps_per_pass = self.rows["train"].steps(self.batch)
         self.backend = select()
 
@@ -267,8 +267,8 @@ class Trainings:
         # A full table has as many weights as an array of compression 1.
         sized = dataclasses.replace(point.embedding, compression=point.compression)
         weights = robe_weights(sized, WIDTH, self.spec.cardinalities)
-        columns = {"kind": kind, "point": point.name, "compression": point.compression, "weights": weights}
-        return columns | {"rate": None, "seed": None, "step": None, "passes": None} | place | {"value": value}
+        size = {"point": point.name, "compression": point.compression, "weights": weights}
+        return {"kind": kind} | size | place | {"value": value}
 
 
 def synthetic_data(study: Study, cache: Path) -> Path:
@@ -284,32 +284,31 @@ def synthetic_data(study: Study, cache: Path) -> Path:
     return prepared
 
 
-def values(rows: list[dict], kind: str, point: str) -> list[float]:
-    return [row["value"] for row in rows if (row["kind"], row["point"]) == (kind, point)]
+def values(rows: Rows, kind: str, point: str) -> list[float]:
+    return [row["value"] for row in where(rows, kind=kind, point=point)]
 
 
-def sizes(rows: list[dict]) -> dict[int, str]:
+def sizes(rows: Rows) -> dict[int, str]:
     """Compression -> point, as the study has them, the largest array first."""
     return {row["compression"]: row["point"] for row in rows if row["point"] not in VARIANTS}
 
 
-def variants(rows: list[dict]) -> list[str]:
+def variants(rows: Rows) -> list[str]:
     """The points that differ in how they hash, behind the default of the same size."""
     found = dict.fromkeys(row["point"] for row in rows if row["point"] in VARIANTS)
     return [sizes(rows)[COMPARED], *found]
 
 
-def curve(rows: list[dict], point: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def curve(rows: Rows, point: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Steps (E,), passes (E,) and test AUC (seeds, E) of the evaluations of a point."""
     found = {}
-    for row in rows:
-        if (row["kind"], row["point"]) == ("test_auc", point):
-            found.setdefault((row["step"], row["passes"]), []).append(row["value"])
+    for row in where(rows, kind="test_auc", point=point):
+        found.setdefault((row["step"], row["passes"]), []).append(row["value"])
     steps, passes = zip(*found, strict=True)
     return np.array(steps), np.array(passes), np.array(list(found.values())).T
 
 
-def auc_after(rows: list[dict], point: str, passes: float) -> np.ndarray:
+def auc_after(rows: Rows, point: str, passes: float) -> np.ndarray:
     """Test AUC (seeds,) at the last evaluation up to then."""
     _, done, auc = curve(rows, point)
     return auc[:, np.flatnonzero(done <= passes)[-1]]
@@ -330,18 +329,12 @@ def steps_to(steps: np.ndarray, auc: np.ndarray, target: float) -> float:
     return float(steps[i - 1] + share * (steps[i] - steps[i - 1]))
 
 
-def interval(values) -> tuple[float, float]:
-    """Mean of the values of several seeds, and half the width of its 95% interval (Student's t)."""
-    n = len(values)
-    return float(np.mean(values)), float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
-
-
-def difference(rows: list[dict], a: str, b: str) -> tuple[float, float]:
+def difference(rows: Rows, a: str, b: str) -> tuple[float, float]:
     """Test AUC of one point less that of another after a pass, seed by seed: mean and half the interval."""
-    return interval(auc_after(rows, a, 1.0) - auc_after(rows, b, 1.0))
+    return mean_interval(auc_after(rows, a, 1.0) - auc_after(rows, b, 1.0))
 
 
-def steps_to_targets(rows: list[dict]) -> list[dict]:
+def steps_to_targets(rows: Rows) -> list[dict]:
     """For each of TARGETS the test AUC that the first point had then, and the steps of each size to it.
 
     steps: compression -> the steps of each seed, inf for one that does not reach it.
@@ -358,51 +351,58 @@ def steps_to_targets(rows: list[dict]) -> list[dict]:
     return found
 
 
-def verdict(rows: list[dict]) -> list[tuple[bool, str]]:
-    """Each part of the claim: whether the rows bear it out, and the figures."""
+def verdict(rows: Rows) -> Verdict:
     points = sizes(rows)
     first, *arrays = points.values()
     smaller = {f"{b} - {a}": difference(rows, b, a) for a, b in pairwise(arrays)}
     fall, fall_half = difference(rows, arrays[-1], arrays[0])
-    size =  fall + fall_half < 0
-    changes = ", ".join(f"{name} {mean:+.4f} ± {half:.4f}" for name, (mean, half) in smaller.items())
 
     target = next(target for target in steps_to_targets(rows) if target["passes"] == REACHED)
-    needed = {c: np.mean(steps) / np.mean(target["steps"][1]) for c, steps in target["steps"].items()}
-    never = np.isinf(target["steps"][max(points)]).all()
+    factor = np.mean(target["steps"][MODEST]) / np.mean(target["steps"][1])
+    reached = np.isfinite(target["steps"][max(points)])
 
-    lost, lost_half = interval(lost_again(rows, first) - lost_again(rows, arrays[-1]))
+    lost, lost_half = mean_interval(lost_again(rows, first) - lost_again(rows, arrays[-1]))
     better, better_half = difference(rows, points[COMPARED], PUBLISHED)
-    return [
-        (size, f"size: test AUC after one pass, {changes}"),
-        (
-            bool(needed[MODEST] <= MOST_STEPS and never),
-            f"iterations: AUC {target['auc']:.4f}, which {first} has after {REACHED:g} of a pass, takes "
-            f"{points[MODEST]} {needed[MODEST]:.1f} times as many steps (inf: some seed never reaches it); "
-            f"{arrays[-1]} {'never reaches it' if never else 'reaches it too'}",
-        ),
-        (
-            lost - lost_half > 0,
-            f"repetition: by the last pass {first} has lost of its best AUC {lost:.4f} ± {lost_half:.4f} "
-            f"more than {arrays[-1]}",
-        ),
-        (
-            better + better_half >= 0,
-            f"hash: at {points[COMPARED]}, AUC of mix with signs less {PUBLISHED} "
-            f"{better:+.4f} ± {better_half:.4f}",
-        ),
-    ]
+    return conclude(
+        [
+            Check(
+                "size: ten times fewer weights are not better after a pass, and the fewest are worse",
+                all(mean - half <= 0 for mean, half in smaller.values()) and fall + fall_half < 0,
+                ", ".join(f"{name} {mean:+.4f} ± {half:.4f}" for name, (mean, half) in smaller.items()),
+            ),
+            Check(
+                f"iterations: {points[MODEST]} reaches what the {first} knows after {REACHED:g} of a pass",
+                bool(factor <= MOST_STEPS),
+                f"AUC {target['auc']:.4f} takes {factor:.1f} times as many steps (inf: not with every seed)",
+            ),
+            Check(
+                f"limit: {arrays[-1]} never reaches that",
+                not reached.any(),
+                f"{reached.sum()} of {len(reached)} seeds do",
+            ),
+            Check(
+                f"repetition: the {first} loses more of its best AUC by the last pass than {arrays[-1]}",
+                lost - lost_half > 0,
+                f"{lost:.4f} ± {lost_half:.4f} more",
+            ),
+            Check(
+                f"hash: at {points[COMPARED]}, mix with signs is not worse than {PUBLISHED}",
+                better + better_half >= 0,
+                f"{better:+.4f} ± {better_half:.4f}",
+            ),
+        ]
+    )
 
 
-def lost_again(rows: list[dict], point: str) -> np.ndarray:
+def lost_again(rows: Rows, point: str) -> np.ndarray:
     """The best test AUC on the way less the last (seeds,)."""
     auc = curve(rows, point)[2]
     return auc.max(axis=1) - auc[:, -1]
 
 
-def summarise(rows: list[dict]) -> dict:
+def summarise(rows: Rows) -> dict:
     """The figures of the study, few enough to keep: the tables are made of them."""
-    last = {row["point"]: row for row in rows if row["kind"] == "test_auc"}
+    last = {row["point"]: row for row in where(rows, kind="test_auc")}
     points, passes = sizes(rows), round(max(row["passes"] for row in last.values()))
 
     def describe(point: str) -> dict:
@@ -411,11 +411,11 @@ def summarise(rows: list[dict]) -> dict:
         return kept | {"step_ms": [middle, low, high]}
 
     def curves(point: str) -> dict:
-        return {f"{share:g}": interval(auc_after(rows, point, share)) for share in (*TARGETS, passes)}
+        return {f"{share:g}": mean_interval(auc_after(rows, point, share)) for share in (*TARGETS, passes)}
 
-    def mean_steps(steps: dict) -> dict:
-        """None where a seed does not get there."""
-        return {c: None if np.isinf(found).any() else interval(found) for c, found in steps.items()}
+    def known(steps: dict) -> dict:
+        """None, which JSON has, for the seeds that do not get there."""
+        return {c: [s if np.isfinite(s) else None for s in found] for c, found in steps.items()}
 
     default = sizes(rows)[COMPARED]
     return {
@@ -425,13 +425,16 @@ def summarise(rows: list[dict]) -> dict:
         "passes": passes,
         "seeds": len(auc_after(rows, points[1], 1.0)),
         "sizes": [describe(name) | {"auc": curves(name)} for name in points.values()],
-        "targets": [t | {"steps": mean_steps(t["steps"])} for t in steps_to_targets(rows)],
+        "targets": [t | {"steps": known(t["steps"])} for t in steps_to_targets(rows)],
         "variants": [
             describe(name)
-            | {"auc": interval(auc_after(rows, name, 1.0)), "less_default": difference(rows, name, default)}
+            | {
+                "auc": mean_interval(auc_after(rows, name, 1.0)),
+                "less_default": difference(rows, name, default),
+            }
             for name in variants(rows)
         ],
-        "verdict": verdict(rows),
+        "checks": verdict(rows).checks,
         "versions": versions(),
     }
 
@@ -439,7 +442,6 @@ def summarise(rows: list[dict]) -> dict:
 def tables(summary: dict) -> str:
     """The figures of a summary as two tables in Markdown."""
     passes, reached = summary["passes"], next(t for t in summary["targets"] if t["passes"] == REACHED)
-    base = reached["steps"]["1"][0]
     shares = [f"{share:g}" for share in (*TARGETS, passes)]
     heads = [f"AUC after {share} pass{'es' * (float(share) > 1)}" for share in shares]
     lines = [
@@ -451,9 +453,12 @@ def tables(summary: dict) -> str:
     ]
     for size in summary["sizes"]:
         aucs = [f"{mean:.4f} ± {half:.4f}" for mean, half in (size["auc"][share] for share in shares)]
-        found = reached["steps"][str(size["compression"])]
-        steps = f"{found[0]:,.0f} ({found[0] / base:.1f}x)" if found else "never"
-        cells = [size["point"], f"{4 * size['weights']:,}", *aucs, steps, _milliseconds(size)]
+        steps = [step for step in reached["steps"][str(size["compression"])] if step]
+        if len(steps) == summary["seeds"]:
+            to_target = f"{np.mean(steps):,.0f} in {np.mean(steps) * size['step_ms'][0] / 1e3:.1f} s"
+        else:
+            to_target = f"with {len(steps)} of {summary['seeds']} seeds" if steps else "never"
+        cells = [size["point"], f"{4 * size['weights']:,}", *aucs, to_target, _milliseconds(size)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -461,12 +466,10 @@ def tables(summary: dict) -> str:
         "| --- " * 4 + "|",
     ]
     for i, variant in enumerate(summary["variants"]):
-        auc, less = (
-            "{:.4f} ± {:.4f}".format(*variant["auc"]),
-            "{:+.4f} ± {:.4f}".format(*variant["less_default"]),
-        )
-        name = variant["point"] if i else "default: mix, signs, Z = 16"
-        lines.append(f"| {name} | {auc} | {less if i else ''} | {_milliseconds(variant)} |")
+        auc = "{:.4f} ± {:.4f}".format(*variant["auc"])
+        less = "{:+.4f} ± {:.4f}".format(*variant["less_default"]) if i else ""
+        name = variant["point"] if i else DEFAULT
+        lines.append(f"| {name} | {auc} | {less} | {_milliseconds(variant)} |")
     return "\n".join(lines)
 
 
@@ -475,22 +478,18 @@ def _milliseconds(described: dict) -> str:
     return f"{middle:.2f} ms ({low:.2f}-{high:.2f})"
 
 
-def plot(rows: list[dict]):
+def plot(rows: Rows):
     """Test AUC against steps, steps to a given AUC against size, and the ways to hash."""
-    # The Agg canvas needs no screen; pyplot would pick a window system.
-    from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    (first, whole), (needed, hashes) = figure.subplots(2, 2)
+    source = "SYNTHETIC data" if where(rows, kind="best_auc") else "real data"
+    seeds = len({row["seed"] for row in where(rows, kind="test_auc")})
+    title = f"DLRM, {source}; bands and bars: 95% intervals over {seeds} seeds"
+    figure, (first, whole, needed, hashes) = claim.figure(2, 2, title)
     points, best = sizes(rows), values(rows, "best_auc", sizes(rows)[1])
 
     colors = colormaps["viridis"](np.linspace(0, 0.9, len(points)))
     for color, name in zip(colors, points.values(), strict=True):
         steps, passes, auc = curve(rows, name)
-        middle, half = np.array([interval(at) for at in auc.T]).T
+        middle, half = np.array([mean_interval(at) for at in auc.T]).T
         for axes, shown in ((first, passes <= 1), (whole, passes > 0)):
             axes.plot(steps[shown], middle[shown], color=color, label=name)
             axes.fill_between(
@@ -503,30 +502,25 @@ def plot(rows: list[dict]):
             axes.axhline(best[0], color="black", linestyle="--", linewidth=1, label="best possible")
     for end in range(1, round(passes[-1])):
         whole.axvline(end * per_pass, color="grey", linestyle=":", linewidth=1)
-    first.legend(fontsize="small", title="smaller than the full table", title_fontsize="small")
+    first.legend(fontsize="small", title="compression", title_fontsize="small")
 
     targets = steps_to_targets(rows)
     for i, target in enumerate(targets):
         label = f"AUC {target['auc']:.4f}, the full table's after {target['passes']:g} of a pass"
         reached = [s if np.isfinite(s).all() else [np.nan] * len(s) for s in target["steps"].values()]
-        middle, half = np.array([interval(steps) for steps in reached]).T
+        middle, half = np.array([mean_interval(steps) for steps in reached]).T
         needed.errorbar(list(points), middle, half, color=f"C{i}", marker="o", capsize=3, label=label)
-    needed.set(
-        xscale="log", yscale="log", xlabel="compression", ylabel="steps", title="steps to reach an AUC"
-    )
-    needed.set_xticks(list(points), [f"{c:,}x" for c in points])
+    needed.set(xscale="log", yscale="log", xlabel="compression", ylabel="training steps")
+    needed.set_title("steps to reach an AUC")
+    claim.ticks(needed, points)
     needed.legend(fontsize="small", title="no point where a seed does not get there", title_fontsize="small")
 
     names = variants(rows)[::-1]
-    middle, half = np.array([interval(auc_after(rows, name, 1.0)) for name in names]).T
+    middle, half = np.array([mean_interval(auc_after(rows, name, 1.0)) for name in names]).T
     hashes.errorbar(middle, range(len(names)), xerr=half, fmt="o", capsize=3, color="C0")
-    hashes.set_yticks(range(len(names)), [*names[:-1], "default: mix, signs, Z = 16"])
+    hashes.set_yticks(range(len(names)), [*names[:-1], DEFAULT])
     hashes.set(xlabel="test AUC after the first pass", title=f"ways to hash, {COMPARED:,}x smaller")
     hashes.margins(y=0.15)
-    for axes in (first, whole, needed, hashes):
-        axes.grid(alpha=0.3)
-    source = "SYNTHETIC data" if best else "real data"
-    figure.suptitle(f"DLRM, {source}; bands and bars: 95% intervals over {len(auc)} seeds")
     return figure
 
 
@@ -536,21 +530,26 @@ def main(
     seeds: int | None = None,
     passes: int | None = None,
     batch: int | None = None,
+    out: Path = claim.OUT,
 ) -> None:
-    """Hold the claim against measurements; what is not given is as in the full study, or the quick one."""
-    rows = measure(quick, data, seeds, passes, batch)
-    with (OUT / "tradeoff.csv").open("w", newline="") as file:
-        table = csv.DictWriter(file, rows[0])
-        table.writeheader()
-        table.writerows(rows)
-    plot(rows).savefig(OUT / "tradeoff.png", dpi=110)
-    # Through JSON, as the README's figures come.
-    write_whole(OUT / "tradeoff.json", json.dumps(summary := summarise(rows), indent=1) + "\n")
-    print(tables(json.loads(json.dumps(summary))))
-    for ok, text in summary["verdict"]:
-        print(f"{'ok  ' if ok else 'FAIL'} {text}")
-    if not all(ok for ok, _ in summary["verdict"]):
-        sys.exit(1)
+    """Hold the claim against trainings, and write what the tables of the README are made of beside the rest.
+
+    Args:
+        quick: Few rows, one rate, two ways to hash.
+        data: A folder made by `prepare`, instead of synthetic rows.
+        seeds: How many, besides the one for tuning.
+        passes: Over the training rows.
+        batch: Rows per step.
+        out: Where the table and the figure go.
+    """
+    options = {"quick": quick, "data": data, "seeds": seeds, "passes": passes, "batch": batch}
+    result = claim.carry_out(sys.modules[__name__], out, **options)
+    summary = json.dumps(summarise(result.rows), indent=1)
+    write_whole(out / "tradeoff.json", summary + "\n")
+    print(tables(json.loads(summary)))
+    for check in result.verdict.checks:
+        print(f"{'holds' if check.holds else 'FAILS'} {check.what}: {check.found}")
+    sys.exit(not result.verdict.holds)
 
 
 if __name__ == "__main__":
