@@ -102,7 +102,7 @@ def train(
     rows = {split: Rows(manifest, split) for split in SPLITS}
     backend = select(config.backend, config.precision, config.deterministic)
     timeline = Timeline(backend.synchronize)
-    model = build(config, data_spec(manifest), timeline.counted(backend) if profile else backend)
+    model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)
     if resume is None:
         create_run(run, config, manifest, baseline)
     print(f"run: {run}", flush=True)
@@ -117,7 +117,7 @@ def train(
                 print(timeline.text(limits(backend)))
             if baseline:
                 plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), target_auc=None)
-                model = build(plain, data_spec(manifest), backend)
+                model = build(plain, DataSpec.of(manifest), backend)
                 without = fit(model, plain, manifest, rows, run / "without_categories")
                 summary["without_categories"] = without
             print(report.finish(run, summary))
@@ -207,7 +207,7 @@ def plan(
     config = resolve(config)
     if data is not None:
         manifest = Manifest.load(data)
-        spec, rows = data_spec(manifest), sum(day.rows for day in manifest.days)
+        spec, rows = DataSpec.of(manifest), sum(day.rows for day in manifest.days)
     else:
         rows, cardinalities = PUBLIC_DATA_SETS[public]
         dialect = "dictionary" if config.embedding.method == "full" else "hash"
@@ -262,7 +262,7 @@ def doctor(data: Path | None = None) -> None:
         manifest = verify(data)
         print(f"      data: {data}: {manifest.describe()}; all checksums hold")
         batch = next(Rows(manifest, "train").batches(100_000, prefetch=0))
-        checks += report_checks(doctor.data_set(*batch, data_spec(manifest)))
+        checks += report_checks(doctor.data_set(*batch, DataSpec.of(manifest)))
     if not all(checks):
         sys.exit(1)
 
@@ -274,13 +274,6 @@ def report_checks(checks):
         yield check.ok is not False
 
 
-def data_spec(manifest: Manifest) -> DataSpec:
-    """What a model must know of a prepared folder."""
-    ids = manifest.ids
-    note = "distinct ids in the data" + ("" if ids.exact else ", estimated")
-    return DataSpec(len(manifest.schema.dense), ids.cardinalities, ids.dialect, manifest.fingerprint(), note)
-
-
 def fit(
     model, config: TrainConfig, manifest: Manifest, rows: dict[str, Rows], run: Path, phase=no_phase
 ) -> dict:
@@ -289,7 +282,7 @@ def fit(
     from robe.train import train
 
     with progress_bar(f"train {config.embedding.method}", "rows") as update:
-        summary = train(model, config, data_spec(manifest), rows, run, update, phase)
+        summary = train(model, config, DataSpec.of(manifest), rows, run, update, phase)
     bayes = manifest.synthetic and manifest.synthetic["bayes"]
     return summary | {"data": manifest.describe(), "bayes": bayes}
 

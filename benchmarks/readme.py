@@ -9,6 +9,8 @@ import json
 import re
 from pathlib import Path
 
+from analysis.tradeoff import tables
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -91,9 +93,14 @@ def speed_table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def tradeoff() -> str:
+    """Size against iterations: results/tradeoff.json is the analysis/out/tradeoff.json of a full study."""
+    return tables(json.loads((RESULTS / "tradeoff.json").read_text()))
+
+
 def fill(text: str) -> str:
     """The README with every block made anew."""
-    for block in (demonstration, prepare_memory, speed):
+    for block in (demonstration, prepare_memory, speed, tradeoff):
         name = block.__name__
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
         text, count = re.subn(pattern, lambda m: f"{m[1]}{block()}\n{m[2]}", text, flags=re.DOTALL)  # noqa: B023

@@ -1,0 +1,1 @@
+"""One claim of theory per script, held against measurements; docs/theory.md tells the story."""
