@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from conftest import each_version, needs_simulator
 
-from robe.kernels import adagrad, gather, scatter_add
-from robe.kernels.cases import CASES
+from robe.kernels import adagrad, gather, gather_interaction, scatter_add
+from robe.kernels.cases import CASES, calls
 from robe.kernels.hashing import run_at, slots_reference
+from robe.kernels.operations import version
 from robe.kernels.pieces import count_pieces
 from robe.kernels.vector import in_fours, store4
 
@@ -43,6 +44,20 @@ def test_gather_into_a_strided_view_leaves_the_rest_alone(case, run, dtype):
     slots, signs = slots_of(case)
     np.testing.assert_array_equal(wide[:, 1:], signs * (slots + 1))
     assert np.isnan(wide[:, 0]).all()
+
+
+@each_case
+def test_prefetching_changes_nothing(case, monkeypatch):
+    """As large arrays are looked up: the same vectors, whichever of them lie ahead."""
+    for module in (gather, gather_interaction):
+        monkeypatch.setattr(module, "CACHE", -1)
+    for operation in ("gather", "gather_interaction"):
+        call = calls(case)[operation]
+        expected, found = call.copy(), call.copy()
+        version(operation, "reference")(*expected.values())
+        version(operation, "cpu")(*found.values())
+        # float32 products of up to 128 values in another order; the look-up itself is exact.
+        np.testing.assert_allclose(found["out"], expected["out"], rtol=1e-4, atol=1e-4)
 
 
 @each_version("scatter_add")

@@ -18,10 +18,11 @@ from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
 from robe.kernels.cost import Cost
-from robe.kernels.gather import CACHE, ROWS, gather_cuda, gather_reference, gather_row, prefetch_row
+from robe.kernels.gather import CACHE, gather_cuda, gather_reference, gather_row
 from robe.kernels.interaction import (
     PAIRS,
     REORDER,
+    ROWS,
     interact_row,
     interact_staged,
     interaction_cost,
@@ -59,10 +60,9 @@ def _gather_interaction(memory, ids, base, slot_map, prefetches, first, out):
         last = min((tile + 1) * ROWS, rows)
         vectors = np.empty((1 + ids.shape[1], first.shape[1]), first.dtype)
         for b in range(tile * ROWS, last):
-            if prefetches and b + 1 < last:
-                prefetch_row(memory, ids[b + 1], base, slot_map)
             vectors[0] = first[b]
-            gather_row(memory, ids[b], base, slot_map, vectors[1:])
+            following = ids[min(b + 1, rows - 1)]
+            gather_row(memory, ids[b], following, base, slot_map, prefetches, vectors[1:])
             interact_row(vectors, out[b])
 
 
