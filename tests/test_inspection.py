@@ -1,6 +1,9 @@
 """The views of the kernels, and what the compiled CUDA code must not contain."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +64,21 @@ def test_reference_leaves_its_inputs_alone(operation):
     version(operation, "reference")(*call.copy().values())
     for name, value in call.arguments.items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_cpu_code_calls_no_128_bit_division(tmp_path):
+    """LLVM may make one; where no library in the process has it, the process ends as the kernel is compiled."""
+    program = "from robe.kernels.inspection import check; print(len(list(check())))"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "NUMBA_DUMP_ASSEMBLY": "1", "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[:1000]
+    assert re.search(r"ASSEMBLY prefetch_vector-", done.stdout)
+    assert re.findall(r"\w*(?:div|mod)ti[34]\w*", done.stdout) == []
 
 
 def test_source_and_cpu_code():

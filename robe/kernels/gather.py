@@ -26,11 +26,11 @@ from robe.kernels.launch import block_shape, launch
 from robe.kernels.pieces import TILE, U32, count_pieces, piece_at, weight
 from robe.kernels.vector import in_fours, store4
 
-# Above this many bytes a ROBE array falls out of the caches, and waiting for memory costs more than hashing a
-# vector early to prefetch it: slower by a fifth at 10 MB, twice as fast at 100 MB.
+# Above this many bytes a ROBE array falls out of the caches, and waiting for memory costs more than hashing
+# a vector early to prefetch it: slower by a fifth at 10 MB, twice as fast at 100 MB.
 CACHE = 2**24
-# Vectors asked for ahead of the one that is copied. 2 and 4 are alike; with 8 or a row of the batch, more cache
-# lines are asked for than a core can await, and half of the gain may be lost.
+# Vectors asked for ahead of the one that is copied. 2 and 4 are alike; with 8 or a row of the batch, more
+# cache lines are asked for than a core can await, and half of the gain may be lost.
 AHEAD = 4
 
 

@@ -39,6 +39,7 @@ K2 = U64(0xBF58476D1CE4E5B9)
 K3 = U64(0x94D049BB133111EB)
 KS = U64(0xD1B54A32D192ED03)
 P = U64(2038074743)  # a prime near 2^31, the modulus of `affine`
+P_RECIPROCAL = U64((2**64 - 1) // 2038074743)
 LOW32, S27, S30, S31, S32 = U64(0xFFFFFFFF), U64(27), U64(30), U64(31), U64(32)
 
 # As plain Python (simulator, debugger) uint64 scalars wrap as they should, but NumPy warns of it.
@@ -113,6 +114,9 @@ def multiply_high(x, y):
 def divide(x, divisor, reciprocal):
     """(x // divisor, x % divisor) without a division, which is slow on GPUs.
 
+    On CPUs, LLVM may widen a division beside `multiply_high` to 128 bits and call a function that is not
+    there (__udivti3), so kernels divide 64-bit numbers here only.
+
     The reciprocal is below 2^64 / divisor by at most 1, so x * reciprocal / 2^64 is below x / divisor by less
     than 1, and its floor is the quotient or one less.
     """
@@ -141,8 +145,9 @@ def place(slot_map, token, block):
         return multiply_high(word, slot_map.memory), word
     if slot_map.family == AFFINE:
         # The token is reduced first: the products below then stay under 2^63 for any token.
-        start = (token % P) * slot_map.a + block * slot_map.b + slot_map.c
-        _, start = divide(start % P, slot_map.starts, slot_map.starts_reciprocal)
+        _, token_modulo = divide(token, P, P_RECIPROCAL)
+        _, start = divide(token_modulo * slot_map.a + block * slot_map.b + slot_map.c, P, P_RECIPROCAL)
+        _, start = divide(start, slot_map.starts, slot_map.starts_reciprocal)
         return start, mix64(slot_map.key + (token * slot_map.width + block) * K1)
     return token * slot_map.width, ZERO * token
 
