@@ -259,7 +259,7 @@ def largest_error(quick: bool, seed: int) -> Iterator[dict]:
 
 def recovered_elements(quick: bool, seed: int) -> Iterator[dict]:
     """Elements, and rows of WIDTH, of a gaussian table and one of Zipf-distributed rows."""
-    n, memory, count = 1024, 256, 4000 if quick else 20_000
+    n, memory, count = 1024, 256, 2500 if quick else 20_000
     rng = np.random.default_rng([seed, 6])
     gauss = rng.normal(0.5, 1, n)
     tables = {"gauss": gauss, "zipf": gauss * np.repeat(zipf_rows(n // WIDTH), WIDTH)}

@@ -192,7 +192,7 @@ def measure(quick: bool = False, seed: int = 0, run: Path | None = None) -> clai
         exact = enumerated(x, y, *case[1:])
         columns = {"statistic": "enumeration", "n": n, "block": block, "memory": memory}
         rows += compare({**columns, "circular": circular, "signs": signs}, x, y, exact=exact)
-    n, count = 1000, 3000 if quick else 20_000
+    n, count = (500, 3000) if quick else (1000, 20_000)
     kinds = vectors(n, rng, trained_table(run, seed))
     layouts = [
         (block, memory, circular)
