@@ -528,7 +528,7 @@ def plot(rows: claim.Rows):
         largest.plot(x, [row["bound"] for row in chosen], f"C{i}--", label=f"{vector}: Bernstein's bound")
         errorbar(largest, x, chosen, color=f"C{i}", label="median, 5 to 95%" if i == 0 else None)
     largest.plot(x, [row["bound_if_flat"] for row in chosen], "k:", label="2 sqrt(L / M), if flat enough")
-    largest.set(xscale="log", yscale="log", xlabel="slots M", ylabel="largest error / |x|", ylim=(0.04, 20))
+    largest.set(xscale="log", yscale="log", xlabel="slots M", ylabel="largest error / |x|", ylim=(0.04, 300))
     largest.set_title(f"recovery of {chosen[0]['n']:,} elements")
     claim.ticks(largest, x)
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from scipy import stats
 
 FOLDER = Path(__file__).parent
@@ -152,3 +153,10 @@ def ticks(axes, values) -> None:
     """Mark exactly these values on a logarithmic x axis."""
     axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
     axes.minorticks_off()
+
+
+def plain(axis) -> None:
+    """Mark 1, 2, 5, 10, ... on a logarithmic axis, and write them out."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())

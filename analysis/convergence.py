@@ -290,9 +290,9 @@ def plot(rows: claim.Rows):
             ax.errorbar(x, values, half, color=f"C{i}", fmt="o", markersize=4, capsize=3, label=label)
         ax.set(xscale="log", yscale="log", xlabel=f"slots M, for {SAMPLES} samples of {ACTIVE} tokens")
         claim.ticks(ax, [row["memory"] for row in spectra])
+        claim.plain(ax.yaxis)
     kappa.plot(memory, [spike(SAMPLES, ACTIVE, m) for m in memory], "C2:", label="N F² / M + F + 1")
-    kappa.set(ylabel="largest eigenvalue", title="conditioning", yticks=[50, 100, 200, 400])
-    kappa.yaxis.set_major_formatter("{x:.0f}")
+    kappa.set(ylabel="largest eigenvalue", title="conditioning")
     steps.set(ylabel=f"steps of descent to {TOLERANCE:g}", title="iterations (bound with signs)")
 
     chosen = where(rows, part="curvature")

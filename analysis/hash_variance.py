@@ -137,7 +137,10 @@ WRONG_FORMULAS = {
             bound(x, y, block, memory, circular, "none")[0],
             bound(x, y, block, memory, circular, "block")[1],
         ),
-        {"vector": "positive", "statistic": "inner product", "block": 16, "circular": True, "signs": "none"},
+        {
+            **{"vector": "positive", "statistic": "inner product", "block": 16, "circular": True},
+            **{"signs": "none", "memory": 100},
+        },
     ),
     "factor 2 of the norm forgotten": (
         lambda x, y, block, memory, circular, signs: (x @ x, bound(x, y, block, memory)[1] / 2),
@@ -318,6 +321,7 @@ def plot(rows: claim.Rows):
         chosen = where(here, vector="positive", signs=signs, statistic="inner product")
         draw_line(by_signs, chosen, f"C{i}", f"signs: {signs}")
     by_signs.set(title="inner product of positive vectors", yscale="log")
+    claim.plain(by_signs.yaxis)
     for axes in (by_vector, by_signs):
         axes.set(xscale="log", xlabel="block length Z", ylabel=f"variance * M / (|x| |y|)^2,  M = {memory}")
         claim.ticks(axes, [row["block"] for row in here])

@@ -412,3 +412,8 @@ def test_pieces_of_a_row():
             cut = memory_fetches.pieces(width, block, first)
             assert sum(cut) == width
             assert all(0 < length <= block for length in cut)
+
+
+def test_the_best_shared_table_of_two_blocks():
+    """By hand: two blocks of 2 in 4 slots leave a slot empty with probability (1/2)^2."""
+    assert approximation_bounds.best_residual(4, 2, 4) == pytest.approx(0.25)
