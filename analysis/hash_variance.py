@@ -138,8 +138,12 @@ WRONG_FORMULAS = {
             bound(x, y, block, memory, circular, "block")[1],
         ),
         {
-            **{"vector": "positive", "statistic": "inner product", "block": 16, "circular": True},
-            **{"signs": "none", "memory": 100},
+            "vector": "positive",
+            "statistic": "inner product",
+            "block": 16,
+            "memory": 100,
+            "circular": True,
+            "signs": "none",
         },
     ),
     "factor 2 of the norm forgotten": (

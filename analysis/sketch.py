@@ -1,8 +1,9 @@
 """Sketches of vectors under many hashes at once, by the project's own hash.
 
 x (n,) is the flattened virtual table and phi(x) (M,) the array that its elements are added into, each with
-its sign: phi(x)[s] = sum of sign_i * x_i over the elements i in slot s. Reading element i back gives sign_i *
-phi(x)[slot_i]. Trials differ in the seed of the hash."""
+its sign: phi(x)[s] = sum of sign_i * x_i over the elements i in slot s. Reading element i back gives
+sign_i * phi(x)[slot_i]. Trials differ in the seed of the hash.
+"""
 
 from collections.abc import Iterator
 
