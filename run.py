@@ -1,5 +1,7 @@
 """The command line of ROBE DLRM. `python run.py COMMAND --help` explains each command."""
 
+import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
+
 import dataclasses
 import json
 import os
@@ -72,7 +74,8 @@ def train(
         out: The new folder of the run; default: runs/TIME-METHOD.
         resume: Go on with the run in this folder as if it had never stopped.
         baseline: Train the same model without categorical features too, for comparison.
-        profile: Print where the time goes, and write RUN/trace.json for chrome://tracing.
+        profile: Print where the time goes, phase by phase, beside what this machine's speed of copies and
+            products would allow, and write RUN/trace.json for chrome://tracing.
     """
     from robe import report
     from robe.backend import select
@@ -98,21 +101,23 @@ def train(
     # Whatever is refused is refused here, before there is a folder of the run.
     rows = {split: Rows(manifest, split) for split in SPLITS}
     backend = select(config.backend, config.precision, config.deterministic)
-    model = build(config, data_spec(manifest), backend)
+    timeline = Timeline(backend.synchronize)
+    model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)
     if resume is None:
         create_run(run, config, manifest, baseline)
     print(f"run: {run}", flush=True)
 
-    timeline = Timeline(backend.synchronize)
     with alone(run):
         try:
             summary = fit(model, config, manifest, rows, run, timeline if profile else no_phase)
             if profile:
+                from robe.kernels.inspection import limits
+
                 timeline.write(run / "trace.json")
-                print(timeline.text())
+                print(timeline.text(limits(backend)))
             if baseline:
                 plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), target_auc=None)
-                model = build(plain, data_spec(manifest), backend)
+                model = build(plain, DataSpec.of(manifest), backend)
                 without = fit(model, plain, manifest, rows, run / "without_categories")
                 summary["without_categories"] = without
             print(report.finish(run, summary))
@@ -202,7 +207,7 @@ def plan(
     config = resolve(config)
     if data is not None:
         manifest = Manifest.load(data)
-        spec, rows = data_spec(manifest), sum(day.rows for day in manifest.days)
+        spec, rows = DataSpec.of(manifest), sum(day.rows for day in manifest.days)
     else:
         rows, cardinalities = PUBLIC_DATA_SETS[public]
         dialect = "dictionary" if config.embedding.method == "full" else "hash"
@@ -225,7 +230,8 @@ def kernels(
             reference, on the case table. bench: times of the CPU versions, as shares of a plain copy.
         name: The operation to show, as `list` calls it.
         form: source; asm or llvm (of the CPU version); ptx, sass (machine code) or registers (with spills,
-            shared memory and occupancy) of the CUDA version, which need pip install 'robe-dlrm[inspect]'.
+            shared memory and occupancy) of the CUDA kernels, which need pip install 'robe-dlrm[inspect]'.
+            registers without a name: those of all kernels, for several compute capabilities.
         cc: Compute capability to compile for; no GPU is needed.
     """
     from robe.kernels import inspection
@@ -286,7 +292,7 @@ def doctor(data: Path | None = None) -> None:
         manifest = verify(data)
         print(f"      data: {data}: {manifest.describe()}; all checksums hold")
         batch = next(Rows(manifest, "train").batches(100_000, prefetch=0))
-        checks += report_checks(doctor.data_set(*batch, data_spec(manifest)))
+        checks += report_checks(doctor.data_set(*batch, DataSpec.of(manifest)))
     if not all(checks):
         sys.exit(1)
 
@@ -298,13 +304,6 @@ def report_checks(checks):
         yield check.ok is not False
 
 
-def data_spec(manifest: Manifest) -> DataSpec:
-    """What a model must know of a prepared folder."""
-    ids = manifest.ids
-    note = "distinct ids in the data" + ("" if ids.exact else ", estimated")
-    return DataSpec(len(manifest.schema.dense), ids.cardinalities, ids.dialect, manifest.fingerprint(), note)
-
-
 def fit(
     model, config: TrainConfig, manifest: Manifest, rows: dict[str, Rows], run: Path, phase=no_phase
 ) -> dict:
@@ -313,7 +312,7 @@ def fit(
     from robe.train import train
 
     with progress_bar(f"train {config.embedding.method}", "rows") as update:
-        summary = train(model, config, data_spec(manifest), rows, run, update, phase)
+        summary = train(model, config, DataSpec.of(manifest), rows, run, update, phase)
     bayes = manifest.synthetic and manifest.synthetic["bayes"]
     return summary | {"data": manifest.describe(), "bayes": bayes}
 

@@ -9,6 +9,8 @@ import json
 import re
 from pathlib import Path
 
+from analysis.tradeoff import tables
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -50,9 +52,55 @@ def prepare_memory() -> str:
     return "\n".join(lines)
 
 
+# Of the models, those at the batches of their recipes; the results hold more.
+SHOWN = (["kaggle", 128], ["kaggle", 2048], ["tb10m", 2048], ["mlperf", 2048])
+
+
+def speed() -> str:
+    """Our times beside those of peers and limits: results/cpu.json, and gpu-DEVICE.json of every device."""
+    paths = [*RESULTS.glob("cpu.json"), *sorted(RESULTS.glob("gpu-*.json"))]
+    return "\n\n".join(speed_table(json.loads(path.read_text())) for path in paths) or "Not measured yet."
+
+
+def speed_table(results: dict) -> str:
+    """The ratios of one results file, under what it was measured on."""
+    machine = results["step"]["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    rows = [row for part in ("embedding", "step") for row in results[part]["rows"] if "ratio" in row]
+    repeats = sorted({row["ratio"]["repeats"] for row in rows})
+    lines = [
+        f"{machine['device']}: {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['os']}; {versions}; {machine['date']}. "
+        f"Medians, and quartiles of the ratio, over {' or '.join(map(str, repeats))} rounds, while other "
+        f"programs used {machine['cores_used_by_others']:.2f} cores.",
+        "",
+        "| ours | time | beside | time | times as fast | fastest turns | share of the limit |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        if row.get("model", SHOWN[0]) in SHOWN:
+            low, high = row["ratio"]["quartiles"]
+            ours, peer = (f"{1e3 * row[key]:.3g} ms" for key in ("seconds", "peer_seconds"))
+            share = f"{row['of_limit']:.0%}" if "of_limit" in row else ""
+            cells = (
+                row["what"],
+                ours,
+                row["peer"],
+                peer,
+                f"{row['ratio']['median']:.2f} ({low:.2f}-{high:.2f})",
+            )
+            lines.append(f"| {' | '.join(cells)} | {row['fastest']:.2f} | {share} |")
+    return "\n".join(lines)
+
+
+def tradeoff() -> str:
+    """Size against iterations: results/tradeoff.json is the analysis/out/tradeoff.json of a full study."""
+    return tables(json.loads((RESULTS / "tradeoff.json").read_text()))
+
+
 def fill(text: str) -> str:
     """The README with every block made anew."""
-    for block in (demonstration, prepare_memory):
+    for block in (demonstration, prepare_memory, speed, tradeoff):
         name = block.__name__
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
         text, count = re.subn(pattern, lambda m: f"{m[1]}{block()}\n{m[2]}", text, flags=re.DOTALL)  # noqa: B023

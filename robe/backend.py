@@ -17,6 +17,7 @@ from robe import RobeError
 from robe.feed import Streams, feed, fetch
 from robe.kernels.operations import OPERATIONS, version
 from robe.matmul import Gemm, emulated
+from robe.threads import limit_threads
 from robe.timeline import no_phase
 
 NAMES = ("auto", "reference", "cpu", "cuda")
@@ -41,6 +42,7 @@ class Backend:
     feed: (batches, rows, phase), the arrays of each (tag, arrays) on the device, as in feed.py.
     fetch: (results, rows), the array of each (tag, array) on the host.
     synchronize: wait for the device.
+    limit_threads: (flops of the largest product), before a step; see threads.py.
     """
 
     name: str
@@ -54,21 +56,10 @@ class Backend:
     feed: Callable[..., Iterator]
     fetch: Callable[[Iterator, int], Iterator]
     synchronize: Callable[[], None]
+    limit_threads: Callable[[float], None]
 
 
 CACHE_LINE = 64  # bytes
-
-# Below about 0.2 ms of one core's arithmetic a matrix product is not worth waking a second thread, and
-# waiting for that thread costs milliseconds where other programs use the cores.
-SMALL_PRODUCT = 2e7
-
-
-def limit_blas_threads(flops: float) -> None:
-    """Give NumPy's BLAS as many threads as Numba has, or one if a model's largest product is small."""
-    import numba
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(1 if flops < SMALL_PRODUCT else numba.get_num_threads(), user_api="blas")
 
 
 def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
@@ -135,7 +126,7 @@ def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:
 
     description = {
         "reference": "reference (NumPy only)",
-        "cpu": f"cpu (Numba, {numba.get_num_threads()} threads)",
+        "cpu": f"cpu (Numba, {numba.config.NUMBA_NUM_THREADS} threads)",
         "cuda": "cuda (simulator, NumPy arrays)",
     }[name]
     if precision != "fp32":
@@ -151,7 +142,8 @@ def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:
         return results
 
     return Backend(
-        name, description, np, kernels, emulated(precision), aligned, same, same, unfed, fetched, lambda: None
+        *(name, description, np, kernels, emulated(precision), aligned),
+        *(same, same, unfed, fetched, lambda: None, limit_threads),
     )
 
 
@@ -195,4 +187,5 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
         partial(feed, streams),
         partial(fetch, streams),
         compute.synchronize,
+        lambda flops: None,
     )

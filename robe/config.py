@@ -28,6 +28,13 @@ class DataSpec:
     fingerprint: str
     note: str
 
+    @classmethod
+    def of(cls, manifest) -> "DataSpec":
+        """That of a prepared folder, from its manifest."""
+        ids = manifest.ids
+        note = "distinct ids in the data" + ("" if ids.exact else ", estimated")
+        return cls(len(manifest.schema.dense), ids.cardinalities, ids.dialect, manifest.fingerprint(), note)
+
     def require(self, fingerprint: str, where: str) -> None:
         """Raise ConfigError unless the data of that fingerprint can be fed to a model of this one's."""
         if fingerprint != self.fingerprint:

@@ -13,6 +13,7 @@ from robe.backend import cuda_trouble, select, simulator
 from robe.config import DataSpec, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
 from robe.kernels.cases import CASES
 from robe.model import build
+from robe.threads import THREAD_POLICY
 from robe.train import versions
 
 
@@ -34,13 +35,10 @@ def installation(folder: Path) -> Iterator[Check]:
     # The first parallel kernel starts the threads; their layer is known only then.
     yield Check("kernels agree", *_kernels_agree())
     yield Check("numba", None, f"{numba.get_num_threads()} threads, layer {numba.threading_layer()}")
-    policy = os.environ["OMP_WAIT_POLICY"]
-    yield Check(
-        "OpenMP threads",
-        policy == "passive" or numba.threading_layer() != "omp",
-        f"OMP_WAIT_POLICY={policy}"
-        + ("" if policy == "passive" else "; unset it, waiting threads take the cores from NumPy's BLAS"),
-    )
+    policy = {name: os.environ[name] for name in THREAD_POLICY}
+    text = ", ".join(f"{name}={value}" for name, value in policy.items())
+    good = policy == THREAD_POLICY
+    yield Check("threads wait", good, text + ("" if good else "; unset them: idle threads take the cores"))
     for pool in threadpoolctl.threadpool_info():
         if pool["user_api"] == "blas":
             name, version, threads = pool["internal_api"], pool["version"], pool["num_threads"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from robe.backend import Backend, limit_blas_threads
+from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
 from robe.embeddings import ArrayEmbedding, create
 from robe.kernels.interaction import out_width
@@ -42,8 +42,6 @@ def buffer_rows(config: TrainConfig) -> int:
 
 def build(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> "DLRM":
     """The model of a resolved configuration, with its initial weights."""
-    layers = [shape for part in layer_shapes(config, data).values() for shape in part]
-    limit_blas_threads(2 * config.batch * max(n_in * n_out for n_in, n_out in layers))
     return DLRM(config, data, create(config, data, backend, dtype), backend, dtype)
 
 
@@ -60,8 +58,9 @@ class DLRM:
     ):
         self.embedding, self.backend = embedding, backend
         xp, batch, width = backend.xp, buffer_rows(config), config.model.width
-        shapes = {}
-        for part, layers in layer_shapes(config, data).items():
+        shapes, layer_sizes = {}, layer_shapes(config, data)
+        self.largest_product = 2 * max(n_in * n_out for part in layer_sizes.values() for n_in, n_out in part)
+        for part, layers in layer_sizes.items():
             for i, (n_in, n_out) in enumerate(layers):
                 shapes[f"{part}.{i}.weight"] = (n_in, n_out)
                 shapes[f"{part}.{i}.bias"] = (n_out,)
@@ -84,6 +83,7 @@ class DLRM:
 
     def predict(self, dense, ids):
         """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call."""
+        self.backend.limit_threads(len(dense) * self.largest_product)
         interacted = self.interacted[: len(dense)]
         self.embedding.interact(ids, self.bottom.forward(dense), interacted)
         return self.top.forward(interacted)[:, 0]
@@ -110,6 +110,7 @@ class DLRM:
 
     def step(self, label, dense, ids, rate: float, phase: Phase = no_phase):
         """One training step on a batch; returns the losses (B,) before it, valid until the next."""
+        self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):
             logits = self.forward(dense, ids)
         with phase("backward"):

@@ -1,21 +1,36 @@
+import sys
+
 import numpy as np
 import pytest
 
 from robe.backend import cuda_trouble, select, simulator
+from robe.kernels.inspection import versions_here
+from robe.kernels.operations import version
 
-# The versions of a kernel that these tests run, besides the reference. They hand over host arrays, which only
-# the simulator takes as a device's.
+# The backends that these tests run, besides the reference. They hand over host arrays, which only the
+# simulator takes as a device's.
 VERSIONS = ["cpu", "cuda"] if simulator() else ["cpu"]
 
 # What runs on a device has to have one; the reason of each skip is what a user would be told.
 TROUBLE = "the simulator is no device" if simulator() else cuda_trouble()
 on_a_device = pytest.mark.skipif(TROUBLE is not None, reason=str(TROUBLE))
 
+if simulator():
+    # Who waits for the threads of a block polls. At Python's 5 ms a turn, that is most of the time.
+    sys.setswitchinterval(1e-4)
+needs_simulator = pytest.mark.skipif(not simulator(), reason="needs NUMBA_ENABLE_CUDASIM=1")
+
 
 @pytest.fixture(params=VERSIONS)
 def backend(request):
     """Every backend that runs here, to be compared with the reference."""
     return select(request.param)
+
+
+def each_version(operation):
+    """Run a test with every version of an operation that runs here, as `run`."""
+    names = ["reference", *versions_here(operation)]
+    return pytest.mark.parametrize("run", [version(operation, name) for name in names], ids=names)
 
 
 @pytest.fixture

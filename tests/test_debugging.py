@@ -61,7 +61,7 @@ def test_a_cuda_kernel_in_the_simulator(copy):
     (copy / name).write_text(source[:place] + lines + source[place:])
     done = shell(RUN[0], copy, TYPED[0])
     assert done.returncode == 0, done.stderr
-    where, token, element = slot_map("mix", 8, 4, 1000), np.uint64(8), np.uint64(5)
+    where, token, element = slot_map("mix", 8, 4, 1000), np.uint64(8), np.uint64(4)
     slot, _, bits = run_at(where, token, element)
     assert f"({slot}, {int(bits) & 1}, {float(slot)})" in done.stdout
     assert str([int(x) for x in locate(where, token, element)]) in done.stdout

@@ -2,12 +2,18 @@
 
 import numpy as np
 import pytest
+from conftest import each_version, needs_simulator
+
+from robe.kernels import gather_interaction, interaction
+from robe.kernels.cases import CASES, calls
+from robe.kernels.operations import version
 
 pytestmark = pytest.mark.kernels
 
 # Sums of up to 128 float32 products of standard normals, reordered: a few hundred ulp of a value near 1.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 SHAPES = [(4, 5, 16), (3, 27, 8), (5, 1, 16), (0, 4, 8), (2, 2, 1), (3, 4, 128)]
+RECTIFIED = [(5, 3), (7, 64), (4, 130), (0, 8), (1, 1), (70, 3), (64, 2)]
 
 
 def pairs_oracle(vectors):
@@ -19,45 +25,72 @@ def pairs_oracle(vectors):
     return np.array(rows).reshape(len(vectors), width + n * (n - 1) // 2)
 
 
+@each_version("interaction")
 @pytest.mark.parametrize("shape", SHAPES)
-def test_interaction(shape, backend, reference, rng):
+def test_interaction(shape, run, rng):
     vectors = rng.standard_normal(shape).astype(np.float32)
     expected = pairs_oracle(vectors)
-    for kernels in (reference.kernels, backend.kernels):
-        out = np.full(expected.shape, np.nan, np.float32)
-        kernels.interaction(vectors, out)
-        np.testing.assert_allclose(out, expected, **TOLERANCE)
+    out = np.full(expected.shape, np.nan, np.float32)
+    run(vectors, out)
+    np.testing.assert_allclose(out, expected, **TOLERANCE)
 
 
+@each_version("interaction_backward")
 @pytest.mark.parametrize("shape", SHAPES)
-def test_interaction_backward_is_the_derivative(shape, backend, reference, rng):
+def test_interaction_backward_is_the_derivative(shape, run, rng):
     """<d_out, J v> = <d_vectors, v>, with J v by central differences, exact for a quadratic."""
     vectors, direction = rng.standard_normal((2, *shape))
     plus, minus = pairs_oracle(vectors + direction), pairs_oracle(vectors - direction)
     d_out = rng.standard_normal(plus.shape)
     expected = (d_out * (plus - minus)).sum() / 2
-    for kernels in (reference.kernels, backend.kernels):
-        d_vectors = np.full(shape, np.nan)
-        kernels.interaction_backward(d_out, vectors, d_vectors)
-        # float64: round-off of some thousand terms.
-        np.testing.assert_allclose((d_vectors * direction).sum(), expected, rtol=1e-10, atol=1e-10)
+    d_vectors = np.full(shape, np.nan)
+    run(d_out, vectors, d_vectors)
+    # float64: round-off of some thousand terms.
+    np.testing.assert_allclose((d_vectors * direction).sum(), expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (7, 64), (4, 130), (0, 8), (1, 1)])
+@needs_simulator
+@pytest.mark.parametrize("operation", ["interaction", "interaction_backward", "gather_interaction"])
+def test_vectors_too_large_for_shared_memory(operation, monkeypatch):
+    def not_this_one(*arguments):
+        raise AssertionError("the kernel with shared memory was started")
+
+    for module, kernel in (
+        (interaction, "_interaction_kernel"),
+        (interaction, "_interaction_backward_kernel"),
+        (gather_interaction, "_gather_interaction_kernel"),
+    ):
+        monkeypatch.setattr(module, kernel, {"forbidden": not_this_one})
+    monkeypatch.setattr(interaction, "SHARED", 100)
+    call = calls(CASES[1])[operation]
+    expected, found = call.copy(), call.copy()
+    version(operation, "reference")(*expected.values())
+    version(operation, "cuda")(*found.values())
+    for output in call.outputs:
+        np.testing.assert_allclose(found[output], expected[output], **TOLERANCE)
+
+
+@pytest.mark.parametrize("shape", RECTIFIED)
 def test_bias_relu(shape, backend, reference, rng):
-    """Small integers, so that sums over the batch are exact; a view of a wider buffer, in place."""
+    """Small integers, so that sums are exact; in place."""
     x = rng.integers(-3, 4, shape).astype(np.float32)
     bias = rng.integers(-3, 4, shape[1]).astype(np.float32)
-    d_out = rng.integers(-3, 4, shape).astype(np.float32)
-    expected = np.where(x + bias > 0, x + bias, 0)
-    expected_d = np.where(x + bias > 0, d_out, 0)
     for kernels in (reference.kernels, backend.kernels):
-        out, d_x, d_bias = x.copy(), d_out.copy(), np.full(shape[1], np.nan, np.float32)
+        out = x.copy()
         kernels.bias_relu(out, bias, out)
-        np.testing.assert_array_equal(out, expected)
-        kernels.bias_relu_backward(out, d_x, d_bias)
-        np.testing.assert_array_equal(d_x, expected_d)
-        np.testing.assert_array_equal(d_bias, expected_d.sum(axis=0))
+        np.testing.assert_array_equal(out, np.where(x + bias > 0, x + bias, 0))
+
+
+@each_version("bias_relu_backward")
+@pytest.mark.parametrize("shape", RECTIFIED)
+def test_bias_relu_backward(shape, run, rng):
+    """Small integers, so that sums over the batch are exact."""
+    out = np.maximum(rng.integers(-3, 4, shape), 0).astype(np.float32)
+    d = rng.integers(-3, 4, shape).astype(np.float32)
+    expected, d_bias = np.where(out > 0, d, 0), np.full(shape[1], np.nan, np.float32)
+    run(out, d, d_bias)
+    np.testing.assert_array_equal(d, expected)
+    np.testing.assert_array_equal(d_bias, expected.sum(axis=0))
 
 
 def test_bias_relu_lets_nan_through(backend, reference):

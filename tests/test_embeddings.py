@@ -152,16 +152,17 @@ def test_unknown_backends_and_missing_devices_are_refused():
         assert select("auto").name == "cpu"
 
 
-def test_threads_of_blas_follow_the_size_of_the_products():
+def test_threads_follow_the_size_of_the_products():
     import numba
     from threadpoolctl import threadpool_info
 
-    from robe.backend import limit_blas_threads
+    from robe.threads import limit_threads
 
     def threads():
-        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+        blas = {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+        return *blas, numba.get_num_threads()
 
-    limit_blas_threads(1e6)
-    assert threads() == {1}
-    limit_blas_threads(1e9)
-    assert threads() == {numba.get_num_threads()}
+    most = numba.config.NUMBA_NUM_THREADS
+    for flops, expected in ((1e6, (1, 1)), (1e9, (most, most)), (1e8, (most, 1)), (1e9, (most, most))):
+        limit_threads(flops)
+        assert threads() == expected

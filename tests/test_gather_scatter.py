@@ -3,10 +3,13 @@
 import numba
 import numpy as np
 import pytest
+from conftest import each_version, needs_simulator
 
-from robe.kernels import adagrad, gather, launch, scatter_add
+from robe.kernels import adagrad, gather, scatter_add
 from robe.kernels.cases import CASES
 from robe.kernels.hashing import run_at, slots_reference
+from robe.kernels.pieces import count_pieces
+from robe.kernels.vector import in_fours, store4
 
 pytestmark = pytest.mark.kernels
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -21,40 +24,43 @@ def poisoned(case, dtype=np.float32):
     return np.full((case.rows, case.features, case.width), np.nan, dtype)
 
 
+@each_version("gather")
 @each_case
-def test_gather_of_arange_is_the_slot_map(case, backend, reference):
+def test_gather_of_arange_is_the_slot_map(case, run):
     slots, signs = slots_of(case)
-    memory = np.arange(1, case.memory + 1, dtype=np.float32)
-    for kernels in (reference.kernels, backend.kernels):
-        out = poisoned(case)
-        kernels.gather(memory, case.draw_ids(), case.base(), case.slot_map(), out)
-        np.testing.assert_array_equal(out, signs * (slots + 1))
+    memory, out = np.arange(1, case.memory + 1, dtype=np.float32), poisoned(case)
+    run(memory, case.draw_ids(), case.base(), case.slot_map(), out)
+    np.testing.assert_array_equal(out, signs * (slots + 1))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@each_version("gather")
 @each_case
-def test_gather_into_a_strided_view_leaves_the_rest_alone(case, backend):
-    memory = np.arange(1, case.memory + 1, dtype=np.float64)
-    wide = np.full((case.rows, case.features + 1, case.width), np.nan)
-    backend.kernels.gather(memory, case.draw_ids(), case.base(), case.slot_map(), wide[:, 1:])
+def test_gather_into_a_strided_view_leaves_the_rest_alone(case, run, dtype):
+    memory = np.arange(1, case.memory + 1, dtype=dtype)
+    wide = np.full((case.rows, case.features + 1, case.width), np.nan, dtype)
+    run(memory, case.draw_ids(), case.base(), case.slot_map(), wide[:, 1:])
     slots, signs = slots_of(case)
     np.testing.assert_array_equal(wide[:, 1:], signs * (slots + 1))
     assert np.isnan(wide[:, 0]).all()
 
 
+@each_version("scatter_add")
 @each_case
-def test_scatter_of_integers_is_exact(case, backend, reference, rng):
+def test_scatter_of_integers_is_exact(case, run, rng):
     """Sums of small integers do not depend on their order, so every version must agree exactly."""
     d_vectors = rng.integers(-4, 5, (case.rows, case.features, case.width)).astype(np.float32)
     slots, signs = slots_of(case)
     expected = np.zeros(case.memory)
     for slot, value in zip(slots.ravel(), (signs * d_vectors).ravel(), strict=True):
         expected[slot] += value
-    for kernels in (reference.kernels, backend.kernels):
-        out = np.zeros(case.memory, np.float32)
-        kernels.scatter_add(d_vectors, case.draw_ids(), case.base(), case.slot_map(), 1, out)
-        np.testing.assert_array_equal(out, expected)
-        kernels.scatter_add(d_vectors, case.draw_ids(), case.base(), case.slot_map(), -2, out)
-        np.testing.assert_array_equal(out, -expected)
+    out = np.zeros(case.memory, np.float32)
+    run(d_vectors, case.draw_ids(), case.base(), case.slot_map(), 1, out)
+    np.testing.assert_array_equal(out, expected)
+    # A view, as in training: the first vector of each row is the bottom MLP's.
+    wide = np.concatenate([np.full((case.rows, 1, case.width), np.nan, np.float32), d_vectors], axis=1)
+    run(wide[:, 1:], case.draw_ids(), case.base(), case.slot_map(), -2, out)
+    np.testing.assert_array_equal(out, -expected)
 
 
 @each_case
@@ -88,8 +94,9 @@ def test_cpu_scatter_adds_in_the_order_of_the_batch(case, reference, rng):
         numba.set_num_threads(available)
 
 
+@each_version("adagrad_scatter")
 @each_case
-def test_adagrad_scatter(case, backend, rng):
+def test_adagrad_scatter(case, run, rng):
     """Two steps against Adagrad on the dense gradient; untouched slots keep their bits."""
     rows = (case.draw_ids(), case.base(), case.slot_map())
     start = rng.standard_normal(case.memory).astype(np.float32)
@@ -98,7 +105,7 @@ def test_adagrad_scatter(case, backend, rng):
     gradient = np.zeros(case.memory, np.float32)
     for _ in range(2):
         d_vectors = rng.integers(-4, 5, (case.rows, case.features, case.width)).astype(np.float32)
-        backend.kernels.adagrad_scatter(d_vectors, *rows, 0.1, 1e-8, gradient, accumulator, out)
+        run(d_vectors, *rows, 0.1, 1e-8, gradient, accumulator, out)
         assert not gradient.any()
         dense = np.zeros(case.memory, np.float32)
         scatter_add.scatter_add_reference(d_vectors, *rows, 1, dense)
@@ -110,22 +117,55 @@ def test_adagrad_scatter(case, backend, rng):
     np.testing.assert_array_equal(out[untouched], start[untouched])
 
 
-@pytest.mark.skipif("'cuda' not in __import__('conftest').VERSIONS", reason="needs NUMBA_ENABLE_CUDASIM=1")
-@pytest.mark.parametrize("shape", [(1, 1), (3, 2)])
-def test_any_launch_shape_is_right(shape, rng, monkeypatch):
-    monkeypatch.setattr(launch, "BLOCKS", shape[0])
-    monkeypatch.setattr(launch, "THREADS", shape[1])
-    case = CASES[1]
-    rows = (case.draw_ids(), case.base(), case.slot_map())
+@needs_simulator
+@pytest.mark.parametrize(
+    ("rows_at", "dtype", "block", "fours"),
+    [
+        (0, np.float32, 16, True),
+        (4, np.float32, 4, True),
+        (1, np.float32, 16, False),  # 4 bytes behind a multiple of 16
+        (0, np.float32, 2, False),
+        (0, np.float64, 16, False),
+    ],
+)
+def test_four_floats_are_written_at_once_where_they_may_be(rows_at, dtype, block, fours, monkeypatch):
+    calls = []
+
+    def counted(out, b, column, *values):
+        calls.append(column)
+        store4(out, b, column, *values)
+
+    monkeypatch.setattr(gather, "store4", counted)
+    case = CASES[2]._replace(block=block)
+    flat = np.full(8 + case.rows * case.features * case.width, np.nan, dtype)
+    aligned = -flat.ctypes.data % 16 // flat.itemsize
+    out = flat[aligned + rows_at :][: case.rows * case.features * case.width]
+    out = out.reshape(case.rows, case.features, case.width)
     slots, signs = slots_of(case)
-    out = poisoned(case)
-    gather.gather_cuda(np.arange(case.memory, dtype=np.float32), *rows, out)
+    gather.gather_cuda(
+        np.arange(case.memory, dtype=dtype), case.draw_ids(), case.base(), case.slot_map(), out
+    )
     np.testing.assert_array_equal(out, signs * slots)
-    d_vectors = rng.integers(-4, 5, out.shape).astype(np.float32)
-    sums, expected = np.zeros((2, case.memory), np.float32)
-    scatter_add.scatter_add_cuda(d_vectors, *rows, 1, sums)
-    scatter_add.scatter_add_reference(d_vectors, *rows, 1, expected)
-    np.testing.assert_array_equal(sums, expected)
+    assert len(calls) == (out.size / 4 if fours else 0)
+
+
+def test_vectors_that_cannot_be_written_in_fours():
+    """Rows of 6, vectors apart from each other, and columns before rows."""
+    whole = np.zeros((4, 8, 8), np.float32)
+    assert in_fours(whole)
+    assert in_fours(whole[:, 1:])
+    assert not in_fours(whole[:, :, :6])
+    assert not in_fours(whole[:, ::2])
+    assert not in_fours(whole.transpose(0, 2, 1))
+    assert not in_fours(np.zeros((4, 3, 6), np.float32))
+
+
+@needs_simulator
+def test_a_batch_that_32_bits_cannot_number():
+    ids = np.broadcast_to(np.uint32(0), (2**27, 2))
+    with pytest.raises(ValueError, match="134217728 rows are 2147483648 pieces of 2 elements"):
+        count_pieces(CASES[4]._replace(width=16).slot_map(), ids)
+    assert count_pieces(CASES[4]._replace(width=16).slot_map(), ids[1:]) == (2**31 - 16, 1)
 
 
 def test_cost_of_a_look_up():

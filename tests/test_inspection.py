@@ -1,32 +1,40 @@
 """The views of the kernels, and what the compiled CUDA code must not contain."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from robe.kernels import inspection
+from robe.kernels import bias_relu, inspection
 from robe.kernels.cases import CASES, calls
 from robe.kernels.inspection import InspectionError
-from robe.kernels.operations import OPERATIONS, version
+from robe.kernels.operations import OPERATIONS, version, versions
 
 
 def compiler_trouble():
     try:
-        inspection.resources("sgd", "9.0")
+        inspection.show("sgd", "registers", "9.0")
     except InspectionError as error:
         return str(error)
     return None
 
 
+ROOT = Path(inspection.__file__).parent
 needs_compiler = pytest.mark.skipif(compiler_trouble() is not None, reason=f"{compiler_trouble()}")
-KERNELS = [name for name in OPERATIONS if name != "adagrad_scatter"]
+
+
+def each_kernel():
+    """Every CUDA kernel that any version of an operation starts, by name."""
+    return {
+        name: kernel for operation in OPERATIONS for name, kernel in inspection.kernels(operation).items()
+    }
 
 
 @pytest.mark.kernels
 def test_all_versions_agree_on_all_cases():
     results = list(inspection.check())
-    assert len(results) == len(OPERATIONS) * len(CASES) * len(inspection.versions_here())
+    assert len(results) == sum(len(inspection.versions_here(name)) for name in OPERATIONS) * len(CASES)
     assert [result for result in results if not result.good] == []
 
 
@@ -36,7 +44,7 @@ def test_a_wrong_kernel_is_noticed(monkeypatch):
         out *= 1.01
 
     monkeypatch.setattr("robe.kernels.interaction.interaction_cpu", wrong)
-    monkeypatch.setattr(inspection, "versions_here", lambda: ["cpu"])
+    monkeypatch.setattr(inspection, "versions_here", lambda operation: ["cpu"])
     failing = []
     with pytest.raises(InspectionError, match="1 versions disagree"):
         failing.extend(line.split()[1] for line in inspection.checking() if line.startswith("FAIL"))
@@ -66,51 +74,101 @@ def test_what_cannot_be_shown_is_said():
         (("nothing", "source", "9.0"), "no kernel 'nothing'; name one of gather"),
         ((None, "source", "9.0"), "no kernel None"),
         (("gather", "ptx", "1.0"), "--cc 1.0: choose one of 7.5"),
-        (("adagrad_scatter", "ptx", "9.0"), "made of others"),
     ):
         with pytest.raises(InspectionError, match=message):
             inspection.show(*arguments)
 
 
 @pytest.mark.parametrize(
-    ("registers", "capability", "share"),
-    # By hand, for blocks of 256 threads = 8 warps: 64 registers are 2048 a warp, so 32 warps fit 65,536.
+    ("registers", "threads", "shared", "capability", "share"),
+    # By hand: 64 registers are 2048 a warp, so 32 warps fit 65,536.
     [
-        (32, "9.0", 1.0),
-        (33, "9.0", 0.75),
-        (64, "9.0", 0.5),
-        (65, "9.0", 0.375),
-        (64, "7.5", 1.0),
-        (255, "8.0", 0.125),
+        (32, 256, 0, "9.0", 1.0),
+        (33, 256, 0, "9.0", 0.75),
+        (64, 256, 0, "9.0", 0.5),
+        (65, 256, 0, "9.0", 0.375),
+        (64, 256, 0, "7.5", 1.0),
+        (255, 256, 0, "8.0", 0.125),
+        # Shared memory: 164 KB hold 10 blocks of 15 KB and 1 of the system's, 64 KB hold 4 of 15.
+        (32, 64, 15 * 1024, "8.0", 20 / 64),
+        (32, 64, 15 * 1024, "7.5", 8 / 32),
+        (32, 32, 100, "9.0", 0.5),  # 32 blocks of a warp each
+        (32, 33, 0, "8.6", 32 / 48),  # 16 blocks of two warps, one of them almost empty
     ],
 )
-def test_occupancy(registers, capability, share, monkeypatch):
-    monkeypatch.setattr("robe.kernels.launch.THREADS", 256)
-    assert inspection.occupancy(registers, capability) == share
+def test_occupancy(registers, threads, shared, capability, share):
+    assert inspection.occupancy(registers, threads, shared, capability) == share
+
+
+def test_versions_are_found_by_name():
+    assert list(versions("gather")) == ["reference", "cpu", "cuda_elements", "cuda"]
+    assert "cuda_deterministic" in versions("scatter_add")
+    # Operations whose names begin alike, in one file.
+    assert versions("bias_relu").keys() == {"reference", "cpu", "cuda"}
+    assert versions("bias_relu_backward")["cuda"] is bias_relu.bias_relu_backward_cuda
 
 
 @needs_compiler
-@pytest.mark.parametrize("capability", ["7.5", "8.0", "9.0"])
-@pytest.mark.parametrize("operation", KERNELS)
-def test_cuda_kernels_compile_without_spills(operation, capability):
-    text = inspection.ptx(operation, capability)
-    assert f".target sm_{capability.replace('.', '')}" in text
-    used = inspection.resources(operation, capability)
-    assert used.spilled == 0
-    assert 0 < used.registers <= 128
+def test_every_kernel_is_looked_at():
+    """The kernels of a file are those its launchers start; none is left over."""
+    for file in set(OPERATIONS.values()):
+        written = set(re.findall(r"@cuda.jit\ndef (\w+)", (ROOT / f"{file}.py").read_text()))
+        operations = (operation for operation in OPERATIONS if OPERATIONS[operation] == file)
+        started = {name for operation in operations for name in inspection.kernels(operation)}
+        assert started == written
 
 
 @needs_compiler
-@pytest.mark.parametrize("operation", ["gather", "scatter_add", "interaction", "interaction_backward"])
-def test_no_64_bit_division_where_it_is_hot(operation):
-    """A 64-bit division is a function of some hundred instructions on a GPU."""
-    text = inspection.ptx(operation, "9.0")
-    assert re.findall(r"\b(?:div|rem)\.[us]64", text) == []
-    assert "mul.hi.u64" in text or "mad" in text or "fma" in text
+@pytest.mark.parametrize("capability", inspection.REPORTED)
+def test_cuda_kernels_compile_without_spills(capability):
+    for name, started in each_kernel().items():
+        assert f".target sm_{capability.replace('.', '')}" in inspection.ptx(started, capability)
+        used = inspection.resources(started, capability)
+        assert used.spilled == 0, name
+        assert 0 < used.registers <= 64, name
+
+
+def kernels_with(pattern):
+    return [
+        name for name, started in each_kernel().items() if re.search(pattern, inspection.ptx(started, "9.0"))
+    ]
+
+
+@needs_compiler
+def test_no_64_bit_division():
+    """It is a function of some hundred instructions on a GPU, and one loop in the wrong form makes one."""
+    assert kernels_with(r"\b(?:div|rem)\.[us]64") == []
+
+
+@needs_compiler
+def test_device_functions_are_inlined():
+    """A call would push the shared and the register arrays that it is given out to memory."""
+    assert kernels_with(r"\bcall\b|\.local\b") == []
 
 
 @needs_compiler
 def test_double_precision_stays_out():
     """A constant of the wrong type would turn float32 kernels into slow float64 ones."""
-    arithmetic = r"\b(?:add|mul|fma\.rn|div\.rn)\.f64"
-    assert [name for name in KERNELS if re.search(arithmetic, inspection.ptx(name, "9.0"))] == []
+    assert kernels_with(r"\b(?:add|mul|fma\.rn|div\.rn)\.f64|cvt.*\.f64") == []
+
+
+@needs_compiler
+@pytest.mark.parametrize("capability", inspection.REPORTED)
+def test_the_gather_writes_four_floats_at_once(capability):
+    text = inspection.ptx(inspection.kernels("gather")["_gather_kernel"], capability)
+    assert re.findall(r"\bst\.global\S*", text) == ["st.global.v4.f32"]
+    assert "st.global.f32" in inspection.ptx(
+        inspection.kernels("gather")["_gather_elements_kernel"], capability
+    )
+
+
+@needs_compiler
+def test_code_and_table_of_all_kernels():
+    text = inspection.show("interaction", "ptx", "9.0")
+    assert text.count(".entry") == 2
+    assert "// _interaction_elements_kernel" in text
+    table = inspection.show(None, "registers", "9.0").splitlines()
+    assert len(table) == 1 + 3 * len(each_kernel())
+    # 27 vectors in 129 places of 4 bytes each; 4 blocks of 64 threads fit the 64 KB of an SM with 32 warps.
+    (line,) = (line for line in table if line.split()[:2] == ["_interaction_kernel", "7.5"])
+    assert line.split()[5:] == ["13932", "B", "25%"]

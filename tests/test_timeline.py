@@ -6,6 +6,8 @@ import time
 import numpy as np
 from test_model import batch, make
 
+from robe.backend import select
+from robe.kernels.cost import Cost, Limits
 from robe.timeline import Timeline
 
 
@@ -18,7 +20,7 @@ def test_phases_are_timed_in_order(tmp_path):
         with timeline("long"):
             time.sleep(0.01)
     assert len(waited) == 6
-    lines = timeline.text().splitlines()
+    lines = timeline.text(Limits(1.0, 1.0)).splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["short", "3"], ["long", "3"]]
     # The sleeps take 30 ms, the empty phases microseconds.
     assert float(lines[2].split()[-1].rstrip("%")) > 90
@@ -35,6 +37,39 @@ def test_a_timed_step_is_the_same_step():
     timeline = Timeline(lambda: None)
     plain.step(*batch(), 0.1)
     timed.step(*batch(), 0.1, timeline)
-    assert [name for name, _, _ in timeline.events] == ["forward", "backward", "update"]
+    assert [event.name for event in timeline.events] == ["forward", "backward", "update"]
     for name, array in plain.state().items():
         np.testing.assert_array_equal(array, timed.state()[name])
+
+
+def test_costs_are_those_of_the_calls():
+    timeline = Timeline(lambda: None)
+    model = make()
+    for part in (model, model.bottom, model.top, model.embedding, model.optimizer):
+        part.backend = timeline.counted(select("cpu"))
+    model.step(*batch(), 0.1, timeline)
+    forward, backward, update = (event.cost for event in timeline.events)
+    # B = 6; layers 3-6-4 and 10-5-1, and 6 pairs of vectors of 4; two operations a product and sum.
+    products = 2 * 6 * (3 * 6 + 6 * 4 + 10 * 5 + 5 * 1)
+    rectified, pairs, elements = 2 * 6 * (6 + 4 + 5), 2 * 6 * 6 * 4, 6 * 3 * 4
+    assert forward.flops == products + rectified + pairs + elements
+    # Twice the products, but no gradient by the dense values; and some operations a row for the loss.
+    loss = backward.flops - (2 * products - 2 * 6 * 3 * 6 + rectified + 2 * pairs)
+    assert 0 < loss < 6 * 20
+    parameters = model.dense_parameters.size
+    assert update.flops == 2 * elements + 2 * parameters
+    assert update.bytes_moved == 6 * 3 * 4 + 3 * 8 * elements + 3 * 8 * parameters
+
+
+def test_limits_are_told():
+    timeline = Timeline(lambda: None)
+    with timeline("outer"):
+        timeline.costs[-1].append(Cost(300, 40))
+        with timeline("inner"):
+            timeline.costs[-1].append(Cost(1, 2))
+            time.sleep(0.01)
+    assert [event.cost for event in timeline.events] == [Cost(1, 2), Cost(300, 40)]
+    # 300 bytes at 100,000 a second and 40 operations at 20,000: 5 ms of somewhat more than 10.
+    line = timeline.text(Limits(1e5, 2e4)).splitlines()[2].split()
+    assert line[5:7] == ["5.000", "ms"]
+    assert 10 < float(line[7].rstrip("%")) <= 50

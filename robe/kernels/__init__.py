@@ -7,12 +7,9 @@ import hashlib
 import os
 from pathlib import Path
 
-# NumPy's BLAS and Numba's OpenMP layer keep a pool of threads each. With the default policy a pool that
-# has finished spins for a while and takes the cores from the other one; asleep it costs nothing. This
-# must be in the environment before libgomp is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import numba
+
+import robe.threads  # noqa: F401  sets how OpenMP's threads wait, before a kernel starts them
 
 
 def _cache_folder() -> Path:
@@ -31,3 +28,7 @@ def _cache_folder() -> Path:
 
 if "NUMBA_CACHE_DIR" not in os.environ:
     numba.config.CACHE_DIR = str(_cache_folder())
+if numba.config.ENABLE_CUDASIM:
+    from robe.kernels.simulator import repair
+
+    repair()

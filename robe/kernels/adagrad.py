@@ -10,6 +10,7 @@ touched (`adagrad_scatter.py`).
 
 import math
 
+import numpy as np
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
@@ -47,10 +48,10 @@ def adagrad_cpu(gradient, rate, eps, accumulator, parameters):
 
 @cuda.jit
 def _adagrad_kernel(gradient, rate, eps, accumulator, parameters):
-    i = cuda.grid(1)
-    while i < parameters.size:
+    i = np.uint64(cuda.grid(1))  # unsigned: see sgd.py
+    while i < np.uint64(parameters.size):
         adagrad_step(i, gradient[i], rate, eps, accumulator, parameters)
-        i += cuda.gridsize(1)
+        i += np.uint64(cuda.gridsize(1))
 
 
 def adagrad_cuda(gradient, rate, eps, accumulator, parameters):

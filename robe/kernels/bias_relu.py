@@ -9,6 +9,9 @@
 Versions: in `cpu` the backward pass gives each thread whole tiles of rows and then adds the sums of the tiles
 in order, so d_bias does not depend on the number of threads. Tiles of columns would need no second sum, but
 step through memory a page at a time: 3 times slower at (2048, 1024).
+`cuda_columns` gives a whole column to each thread, which are too few: 512 for the widest layer of the MLPerf
+model. `cuda` gives 32 rows of a column to each and adds up their sums in a second pass; both orders are
+fixed, whatever the launch.
 """
 
 import numpy as np
@@ -17,8 +20,9 @@ from numba import cuda, njit, prange
 from robe.kernels.cost import Cost
 from robe.kernels.launch import launch
 
-TILE = 64  # rows
-ZERO = np.float32(0)
+TILE = 64  # rows that one thread of the CPU adds up
+ROWS = 32  # rows that one CUDA thread adds up
+ZERO, U32 = np.float32(0), np.uint32
 
 
 def bias_relu_cost(x, bias, out) -> Cost:
@@ -74,14 +78,14 @@ def bias_relu_backward_cpu(out, d, d_bias):
 def _bias_relu_kernel(x, bias, out):
     first_n, first_b = cuda.grid(2)
     step_n, step_b = cuda.gridsize(2)
-    b = first_b
-    while b < x.shape[0]:
-        n = first_n
-        while n < x.shape[1]:
+    b = U32(first_b)  # unsigned: see sgd.py
+    while b < U32(x.shape[0]):
+        n = U32(first_n)
+        while n < U32(x.shape[1]):
             value = x[b, n] + bias[n]
             out[b, n] = ZERO if value < ZERO else value
-            n += step_n
-        b += step_b
+            n = U32(n + step_n)
+        b = U32(b + step_b)
 
 
 def bias_relu_cuda(x, bias, out):
@@ -89,18 +93,41 @@ def bias_relu_cuda(x, bias, out):
 
 
 @cuda.jit
-def _bias_relu_backward_kernel(out, d, d_bias):
-    # A thread owns a column, so the sum needs no atomics and has one order.
-    n = cuda.grid(1)
-    while n < d.shape[1]:
+def _bias_relu_backward_kernel(out, d, rows, sums):
+    # A thread owns `rows` rows of a column, so their sum needs no atomics and has one order.
+    first_n, first_part = cuda.grid(2)
+    step_n, step_part = cuda.gridsize(2)
+    part = U32(first_part)
+    while part < U32(sums.shape[0]):
+        n = U32(first_n)
+        while n < U32(d.shape[1]):
+            total = ZERO
+            for b in range(U32(part * rows), min(U32((part + U32(1)) * rows), U32(d.shape[0]))):
+                value = d[b, n] if out[b, n] > ZERO else ZERO
+                d[b, n] = value
+                total += value
+            sums[part, n] = total
+            n = U32(n + step_n)
+        part = U32(part + step_part)
+
+
+@cuda.jit
+def _column_sums_kernel(sums, out):
+    n = U32(cuda.grid(1))
+    while n < U32(out.size):
         total = ZERO
-        for b in range(d.shape[0]):
-            value = d[b, n] if out[b, n] > ZERO else ZERO
-            d[b, n] = value
-            total += value
-        d_bias[n] = total
-        n += cuda.gridsize(1)
+        for part in range(U32(sums.shape[0])):
+            total += sums[part, n]
+        out[n] = total
+        n = U32(n + cuda.gridsize(1))
+
+
+def bias_relu_backward_cuda_columns(out, d, d_bias):
+    launch(_bias_relu_backward_kernel, (d.shape[1], 1), out, d, U32(max(1, d.shape[0])), d_bias[None])
 
 
 def bias_relu_backward_cuda(out, d, d_bias):
-    launch(_bias_relu_backward_kernel, d.shape[1:], out, d, d_bias)
+    rows, columns = d.shape
+    sums = np.empty_like(d, shape=(-(-rows // ROWS), columns))  # NumPy has CuPy make it where d is CuPy's
+    launch(_bias_relu_backward_kernel, (columns, len(sums)), out, d, U32(ROWS), sums)
+    launch(_column_sums_kernel, (columns,), sums, d_bias)

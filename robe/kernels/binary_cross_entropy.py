@@ -47,10 +47,10 @@ def binary_cross_entropy_cpu(logits, label, loss, d_logits):
 
 @cuda.jit
 def _binary_cross_entropy_kernel(logits, label, loss, d_logits):
-    i = cuda.grid(1)
-    while i < logits.size:
+    i = np.uint64(cuda.grid(1))  # unsigned: see sgd.py
+    while i < np.uint64(logits.size):
         _row(i, logits.size, logits, label, loss, d_logits)
-        i += cuda.gridsize(1)
+        i += np.uint64(cuda.gridsize(1))
 
 
 def binary_cross_entropy_cuda(logits, label, loss, d_logits):

@@ -7,18 +7,33 @@
 What inference does; training needs the vectors again for the gradient, and looks them up with gather.py.
 
 Versions: `reference` is the two operations one after the other. `cpu` gathers a row of the batch into a few
-kilobytes that stay in the first-level cache, and interacts them there. `cuda` looks every element up where
-it is multiplied.
+kilobytes that stay in the first-level cache, and interacts them there. `cuda_apart` is `reference` in CUDA:
+it writes the vectors and reads them again. `cuda` gives each row of the batch to a thread block, which hashes
+each piece (pieces.py) once, gathers the vectors into shared memory and interacts them there as in
+interaction.py; where they take more than 48 KB, it is `cuda_apart`.
 """
 
 import numpy as np
 from numba import cuda, njit, prange
+from numba.extending import register_jitable
 
 from robe.kernels.cost import Cost
-from robe.kernels.gather import CACHE, TILE, gather_reference, gather_row, prefetch_row
-from robe.kernels.hashing import flip, run_at
-from robe.kernels.interaction import REORDER, ZERO, interact_row, interaction_cost, interaction_reference
+from robe.kernels.gather import CACHE, ROWS, gather_cuda, gather_reference, gather_row, prefetch_row
+from robe.kernels.interaction import (
+    PAIRS,
+    REORDER,
+    interact_row,
+    interact_staged,
+    interaction_cost,
+    interaction_cuda,
+    interaction_reference,
+    interaction_shape,
+    stride_of,
+)
 from robe.kernels.launch import launch
+from robe.kernels.pieces import TILE, U32, count_pieces, piece_at, weight
+
+PIECES = TILE // 2  # hashed at a time: the model's rows have some hundred, and shared memory is short
 
 
 def gather_interaction_cost(memory, ids, base, slot_map, first, out) -> Cost:
@@ -40,10 +55,10 @@ def gather_interaction_reference(memory, ids, base, slot_map, first, out):
 @njit(parallel=True, nogil=True, cache=True, fastmath=REORDER)
 def _gather_interaction(memory, ids, base, slot_map, prefetches, first, out):
     rows = ids.shape[0]
-    for tile in prange((rows + TILE - 1) // TILE):
-        last = min((tile + 1) * TILE, rows)
+    for tile in prange((rows + ROWS - 1) // ROWS):
+        last = min((tile + 1) * ROWS, rows)
         vectors = np.empty((1 + ids.shape[1], first.shape[1]), first.dtype)
-        for b in range(tile * TILE, last):
+        for b in range(tile * ROWS, last):
             if prefetches and b + 1 < last:
                 prefetch_row(memory, ids[b + 1], base, slot_map)
             vectors[0] = first[b]
@@ -55,37 +70,73 @@ def gather_interaction_cpu(memory, ids, base, slot_map, first, out):
     _gather_interaction(memory, ids, base, slot_map, memory.nbytes > CACHE, first, out)
 
 
+def gather_interaction_cuda_apart(memory, ids, base, slot_map, first, out):
+    rows, features = ids.shape
+    vectors = np.empty_like(first, shape=(rows, 1 + features, first.shape[1]))  # CuPy's where `first` is
+    vectors[:, 0] = first
+    gather_cuda(memory, ids, base, slot_map, vectors[:, 1:])
+    interaction_cuda(vectors, out)
+
+
 @cuda.jit
-def _gather_interaction_kernel(memory, ids, base, slot_map, first, out):
-    width = first.shape[1]
-    first_column, first_b = cuda.grid(2)
-    step_column, step_b = cuda.gridsize(2)
-    b = first_b
-    while b < out.shape[0]:
-        column = first_column
-        while column < out.shape[1]:
-            if column < width:
-                out[b, column] = first[b, column]
-            else:
-                i, j = 1, column - width
-                while j >= i:  # row i of the triangle holds i pairs
-                    j -= i
-                    i += 1
-                x_token = base[i - 1] + np.uint64(ids[b, i - 1])
-                y_token = base[max(j, 1) - 1] + np.uint64(ids[b, max(j, 1) - 1])
-                total = ZERO
-                for d in range(width):
-                    slot, _, bits = run_at(slot_map, x_token, np.uint64(d))
-                    x = flip(memory[slot], bits, 0)
-                    y = first[b, d]
-                    if j > 0:
-                        slot, _, bits = run_at(slot_map, y_token, np.uint64(d))
-                        y = flip(memory[slot], bits, 0)
-                    total += x * y
-                out[b, column] = total
-            column += step_column
-        b += step_b
+def _gather_interaction_kernel(memory, ids, base, slot_map, shift, first, out):
+    staged = cuda.shared.array(0, first.dtype)
+    slots = cuda.shared.array(PIECES, np.uint64)
+    signs = cuda.shared.array(PIECES, np.uint64)
+    places = cuda.shared.array(PIECES, np.uint32)  # in `staged`
+    products = cuda.local.array((PAIRS, PAIRS), first.dtype)
+    thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
+    rows, n, width = U32(ids.shape[0]), U32(ids.shape[1] + 1), U32(first.shape[1])
+    stride, pieces = stride_of(width), U32(ids.shape[1] * U32(width >> shift))  # of a row of the batch
+    b = U32(cuda.blockIdx.x)
+    while b < rows:
+        d = thread
+        while d < width:
+            staged[d] = first[b, d]
+            out[b, d] = first[b, d]
+            d = U32(d + threads)
+        done = U32(0)
+        while done < pieces:
+            count = min(U32(PIECES), U32(pieces - done))
+            p = thread
+            while p < count:
+                piece = U32(b * pieces + done + p)
+                slots[p], signs[p], _, f, element = piece_at(piece, ids, base, slot_map, shift)
+                places[p] = U32(f + U32(1)) * stride + element
+                p = U32(p + threads)
+            cuda.syncthreads()
+            e, elements = thread, U32(count << shift)
+            while e < elements:
+                # Four reads under way at a time. What lies behind the last element is the last one again.
+                e1 = min(U32(e + threads), U32(elements - U32(1)))
+                e2 = min(U32(e1 + threads), U32(elements - U32(1)))
+                e3 = min(U32(e2 + threads), U32(elements - U32(1)))
+                i0, x0 = element_of(memory, slots, signs, places, shift, e)
+                i1, x1 = element_of(memory, slots, signs, places, shift, e1)
+                i2, x2 = element_of(memory, slots, signs, places, shift, e2)
+                i3, x3 = element_of(memory, slots, signs, places, shift, e3)
+                staged[i0], staged[i1], staged[i2], staged[i3] = x0, x1, x2, x3
+                e = U32(e + 4 * threads)
+            cuda.syncthreads()
+            done = U32(done + U32(PIECES))
+        cuda.syncthreads()  # for `first`, where there are no pieces
+        interact_staged(staged, n, width, products, thread, threads, out, b)
+        cuda.syncthreads()  # the next row takes the same place
+        b = U32(b + U32(cuda.gridDim.x))
+
+
+@register_jitable
+def element_of(memory, slots, signs, places, shift, e):
+    """(place, value) of element e of the pieces in shared memory."""
+    p = U32(e >> shift)
+    k = U32(e - (p << shift))
+    return places[p] + k, weight(memory, slots[p], signs[p], k)
 
 
 def gather_interaction_cuda(memory, ids, base, slot_map, first, out):
-    launch(_gather_interaction_kernel, out.shape[::-1], memory, ids, base, slot_map, first, out)
+    rows, width = first.shape
+    shape = interaction_shape(rows, 1 + ids.shape[1], width, first.itemsize, PIECES * 20)
+    if shape is None:
+        return gather_interaction_cuda_apart(memory, ids, base, slot_map, first, out)
+    _, shift = count_pieces(slot_map, ids)
+    launch(_gather_interaction_kernel, (rows,), memory, ids, base, slot_map, shift, first, out, shape=shape)

@@ -10,7 +10,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -18,23 +19,25 @@ from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
-from numba import config, cuda, njit, prange, typeof, types
+from numba import config, cuda, njit, prange, typeof
 
 from robe import RobeError
 from robe.kernels.cases import CASES, Case, calls
-from robe.kernels.launch import launch_shape
-from robe.kernels.operations import OPERATIONS, module, version
+from robe.kernels.cost import Limits
+from robe.kernels.operations import OPERATIONS, module, version, versions
 
-# Warps that an SM of each compute capability holds, and the blocks; every one has 65,536 registers.
+# Warps that an SM of each compute capability holds, blocks, KB of shared memory, and how many of these the
+# system takes with each block unless the linker counts them, as from 9.0 on. Every SM has 65,536 registers.
 SM_LIMITS = {
-    "7.5": (32, 16),
-    "8.0": (64, 32),
-    "8.6": (48, 16),
-    "8.9": (48, 24),
-    "9.0": (64, 32),
-    "10.0": (64, 32),
+    "7.5": (32, 16, 64, 0),
+    "8.0": (64, 32, 164, 1),
+    "8.6": (48, 16, 100, 1),
+    "8.9": (48, 24, 100, 1),
+    "9.0": (64, 32, 228, 0),
+    "10.0": (64, 32, 228, 0),
 }
 REGISTERS = 65536
+REPORTED = ("7.5", "8.0", "9.0")  # where no compute capability is named
 # Sizes of the MLPerf model at its batch, with 10 MB of weights: what `kernels bench` runs.
 BENCH = Case("mlperf", 2048, 26, 128, 32, 2_500_000)
 EXTRA = "pip install 'robe-dlrm[inspect]'"
@@ -67,9 +70,19 @@ class Resources(NamedTuple):
     occupancy: float  # share of an SM's warps that can be there at a time, for the block that is launched
 
 
-def versions_here() -> list[str]:
-    """The versions that take host arrays here: CUDA's does in the simulator."""
-    return ["cpu", "cuda"] if config.ENABLE_CUDASIM else ["cpu"]
+class Started(NamedTuple):
+    """A CUDA kernel as it is started at the sizes of the benchmark."""
+
+    kernel: Callable
+    signature: tuple  # types of its arguments
+    threads: int  # of a block
+    shared: int  # bytes of dynamic shared memory of a block
+
+
+def versions_here(operation: str) -> list[str]:
+    """The versions, besides the reference, that take host arrays here: CUDA's do in the simulator."""
+    here = ("cpu", "cuda") if config.ENABLE_CUDASIM else ("cpu",)
+    return [name for name in versions(operation) if name.startswith(here)]
 
 
 def check() -> Iterator[Agreement]:
@@ -79,7 +92,7 @@ def check() -> Iterator[Agreement]:
             call = calls(case)[operation]
             expected = call.copy()
             version(operation, "reference")(*expected.values())
-            for name in versions_here():
+            for name in versions_here(operation):
                 found = call.copy()
                 version(operation, name)(*found.values())
                 error = max(_error(expected[output], found[output]) for output in call.outputs)
@@ -94,7 +107,10 @@ def listing() -> Iterator[str]:
         moved, flops = version(operation, "cost")(*call.arguments.values())
         first = module(operation).__doc__.splitlines()[0]
         yield f"{operation:<22}{moved / BENCH.rows:>12,.0f}{flops / BENCH.rows:>12,.0f}   {first}"
-    yield "each as OPERATION_reference (NumPy), OPERATION_cpu (Numba) and OPERATION_cuda in robe/kernels/"
+    yield ""
+    yield f"{'operation':<22}versions: functions OPERATION_VERSION in robe/kernels/; models run cpu or cuda"
+    for operation in OPERATIONS:
+        yield f"{operation:<22}{', '.join(versions(operation))}"
 
 
 def checking() -> Iterator[str]:
@@ -104,7 +120,7 @@ def checking() -> Iterator[str]:
         worst = max(group, key=lambda a: (not a.good, a.error))
         bad += not worst.good
         verdict = "ok" if worst.good else "FAIL"
-        yield f"{verdict:<5}{operation:<22}{name:<6}worst {worst.error:.1e} ({worst.case})"
+        yield f"{verdict:<5}{operation:<22}{name:<20}worst {worst.error:.1e} ({worst.case})"
     if bad:
         raise InspectionError(f"{bad} versions disagree with the reference; see the lines marked FAIL")
 
@@ -120,22 +136,33 @@ def timing() -> Iterator[str]:
 
 
 def show(operation: str | None, form: str, capability: str) -> str:
-    """One operation as `source`, `ptx`, `sass`, `asm`, `llvm` or `registers`."""
+    """One operation as `source`, `ptx`, `sass`, `asm`, `llvm` or `registers`; these of all without a name."""
+    if operation is None and form == "registers":
+        return "\n".join(register_table(OPERATIONS, REPORTED))
     if operation not in OPERATIONS:
         raise InspectionError(f"no kernel {operation!r}; name one of {', '.join(OPERATIONS)}")
     if capability not in SM_LIMITS:
         raise InspectionError(f"--cc {capability}: choose one of {', '.join(SM_LIMITS)}")
     if form == "registers":
-        used = resources(operation, capability)
-        return (
-            f"{operation}, compute capability {capability}: {used.registers} registers, "
-            f"{used.spilled} B spilled, {used.shared} B shared, {used.occupancy:.0%} of the warps fit"
-        )
+        return "\n".join(register_table([operation], [capability]))
     if form == "source":
         return source(operation)
     if form in ("asm", "llvm"):
         return cpu_code(operation, form)
-    return {"ptx": ptx, "sass": sass}[form](operation, capability)
+    view = {"ptx": ptx, "sass": sass}[form]
+    texts = (f"// {name}\n{view(started, capability)}" for name, started in kernels(operation).items())
+    return "\n".join(texts) or f"{operation} has no CUDA kernel of its own"
+
+
+def register_table(operations, capabilities) -> Iterator[str]:
+    """Lines of text: what each CUDA kernel occupies."""
+    yield f"{'kernel':<44}{'for':>6}{'registers':>11}{'spilled':>9}{'shared':>10}{'warps that fit':>16}"
+    for operation in operations:
+        for name, started in kernels(operation).items():
+            for capability in capabilities:
+                used = resources(started, capability)
+                sizes = f"{used.registers:>11}{used.spilled:>7} B{used.shared:>8} B{used.occupancy:>16.0%}"
+                yield f"{name:<44}{capability:>6}{sizes}"
 
 
 def _error(expected: np.ndarray, found: np.ndarray) -> float:
@@ -161,13 +188,32 @@ def cpu_code(operation: str, form: str) -> str:
     return f"; {name}\n" + "\n".join(texts.values())
 
 
-def ptx(operation: str, capability: str) -> str:
-    """The CUDA kernel as PTX for a compute capability such as `9.0`."""
-    kernel = _kernel(operation)
+@cache
+def kernels(operation: str) -> dict[str, Started]:
+    """The CUDA kernels in an operation's file that its versions start, by name."""
     if config.ENABLE_CUDASIM:
         raise InspectionError("the simulator compiles nothing; unset NUMBA_ENABLE_CUDASIM")
-    arguments = calls(CASES[1])[operation].arguments
-    signature = tuple(types.float32 if isinstance(a, float) else typeof(a) for a in arguments.values())
+    found = {}
+
+    def note(kernel, shape, arguments):
+        _, threads, *further = shape
+        function = kernel.py_func
+        if function.__module__ == module(operation).__name__:
+            signature, shared = tuple(map(typeof, arguments)), further[1] if further else 0
+            found.setdefault(function.__name__, Started(kernel, signature, int(np.prod(threads)), shared))
+
+    # The rows of a batch matter to the number of blocks only.
+    call = calls(BENCH._replace(rows=256))[operation]
+    with mock.patch("robe.kernels.launch.start", note):
+        for name, run in versions(operation).items():
+            if name.startswith("cuda"):
+                run(*call.copy().values())
+    return found
+
+
+@cache
+def ptx(started: Started, capability: str) -> str:
+    """A CUDA kernel as PTX for a compute capability such as `9.0`."""
 
     class Device:
         compute_capability = tuple(map(int, capability.split(".")))
@@ -175,7 +221,8 @@ def ptx(operation: str, capability: str) -> str:
     try:
         # Numba compiles functions that a kernel calls for the device at hand. There may be none.
         with mock.patch("numba.cuda.dispatcher.get_current_device", return_value=Device):
-            return cuda.compile_ptx(kernel.py_func, signature, cc=Device.compute_capability)[0]
+            capability = Device.compute_capability
+            return cuda.compile_ptx(started.kernel.py_func, started.signature, cc=capability)[0]
     except Exception as error:
         if "libnv" not in str(error) and "NVVM" not in str(error):
             raise
@@ -202,27 +249,30 @@ def cubin(text: str, capability: str) -> tuple[bytes, str]:
     return bytes(code), log.decode(errors="replace")
 
 
-def resources(operation: str, capability: str) -> Resources:
+def resources(started: Started, capability: str) -> Resources:
     """Registers, spills, shared memory and theoretical occupancy of a CUDA kernel."""
-    _, log = cubin(ptx(operation, capability), capability)
+    _, log = cubin(ptx(started, capability), capability)
     registers = int(re.search(r"Used (\d+) registers", log)[1])
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", log)))
-    shared = int(re.search(r"(\d+) bytes smem", log)[1])
-    return Resources(registers, spilled, shared, occupancy(registers, capability))
+    shared = started.shared + sum(map(int, re.findall(r"(\d+) bytes smem", log)))
+    share = occupancy(registers, started.threads, shared, capability)
+    return Resources(registers, spilled, shared, share)
 
 
-def occupancy(registers: int, capability: str) -> float:
-    """Share of an SM's warps that fit by registers, in blocks of the size that `launch` takes."""
-    _, threads = launch_shape((BENCH.width, BENCH.rows, BENCH.features))
-    warps_per_block = int(np.prod(threads)) // 32
-    warps, blocks = SM_LIMITS[capability]
+def occupancy(registers: int, threads: int, shared: int, capability: str) -> float:
+    """Share of an SM's warps that fit, in blocks of so many threads and bytes of shared memory."""
+    warps_per_block = -(-threads // 32)
+    warps, blocks, kilobytes, system = SM_LIMITS[capability]
     # Registers are given out to a warp 256 at a time, and warps come in fours.
     fitting = REGISTERS // (-(-registers * 32 // 256) * 256) // 4 * 4
-    return min(min(fitting, warps) // warps_per_block, blocks) * warps_per_block / warps
+    blocks = min(blocks, min(fitting, warps) // warps_per_block)
+    if shared:
+        blocks = min(blocks, kilobytes * 1024 // (shared + system * 1024))
+    return blocks * warps_per_block / warps
 
 
-def sass(operation: str, capability: str) -> str:
-    """The CUDA kernel as machine code, disassembled."""
+def sass(started: Started, capability: str) -> str:
+    """A CUDA kernel as machine code, disassembled."""
     beside = [p for p in Path(cuda.__file__).parents if (p / "nvidia").is_dir()]
     tool = shutil.which("nvdisasm") or next(
         (str(t) for p in beside for t in p.glob("nvidia/*/bin/nvdisasm")), None
@@ -230,18 +280,9 @@ def sass(operation: str, capability: str) -> str:
     if tool is None:
         raise InspectionError(f"nvdisasm is not installed: {EXTRA}")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin(ptx(operation, capability), capability)[0])
+        file.write(cubin(ptx(started, capability), capability)[0])
         file.flush()
         return subprocess.run([tool, file.name], check=True, capture_output=True, text=True).stdout
-
-
-def _kernel(operation: str):
-    kernel = getattr(module(operation), f"_{operation}_kernel", None)
-    if kernel is None:
-        raise InspectionError(
-            f"{operation} has no CUDA kernel of its own; it is made of others, see its source"
-        )
-    return kernel
 
 
 class Timing(NamedTuple):
@@ -256,10 +297,36 @@ class Timing(NamedTuple):
     share: float  # of the bandwidth of a plain copy
 
 
-@njit(parallel=True)
-def _copy(source, out):
+@njit(parallel=True, cache=True)
+def copy(source, out):
+    """out = source, with as many threads as kernels have, which NumPy's copies do not."""
     for i in prange(source.size):
         out[i] = source[i]
+
+
+def limits(backend) -> Limits:
+    """What a backend reaches here, in a copy larger than the caches and the largest MLPerf product."""
+    xp = backend.xp
+    source, out = xp.ones(2**24, "float32"), xp.ones(2**24, "float32")
+    a, b, c = (xp.ones(shape, "float32") for shape in ((2048, 1024), (1024, 1024), (2048, 1024)))
+
+    def copied():
+        if xp is np:
+            copy(source, out)
+        else:
+            out[...] = source
+
+    def seconds(call, repeats=7):
+        times = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            call()
+            backend.synchronize()
+            times.append(time.perf_counter() - start)
+        return median(times[1:])  # the first may compile
+
+    rate = 2 * a.size * b.shape[1] / seconds(lambda: backend.matmul(a, b, c))
+    return Limits(2 * source.nbytes / seconds(copied), rate)
 
 
 def bench(name: str, repeats: int = 7) -> Iterator[Timing]:
@@ -271,7 +338,7 @@ def bench(name: str, repeats: int = 7) -> Iterator[Timing]:
     largest = sample["gather"].arguments["out"]
     copy_bandwidth = 0.0
     flat = np.ones(largest.size, np.float32)  # zeros would all be one page of memory
-    jobs = {"copy": (lambda: _copy(flat, largest.reshape(-1)), 2 * largest.nbytes)}
+    jobs = {"copy": (lambda: copy(flat, largest.reshape(-1)), 2 * largest.nbytes)}
     for operation, call in sample.items():
         expected, found = call.copy(), call.copy()
         version(operation, "reference")(*expected.values())

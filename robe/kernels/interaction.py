@@ -11,21 +11,29 @@ Versions: `reference` is batched matrix products. `cpu` gives each row of the ba
 keeps its N vectors in the first-level cache; sums may be reassociated by the compiler, which lets it use
 vector registers, and once compiled their order is fixed. Its gradient multiplies with the matrix of the
 factors of all pairs and keeps the sums in registers: twice as fast as adding both ways, pair by pair.
-`cuda` gives one thread to each element written.
+`cuda_elements` gives one thread to each element written, which reads 2 D numbers for it. `cuda` gives each
+row of the batch to a thread block, which reads its N vectors into shared memory once; a thread then has 3 x 3
+pairs in registers, so that a number read serves three products; backward it has 4 x 4 elements of d_vectors.
+Where a row's vectors take more than 48 KB, it is `cuda_elements`.
 """
 
 import numpy as np
 from numba import cuda, njit, prange
+from numba.extending import register_jitable
 
 from robe.kernels.cost import Cost
 from robe.kernels.lanes import combine
-from robe.kernels.launch import launch
+from robe.kernels.launch import block_shape, launch
 
-TILE = 16  # rows of a batch that a thread does in turn
+ROWS = 16  # of a batch, that a thread of the CPU does in turn
 
 # The compiler may reorder sums and fuse products into them, but not assume that no NaN occurs.
 REORDER = {"reassoc", "contract"}
 ZERO = np.float32(0)  # sums start here; they become float64 where the arrays are
+U32 = np.uint32
+PAIRS = 3  # a thread has PAIRS x PAIRS pairs at a time: 6 numbers read for 9 products
+SUMS = 4  # a thread has SUMS x SUMS sums of the gradient at a time: 8 numbers read for 16 products
+SHARED = 48 * 1024  # bytes of shared memory that every device gives a thread block unasked
 
 
 def out_width(n: int, width: int) -> int:
@@ -86,9 +94,9 @@ def interaction_cpu(vectors, out):
 @njit(parallel=True, nogil=True, cache=True)
 def interaction_backward_cpu(d_out, vectors, d_vectors):
     rows, n, width = vectors.shape
-    for tile in prange((rows + TILE - 1) // TILE):
+    for tile in prange((rows + ROWS - 1) // ROWS):
         factors = np.zeros((n, n), d_out.dtype)  # of the products, symmetric; 0 on the diagonal
-        for b in range(tile * TILE, min((tile + 1) * TILE, rows)):
+        for b in range(tile * ROWS, min((tile + 1) * ROWS, rows)):
             pair = width
             for i in range(1, n):
                 for j in range(i):
@@ -101,7 +109,7 @@ def interaction_backward_cpu(d_out, vectors, d_vectors):
 
 
 @cuda.jit
-def _interaction_kernel(vectors, out):
+def _interaction_elements_kernel(vectors, out):
     width = vectors.shape[2]
     first_column, first_b = cuda.grid(2)
     step_column, step_b = cuda.gridsize(2)
@@ -124,12 +132,101 @@ def _interaction_kernel(vectors, out):
         b += step_b
 
 
-def interaction_cuda(vectors, out):
-    launch(_interaction_kernel, out.shape[::-1], vectors, out)
+def interaction_cuda_elements(vectors, out):
+    launch(_interaction_elements_kernel, out.shape[::-1], vectors, out)
+
+
+@register_jitable
+def stride_of(width):
+    """Distance of the vectors in shared memory: odd, so that element d of each lies in another bank."""
+    return U32(width | 1)
+
+
+@register_jitable
+def stage(vectors, b, staged, stride, thread, threads):
+    """Copy vectors[b] to shared memory, shared out among the threads of a block."""
+    n, width = U32(vectors.shape[1]), U32(vectors.shape[2])
+    last, d = U32(n - U32(1)), thread
+    while d < width:
+        i = U32(0)
+        while i < n:
+            # Four reads under way at a time. What lies behind the last vector is the last one again.
+            i1, i2, i3 = min(U32(i + 1), last), min(U32(i + 2), last), min(U32(i + 3), last)
+            x0, x1, x2, x3 = vectors[b, i, d], vectors[b, i1, d], vectors[b, i2, d], vectors[b, i3, d]
+            staged[i * stride + d] = x0
+            staged[i1 * stride + d] = x1
+            staged[i2 * stride + d] = x2
+            staged[i3 * stride + d] = x3
+            i = U32(i + U32(4))
+        d = U32(d + threads)
+
+
+@register_jitable
+def interact_staged(vectors, n, width, products, thread, threads, out, b):
+    """All pairs of the n vectors in shared memory, shared out among the threads of a block, to out[b]."""
+    stride, last, groups = stride_of(width), U32(n - U32(1)), U32((n + U32(PAIRS - 1)) // U32(PAIRS))
+    tile = thread
+    while tile < groups * (groups + U32(1)) // U32(2):
+        i, j = U32(0), tile
+        while j > i:  # row i of the triangle holds i + 1 tiles
+            i = U32(i + U32(1))
+            j = U32(j - i)
+        i, j = U32(i * U32(PAIRS)), U32(j * U32(PAIRS))
+        for a in range(PAIRS):
+            for c in range(PAIRS):
+                products[a, c] = 0
+        d = U32(0)
+        while d < width:
+            for a in range(PAIRS):
+                x = vectors[U32(min(U32(i + U32(a)), last) * stride + d)]
+                for c in range(PAIRS):
+                    products[a, c] += x * vectors[U32(min(U32(j + U32(c)), last) * stride + d)]
+            d = U32(d + U32(1))
+        for a in range(PAIRS):
+            for c in range(PAIRS):
+                x, y = U32(i + U32(a)), U32(j + U32(c))
+                if y < x < n:
+                    out[b, width + U32(x * (x - U32(1))) // U32(2) + y] = products[a, c]
+        tile = U32(tile + threads)
+
+
+def interaction_shape(rows: int, n: int, width: int, itemsize: int, taken: int = 0):
+    """Launch with the vectors of a row of the batch in shared memory; None if they do not fit.
+
+    taken: bytes of the shared memory that the kernel needs for itself.
+    """
+    groups, shared = -(-n // PAIRS), n * int(stride_of(width)) * itemsize
+    return block_shape(rows, groups * (groups + 1) // 2, shared) if shared + taken <= SHARED else None
 
 
 @cuda.jit
-def _interaction_backward_kernel(d_out, vectors, d_vectors):
+def _interaction_kernel(vectors, out):
+    staged = cuda.shared.array(0, vectors.dtype)
+    products = cuda.local.array((PAIRS, PAIRS), vectors.dtype)
+    thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
+    rows, n, width = U32(vectors.shape[0]), U32(vectors.shape[1]), U32(vectors.shape[2])
+    b = U32(cuda.blockIdx.x)
+    while b < rows:
+        stage(vectors, b, staged, stride_of(width), thread, threads)
+        d = thread
+        while d < width:
+            out[b, d] = vectors[b, 0, d]
+            d = U32(d + threads)
+        cuda.syncthreads()
+        interact_staged(staged, n, width, products, thread, threads, out, b)
+        cuda.syncthreads()  # the next row takes the same place
+        b = U32(b + U32(cuda.gridDim.x))
+
+
+def interaction_cuda(vectors, out):
+    shape = interaction_shape(*vectors.shape, vectors.itemsize)
+    if shape is None:
+        return interaction_cuda_elements(vectors, out)
+    launch(_interaction_kernel, (len(vectors),), vectors, out, shape=shape)
+
+
+@cuda.jit
+def _interaction_backward_elements_kernel(d_out, vectors, d_vectors):
     n, width = vectors.shape[1], vectors.shape[2]
     first_d, first_i, first_b = cuda.grid(3)
     step_d, step_i, step_b = cuda.gridsize(3)
@@ -151,5 +248,60 @@ def _interaction_backward_kernel(d_out, vectors, d_vectors):
         b += step_b
 
 
+def interaction_backward_cuda_elements(d_out, vectors, d_vectors):
+    launch(_interaction_backward_elements_kernel, d_vectors.shape[::-1], d_out, vectors, d_vectors)
+
+
+@cuda.jit
+def _interaction_backward_kernel(d_out, vectors, d_vectors):
+    staged = cuda.shared.array(0, vectors.dtype)  # the gradients of all products (N, N), then the vectors
+    sums = cuda.local.array((SUMS, SUMS), vectors.dtype)
+    thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
+    rows, n, width = U32(vectors.shape[0]), U32(vectors.shape[1]), U32(vectors.shape[2])
+    last, behind, step = U32(n - U32(1)), U32(n * n), U32((width + U32(SUMS - 1)) // U32(SUMS))
+    b = U32(cuda.blockIdx.x)
+    while b < rows:
+        e = thread
+        while e < behind:
+            i = U32(e // n)
+            j = U32(e - i * n)
+            high, low = max(i, j), min(i, j)
+            pair = U32(high * high - high) // U32(2) + low
+            staged[e] = d_out[b, width + pair] if low < high else ZERO
+            e = U32(e + threads)
+        stage(vectors, b, staged[behind:], width, thread, threads)
+        cuda.syncthreads()
+        # The gradients (N, N) times the vectors (N, D). A thread's columns are a quarter of D apart, so that
+        # neighbouring threads read neighbouring elements.
+        tile = thread
+        while tile < step * U32((n + U32(SUMS - 1)) // U32(SUMS)):
+            group = U32(tile // step)
+            first_i, first_d = U32(group * U32(SUMS)), U32(tile - group * step)
+            for a in range(SUMS):
+                for c in range(SUMS):
+                    sums[a, c] = 0
+            other = U32(0)
+            while other < n:
+                for a in range(SUMS):
+                    x = staged[U32(min(U32(first_i + U32(a)), last) * n + other)]
+                    for c in range(SUMS):
+                        d = min(U32(first_d + step * U32(c)), U32(width - U32(1)))
+                        sums[a, c] += x * staged[U32(behind + other * width + d)]
+                other = U32(other + U32(1))
+            for a in range(SUMS):
+                for c in range(SUMS):
+                    i, d = U32(first_i + U32(a)), U32(first_d + step * U32(c))
+                    if i < n and d < width:
+                        d_vectors[b, i, d] = sums[a, c] + (d_out[b, d] if i == U32(0) else ZERO)
+            tile = U32(tile + threads)
+        cuda.syncthreads()  # the next row takes the same place
+        b = U32(b + U32(cuda.gridDim.x))
+
+
 def interaction_backward_cuda(d_out, vectors, d_vectors):
-    launch(_interaction_backward_kernel, d_vectors.shape[::-1], d_out, vectors, d_vectors)
+    rows, n, width = vectors.shape
+    shared = n * (n + width) * vectors.itemsize
+    if shared > SHARED:
+        return interaction_backward_cuda_elements(d_out, vectors, d_vectors)
+    shape = block_shape(rows, -(-n // SUMS) * -(-width // SUMS), shared)
+    launch(_interaction_backward_kernel, (rows,), d_out, vectors, d_vectors, shape=shape)

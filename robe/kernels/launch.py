@@ -17,8 +17,10 @@ WRAPPED_MOST = 4096
 _wrapped = {}  # (address, shape, strides, dtype) -> Numba's array there
 
 
-def launch(kernel, work: tuple[int, ...], *arguments) -> None:
+def launch(kernel, work: tuple[int, ...], *arguments, shape=None) -> None:
     """Run a kernel that strides over `work`: 1 to 3 sizes, that of neighbouring addresses first.
+
+    `shape` is for kernels whose thread blocks work together on something, as `block_shape` makes it.
 
     A kernel over several axes needs no division to find its place (nor with `while`, as Numba divides to
     count the rounds of a strided `range`), and neighbouring threads stand along the first axis, so their
@@ -27,13 +29,17 @@ def launch(kernel, work: tuple[int, ...], *arguments) -> None:
     """
     if 0 in work:
         return
+    start(kernel, shape or launch_shape(work), arguments)
+
+
+def start(kernel, shape, arguments) -> None:
     if config.ENABLE_CUDASIM:
         from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
         arguments = [FakeCUDAArray(a) if isinstance(a, np.ndarray) else a for a in arguments]
     else:
         arguments = [on_device(a) for a in arguments]
-    kernel[launch_shape(work)](*arguments)
+    kernel[shape](*arguments)
 
 
 def on_device(argument):
@@ -66,3 +72,11 @@ def launch_shape(work: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...
         left //= threads[-1]
     blocks = [min(BLOCKS, -(-size // count)) for size, count in zip(work, threads, strict=True)]
     return tuple(blocks), tuple(threads)
+
+
+def block_shape(blocks: int, threads: int = 1024, shared: int = 0) -> tuple[int, int, int, int]:
+    """Shape of a launch of thread blocks of whole warps, each with `shared` bytes of dynamic shared memory.
+
+    The third number is Numba's default stream.
+    """
+    return min(BLOCKS, blocks), min(THREADS, -(-threads // 32) * 32), 0, shared

@@ -1,11 +1,12 @@
 """The operations, and how their versions are found by name."""
 
+import re
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
-# Operation -> the file in this folder with OPERATION_reference, OPERATION_cpu, OPERATION_cuda, OPERATION_cost
-# and the CUDA kernel _OPERATION_kernel.
+# Operation -> the file in this folder with OPERATION_reference, OPERATION_cpu, OPERATION_cuda and
+# OPERATION_cost. OPERATION_cuda is what a model runs; OPERATION_cuda_WORD are other steps of its ladder.
 OPERATIONS = {
     "gather": "gather",
     "scatter_add": "scatter_add",
@@ -26,5 +27,12 @@ def module(operation: str) -> ModuleType:
 
 
 def version(operation: str, name: str) -> Callable:
-    """One version of an operation: `reference`, `cpu`, `cuda` or `cost`."""
+    """One version of an operation, by a name that `versions` lists, or its `cost`."""
     return getattr(module(operation), f"{operation}_{name}")
+
+
+def versions(operation: str) -> dict[str, Callable]:
+    """All versions of an operation: `reference`, `cpu`, `cuda` and further ones such as `cuda_elements`."""
+    pattern = rf"{operation}_(reference|cpu|cuda(_\w+)?)"
+    found = ((re.fullmatch(pattern, name), function) for name, function in vars(module(operation)).items())
+    return {match[1]: function for match, function in found if match}

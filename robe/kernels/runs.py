@@ -10,6 +10,8 @@ from numba.extending import register_jitable
 from robe.kernels.hashing import ONE, TABLE, ZERO, SlotMap, block_of, place, run_from
 from robe.kernels.lanes import prefetch_run
 
+LIST_BYTES = 2**23
+
 
 def most_runs(slot_map: SlotMap) -> int:
     """An upper bound of the runs in one row of one feature.
@@ -20,6 +22,17 @@ def most_runs(slot_map: SlotMap) -> int:
     width, block = int(slot_map.width), int(slot_map.block)
     blocks = 1 if slot_map.family == TABLE else (width + block - 2) // block + 1
     return min(width, 2 * blocks + width // 64 + 1)
+
+
+@register_jitable
+def room_for_runs(rows, most):
+    """(lists of up to `most` runs for some rows of a batch, room for their lengths).
+
+    A batch goes through in parts whose lists take LIST_BYTES: the fewer parts, the fewer times threads are
+    woken, but what is much larger the system takes back and hands out anew, page by page, at every call.
+    """
+    size = max(1, min(rows, LIST_BYTES // (32 * max(most, 1))))
+    return np.empty((size, most, 4), np.uint64), np.empty(size, np.int64)
 
 
 @register_jitable

@@ -3,6 +3,7 @@
 gradient (N,) float, parameters (N,) float; rate: the learning rate
 """
 
+import numpy as np
 from numba import cuda, njit, prange
 
 from robe.kernels.cost import Cost
@@ -30,10 +31,11 @@ def sgd_cpu(gradient, rate, parameters):
 
 @cuda.jit
 def _sgd_kernel(gradient, rate, parameters):
-    i = cuda.grid(1)
-    while i < parameters.size:
+    # Unsigned: a signed sum is taken not to wrap, so NVVM unrolls the loop and divides to count its rounds.
+    i = np.uint64(cuda.grid(1))
+    while i < np.uint64(parameters.size):
         parameters[i] -= rate * gradient[i]
-        i += cuda.gridsize(1)
+        i += np.uint64(cuda.gridsize(1))
 
 
 def sgd_cuda(gradient, rate, parameters):

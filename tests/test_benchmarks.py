@@ -1,0 +1,255 @@
+"""The benchmarks run, refuse wrong kernels and wrong peers, and tell what they measured."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as benchmarks
+from benchmarks import embedding, limits, measure, step
+from benchmarks.measure import QUICK, BenchmarkError
+from benchmarks.peer import check, environment, torch_here
+from benchmarks.readme import speed_table
+from benchmarks.workload import Workload
+from robe.backend import select
+from robe.config import EmbeddingConfig
+
+needs_torch = pytest.mark.skipif(not torch_here(), reason="PyTorch, the peer, is not installed")
+
+
+@pytest.fixture
+def without_peers(monkeypatch):
+    monkeypatch.setattr(measure.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("benchmarks.peer.torch_here", lambda: False)
+
+
+def test_spread_and_ratio():
+    values = np.array([4.0, 1.0, 2.0, 3.0, 5.0])
+    found = measure.spread(values)
+    assert found == {"median": 3, "quartiles": [2, 4], "range": [1, 5], "repeats": 5}
+    # Round by round: 2, 8, 1, 1, 1; that of the medians would be 2 / 3.
+    theirs = np.array([8.0, 8.0, 2.0, 3.0, 5.0])
+    row = measure.ratio("ours", "theirs", values, theirs, limit=values / 2)
+    assert row["ratio"]["median"] == 1
+    assert row["ratio"]["range"] == [1, 8]
+    assert row["fastest"] == 2
+    assert row["of_limit"] == 0.5
+    assert (row["seconds"], row["peer_seconds"]) == (3, 5)
+
+
+def test_a_turn_is_seconds_per_call(monkeypatch):
+    clock, waits = [0.0], []
+
+    def call():
+        clock[0] += 0.25
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure, "cpu_seconds_of_others", lambda: 0.0)
+    assert measure.turn(call, 2.0, lambda: waits.append(clock[0])) == 0.25
+    # After warming up, after one call, and after the 2 s of calls that then fit; not between those.
+    assert waits == [0.25, 0.5, 2.5]
+    assert measure.turn(call, 0.1, lambda: None) == 0.25
+
+
+def test_the_least_disturbed_try_counts(monkeypatch):
+    clock = [0.0]
+    lengths, used_by_others = iter([1, 5, 3, 1]), iter([0.0, 5.0, 5.0, 5.6, 5.6, 7.6])
+
+    def call():
+        clock[0] += next(lengths)
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measure, "cpu_seconds_of_others", lambda: next(used_by_others))
+    monkeypatch.setattr(measure, "PATIENCE", 8)
+    # After warming up: 5 s with a core taken, 3 s with a fifth of one, 1 s with two; then patience ends.
+    assert measure.turn(call, 1.0, lambda: None) == 3
+
+
+def test_processor_time_of_others_is_not_ours():
+    before = measure.cpu_seconds_of_others()
+    stop = measure.time.process_time() + 0.5
+    while measure.time.process_time() < stop:
+        pass
+    assert measure.cpu_seconds_of_others() - before > -0.1
+
+
+def test_rounds_interleave():
+    order = []
+    jobs = {name: lambda name=name: order.append(name) or len(order) for name in "ab"}
+    times = measure.rounds("test", jobs, 3, pause=0)
+    assert "".join(order) == "ababab"
+    assert {name: list(values) for name, values in times.items()} == {"a": [1, 3, 5], "b": [2, 4, 6]}
+
+
+def test_rotation_takes_one_batch_after_the_other():
+    seen = []
+    call = measure.rotate(lambda a, b: seen.append((a, b)), [1, 2], ["x", "y"])
+    for _ in range(3):
+        call()
+    assert seen == [(1, "x"), (2, "y"), (1, "x")]
+
+
+def test_tables_are_cut_as_max_ind_range_does():
+    whole = Workload("kaggle", 1e12)
+    assert sum(whole.cardinalities) == 33_762_577
+    cut = Workload("kaggle", 1e9)
+    assert cut.full_bytes <= 1e9 < cut.full_bytes + 26 * 4 * 16
+    largest = max(cut.cardinalities)
+    assert cut.cardinalities == tuple(min(n, largest) for n in whole.cardinalities)
+    assert len(set(Workload("uniform", 1e9).cardinalities)) == 1
+
+
+@pytest.mark.parametrize("tables", ["kaggle", "uniform"])
+def test_ids_are_rows_of_their_tables(tables):
+    work = Workload(tables, 1e8)
+    batches = work.draw(5000)
+    for batch in batches:
+        assert (batch.ids < np.array(work.cardinalities)).all()
+    assert not np.array_equal(batches[0].ids, batches[1].ids)
+    np.testing.assert_array_equal(batches[0].ids, work.draw(5000)[0].ids)
+    column = np.argmax(work.cardinalities)
+    most_frequent = np.bincount(batches[0].ids[:, column]).max() / 5000
+    # By the law: 1 - 2^(1 - s) over the same for all ranks, which is 0.09 for some 250,000 rows.
+    assert most_frequent < 0.002 if tables == "uniform" else 0.07 < most_frequent < 0.13
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("verb", ["gather", "gather_interaction", "scatter_add"])
+def test_no_figure_of_a_wrong_kernel(verb, backend):
+    work = Workload("mlperf", 1e6)
+    array = embedding.robe(work, 0.1, 32, backend)
+    ids = work.draw(2)[0].ids
+    embedding.gate("right", array, ids)
+    right = getattr(backend.kernels, verb)
+
+    def wrong(*arguments):
+        right(*arguments)
+        arguments[-1][..., -1] += 0.01
+
+    setattr(backend.kernels, verb, wrong)
+    with pytest.raises(BenchmarkError, match="no time is told"):
+        embedding.gate("wrong", array, ids)
+
+
+def test_no_figure_of_a_wrong_model():
+    backend = select("cpu")
+    step.gate("kaggle", EmbeddingConfig("full"), 8, backend)
+    backend.kernels.interaction_backward = lambda d_out, vectors, d_vectors: d_vectors.fill(0)
+    with pytest.raises(BenchmarkError, match="training step: wrong"):
+        step.gate("kaggle", EmbeddingConfig("full"), 8, backend)
+
+
+def test_not_a_number_is_wrong():
+    with pytest.raises(BenchmarkError):
+        measure.agree("x", np.array([np.nan]), np.array([1.0]))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_products_are_those_of_the_layers(turned):
+    products = limits.Products([(3, 5), (5, 2)], 4, select("cpu"), inner=False, transposed=[turned] * 2)
+    products.train()
+    (x, w, y), (hidden, v, _) = products.forward
+    assert hidden is y
+    np.testing.assert_allclose(y, x @ w, rtol=1e-5)
+    ((_, v_turned, _),) = products.input_gradients
+    assert v_turned.shape == v.T.shape
+    np.testing.assert_array_equal(v_turned, v.T)
+    shapes = [out.shape for _, _, out in products.weight_gradients]
+    assert shapes == ([(5, 3), (2, 5)] if turned else [(3, 5), (5, 2)])
+
+
+@pytest.mark.kernels
+def test_quick_run_on_every_backend(backend, without_peers):
+    """What needs no PyTorch; in the simulator, the code for a GPU too."""
+    rows = [*embedding.run(backend, QUICK)]
+    if backend.name == "cpu":
+        rows += [*limits.run(backend, QUICK), *step.run(backend, QUICK, step.CASES[:1])]
+    for row in rows:
+        values = row["ratio"] if "ratio" in row else row
+        assert 0 < values["range"][0] <= values["median"] <= values["range"][1]
+        assert values["repeats"] >= 1
+        assert benchmarks.line(row)
+    assert any("ratio" in row for row in rows)
+
+
+def test_one_part_keeps_the_others(tmp_path, without_peers, monkeypatch, capsys):
+    out = tmp_path / "cpu.json"
+    out.write_text(json.dumps({"step": "kept"}))
+    row = measure.figure("group", "name", np.array([0.001, 0.002]))
+    monkeypatch.setattr(benchmarks.limits, "run", lambda backend, effort: [row])
+    benchmarks.main(["--only", "limits", "--quick", "--out", str(out)])
+    results = json.loads(out.read_text())
+    assert results["step"] == "kept"
+    assert results["limits"]["rows"] == [row]
+    where = results["limits"]["machine"]
+    assert where["versions"]["numpy"] == np.__version__
+    assert where["cores_used_by_others"] >= 0
+    assert "1.500 ms" in capsys.readouterr().out
+
+
+def test_without_a_device_one_line(monkeypatch):
+    monkeypatch.setattr("robe.backend.cuda_trouble", lambda: "no CUDA device or driver was found")
+    with pytest.raises(SystemExit, match=r"^error: no CUDA device or driver was found$"):
+        benchmarks.main(["--backend", "cuda"])
+
+
+def test_the_table_of_the_readme():
+    machine = {
+        **{"device": "cpu (Numba, 2 threads)", "cpu": "Some CPU", "cores": 2, "memory_bytes": 2**34},
+        **{"os": "Linux", "versions": {"numpy": "2.4"}, "date": "2026-01-01", "cores_used_by_others": 0.1},
+    }
+    times = np.array([0.001, 0.002, 0.003])
+    kernel = measure.ratio("look-up", "copy", times, times / 2, times / 2)
+    model = measure.ratio("step", "PyTorch", times, 3 * times)
+    part = {"machine": machine, "rows": [measure.figure("a", "b", times)]}
+    results = {
+        "embedding": part | {"rows": [*part["rows"], kernel]},
+        "step": part | {"rows": [model | {"model": ["mlperf", 2048]}, model | {"model": ["mlperf", 99]}]},
+    }
+    text = speed_table(results)
+    assert text.startswith("cpu (Numba, 2 threads): Some CPU, 2 cores, 16 GiB, Linux; numpy 2.4; 2026-01-01.")
+    assert text.splitlines()[4:] == [
+        "| look-up | 2 ms | copy | 1 ms | 0.50 (0.50-0.50) | 0.50 | 50% |",
+        "| step | 2 ms | PyTorch | 6 ms | 3.00 (3.00-3.00) | 3.00 |  |",
+    ]
+
+
+def test_a_peer_has_its_own_environment(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+    assert "OMP_WAIT_POLICY" not in environment()
+
+
+@needs_torch
+def test_peers_compute_what_we_compute():
+    check("cpu")
+
+
+@needs_torch
+def test_a_peer_answers(monkeypatch):
+    monkeypatch.setattr("benchmarks.peer.check", lambda device: None)
+    rows = list(step.run(select("cpu"), QUICK, step.CASES[:1]))
+    ratios = {row["what"]: row for row in rows if "ratio" in row}
+    assert "kaggle, batch 8: training step, ROBE 0.1 MB" in ratios
+    assert "kaggle, batch 8: inference, full table 0.000999 GB" in ratios
+    assert all(row["peer_seconds"] > 0 for row in ratios.values())
+
+
+@needs_torch
+def test_a_wrong_peer_is_refused(monkeypatch):
+    """In this process: the gate's own runs where nothing can be changed."""
+    from benchmarks import torch_gate
+    from benchmarks.torch_dlrm import TorchDLRM
+
+    forward = TorchDLRM.forward
+    monkeypatch.setattr(TorchDLRM, "forward", lambda self, *batch: 1.001 * forward(self, *batch))
+    with pytest.raises(BenchmarkError, match="PyTorch DLRM: logits: wrong"):
+        torch_gate.whole_model(select("cpu"), "cpu")
+
+
+@needs_torch
+def test_a_peer_that_fails_is_told(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    check.cache_clear()
+    with pytest.raises(BenchmarkError):
+        check("cpu")
