@@ -10,10 +10,10 @@ Claims (our derivation, linear models):
    descent to a tolerance takes at most ln(1 / tolerance) / ln((kappa + 1) / (kappa - 1)) steps.
 3. Signs. Without them one eigenvalue stands out at about N F^2 / M + F + 1, if F sqrt(N / M) > 1, in the
    direction in which all samples agree, and descent takes several times as many steps.
-4. Learning rate. The largest curvature grows from that of the full table by a factor between 1 + r / M and (1
-   + sqrt(r / M))^2, r = trace / largest eigenvalue of the full table's: keep the rate where r is much smaller
-   than M (Zipf-distributed data), and lower it by that factor otherwise, not by M / n. Shown for curvatures
-   that are spread evenly over all elements.
+4. Learning rate. The largest curvature grows from that of the full table by a factor from 1 + r / M to
+   (1 + sqrt(r / M))^2, to a tenth, with r = trace / largest eigenvalue of the full table's: keep the rate
+   where r is much smaller than M (Zipf-distributed data), and lower it by that factor otherwise, not by
+   M / n. Shown for curvatures that are spread evenly over all elements.
 5. Floor. What sharing cannot represent acts as noise in the labels: one-pass gradient descent at the rate eta
    ends at 2 L / (2 - eta F), L the least squared error that the array allows (leading order; within 10%
    here). So decay the rate, rather than starting with less.
