@@ -248,6 +248,36 @@ def kernels(
         print(line, flush=True)
 
 
+def analyze(
+    names: Argument[tuple[str, ...]] = (),
+    quick: bool = False,
+    out: Path = Path("analysis/out"),
+    seed: int | None = None,
+    data: Path | None = None,
+    run: Path | None = None,
+) -> None:
+    """Hold the theory against measurements: a figure, a table and a verdict per claim, and OUT/report.html.
+
+    Args:
+        names: The scripts in analysis/ to carry out; default: all.
+        quick: Fewer and smaller measurements.
+        out: The folder to write to.
+        seed: Of whatever is drawn.
+        data: Use real rows where a claim is about data: a folder made by `prepare` (hash_quality also takes a
+            raw log).
+        run: Use the trained table of this run, made with --method full, where a claim is about one.
+    """
+    from analysis import claim, report
+
+    if unknown := set(names) - set(claim.scripts()):
+        raise ConfigError(f"no analysis {', '.join(sorted(unknown))}; there are {', '.join(claim.scripts())}")
+    options = {"quick": quick, "seed": seed, "data": data, "run": run}
+    results = [claim.carry_out(claim.load(name), out, **options) for name in names or claim.scripts()]
+    print(report.write(results, out))
+    if not all(result.verdict.holds for result in results):
+        sys.exit(1)
+
+
 def doctor(data: Path | None = None) -> None:
     """Check the installation, and a prepared data set if one is given, and say what to mend.
 
@@ -339,7 +369,7 @@ def demo_data(dialect: str) -> Path:
     return prepared
 
 
-COMMANDS = {f.__name__: f for f in (train, evaluate, predict, synth, prepare, plan, doctor, kernels)}
+COMMANDS = {f.__name__: f for f in (train, evaluate, predict, synth, prepare, plan, doctor, kernels, analyze)}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,9 +4,9 @@ Claims (our derivation; L = ln(2n / delta), rho = sum of |x_b|^4 / |x|^4 over bl
 for one hash with element signs and circular blocks unless said otherwise:
 
 1. Norms. |phi(x)|^2 is off by more than eps |x|^2 with probability 2 (1 - rho) / (M eps^2) at most
-   (Chebyshev). M = 2 / (eps^2 delta) therefore suffices for any x, and half of it does not: k = ceil(2 / eps)
-   - 1 equal elements in different blocks fail as often as k people share a birthday, 1 - exp(-k (k - 1) /
-   2M). Blocks do not help them.
+   (Chebyshev). M = 2 / (eps^2 delta) therefore suffices for any x, and half of it does not: the largest k
+   below 2 / eps equal elements in different blocks fail as often as k people share one of M birthdays, about
+   1 - exp(-k (k - 1) / 2M). Blocks do not help them.
 2. Flat vectors need only M = 2 z^2 / eps^2, z the normal quantile of 1 - delta / 2: logarithmic in 1 / delta.
    This is the central limit theorem, not a bound.
 3. k averaged copies of M / k slots leave the variance as it is and thin the tail, but few copies can make it
@@ -24,12 +24,12 @@ for one hash with element signs and circular blocks unless said otherwise:
 What they do not say. Such errors are relative to |x|, the whole table: for an error of eta times a typical
 element, M = n / eta^2, which is no compression. Measured beside the bounds:
 
-6. The table read back has the squared error (n - Z) / M relative to |x|^2: worse than all zeros where M < n -
-   Z.
+6. The table read back has the squared error (n - Z) / M relative to |x|^2, worse than all zeros where that is
+   more than 1.
 7. The best table that sharing can represent still misses 1 - M occ / n of the energy of independent elements,
    occ = 1 - (1 - Z / M)^(n / Z).
-8. A sketched random linear model keeps its sign with probability 1 - arctan(sqrt(n / M)) / pi (leading
-   order).
+8. A sketched random linear model keeps its sign with probability 1 - arctan(sqrt(n / M)) / pi, to leading
+   order.
 
 So sharing by a thousand must rest on training in the shared space, or on tables that are far from flat; it
 does not follow from approximating a given table. The last rows tell how far a trained table is from these
@@ -259,7 +259,7 @@ def largest_error(quick: bool, seed: int) -> Iterator[dict]:
 
 def recovered_elements(quick: bool, seed: int) -> Iterator[dict]:
     """Elements, and rows of WIDTH, of a gaussian table and one of Zipf-distributed rows."""
-    n, memory, count = 1024, 256, 4000 if quick else 20_000
+    n, memory, count = 1024, 256, 2500 if quick else 20_000
     rng = np.random.default_rng([seed, 6])
     gauss = rng.normal(0.5, 1, n)
     tables = {"gauss": gauss, "zipf": gauss * np.repeat(zipf_rows(n // WIDTH), WIDTH)}
@@ -528,7 +528,7 @@ def plot(rows: claim.Rows):
         largest.plot(x, [row["bound"] for row in chosen], f"C{i}--", label=f"{vector}: Bernstein's bound")
         errorbar(largest, x, chosen, color=f"C{i}", label="median, 5 to 95%" if i == 0 else None)
     largest.plot(x, [row["bound_if_flat"] for row in chosen], "k:", label="2 sqrt(L / M), if flat enough")
-    largest.set(xscale="log", yscale="log", xlabel="slots M", ylabel="largest error / |x|", ylim=(0.04, 20))
+    largest.set(xscale="log", yscale="log", xlabel="slots M", ylabel="largest error / |x|", ylim=(0.04, 300))
     largest.set_title(f"recovery of {chosen[0]['n']:,} elements")
     claim.ticks(largest, x)
 

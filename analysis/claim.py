@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from scipy import stats
 
 FOLDER = Path(__file__).parent
@@ -50,10 +51,10 @@ class Verdict(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a script found; `seconds` is what measuring took."""
+    """What a script found; `settings` are the arguments of `measure`, `seconds` what it took."""
 
     script: ModuleType
-    options: dict[str, Any]
+    settings: dict[str, Any]
     rows: Rows
     verdict: Verdict
     figure: Path
@@ -82,8 +83,10 @@ def carry_out(script: ModuleType, out: Path = OUT, **options) -> Result:
 
     options: for `measure`; those it does not know are left out, and so are those that are None.
     """
-    known = inspect.signature(script.measure).parameters
-    options = {k: v for k, v in options.items() if k in known and v is not None}
+    known = inspect.signature(script.measure)
+    options = {k: v for k, v in options.items() if k in known.parameters and v is not None}
+    settings = known.bind(**options)
+    settings.apply_defaults()
     name, started = Path(script.__file__).stem, time.perf_counter()
     rows = script.measure(**options)
     seconds = time.perf_counter() - started
@@ -92,7 +95,7 @@ def carry_out(script: ModuleType, out: Path = OUT, **options) -> Result:
     script.plot(rows).savefig(out / f"{name}.png", dpi=100)
     verdict = Verdict(*script.verdict(rows))
     print(f"{'holds' if verdict.holds else 'FAILS'} {name}: {verdict.text} ({seconds:.1f} s)", flush=True)
-    return Result(script, options, rows, verdict, out / f"{name}.png", seconds)
+    return Result(script, dict(settings.arguments), rows, verdict, out / f"{name}.png", seconds)
 
 
 def write_csv(path: Path, rows: Rows) -> None:
@@ -150,3 +153,10 @@ def ticks(axes, values) -> None:
     """Mark exactly these values on a logarithmic x axis."""
     axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
     axes.minorticks_off()
+
+
+def plain(axis) -> None:
+    """Mark 1, 2, 5, 10, ... on a logarithmic axis, and write them out."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())

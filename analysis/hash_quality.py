@@ -2,24 +2,24 @@
 
 Claim (our derivation). With ideal starts, N blocks in M places,
 
-1. the chi-square statistic of the N starts over the M places has mean M - 1 and variance 2 (M - 1) (1 - 1/N);
-2. that of the n = N Z elements over the slots has mean M - Z and a variance of about 2M (2 Z^2 + 1) / 3Z, so a
-   textbook test with M - 1 degrees of freedom is wrong by the factor 2Z / 3 there;
+1. the chi-square statistic of the N starts over the M places has mean M - 1, variance 2 (M - 1) (1 - 1/N);
+2. that of the elements of blocks of Z over the slots has mean M - Z, and the variance that hash_variance
+   gives without signs: about 2Z / 3 times that of a textbook test with M - 1 degrees of freedom, which is
+   wrong there;
 3. two rows that share the place of one block share that of the next with probability 1/M;
-4. rows of several blocks never repeat one another, for all that happens;
-5. without signs, the squared norm of the loads has the variance of hash_variance.
+4. rows of several blocks never repeat one another, for all that happens.
 
 `mix`, the default, does all this on any ids. `affine`, the hash of the published implementation, is fair on
 average over its seeds, but:
 
 - its collisions come all or nothing, since whether two ids collide depends on their difference alone: the
-  chi-square statistic of ordered ids varies more than twenty times as much as that of chance, from seed to seed;
-- two rows that share one block share the next two times in three, because the same steps follow, and only the
+  chi-square statistic of ordered ids varies more than twenty times as much as chance, from seed to seed;
+- two rows that share one block share the next two times in three: the same step follows, and only the
   remainder by P = 2038074743 may wrap in between;
-- so under some seeds tens of thousands of rows repeat another row exactly, whatever is trained, among them the
-  published seed 1024;
-- without signs the variance of a flat vector's norm is many times that of independent starts. With hashed signs it
-  would be right: these need pairs of starts to be independent, no more.
+- so under some seeds tens of thousands of rows repeat another row exactly, whatever is trained, among them
+  the published seed 1024;
+- without signs the variance of a flat vector's norm is many times that of independent starts. With hashed
+  signs it is right: these need pairs of starts to be independent, no more.
 
 Conditions: 4 blocks a row; ids that are consecutive, 1024 apart, random or, with --data, real. The faults of
 `affine` are part of the verdict: were they not found, the measurement would be at fault.
@@ -41,7 +41,7 @@ import tyro
 from analysis import claim
 from analysis.claim import RIGHT, Check, where
 from analysis.hash_variance import bound as variance_bound
-from analysis.sketch import chunks, many, trials
+from analysis.sketch import chunks, many, project, trials
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import Manifest
 from data_pipeline.raw import read_raw
@@ -56,13 +56,6 @@ PUBLISHED_SEED = 1024
 def bound(blocks: int, places: int) -> tuple[float, float]:
     """Mean and deviation of the chi-square statistic of the starts of so many blocks."""
     return places - 1, sqrt(2 * (places - 1) * (1 - 1 / blocks))
-
-
-def bound_of_elements(blocks: int, block: int, memory: int) -> tuple[float, float]:
-    """The same of the elements over the slots, circular blocks."""
-    lags = np.arange(1 - block, block)
-    overlap = ((block - np.abs(lags)) ** 2).sum() / memory - block**4 / memory**2
-    return memory - block, memory / (blocks * block) * sqrt(2 * blocks * (blocks - 1) * overlap)
 
 
 def starts_of(family: str, tokens: np.ndarray, places: int, seeds: np.ndarray) -> np.ndarray:
@@ -131,7 +124,7 @@ def measure(quick: bool = False, seed: int = 0, data: Path | None = None) -> cla
     for (ids, tokens), family in product(id_patterns(rng, data).items(), FAMILIES):
         rows += spread(family, ids, tokens, trials(seed, 200 if quick else 1000, 1))
     for family in FAMILIES:
-        rows += loads_without_signs(family, trials(seed, 500 if quick else 4000, 2))
+        rows += flat_vector(family, trials(seed, 500 if quick else 4000, 2))
         # The seeds 0 and 1 too, which decide nothing: they are to be seen.
         rows += [repeated(family, s) for s in ((0, PUBLISHED_SEED) if quick else (PUBLISHED_SEED, *range(5)))]
     return rows
@@ -168,30 +161,41 @@ def spread(family: str, ids: str, tokens: np.ndarray, seeds: np.ndarray) -> Iter
         yield {"part": "quantile", **columns, "level": level, "value": float(np.quantile(statistic, level))}
 
 
-def loads_without_signs(family: str, seeds: np.ndarray, rows: int = 128, block: int = 8) -> Iterator[dict]:
-    """Element loads of consecutive rows: their chi-square, and the variance of their squared norm."""
+def flat_vector(family: str, seeds: np.ndarray, rows: int = 128, block: int = 8) -> Iterator[dict]:
+    """Loads of slots, and the variance of a flat vector's norm with and without signs; consecutive rows."""
     memory, circular = 1024, family != "affine"
     places = memory if circular else memory - block + 1
-    tokens = np.arange(rows, dtype=np.uint64)
+    tokens, width = np.arange(rows, dtype=np.uint64), BLOCKS * block
     loads = [
         element_loads(starts_of(family, tokens, places, some), places, block, circular)
         for some in chunks(seeds, rows * BLOCKS)
     ]
-    loads = np.concatenate(loads)
-    ones = np.ones(rows * BLOCKS * block)
-    mean, variance = variance_bound(ones, ones, block, memory, circular, "none")
-    ratios = ((loads**2).sum(axis=1) - mean) ** 2 / variance
-    ratio, half = claim.mean_interval(ratios)
-    row = {"part": "loads", "family": family, "block": block, "memory": memory, "seeds": len(seeds)}
-    row |= {"variance_ratio": ratio, "half_interval": half, "z_variance": claim.z_mean(ratios, 1.0)}
+    loads, ones = np.concatenate(loads), np.ones(rows * width)
+    row = {"part": "flat vector", "family": family, "block": block, "memory": memory, "seeds": len(seeds)}
+    yield row | {"signs": "none", **ratio((loads**2).sum(axis=1), ones, block, memory, circular, "none")}
     if circular:
-        mean, deviation = bound_of_elements(rows * BLOCKS, block, memory)
         statistic = chi_square(loads)
-        squares, textbook = (statistic - mean) ** 2, 2 * (memory - 1)
-        row["z_mean"] = claim.z_mean(statistic, mean)
-        row["z_deviation"] = claim.z_mean(squares, deviation**2)
-        row["z_textbook"] = claim.z_mean(squares, textbook)
-    yield row
+        squares = (statistic - (memory - block)) ** 2
+        z = claim.z_mean(statistic, memory - block), claim.z_mean(squares, 2 * (memory - 1))
+        yield row | {"signs": "none", "z_mean": z[0], "z_textbook": z[1]}
+    if family != "ideal":
+        norms = []
+        for some in chunks(seeds, ones.size):
+            slots, signs = slots_reference(many(family, width, block, memory, some), tokens)
+            slots, signs = (a.reshape(len(some), -1) for a in (slots, signs))
+            norms.append((project(signs, slots, memory) ** 2).sum(axis=1))
+        yield row | {
+            "signs": "element",
+            **ratio(np.concatenate(norms), ones, block, memory, circular, "element"),
+        }
+
+
+def ratio(norms: np.ndarray, ones: np.ndarray, *layout) -> dict:
+    """Measured variance of the norm over that of independent starts."""
+    mean, variance = variance_bound(ones, ones, *layout)
+    ratios = (norms - mean) ** 2 / variance
+    found, half = claim.mean_interval(ratios)
+    return {"variance_ratio": found, "half_interval": half, "z_variance": claim.z_mean(ratios, 1.0)}
 
 
 def repeated(family: str, seed: int, rows: int = 1_000_000, memory: int = 1_000_000) -> dict:
@@ -220,7 +224,7 @@ def checks(rows: claim.Rows) -> Iterator[Check]:
         deviation, chance = row["deviation"], row["both_if_shared"]
         found = f"deviation {deviation:.2f} of chance's, P(next shared) {chance:.2g}"
         if row["family"] == "affine":
-            holds = 0.55 < chance < 0.75
+            holds = 0.5 < chance < 0.8
             what = f"{name}: rows that share a block share the next 2 times in 3"
             if row["ids"] in ("consecutive", "1024 apart"):
                 what, holds = (
@@ -234,18 +238,24 @@ def checks(rows: claim.Rows) -> Iterator[Check]:
                 abs(row[z]) < RIGHT for z in ("z_mean", "z_shared", "z_both")
             )
         yield Check(what, holds, found)
-    for row in where(rows, part="loads"):
-        ratio = row["variance_ratio"]
-        if row["family"] == "affine":
-            what = "affine, no signs: variance over 20 times that of independent starts"
-            yield Check(what, ratio > 20, f"{ratio:.0f} times")
-            continue
-        z = {name: row[name] for name in ("z_variance", "z_mean", "z_deviation")}
-        found = ", ".join(f"{name} {value:.1f}" for name, value in z.items())
-        what = f"{row['family']}: loads of elements as derived"
-        yield Check(what, max(map(abs, z.values())) < RIGHT, found)
-        what = f"rejected, {row['family']}: textbook chi-square of elements"
-        yield Check(what, row["z_textbook"] > RIGHT, f"z {row['z_textbook']:.0f}")
+    flat = where(rows, part="flat vector")
+    for row in flat:
+        name = f"{row['family']}, flat vector, signs: {row['signs']}"
+        if "z_textbook" in row:
+            z = row["z_mean"]
+            yield Check(
+                f"{row['family']}: loads have the mean chi-square M - Z", abs(z) < RIGHT, f"z {z:.1f}"
+            )
+            z = row["z_textbook"]
+            yield Check(f"rejected, {row['family']}: its textbook variance", z > RIGHT, f"z {z:.0f}")
+        elif row["family"] == "affine" and row["signs"] == "none":
+            many_times = row["variance_ratio"]
+            yield Check(
+                f"{name}: variance over 20 times the formula", many_times > 20, f"{many_times:.0f} times"
+            )
+        else:
+            z = row["z_variance"]
+            yield Check(f"{name}: variance of the norm as derived", abs(z) < RIGHT, f"z {z:.1f}")
     again = where(rows, part="repeated")
     for family in ("ideal", "mix"):
         total = sum(row["repeated"] for row in where(again, family=family))
@@ -278,14 +288,14 @@ def plot(rows: claim.Rows):
     joint.set(yscale="log", ylabel="P(next block shared, if one is)", title="rows that share a block")
     joint.set_xticks(range(len(kinds)), kinds)
 
-    chosen = where(rows, part="loads")
+    chosen = [row for row in where(rows, part="flat vector") if "variance_ratio" in row]
     for i, row in enumerate(chosen):
-        norms.errorbar(i, row["variance_ratio"], row["half_interval"], color=f"C{i}", fmt="o", capsize=3)
+        color = f"C{FAMILIES.index(row['family'])}"
+        norms.errorbar(i, row["variance_ratio"], row["half_interval"], color=color, fmt="o", capsize=3)
     norms.axhline(1, color="k", linestyle="--", label="independent starts")
-    norms.set(
-        yscale="log", ylabel="variance, measured / formula", title="norm of a flat vector, no signs, 95%"
-    )
-    norms.set_xticks(range(len(chosen)), [row["family"] for row in chosen])
+    norms.set(yscale="log", ylabel="variance, measured / formula", title="norm of a flat vector, 95%")
+    names = [f"{row['family']}\n{'no signs' if row['signs'] == 'none' else 'signs'}" for row in chosen]
+    norms.set_xticks(range(len(chosen)), names)
 
     for i, family in enumerate(FAMILIES):
         chosen = where(rows, part="repeated", family=family)

@@ -137,7 +137,14 @@ WRONG_FORMULAS = {
             bound(x, y, block, memory, circular, "none")[0],
             bound(x, y, block, memory, circular, "block")[1],
         ),
-        {"vector": "positive", "statistic": "inner product", "block": 16, "circular": True, "signs": "none"},
+        {
+            "vector": "positive",
+            "statistic": "inner product",
+            "block": 16,
+            "memory": 100,
+            "circular": True,
+            "signs": "none",
+        },
     ),
     "factor 2 of the norm forgotten": (
         lambda x, y, block, memory, circular, signs: (x @ x, bound(x, y, block, memory)[1] / 2),
@@ -192,7 +199,7 @@ def measure(quick: bool = False, seed: int = 0, run: Path | None = None) -> clai
         exact = enumerated(x, y, *case[1:])
         columns = {"statistic": "enumeration", "n": n, "block": block, "memory": memory}
         rows += compare({**columns, "circular": circular, "signs": signs}, x, y, exact=exact)
-    n, count = 1000, 3000 if quick else 20_000
+    n, count = (500, 3000) if quick else (1000, 20_000)
     kinds = vectors(n, rng, trained_table(run, seed))
     layouts = [
         (block, memory, circular)
@@ -318,6 +325,7 @@ def plot(rows: claim.Rows):
         chosen = where(here, vector="positive", signs=signs, statistic="inner product")
         draw_line(by_signs, chosen, f"C{i}", f"signs: {signs}")
     by_signs.set(title="inner product of positive vectors", yscale="log")
+    claim.plain(by_signs.yaxis)
     for axes in (by_vector, by_signs):
         axes.set(xscale="log", xlabel="block length Z", ylabel=f"variance * M / (|x| |y|)^2,  M = {memory}")
         claim.ticks(axes, [row["block"] for row in here])

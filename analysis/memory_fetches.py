@@ -121,8 +121,10 @@ def timed(width: int, blocks: list[int | None], memory: int, rows: int, rounds: 
     times = np.empty((len(blocks), rounds))
     for turn in range(-1, rounds):  # turn -1 compiles, and is overwritten by the last
         for i, block in enumerate(blocks):
-            # Without signs, which a full table has not either.
-            where_to = slot_map("mix" if block else "table", width, block or 1, memory, seed, signed=False)
+            # Without signs, which a full table has not either; its rows are prefetched as blocks of D.
+            where_to = slot_map(
+                "mix" if block else "table", width, block or width, memory, seed, signed=False
+            )
             started = time.process_time()
             gather(array, ids[turn], base, where_to, out)
             times[i, turn] = 1e9 * (time.process_time() - started) / rows
@@ -261,6 +263,7 @@ def plot(rows: claim.Rows):
     for ax, width in zip(axes, (16, 128) * 2, strict=True):
         ax.set(xscale="log", xlabel="block length Z", title=f"D = {width}")
         claim.ticks(ax, [1, 2, 4, 8, 16, 32, 64, 128, 256])
+        claim.plain(ax.yaxis)
         ax.legend(fontsize="small")
     return figure
 

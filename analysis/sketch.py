@@ -1,14 +1,15 @@
 """Sketches of vectors under many hashes at once, by the project's own hash.
 
 x (n,) is the flattened virtual table and phi(x) (M,) the array that its elements are added into, each with
-its sign: phi(x)[s] = sum of sign_i * x_i over the elements i in slot s. Reading element i back gives sign_i *
-phi(x)[slot_i]. Trials differ in the seed of the hash."""
+its sign: phi(x)[s] = sum of sign_i * x_i over the elements i in slot s. Reading element i back gives
+sign_i * phi(x)[slot_i]. Trials differ in the seed of the hash.
+"""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from robe.kernels.hashing import SlotMap, slot_map, slots_reference
+from robe.kernels.hashing import K1, SlotMap, mix64, slot_map, slots_reference
 
 CHUNK = 2**18  # elements hashed at a time: what fits into the caches
 
@@ -18,11 +19,13 @@ def many(family: str, width: int, block: int, memory: int, seeds, signed: bool =
 
     So the functions of hashing.py, which NumPy runs as they stand, give results (seeds, rows, width).
     """
-    maps = [slot_map(family, width, block, memory, int(seed), signed) for seed in seeds]
-    seeded = {
-        name: np.array([getattr(m, name) for m in maps])[:, None, None] for name in ("key", "a", "b", "c")
-    }
-    return maps[0]._replace(**seeded)
+    one = slot_map(family, width, block, memory, signed=signed)
+    seeds = np.asarray(seeds).astype(np.uint64)[:, None, None]
+    if family == "mix":  # its seed enters here alone; a map for each would take longer than hashing
+        return one._replace(key=mix64(seeds + K1))
+    maps = [slot_map(family, width, block, memory, int(seed), signed) for seed in seeds.ravel()]
+    seeded = {name: [getattr(each, name) for each in maps] for name in ("key", "a", "b", "c")}
+    return one._replace(**{name: np.array(values)[:, None, None] for name, values in seeded.items()})
 
 
 def chunks(seeds: np.ndarray, elements: int) -> Iterator[np.ndarray]:
