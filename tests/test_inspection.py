@@ -67,7 +67,7 @@ def test_reference_leaves_its_inputs_alone(operation):
 
 
 def test_cpu_code_calls_no_128_bit_division(tmp_path):
-    """LLVM may make one; where no library in the process has it, the process ends as the kernel is compiled."""
+    """LLVM may make one; where no library in the process has it, compiling the kernel ends the process."""
     program = "from robe.kernels.inspection import check; print(len(list(check())))"
     done = subprocess.run(
         [sys.executable, "-c", program],
