@@ -54,7 +54,7 @@ class EmbeddingConfig:
     """Size of the ROBE array in weights (M). Give one of weights, megabytes, compression."""
 
     megabytes: float | None = None
-    """Size of the ROBE array in MB (10^6 bytes)."""
+    """Size of the ROBE array in MB (10^6 bytes), as it is stored."""
 
     compression: float | None = None
     """Size of the ROBE array as rows * D of the full table divided by this. Default: 100."""
@@ -75,6 +75,10 @@ class EmbeddingConfig:
     init_bound: float | None = None
     """Weights start uniform in (-a, a). Default of full: a = 1/sqrt(rows) per table, as in DLRM. Of
     robe: a = sqrt(features / rows of all tables), which gives the virtual table the same energy."""
+
+    memory: Literal["fp32", "fp16"] = "fp32"
+    """What a weight of the ROBE array is stored in. fp16 takes 2 bytes instead of 4; it is read as float32,
+    and rounded at random when a step has changed it, up or down so that its mean is right."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,7 @@ PRESETS = {
 }
 
 DEFAULT_COMPRESSION = 100.0
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2}  # of the embedding
 
 # Settings that must be positive where they are given.
 POSITIVE = {
@@ -208,6 +213,11 @@ def resolve(config: TrainConfig) -> TrainConfig:
     ):
         if not least <= value <= most:
             raise ConfigError(f"--{name} must be from {least} to {most}, not {value}")
+    if config.embedding.memory != "fp32" and config.embedding.method != "robe":
+        raise ConfigError(
+            f"--memory {config.embedding.memory} is for --method robe; that of --method "
+            f"{config.embedding.method} is always fp32"
+        )
     if optimizer.decay_start is not None and optimizer.decay_steps < 1:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
     return config
@@ -221,7 +231,7 @@ def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, 
     if config.weights is not None:
         weights = config.weights
     elif config.megabytes is not None:
-        weights = int(config.megabytes * 1e6 / 4)
+        weights = int(config.megabytes * 1e6 / WEIGHT_BYTES[config.memory])
     else:
         weights = int(sum(cardinalities) * width / (config.compression or DEFAULT_COMPRESSION))
     if weights > 2**48:

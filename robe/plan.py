@@ -1,6 +1,6 @@
 """How many bytes a configuration needs, item by item, without allocating any of them."""
 
-from robe.config import DataSpec, TrainConfig, robe_weights
+from robe.config import WEIGHT_BYTES, DataSpec, TrainConfig, robe_weights
 from robe.kernels.interaction import out_width
 from robe.model import buffer_rows, layer_shapes
 
@@ -16,9 +16,11 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
     table = 0 if method == "none" else sum(data.cardinalities)
     robe = method == "robe"
     weights = robe_weights(config.embedding, width, data.cardinalities) if robe else table * width
+    stored = weights * WEIGHT_BYTES[config.embedding.memory]
     layers = [shape for part in layer_shapes(config, data).values() for shape in part]
     dense = sum(n_in * n_out + n_out for n_in, n_out in layers)
     adagrad = config.optimizer.optimizer == "adagrad"
+    summed = adagrad or config.embedding.memory == "fp16"  # gradients, before a step
     vectors = 1 + (0 if method == "none" else len(data.cardinalities))
     # Per row: outputs and gradients of inputs of all layers, vectors and their gradients, what the
     # interaction writes, loss and gradient of the logit.
@@ -26,17 +28,18 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
     activations += 2 * vectors * width + out_width(vectors, width) + 2
     columns = 1 + data.dense + len(data.cardinalities)
     memory = {
-        "embedding weights": weights * FLOAT,
+        "embedding weights": stored,
         "embedding optimizer state": adagrad * weights * FLOAT,
-        "embedding gradient scratch": adagrad * weights * FLOAT,
+        "embedding gradient scratch": summed * weights * FLOAT,
         "dense weights": dense * FLOAT,
         "dense gradient": dense * FLOAT,
         "dense optimizer state": adagrad * dense * FLOAT,
         "activations and their gradients": buffer_rows(config) * activations * FLOAT,
     }
     dictionary = {"dictionary": sum(data.cardinalities) * INT} if data.dialect == "dictionary" else {}
+    state = (dense + adagrad * (weights + dense)) * FLOAT
     return {
         "memory": memory,
-        "checkpoint": {"weights and optimizer state": (weights + dense) * (1 + adagrad) * FLOAT},
+        "checkpoint": {"weights and optimizer state": stored + state},
         "disk": {"shards": rows * columns * FLOAT} | dictionary,
     }

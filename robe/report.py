@@ -4,7 +4,7 @@ import json
 import math
 from pathlib import Path
 
-from robe.config import DataSpec, TrainConfig
+from robe.config import WEIGHT_BYTES, DataSpec, TrainConfig
 from robe.files import write_whole
 from robe.train import read_log
 
@@ -47,8 +47,8 @@ def text(summary: dict) -> str:
         )
     if summary["compression"]:
         lines.append(
-            f"embedding: {summary['embedding_bytes'] / 1e6:.3f} MB, {summary['compression']:.1f}x smaller "
-            f"than {summary['compressed_from']}"
+            f"embedding: {summary['embedding_bytes'] / 1e6:.3f} MB, {summary['embedding_parameters']:,} "
+            f"weights, {summary['compression']:.1f}x fewer than {summary['compressed_from']}"
         )
     lines.append(f"data: {summary['data']}")
     return "\n".join(lines)
@@ -106,6 +106,10 @@ def plan_text(plan: dict[str, dict[str, int]], config: TrainConfig, data: DataSp
     lines.append(
         f"the full table: {sum(data.cardinalities):,} rows of {config.model.width} ({data.note}): {table:,} B"
     )
-    if weights := plan["memory"]["embedding weights"]:
-        lines.append(f"compression of the embedding weights against it: {table / weights:.1f}x")
+    if stored := plan["memory"]["embedding weights"]:
+        fewer = table / stored  # bytes
+        lines.append(
+            f"compression of the embedding weights against it: "
+            f"{fewer * WEIGHT_BYTES[config.embedding.memory] / 4:.1f}x, {fewer:.1f}x in bytes"
+        )
     return "\n".join(lines)

@@ -76,6 +76,7 @@ def train(
         if (saved_config, saved_data) != (config, data):
             raise ConfigError(f"{run} was trained with other settings or data; choose another --out")
         checkpoint.load_weights(newest, model)
+        model.embedding.steps = position.step
     run.mkdir(parents=True, exist_ok=True)
     log = Log(run / "metrics.jsonl", position.step)
     target = config.target_auc or math.inf

@@ -37,7 +37,14 @@ def test_given_settings_override_the_preset():
 
 @pytest.mark.parametrize(
     ("embedding", "weights"),
-    [({"weights": 1000}, 1000), ({"megabytes": 2}, 500_000), ({"compression": 5}, 832), ({}, 41)],
+    [
+        ({"weights": 1000}, 1000),
+        ({"megabytes": 2}, 500_000),
+        ({"megabytes": 2, "memory": "fp16"}, 1_000_000),
+        ({"compression": 5}, 832),
+        ({"compression": 5, "memory": "fp16"}, 832),
+        ({}, 41),
+    ],
 )
 def test_size_of_the_array(embedding, weights):
     assert c.robe_weights(EmbeddingConfig(**embedding), 16, CRITEO.cardinalities) == weights
@@ -66,6 +73,14 @@ def test_contradicting_or_tiny_sizes_are_refused():
 def test_values_that_are_not_positive_are_refused(config, option):
     with pytest.raises(ConfigError, match=f"{option} must be positive"):
         resolve(config)
+
+
+@pytest.mark.parametrize("method", ["full", "none"])
+def test_half_precision_is_for_the_shared_array(method):
+    with pytest.raises(
+        ConfigError, match=f"--memory fp16 is for --method robe; .* --method {method} is always"
+    ):
+        resolve(TrainConfig(embedding=EmbeddingConfig(method, memory="fp16")))
 
 
 def test_decay_needs_its_length():

@@ -1,5 +1,6 @@
 """What the embeddings start from, store, and refuse."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -18,6 +19,7 @@ from robe.config import (
 from robe.embeddings import create
 from robe.model import build
 from robe.plan import plan
+from robe.report import plan_text
 
 HASHED = DataSpec(13, (1000, 10, 300), "hash", "", "test")
 NUMBERED = DataSpec(13, (1000, 10, 300), "dictionary", "", "test")
@@ -102,11 +104,41 @@ def test_affine_refuses_too_many_weights_before_allocating_them():
         create(settings(hash="affine", weights=3 * 10**12), HASHED, select("cpu"))
 
 
+def test_halves_are_counted_as_they_are_stored():
+    """As many weights for a compression, in half the bytes."""
+    half, single = (create(settings(memory=memory), HASHED, select("cpu")) for memory in ("fp16", "fp32"))
+    assert half.memory.dtype == np.float16
+    np.testing.assert_array_equal(half.memory, single.memory.astype(np.float16))
+    said, expected = half.describe(), single.describe()
+    assert 2 * said.pop("embedding_bytes") == expected.pop("embedding_bytes") == 4 * 104
+    assert said == expected
+    config = settings(memory="fp16")
+    assert "100.8x, 201.5x in bytes" in plan_text(plan(config, HASHED, 1), config, HASHED)
+
+
+def test_seeds_and_steps_change_how_halves_are_rounded():
+    """Small updates of the same weights; only how many were made before differs, or the seed."""
+
+    def updated(seed=0, steps=0):
+        config = dataclasses.replace(settings(memory="fp16"), seed=seed)
+        embedding = create(config, HASHED, select("cpu"))
+        embedding.memory[:], embedding.steps = 1, steps
+        for _ in range(5):
+            embedding.update(np.zeros((1, 3), np.uint32), np.full((1, 3, 8), 3e-4, np.float32), 1.0)
+        assert embedding.steps == steps + 5
+        return embedding.memory.tobytes()
+
+    assert updated() == updated()
+    assert len({updated(), updated(seed=1), updated(steps=1)}) == 3
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
-@pytest.mark.parametrize("method", ["robe", "full", "none"])
-def test_plan_is_what_is_allocated(method, optimizer):
+@pytest.mark.parametrize(
+    ("method", "memory"), [("robe", "fp32"), ("robe", "fp16"), ("full", "fp32"), ("none", "fp32")]
+)
+def test_plan_is_what_is_allocated(method, memory, optimizer):
     data = HASHED if method == "robe" else NUMBERED
-    config = settings(optimizer, method=method)
+    config = settings(optimizer, method=method, memory=memory)
     model = build(config, data, select("cpu"))
     planned = plan(config, data, rows=1000)
     memory = planned["memory"]

@@ -132,7 +132,7 @@ def test_every_kernel_is_looked_at():
     for file in set(OPERATIONS.values()):
         written = set(re.findall(r"@cuda.jit\ndef (\w+)", (ROOT / f"{file}.py").read_text()))
         operations = (operation for operation in OPERATIONS if OPERATIONS[operation] == file)
-        started = {name for operation in operations for name in inspection.kernels(operation)}
+        started = {name.split()[0] for operation in operations for name in inspection.kernels(operation)}
         assert started == written
 
 
@@ -168,6 +168,19 @@ def test_device_functions_are_inlined():
 def test_double_precision_stays_out():
     """A constant of the wrong type would turn float32 kernels into slow float64 ones."""
     assert kernels_with(r"\b(?:add|mul|fma\.rn|div\.rn)\.f64|cvt.*\.f64") == []
+
+
+@needs_compiler
+def test_halves_are_read_as_such():
+    """What reads the shared weights has a kernel for halves, and it takes 2 bytes at a time."""
+    halves = {name: kernel for name, kernel in each_kernel().items() if name.endswith(" of halves")}
+    assert {name.split()[0] for name in halves} == {
+        *("_gather_kernel", "_gather_elements_kernel", "_gather_interaction_kernel"),
+    }
+    for started in (*halves.values(), inspection.kernels("half_step")["_half_step_kernel"]):
+        text = inspection.ptx(started, "9.0")
+        assert "ld.global.u16" in text
+        assert not re.search(r"\.ftz", text)  # small halves are subnormal as float32, on their way
 
 
 @needs_compiler

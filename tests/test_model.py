@@ -184,6 +184,25 @@ def test_training_is_the_same_on_every_backend(kind, optimizer, version):
 
 
 @pytest.mark.kernels
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_halves_are_the_same_on_every_backend(optimizer, version):
+    """Five steps. Few of the sums differ, in float32's last bit, and by it seldom which half is next."""
+    models = [make(name, "float32", optimizer, block=2, memory="fp16") for name in ("reference", version)]
+    for step in range(5):
+        losses = [model.step(*batch("float32", step), 0.05).mean() for model in models]
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    expected, found = (model.embedding.memory.astype(float) for model in models)
+    # Weights are below 1, where halves are 2^-11 apart.
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2.0**-11)
+    assert (found == expected).mean() > 0.8
+    _, dense, ids = batch("float32")
+    # Sums of at most 30 products of order 1, perhaps in another order.
+    logits = models[1].forward(dense, ids).copy()
+    np.testing.assert_allclose(models[1].predict(dense, ids), logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", ["reference", *VERSIONS])
 @pytest.mark.parametrize("kind", KINDS)
 def test_predict_is_forward(kind, name):

@@ -10,6 +10,7 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import ConfigError, OptimizerConfig
+from robe.kernels.half import rounding_key
 from robe.kernels.hashing import SlotMap
 
 
@@ -19,10 +20,11 @@ class ArrayEmbedding:
 
     table_weights: weights of the full table this stands for, and `table_note` says which table that is.
     rows: rows of each feature's table; None where any 32-bit id has a place.
+    seed, steps: what halves are rounded by; steps, the updates so far, is set by who resumes a training.
     """
 
     method: str
-    memory: Any  # (M,) float
+    memory: Any  # (M,) float, or float16
     base: Any  # (F,) uint64
     slot_map: SlotMap
     optimizer: OptimizerConfig
@@ -30,13 +32,23 @@ class ArrayEmbedding:
     table_weights: int
     table_note: str
     rows: np.ndarray | None = None  # (F,)
-    accumulator: Any = field(init=False, default=None)  # (M,) sum of squared gradients, for Adagrad
-    gradient: Any = field(init=False, default=None)  # (M,) scratch, all 0 between steps, for Adagrad
+    seed: int = 0
+    steps: int = field(init=False, default=0)
+    accumulator: Any = field(init=False)  # (M,) sum of squared gradients, for Adagrad; else (0,)
+    gradient: Any = field(init=False)  # (M,) scratch, all 0 between steps, for Adagrad and halves; else (0,)
 
     def __post_init__(self):
-        if self.optimizer.optimizer == "adagrad":
-            self.accumulator = self.backend.xp.zeros_like(self.memory)
-            self.gradient = self.backend.xp.zeros_like(self.memory)
+        dtype, size = "float32" if self.halves else self.memory.dtype, self.memory.size
+        self.accumulator = self.backend.xp.zeros(size * self.adagrad, dtype)
+        self.gradient = self.backend.xp.zeros(size * (self.adagrad or self.halves), dtype)
+
+    @property
+    def halves(self) -> bool:
+        return self.memory.dtype == "float16"
+
+    @property
+    def adagrad(self) -> bool:
+        return self.optimizer.optimizer == "adagrad"
 
     @property
     def features(self) -> int:
@@ -65,26 +77,28 @@ class ArrayEmbedding:
 
     def update(self, ids, d_vectors, rate: float) -> None:
         """One optimizer step on the weights that `ids` (B, F) touch; d_vectors (B, F, D)."""
-        rows = (d_vectors, ids, self.base, self.slot_map)
-        if self.optimizer.optimizer == "sgd":
-            self.backend.kernels.scatter_add(*rows, -rate, self.memory)
+        kernels, rows = self.backend.kernels, (ids, self.base, self.slot_map)
+        state = (self.gradient, self.accumulator, self.memory)
+        if self.halves:
+            kernels.scatter_add(d_vectors, *rows, 1, self.gradient)
+            key = rounding_key(self.seed, self.steps)
+            kernels.half_step(*rows, rate, self.optimizer.eps, key, *state)
+        elif self.adagrad:
+            kernels.adagrad_scatter(d_vectors, *rows, rate, self.optimizer.eps, *state)
         else:
-            self.backend.kernels.adagrad_scatter(
-                *rows, rate, self.optimizer.eps, self.gradient, self.accumulator, self.memory
-            )
+            kernels.scatter_add(d_vectors, *rows, -rate, self.memory)
+        self.steps += 1
 
     def state(self) -> dict[str, Any]:
         state = {"embedding.memory": self.memory}
-        if self.accumulator is not None:
-            state["embedding.accumulator"] = self.accumulator
-        return state
+        return state | ({"embedding.accumulator": self.accumulator} if self.adagrad else {})
 
     def bytes(self) -> dict[str, int]:
-        items = {"embedding weights": self.memory.nbytes}
-        if self.accumulator is not None:
-            items["embedding optimizer state"] = self.accumulator.nbytes
-            items["embedding gradient scratch"] = self.gradient.nbytes
-        return items
+        return {
+            "embedding weights": self.memory.nbytes,
+            "embedding optimizer state": self.accumulator.nbytes,
+            "embedding gradient scratch": self.gradient.nbytes,
+        }
 
     def describe(self) -> dict:
         """Numbers for the summary; `compression` is against the table that `compressed_from` names."""

@@ -42,7 +42,8 @@ def robe_array(config: TrainConfig, data: DataSpec, backend: Backend, dtype="flo
         raise ConfigError(str(error)) from None
     bound = settings.init_bound or initial_bound(data.cardinalities)
     memory = np.random.default_rng([config.seed, 1]).random(weights, np.float32)
-    memory = ((2 * memory - 1) * np.float32(bound)).astype(dtype, copy=False)
+    stored = "float16" if settings.memory == "fp16" else dtype
+    memory = ((2 * memory - 1) * np.float32(bound)).astype(stored, copy=False)
     return ArrayEmbedding(
         "robe",
         backend.to_device(memory),
@@ -52,4 +53,5 @@ def robe_array(config: TrainConfig, data: DataSpec, backend: Backend, dtype="flo
         backend,
         sum(data.cardinalities) * width,
         f"{sum(data.cardinalities):,} rows ({data.note})",
+        seed=config.seed,
     )

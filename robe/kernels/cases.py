@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robe.kernels.hashing import SlotMap, slot_map
+from robe.kernels.half import rounding_key
+from robe.kernels.hashing import SlotMap, slot_map, slots_reference
 from robe.kernels.interaction import out_width
 
 
@@ -17,6 +18,7 @@ class Case(NamedTuple):
     memory: int  # M
     family: str = "mix"
     signed: bool = True
+    memory_type: str = "float32"  # or "float16", of what a look-up reads
     ids: str = "random"  # or "repeated": every row the same; or "largest": all 2^32 - 1
 
     def slot_map(self) -> SlotMap:
@@ -61,6 +63,10 @@ CASES = [
     Case("affine, Z does not divide D", 4, 2, 20, 8, 90, "affine", signed=False),
     Case("affine, largest ids", 3, 26, 16, 16, 997, "affine", signed=False, ids="largest"),
     Case("full table", 8, 3, 16, 16, 3 * 10 * 16, "table", signed=False),
+    Case("halves, Z = 1", 5, 3, 8, 1, 50, memory_type="float16"),
+    Case("halves, Z = D", 6, 4, 16, 16, 1000, memory_type="float16"),
+    Case("halves, Z does not divide D", 5, 3, 24, 10, 509, memory_type="float16"),
+    Case("halves, Z > 64", 3, 2, 128, 128, 4099, memory_type="float16"),
 ]
 
 
@@ -89,6 +95,9 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
     rows = {"ids": case.draw_ids(), "base": case.base(), "slot_map": case.slot_map()}
     vectors = (case.rows, case.features, case.width)
     memory, zeros = numbers(case.memory), np.zeros(case.memory, np.float32)
+    looked_up, touched = memory.astype(case.memory_type), zeros.copy()
+    slots, _ = slots_reference(rows["slot_map"], rows["base"] + rows["ids"].astype(np.uint64))
+    touched[slots] = rng.integers(-4, 5, slots.shape)
     step = {"rate": 0.1, "eps": 1e-8}
     matrix = (case.rows, case.width)
     label = rng.integers(0, 2, case.rows).astype(np.float32)
@@ -97,12 +106,19 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
         return Call(arguments, outputs)
 
     return {
-        "gather": call("out", memory=memory, **rows, out=nan(*vectors)),
+        "gather": call("out", memory=looked_up, **rows, out=nan(*vectors)),
         "scatter_add": call("out", d_vectors=numbers(*vectors), **rows, scale=-0.1, out=memory),
         "adagrad_scatter": call(
             *("gradient", "accumulator", "out"),
             **{"d_vectors": numbers(*vectors), **rows, **step},
             **{"gradient": zeros, "accumulator": memory**2, "out": memory},
+        ),
+        # Products here are exact, fused with a sum or not, so that all versions come to the same bits.
+        "half_step": call(
+            *("gradient", "accumulator", "out"),
+            **{**rows, "rate": 0.125, "eps": 1e-8, "key": rounding_key(seed, 5)},
+            **{"gradient": touched, "accumulator": touched[: case.memory * (case.rows % 2)] ** 2},
+            **{"out": memory.astype(np.float16)},
         ),
         "interaction": call("out", vectors=numbers(case.rows, n, case.width), out=nan(case.rows, columns)),
         "interaction_backward": call(
@@ -112,7 +128,7 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             d_vectors=nan(case.rows, n, case.width),
         ),
         "gather_interaction": call(
-            "out", memory=memory, **rows, first=numbers(*matrix), out=nan(case.rows, columns)
+            "out", memory=looked_up, **rows, first=numbers(*matrix), out=nan(case.rows, columns)
         ),
         "bias_relu": call("out", x=numbers(*matrix), bias=numbers(case.width), out=nan(*matrix)),
         "bias_relu_backward": call(

@@ -1,6 +1,6 @@
 """Look up: vectors[b, f, i] = sign * memory[slot], for the rows `ids` names.
 
-    memory   (M,)    float    the shared weights
+    memory   (M,)    float    the shared weights; float16 is read as float32 (half.py)
     ids      (B, F)  uint32   categorical values
     base     (F,)    uint64   token = base[f] + id
     slot_map                  where each element of a row lives (hashing.py)
@@ -20,6 +20,7 @@ from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
 from robe.kernels.cost import Cost
+from robe.kernels.half import widen, words
 from robe.kernels.hashing import ONE, ZERO, block_of, flip, place, run_at, run_from, slots_reference
 from robe.kernels.lanes import copy_run, prefetch_run, require_rows_together
 from robe.kernels.launch import block_shape, launch
@@ -36,7 +37,8 @@ AHEAD = 4
 
 def gather_cost(memory, ids, base, slot_map, out) -> Cost:
     """Each id and weight read, each element written; one change of sign per element."""
-    return Cost(ids.nbytes + 2 * out.nbytes, out.size if slot_map.signed else 0)
+    moved = ids.nbytes + out.size * memory.itemsize + out.nbytes
+    return Cost(moved, out.size if slot_map.signed else 0)
 
 
 def gather_reference(memory, ids, base, slot_map, out):
@@ -92,7 +94,7 @@ def _gather(memory, ids, base, slot_map, prefetches, out):
 
 def gather_cpu(memory, ids, base, slot_map, out):
     require_rows_together(out)
-    _gather(memory, ids, base, slot_map, memory.nbytes > CACHE, out)
+    _gather(words(memory), ids, base, slot_map, memory.nbytes > CACHE, out)
 
 
 @cuda.jit
@@ -107,7 +109,7 @@ def _gather_elements_kernel(memory, ids, base, slot_map, out):
             i = first_i
             while i < out.shape[2]:
                 slot, _, bits = run_at(slot_map, token, np.uint64(i))
-                out[b, f, i] = flip(memory[slot], bits, 0)
+                out[b, f, i] = flip(widen(memory[slot]), bits, 0)
                 i += step_i
             b += step_b
         f += step_f
@@ -115,7 +117,7 @@ def _gather_elements_kernel(memory, ids, base, slot_map, out):
 
 def gather_cuda_elements(memory, ids, base, slot_map, out):
     rows, features, width = out.shape
-    launch(_gather_elements_kernel, (width, rows, features), memory, ids, base, slot_map, out)
+    launch(_gather_elements_kernel, (width, rows, features), words(memory), ids, base, slot_map, out)
 
 
 @cuda.jit
@@ -157,5 +159,5 @@ def gather_cuda(memory, ids, base, slot_map, out):
     pieces, shift = count_pieces(slot_map, ids)
     if shift < 2 or not in_fours(out):
         return gather_cuda_elements(memory, ids, base, slot_map, out)
-    arguments = (memory, ids, base, slot_map, U32(pieces), shift, out.reshape(len(out), -1))
+    arguments = (words(memory), ids, base, slot_map, U32(pieces), shift, out.reshape(len(out), -1))
     launch(_gather_kernel, (pieces,), *arguments, shape=block_shape(-(-pieces // TILE)))

@@ -19,6 +19,7 @@ from numba.extending import register_jitable
 
 from robe.kernels.cost import Cost
 from robe.kernels.gather import CACHE, gather_cuda, gather_reference, gather_row
+from robe.kernels.half import words
 from robe.kernels.interaction import (
     PAIRS,
     REORDER,
@@ -42,7 +43,8 @@ def gather_interaction_cost(memory, ids, base, slot_map, first, out) -> Cost:
     rows, features = ids.shape
     vectors = np.broadcast_to(first[:1, None], (rows, 1 + features, first.shape[1]))
     _, flops = interaction_cost(vectors, out)
-    return Cost(ids.nbytes + vectors.nbytes + out.nbytes, flops)
+    read = ids.nbytes + ids.size * first.shape[1] * memory.itemsize + first.nbytes
+    return Cost(read + out.nbytes, flops)
 
 
 def gather_interaction_reference(memory, ids, base, slot_map, first, out):
@@ -67,7 +69,7 @@ def _gather_interaction(memory, ids, base, slot_map, prefetches, first, out):
 
 
 def gather_interaction_cpu(memory, ids, base, slot_map, first, out):
-    _gather_interaction(memory, ids, base, slot_map, memory.nbytes > CACHE, first, out)
+    _gather_interaction(words(memory), ids, base, slot_map, memory.nbytes > CACHE, first, out)
 
 
 def gather_interaction_cuda_apart(memory, ids, base, slot_map, first, out):
@@ -139,4 +141,5 @@ def gather_interaction_cuda(memory, ids, base, slot_map, first, out):
     if shape is None:
         return gather_interaction_cuda_apart(memory, ids, base, slot_map, first, out)
     _, shift = count_pieces(slot_map, ids)
-    launch(_gather_interaction_kernel, (rows,), memory, ids, base, slot_map, shift, first, out, shape=shape)
+    arguments = (words(memory), ids, base, slot_map, shift, first, out)
+    launch(_gather_interaction_kernel, (rows,), *arguments, shape=shape)

@@ -102,6 +102,12 @@ def mix64(z):
 
 
 @register_jitable
+def word_of(key, number):
+    """64 bits for each number, another sequence for each key."""
+    return mix64(key + number * K1)
+
+
+@register_jitable
 def multiply_high(x, y):
     """The high 64 bits of the 128-bit product x * y, from four products of 32-bit halves."""
     x_low, x_high, y_low, y_high = x & LOW32, x >> S32, y & LOW32, y >> S32
@@ -141,14 +147,14 @@ def block_of(slot_map, token, element):
 def place(slot_map, token, block):
     """(start in memory, sign word) of a block of a row."""
     if slot_map.family == MIX:
-        word = mix64(slot_map.key + block * K1)
+        word = word_of(slot_map.key, block)
         return multiply_high(word, slot_map.memory), word
     if slot_map.family == AFFINE:
         # The token is reduced first: the products below then stay under 2^63 for any token.
         _, token_modulo = divide(token, P, P_RECIPROCAL)
         _, start = divide(token_modulo * slot_map.a + block * slot_map.b + slot_map.c, P, P_RECIPROCAL)
         _, start = divide(start, slot_map.starts, slot_map.starts_reciprocal)
-        return start, mix64(slot_map.key + (token * slot_map.width + block) * K1)
+        return start, word_of(slot_map.key, token * slot_map.width + block)
     return token * slot_map.width, ZERO * token
 
 

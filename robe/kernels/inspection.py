@@ -166,6 +166,7 @@ def register_table(operations, capabilities) -> Iterator[str]:
 
 
 def _error(expected: np.ndarray, found: np.ndarray) -> float:
+    expected, found = expected.astype(np.float64), found.astype(np.float64)
     return float(np.max(np.abs(found - expected) / (1 + np.abs(expected)), initial=0))
 
 
@@ -190,7 +191,7 @@ def cpu_code(operation: str, form: str) -> str:
 
 @cache
 def kernels(operation: str) -> dict[str, Started]:
-    """The CUDA kernels in an operation's file that its versions start, by name."""
+    """The CUDA kernels in an operation's file that its versions start, by name; those for halves besides."""
     if config.ENABLE_CUDASIM:
         raise InspectionError("the simulator compiles nothing; unset NUMBA_ENABLE_CUDASIM")
     found = {}
@@ -200,14 +201,17 @@ def kernels(operation: str) -> dict[str, Started]:
         function = kernel.py_func
         if function.__module__ == module(operation).__name__:
             signature, shared = tuple(map(typeof, arguments)), further[1] if further else 0
-            found.setdefault(function.__name__, Started(kernel, signature, int(np.prod(threads)), shared))
+            started = Started(kernel, signature, int(np.prod(threads)), shared)
+            if found.setdefault(function.__name__, started).signature != signature:
+                found.setdefault(f"{function.__name__} of halves", started)
 
-    # The rows of a batch matter to the number of blocks only.
-    call = calls(BENCH._replace(rows=256))[operation]
-    with mock.patch("robe.kernels.launch.start", note):
-        for name, run in versions(operation).items():
-            if name.startswith("cuda"):
-                run(*call.copy().values())
+    for memory_type in ("float32", "float16"):
+        # The rows of a batch matter to the number of blocks only.
+        call = calls(BENCH._replace(rows=256, memory_type=memory_type))[operation]
+        with mock.patch("robe.kernels.launch.start", note):
+            for name, run in versions(operation).items():
+                if name.startswith("cuda"):
+                    run(*call.copy().values())
     return found
 
 

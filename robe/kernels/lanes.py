@@ -7,7 +7,8 @@ the JIT off (NUMBA_DISABLE_JIT=1) or bounds checked (NUMBA_BOUNDSCHECK=1), the p
 say the same, run instead.
 
 A run goes between `memory` (M,) and the contiguous `vectors` (F, D) of one row of a batch, whose elements are
-counted 0 .. F * D - 1; element k of it is negated where bit k of `bits` is set.
+counted 0 .. F * D - 1; element k of it is negated where bit k of `bits` is set. `memory` may be the bits of
+halves (half.py), which are widened as they are read.
 """
 
 import numpy as np
@@ -17,6 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from robe.kernels.adagrad import adagrad_step
+from robe.kernels.half import widen
 from robe.kernels.hashing import ONE, ZERO, flip
 
 EIGHT, SIXTEEN, SIXTYFOUR = np.uint64(8), np.uint64(16), np.uint64(64)  # 16 float32 are a cache line
@@ -33,10 +35,28 @@ def _vector_pointer(context, builder, array_type, array, index, lanes):
     return builder.bitcast(pointer, vector.as_pointer())
 
 
+def _widened(builder, bits, lanes):
+    """`from_half` of half.py. On old machines LLVM's own conversion calls a function that is not there."""
+    integers, floats = (ir.VectorType(kind, lanes) for kind in (ir.IntType(32), ir.FloatType()))
+
+    def each(number):
+        return ir.Constant(integers, [number] * lanes)
+
+    bits = builder.zext(bits, integers)
+    size = builder.and_(bits, each(0x7FFF))
+    number = builder.bitcast(builder.shl(size, each(13)), floats)
+    number = builder.bitcast(builder.fmul(number, ir.Constant(floats, [2.0**112] * lanes)), integers)
+    endless = builder.select(builder.icmp_unsigned(">=", size, each(0x7C00)), each(0x7F800000), each(0))
+    sign = builder.shl(builder.and_(bits, each(0x8000)), each(16))
+    return builder.bitcast(builder.or_(builder.or_(number, endless), sign), floats)
+
+
 def _signed(context, builder, array_type, array, index, bits, lanes):
     """`lanes` elements from `index` on, negated where `bits` say so: the sign bit of a float is flipped."""
     size = array_type.dtype.bitwidth
     value = builder.load(_vector_pointer(context, builder, array_type, array, index, lanes), align=size // 8)
+    if array_type.dtype == types.uint16:
+        size, value = 32, _widened(builder, value, lanes)
     integers = ir.VectorType(ir.IntType(size), lanes)
     negative = builder.bitcast(builder.trunc(bits, ir.IntType(lanes)), ir.VectorType(ir.IntType(1), lanes))
     minus, plus = (ir.Constant(integers, [bit] * lanes) for bit in (1 << (size - 1), 0))
@@ -149,7 +169,7 @@ if config.DISABLE_JIT or config.BOUNDSCHECK:
     def _copy_lanes(memory, s, bits, vectors, o, lanes):
         for k in range(lanes):
             f, i = divmod(o + np.uint64(k), np.uint64(vectors.shape[1]))
-            vectors[f, i] = flip(memory[s + np.uint64(k)], bits, k)
+            vectors[f, i] = flip(widen(memory[s + np.uint64(k)]), bits, k)
 
     @register_jitable
     def _add_lanes(vectors, s, bits, scale, memory, o, lanes):

@@ -11,6 +11,7 @@ OPERATIONS = {
     "gather": "gather",
     "scatter_add": "scatter_add",
     "adagrad_scatter": "adagrad_scatter",
+    "half_step": "half_step",
     "interaction": "interaction",
     "interaction_backward": "interaction",
     "gather_interaction": "gather_interaction",

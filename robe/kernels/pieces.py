@@ -17,6 +17,7 @@ import numpy as np
 from numba import config
 from numba.extending import register_jitable
 
+from robe.kernels.half import widen
 from robe.kernels.hashing import TABLE, U64, flip, run_at
 
 U32 = np.uint32
@@ -54,4 +55,4 @@ def around(slot, size):
 @register_jitable
 def weight(memory, slot, bits, k):
     """Element k of a piece."""
-    return flip(memory[around(slot + U64(k), memory.size)], bits, k)
+    return flip(widen(memory[around(slot + U64(k), memory.size)]), bits, k)
