@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.dialects import Dictionary
+from data_pipeline.dialects import encoder
 from data_pipeline.manifest import KINDS, Manifest
 from data_pipeline.raw import ahead, read_raw
 from data_pipeline.schema import DataError
@@ -132,13 +132,12 @@ def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Iterat
 
     The log may lack the label column; the labels are then NaN. Raises DataError for a log that is not whole.
     """
-    dictionary = Dictionary.load(manifest) if manifest.ids.dialect == "dictionary" else None
+    encode = encoder(manifest)
 
     def windows():
-        for chunk in read_raw(path, manifest.schema, labelled=None):
+        for chunk in read_raw(path, manifest.schema, labelled=None, dense=manifest.dense_transform):
             label = np.full(len(chunk.ids), np.nan) if chunk.label is None else chunk.label
-            ids = chunk.ids if dictionary is None else dictionary.encode(chunk.ids)
-            yield Batch(label.astype(np.float32), chunk.dense, ids)
+            yield Batch(label.astype(np.float32), chunk.dense, encode(chunk.ids))
 
     return _cut(windows(), batch_size)
 

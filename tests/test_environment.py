@@ -17,6 +17,7 @@ def test_environment_yml_and_pyproject_are_in_step():
     lines = (ROOT / "environment.yml").read_text().split("dependencies:")[1].splitlines()
     conda = dict(split(line.strip()[2:]) for line in lines if line.startswith("  - "))
     assert conda.pop("python") == PROJECT["requires-python"]
+    conda["isal"] = conda.pop("python-isal")  # as conda-forge calls it
     assert conda == dict(map(split, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]))
 
 
