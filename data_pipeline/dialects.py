@@ -69,10 +69,10 @@ class Distinct:
         for feature, recent in enumerate(self.recent):
             hashes, kept = fmix32(np.ascontiguousarray(ids[:, feature])), self.smallest[feature]
             if kept.size == self.k:  # soon so for all large features; little is then left
-                hashes = hashes[hashes < kept[-1]]
-            slots = hashes & np.uint32(self.RECENT - 1)
-            new = recent[slots] != hashes
-            if new.any():
+                hashes = hashes[np.flatnonzero(hashes < kept[-1])]  # twice as fast as by a mask
+            slots = (hashes & np.uint32(self.RECENT - 1)).astype(np.intp)
+            new = np.flatnonzero(recent.take(slots, mode="clip") != hashes)
+            if new.size:
                 recent[slots[new]] = hashes[new]
                 self._keep(feature, hashes[new])
 

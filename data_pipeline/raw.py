@@ -240,8 +240,7 @@ class _Layout:
         ]
         self.checks = [
             (labels.eq_missing("0") | labels.eq_missing("1")).all(),
-            dense.is_between(-LARGEST, LARGEST).all(),
-            (categories.str.len_bytes() <= 8).all(),
+            categories.str.len_bytes().max().fill_null(0) <= 8,  # a third faster than each
         ]
         self.columns = label, schema.dense, schema.categorical
 
@@ -263,6 +262,8 @@ class _Layout:
         except pl.exceptions.PolarsError:
             return None
         label, dense, ids = (values.select(columns).to_numpy(order="c") for columns in self.columns)
+        if dense.size and not -LARGEST <= dense.min() <= dense.max() <= LARGEST:
+            return None
         return (label[:, 0] if self.labelled else None), self.transform(dense), ids
 
     def good(self, text: bytes) -> np.ndarray:
