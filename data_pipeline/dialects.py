@@ -20,6 +20,8 @@ Order = Literal["first", "count"]
 TABLE = np.log1p(np.arange(1 << 16)).astype(np.float32)
 # The shares of rows on the so many most frequent values that `learn` reports.
 TOPS = (1, 10, 100, 1_000, 10_000, 100_000)
+# Up to this modulus there is a counter per possible value.
+COUNTED = 1 << 28
 # Values that `distinct` sorts at once.
 SORTED = 1 << 22
 
@@ -123,17 +125,17 @@ def learn(
     modulus: count values modulo this.
     order: `first` numbers them in order of first appearance, `count` by falling count, and ties by value.
 
-    With a modulus there is one counter per possible value: up to 16 bytes * modulus, whatever the log. Without
-    one, one per value that there is, about 24 bytes each, and the column is read twice.
+    With a modulus up to COUNTED there is one counter per possible value: up to 16 bytes * modulus, whatever the
+    log. Else there is one per value that there is, about 24 bytes each, and the column is read twice.
     """
-    if modulus is None:
-        keys = distinct(pieces())
+    keys, size = None, modulus
+    if not _counted(modulus):
+        keys = distinct(modulo(piece, modulus) for piece in pieces())
         size = keys.size
-    else:
-        keys, size = None, modulus
     counts, appeared = np.zeros(size, np.uint32 if rows < 1 << 32 else np.uint64), []
     for piece in pieces():
-        index = (piece % np.uint32(modulus) if keys is None else np.searchsorted(keys, piece)).astype(np.intp)
+        index = modulo(piece, modulus)
+        index = (index if keys is None else np.searchsorted(keys, index)).astype(np.intp, copy=False)
         if order == "first":
             new = index[counts[index] == 0]
             values, first = np.unique(new, return_index=True)
@@ -167,6 +169,10 @@ def distinct(pieces: Iterator[np.ndarray]) -> np.ndarray:
     return _unique(np.concatenate([keys, *waiting]))
 
 
+def _counted(modulus: int | None) -> bool:
+    return modulus is not None and modulus <= COUNTED
+
+
 def _unique(values: np.ndarray) -> np.ndarray:
     """np.unique, which takes a hash table since NumPy 2.3 and is 15 times as slow where most values differ."""
     values = np.sort(values)
@@ -177,8 +183,8 @@ class Numbers:
     """From the values of a feature to their ids; 0 for those not in its dictionary."""
 
     def __init__(self, values: np.ndarray, modulus: int | None):
-        self.modulus = modulus
-        if modulus is None:
+        self.modulus, self.table = modulus, None
+        if not _counted(modulus):
             self.ids = np.argsort(values).astype(np.uint32)
             self.values = values[self.ids]
             self.ids += 1
@@ -188,8 +194,9 @@ class Numbers:
 
     def find(self, column: np.ndarray) -> np.ndarray:
         """The ids (n,) uint32 of values (n,) uint32."""
-        if self.modulus is not None:
-            return self.table[column % np.uint32(self.modulus)]
+        column = modulo(column, self.modulus)
+        if self.table is not None:
+            return self.table[column]
         if self.values.size == 0:
             return np.zeros(column.shape, np.uint32)
         place = np.searchsorted(self.values, column)
@@ -198,7 +205,7 @@ class Numbers:
 
 
 class Dictionary:
-    """The dictionaries of all features. Memory is 8 bytes per value, or 4 per possible value if bounded."""
+    """The dictionaries of all features. Memory is 8 bytes per value, or 4 per possible value if these are few."""
 
     def __init__(self, values: list[np.ndarray], modulus: int | None):
         self.features = [Numbers(part, modulus) for part in values]

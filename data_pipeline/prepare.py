@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -247,7 +247,7 @@ class _Meter:
         self.report = report
         self.size = self.counted = self.total = self.done = self.before = 0
 
-    def plan(self, files: list[Path], days: range | list[int], dictionary: bool) -> None:
+    def plan(self, files: list[Path], days: Sequence[int], dictionary: bool) -> None:
         """One pass writes; a single file is read before, to count its rows, and a dictionary is made after."""
         sizes = [path.stat().st_size for path in files]
         self.size = sizes[0] if len(files) == 1 else sum(sizes[day] for day in days)
@@ -315,13 +315,13 @@ def _sources(job: _Job, files: list[Path]) -> list[_Source]:
     if len(files) > 1:
         return [_Source(path, day, (END,), (str(path),)) for day, path in enumerate(files)]
     (path,), blocks = files, job.config.blocks
-    rows = _read(job.work / "lines.json")["rows"]
-    stops = np.cumsum([rows // blocks + (block < rows % blocks) for block in range(blocks)]).tolist()
+    lines = _read(job.work / "lines.json")["rows"]
+    sizes = [lines // blocks + (block < lines % blocks) for block in range(blocks)]
     origins = tuple(f"{path}, block {block} of {blocks}" for block in range(1, blocks + 1))
-    return [_Source(path, 0, (*stops[:-1], END), origins)]
+    return [_Source(path, 0, (*np.cumsum(sizes[:-1]).tolist(), END), origins)]
 
 
-def _split(rows: list[int], origins: list[str]) -> tuple[dict[str, tuple[Stretch, ...]], str]:
+def _split(rows: list[int], origins: Sequence[str]) -> tuple[dict[str, tuple[Stretch, ...]], str]:
     """The splits of days with so many rows, and in words which is which."""
     last = len(rows) - 1
     for count, origin, least in zip(rows, origins, [1] * last + [2], strict=True):
@@ -339,7 +339,7 @@ def _split(rows: list[int], origins: list[str]) -> tuple[dict[str, tuple[Stretch
     return split, SPLIT_NOTE
 
 
-def _parse(job: _Job, sources: list[_Source], days: range | list[int]) -> None:
+def _parse(job: _Job, sources: list[_Source], days: Sequence[int]) -> None:
     """Write the shards of these days, as far as that is not done."""
     for source in sources:
         mine = [day for day in days if source.first <= day < source.first + len(source.stops)]
