@@ -27,10 +27,10 @@ SORTED = 1 << 22
 
 
 def _log1p(values: np.ndarray) -> np.ndarray:
-    result = TABLE.take(values.clip(0, TABLE.size - 1))
-    large = values >= TABLE.size
+    result = TABLE.take(values, mode="clip")
+    large = np.flatnonzero(values >= TABLE.size)
     # In float64, then rounded, as in the table: the result is the float32 nearest to the true value.
-    result[large] = np.log1p(values[large].astype(np.float64))
+    result.flat[large] = np.log1p(values.flat[large].astype(np.float64))
     return result
 
 
@@ -63,6 +63,7 @@ class Distinct:
     def __init__(self, features: int, k: int = 4096):
         self.k = k
         self.smallest = [np.empty(0, np.uint32)] * features
+        self.waiting = [[] for _ in range(features)]  # not yet among the smallest
         # Slot i holds the last hash that ended in i, as most have been seen just before. The first is none.
         self.recent = np.tile(np.arange(self.RECENT, dtype=np.uint32) ^ np.uint32(1), (features, 1))
 
@@ -76,33 +77,42 @@ class Distinct:
             new = np.flatnonzero(recent.take(slots, mode="clip") != hashes)
             if new.size:
                 recent[slots[new]] = hashes[new]
-                self._keep(feature, hashes[new])
+                self.waiting[feature].append(hashes[new])
+                if sum(map(len, self.waiting[feature])) >= self.k:  # one by one, sorting would take most time
+                    self._settle(feature)
 
-    def _keep(self, feature: int, hashes: np.ndarray) -> None:
-        self.smallest[feature] = _unique(np.concatenate([self.smallest[feature], hashes]))[: self.k]
+    def _settle(self, feature: int) -> None:
+        hashes = _unique(np.concatenate([self.smallest[feature], *self.waiting[feature]]))
+        self.smallest[feature], self.waiting[feature] = hashes[: self.k], []
+
+    def _settled(self) -> list[np.ndarray]:
+        for feature in range(len(self.smallest)):
+            self._settle(feature)
+        return self.smallest
 
     def to_array(self) -> np.ndarray:
         """All that is known, (F, k) uint64; what is no hash is 2^32."""
         known = np.full((len(self.smallest), self.k), 1 << 32, np.uint64)
-        for row, kept in zip(known, self.smallest, strict=True):
+        for row, kept in zip(known, self._settled(), strict=True):
             row[: kept.size] = kept
         return known
 
     def merge(self, known: np.ndarray) -> None:
         """Add the ids that another has counted, by its `to_array`."""
         for feature, row in enumerate(known):
-            self._keep(feature, row[row < 1 << 32].astype(np.uint32))
+            self.waiting[feature].append(row[row < 1 << 32].astype(np.uint32))
+            self._settle(feature)
 
     def counts(self) -> tuple[int, ...]:
         """The number of distinct ids per feature."""
         return tuple(
             kept.size if kept.size < self.k else round((self.k - 1) * 2**32 / (int(kept[-1]) + 1))
-            for kept in self.smallest
+            for kept in self._settled()
         )
 
     def exact(self) -> bool:
         """Whether no count is an estimate."""
-        return all(kept.size < self.k for kept in self.smallest)
+        return all(kept.size < self.k for kept in self._settled())
 
 
 class Learned(NamedTuple):

@@ -10,6 +10,7 @@ What is written gets its name when it is whole, and days and features that are d
 means, and the bytes are the same in the end. Several processes may share the work (`--days`, mpiexec).
 """
 
+import ctypes
 import hashlib
 import json
 import re
@@ -85,6 +86,7 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     every rank calls this and does its share.
     """
     _check(config)
+    _keep_freed_memory()
     files = _input_files(config.inputs)
     _synthetic(files, last_whole=True)
     count = len(files) if len(files) > 1 else config.blocks
@@ -181,6 +183,14 @@ def _check(config: PrepareConfig) -> None:
         raise DataError(f"--min-count {config.min_count}: must be at least 1")
     if config.ids != "dictionary" and (config.min_count, config.order) != (1, "first"):
         raise DataError("--min-count and --order: are of dictionaries; give --ids dictionary")
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep the memory of a chunk for the next one: to fetch it anew each time took a tenth of all time."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option, size in ((-3, 1 << 25), (-1, 1 << 28)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            libc.mallopt(option, size)
 
 
 def _settings(config: PrepareConfig, files: list[Path]) -> dict:
