@@ -51,7 +51,7 @@ class PrepareArguments(PrepareConfig):
 
 
 def prepare(config: Flat[PrepareArguments], verify: Path | None = None) -> None:
-    """Turn raw Criteo logs, text or gzip, into the shards that training reads; `mpiexec -n K` shares the work.
+    """Turn raw Criteo logs, text or gzip, into the shards that training reads; `mpiexec` shares the work.
 
     Args:
         verify: Write nothing, but check the bytes and values of this prepared folder.
@@ -66,7 +66,9 @@ def prepare(config: Flat[PrepareArguments], verify: Path | None = None) -> None:
         if config.inputs or config.out:
             raise ConfigError("--verify checks a folder that is there; give neither logs nor --out")
         manifest = check(verify)
-        print(f"{verify}: {manifest.describe()}; all shards are as they were written, and all values possible")
+        print(
+            f"{verify}: {manifest.describe()}; all shards are as they were written, and all values possible"
+        )
     else:
         if config.out is None:
             raise ConfigError("--out: name the folder to write")

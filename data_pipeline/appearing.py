@@ -50,9 +50,9 @@ def resuming(
 ) -> Iterator[Path]:
     """The folder in which `out` comes to be, bit by bit; it outlives this process, and `finish` ends it.
 
-    It is `.OUT.partial`, beside `out`. What belongs to `out` goes to `data/` in it. What is done is noted there
-    in `*.done` files, `partial_name`s are of files begun. If nothing is done when an error ends this, the folder
-    is removed. Locks keep others out, and do not outlive their process.
+    It is `.OUT.partial`, beside `out`. What belongs to `out` goes to `data/` in it. What is done is noted
+    there in `*.done` files, `partial_name`s are of files begun. If nothing is done when an error ends this,
+    the folder is removed. Locks keep others out, and do not outlive their process.
 
     settings: must be those that the folder was begun with, or DataError is raised.
     parts: names of parts of the work; others may then do other parts at the same time.
@@ -131,8 +131,8 @@ def _settle(work: Path, settings: dict) -> None:
     for name, value in settings.items():
         if begun.get(name) != value:
             raise DataError(
-                f"{work}: was begun with {name} {begun.get(name)}, not {value}; go on with the same settings, "
-                "remove this folder, or choose another --out"
+                f"{work}: was begun with {name} {begun.get(name)}, not {value}; go on with the same "
+                "settings, remove this folder, or choose another --out"
             )
 
 

@@ -1,7 +1,8 @@
 """What the values of a prepared folder mean: dialects of dense values and of ids, named in its manifest.
 
-Dense values are what `TRANSFORMS` makes of the log's integers. An id is the 32 bits of the log (`hash`), these modulo
-N (`modulo`), or their number in a dictionary (`dictionary`), which `learn` makes of one feature at a time.
+Dense values are what `TRANSFORMS` makes of the log's integers. An id is the 32 bits of the log (`hash`),
+these modulo N (`modulo`), or their number in a dictionary (`dictionary`), which `learn` makes of one feature
+at a time.
 """
 
 import hashlib
@@ -53,9 +54,9 @@ class Distinct:
     """A count of the distinct ids of each feature in bounded memory.
 
     It is a k-minimum-values sketch (Bar-Yossef et al., 2002): of the hashes of a feature's ids, keep the k
-    smallest. If they are fewer, they are all there is. Else the k-th lies at a fraction of about k / distinct of
-    the range, and (k - 1) / fraction estimates the count with a standard error of 1 / sqrt(k - 2), 1.6% here.
-    The hash is one to one, so distinct ids never share one. Neither order nor blocks matter.
+    smallest. If they are fewer, they are all there is. Else the k-th lies at a fraction of about k / distinct
+    of the range, and (k - 1) / fraction estimates the count with a standard error of 1 / sqrt(k - 2), 1.6%
+    here. The hash is one to one, so distinct ids never share one. Neither order nor blocks matter.
     """
 
     RECENT = 1 << 14
@@ -135,8 +136,8 @@ def learn(
     modulus: count values modulo this.
     order: `first` numbers them in order of first appearance, `count` by falling count, and ties by value.
 
-    With a modulus up to COUNTED there is one counter per possible value: up to 16 bytes * modulus, whatever the
-    log. Else there is one per value that there is, about 24 bytes each, and the column is read twice.
+    With a modulus up to COUNTED there is one counter per possible value: up to 16 bytes * modulus, whatever
+    the log. Else there is one per value that there is, about 24 bytes each, and the column is read twice.
     """
     keys, size = None, modulus
     if not _counted(modulus):
@@ -158,7 +159,9 @@ def learn(
         chosen = chosen[counts[chosen] >= min_count]
     else:
         chosen = np.flatnonzero(counts >= min_count).astype(np.uint32)
-        chosen = chosen[np.argsort(-counts[chosen], kind="stable")]  # no count is 0, so none stays in its place
+        chosen = chosen[
+            np.argsort(-counts[chosen], kind="stable")
+        ]  # no count is 0, so none stays in its place
     kept = int(counts[chosen].sum(dtype=np.int64))
     counts = counts[counts > 0]
     counts.sort()
@@ -184,7 +187,7 @@ def _counted(modulus: int | None) -> bool:
 
 
 def _unique(values: np.ndarray) -> np.ndarray:
-    """np.unique, which takes a hash table since NumPy 2.3 and is 15 times as slow where most values differ."""
+    """np.unique, which takes a hash table since NumPy 2.3: 15 times as slow where most values differ."""
     values = np.sort(values)
     return values[np.concatenate([[True], values[1:] != values[:-1]])] if values.size else values
 
@@ -215,7 +218,7 @@ class Numbers:
 
 
 class Dictionary:
-    """The dictionaries of all features. Memory is 8 bytes per value, or 4 per possible value if these are few."""
+    """The dictionaries of all features: 8 bytes per value, or 4 per possible value if these are counted."""
 
     def __init__(self, values: list[np.ndarray], modulus: int | None):
         self.features = [Numbers(part, modulus) for part in values]
@@ -259,7 +262,9 @@ def report(manifest: Manifest) -> list[str]:
     """A few lines on the values of the categorical features."""
     if manifest.ids.dialect != "dictionary":
         counts = ", ".join(f"{feature['distinct']:,}" for feature in manifest.features)
-        estimated = "" if all(feature["distinct"] < 4096 for feature in manifest.features) else " (some estimated)"
+        estimated = (
+            "" if all(feature["distinct"] < 4096 for feature in manifest.features) else " (some estimated)"
+        )
         return [f"distinct values per feature{estimated}: {counts}"]
     lines, rows = [], manifest.rows("train")
     for name, feature in zip(manifest.schema.categorical, manifest.features, strict=True):

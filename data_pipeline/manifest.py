@@ -38,7 +38,8 @@ class Ids:
         there is one), and 0 for all others, rare or never seen.
     cardinalities: number of ids per feature: the modulus; those of the dictionary, 0 included; for `hash` a
         count of the distinct ones, and `exact` tells whether that count is exact or estimated.
-    order: how the dictionary counts: `first`, by first appearance, or `count`, by falling count, ties by value.
+    order: how the dictionary counts: `first`, by first appearance, or `count`, by falling count, ties by
+    value.
     """
 
     dialect: str
@@ -49,11 +50,14 @@ class Ids:
     order: str = "first"
 
     def __str__(self) -> str:
-        words = [self.dialect]
-        if self.modulus is not None:
-            words.append(f"modulo {self.modulus:,}")
-        if self.dialect == "dictionary":
-            words.append("by first appearance" if self.order == "first" else "by falling count")
+        modulo = [] if self.modulus is None else [f"modulo {self.modulus:,}"]
+        if self.dialect != "dictionary":
+            return modulo[0] if modulo else self.dialect
+        words = [
+            self.dialect,
+            *modulo,
+            "by first appearance" if self.order == "first" else "by falling count",
+        ]
         if self.min_count > 1:
             words.append(f"0 for values seen fewer than {self.min_count:,} times")
         return ", ".join(words)
@@ -81,8 +85,9 @@ class Manifest:
     synthetic: dict | None = None
     dictionary_sha256: str | None = None
     # Per feature what a reader may want to know of its values: `distinct` ones in training (in all days, and
-    # estimated from 4096 on, unless there is a dictionary), and with a dictionary those `kept`, the `rare_rows`
-    # of training whose value was not, and the `coverage`: share of its rows on the so many most frequent values.
+    # estimated from 4096 on, unless there is a dictionary), and with a dictionary those `kept`, the
+    # `rare_rows` of training whose value was not, and the `coverage`: share of its rows on the so many most
+    # frequent values.
     features: tuple[dict, ...] = ()
     folder: Path = field(default=Path("."), compare=False)
 

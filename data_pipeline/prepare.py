@@ -6,8 +6,9 @@
     finish   manifest.json, and the folder appears
 
 What is written gets its name when it is whole, and days and features that are done are noted as done, all in
-`.OUT.partial` beside the folder to be. So the same command goes on where an earlier one was ended, by whatever
-means, and the bytes are the same in the end. Several processes may share the work (`--days`, mpiexec).
+`.OUT.partial` beside the folder to be. So the same command goes on where an earlier one was ended, by
+whatever means, and the bytes are the same in the end. Several processes may share the work (`--days`,
+mpiexec).
 """
 
 import ctypes
@@ -41,8 +42,8 @@ PIECE = 1 << 22  # so many values of a column or shard are in memory at a time
 END = np.iinfo(np.int64).max
 SPLIT_NOTE = "test is the first half of the last day, validation the second (as MLPerf v1, unlike TorchRec)"
 
-# Hears how many bytes of the logs, as they lie on disk, have been read, and how many will be in all; numbering
-# counts as reading them once more.
+# Hears how many bytes of the logs, as they lie on disk, have been read, and how many will be in all;
+# numbering counts as reading them once more.
 Progress = Callable[[int, int], None]
 
 # Some consecutive rows: an array (n, columns) for each of KINDS.
@@ -82,8 +83,8 @@ class PrepareConfig:
 def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest | None:
     """Write the folder `config.out` and return its manifest; None with `days`, which do not finish it.
 
-    Raises DataError. If a day is done by then, it is kept for the next attempt, else nothing is. Under mpiexec
-    every rank calls this and does its share.
+    Raises DataError. If a day is done by then, it is kept for the next attempt, else nothing is. Under
+    mpiexec every rank calls this and does its share.
     """
     _check(config)
     _keep_freed_memory()
@@ -157,7 +158,7 @@ def _valid(rows: np.ndarray, kind: str, ids: Ids) -> np.ndarray:
 
 
 def against_published(manifest: Manifest) -> str | None:
-    """Whether the days named as those of Criteo Terabyte have as many lines as these; None if none is like one."""
+    """Whether days named like Criteo Terabyte's have as many lines; None if there are no such days."""
     found = []
     for day in manifest.days:
         match, lines = DAY_FILE.fullmatch(Path(day.source).name), day.rows + day.rejected
@@ -166,7 +167,9 @@ def against_published(manifest: Manifest) -> str | None:
             found.append((day.source, lines, CRITEO_TB_ROWS[int(match[1])]))
     for source, lines, published in found:
         if lines != published:
-            return f"{source}: {lines:,} lines, but Criteo Terabyte has {published:,} there; is the file whole?"
+            return (
+                f"{source}: {lines:,} lines, but Criteo Terabyte has {published:,} there; is the file whole?"
+            )
     return f"lines of {len(found)} days: as published of Criteo Terabyte" if found else None
 
 
@@ -186,7 +189,7 @@ def _check(config: PrepareConfig) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep the memory of a chunk for the next one: to fetch it anew each time took a tenth of all time."""
+    """Have glibc keep the memory of a chunk for the next: to fetch it anew took a tenth of all time."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         for option, size in ((-3, 1 << 25), (-1, 1 << 28)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
@@ -258,7 +261,7 @@ class _Meter:
         self.size = self.counted = self.total = self.done = self.before = 0
 
     def plan(self, files: list[Path], days: Sequence[int], dictionary: bool) -> None:
-        """One pass writes; a single file is read before, to count its rows, and a dictionary is made after."""
+        """One pass writes; a single file is read before, to count its rows; a dictionary is made after."""
         sizes = [path.stat().st_size for path in files]
         self.size = sizes[0] if len(files) == 1 else sum(sizes[day] for day in days)
         self.counted = self.size * (len(files) == 1)
@@ -366,7 +369,8 @@ def _parsed(job: _Job, source: _Source, day: int) -> bool:
         return False
     if record["source"] != _identity(source.path):
         raise DataError(
-            f"{source.path}: has changed since day {day} was prepared from it; remove {job.work} to begin again"
+            f"{source.path}: has changed since day {day} was prepared from it; remove {job.work} to begin "
+            "again"
         )
     schema = job.config.schema
     columns = {"labels": 1, "dense": len(schema.dense), "sparse": len(schema.categorical)}

@@ -6,9 +6,9 @@ value but the label may be missing, that is, empty.
 
 The text is read in blocks of whole lines, so memory does not depend on the size of the file; one thread reads
 (and unpacks, with ISA-L, 3.5 times as fast as zlib), and one per core parses (`_Layout.parse`): Polars the
-integers, hexadecimal.py the rest. Polars is lenient and takes ` 1` and `+1` for 1, so checks on the whole block
-refuse that, and blocks of which any line has not the right separators. Only a refused block is looked at line by
-line, with one regular expression (`_Layout.good`). Both accept exactly the same lines.
+integers, hexadecimal.py the rest. Polars is lenient and takes ` 1` and `+1` for 1, so checks on the whole
+block refuse that, and blocks of which any line has not the right separators. Only a refused block is looked
+at line by line, with one regular expression (`_Layout.good`). Both accept exactly the same lines.
 """
 
 import gzip
@@ -33,13 +33,16 @@ from data_pipeline.schema import CRITEO, DataError, Schema
 
 BLOCK_BYTES = 8 << 20
 LONGEST_LINE = 1 << 20
-# So many blocks are parsed at once: one per core, and one as they wait for each other. More would take memory.
-PARSERS = 1 + min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+# So many blocks are parsed at once: one per core, and one as they wait for each other. More would take
+# memory.
+PARSERS = 1 + min(
+    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8
+)
 
 GZIP_MAGIC = b"\x1f\x8b"
 
-# What a field may hold, per kind: a pattern and the same in words. Integers are bounded so that they fit in 64
-# bits; the bound is a power of ten, as easily told from the text as from the value.
+# What a field may hold, per kind: a pattern and the same in words. Integers are bounded so that they fit in
+# 64 bits; the bound is a power of ten, as easily told from the text as from the value.
 LABEL = r"[01]", "0 or 1"
 DENSE = r"(?:-?0*[0-9]{1,18})?", "an integer below 10^18"
 CATEGORY = r"(?:[0-9a-fA-F]{1,8})?", "a number of up to 8 hex digits"

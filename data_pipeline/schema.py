@@ -62,7 +62,8 @@ PUBLIC_DATA_SETS = {
     "criteo-tb": (4_373_472_329, CRITEO_TB_CARDINALITIES),
 }
 
-# Lines of day_0 ... day_23 of Criteo Terabyte; the same in several public loaders, e.g. that of MLPerf for TorchRec.
+# Lines of day_0 ... day_23 of Criteo Terabyte; the same in several public loaders, e.g. that of MLPerf for
+# TorchRec.
 CRITEO_TB_ROWS = (
     195_841_983, 199_563_535, 196_792_019, 181_115_208, 152_115_810, 172_548_507, 204_846_845, 200_801_003,
     193_772_492, 198_424_372, 185_778_055, 153_588_700, 169_003_364, 194_216_520, 194_081_279, 187_154_596,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import embedding, limits, measure, step
+from benchmarks import embedding, limits, measure, prepare, step
 from benchmarks.measure import QUICK, BenchmarkError
 from benchmarks.peer import check, environment, torch_here
-from benchmarks.readme import speed_table
+from benchmarks.readme import prepare_table, speed_table
 from benchmarks.workload import Workload
 from robe.backend import select
 from robe.config import EmbeddingConfig
@@ -253,3 +253,25 @@ def test_a_peer_that_fails_is_told(monkeypatch):
     check.cache_clear()
     with pytest.raises(BenchmarkError):
         check("cpu")
+
+
+def test_prepare_is_compared_with_bare_polars(tmp_path, monkeypatch):
+    readers = {name: prepare.READERS[name] for name in ("polars", "ours")}
+    monkeypatch.setattr(prepare, "READERS", readers)
+    prepare.main(megabytes=4, rounds=1, only="gzip", out=tmp_path / "prepare.json")
+    results = json.loads((tmp_path / "prepare.json").read_text())
+    assert list(results) == ["gzip"]
+    assert results["gzip"]["rows"] == 4 * 8192
+    found = results["gzip"]["readers"]
+    assert found["polars"]["of_polars"] == 1
+    assert found["ours"]["of_polars"] == pytest.approx(
+        found["ours"]["rows_per_second"] / found["polars"]["rows_per_second"], abs=0.01
+    )
+    assert 50 < found["ours"]["peak_mib"] < 1536
+    table = prepare_table(results)
+    assert f"| `prepare`, all written | {found['ours']['rows_per_second']:,} |" in table
+
+
+def test_a_reader_that_fails_is_no_figure(tmp_path):
+    with pytest.raises(RuntimeError, match=r"ours: .*DataError.*missing: No such file"):
+        prepare.child("ours", [tmp_path / "missing"])

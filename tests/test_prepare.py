@@ -280,7 +280,9 @@ def test_inputs_that_cannot_be_used(tmp_path):
 
 def test_every_split_needs_rows(tmp_path):
     files, _ = days(tmp_path / "raw", [4, 1])
-    fails(tmp_path, "day_1: 1 usable rows, but each day needs 1 and the last 2; give more", *files, done=[0, 1])
+    fails(
+        tmp_path, "day_1: 1 usable rows, but each day needs 1 and the last 2; give more", *files, done=[0, 1]
+    )
     fails(tmp_path, "day_0, block 5 of 7: 0 usable rows", files[0], done=range(4))
     write(files[1], [b"bad"] * 5)
     fails(tmp_path, "day_1: 0 usable rows", files[1], files[0], bad_rows="skip", done=[1])

@@ -24,8 +24,8 @@ KINDS = {
     "single": {"bad_rows": "skip", "blocks": 4},
 }
 
-# Prepares, and kills itself at the moment given: at the n-th file opened, renamed or removed in its folder, or
-# block read. Prints how many there were.
+# Prepares, and kills itself at the moment given: at the n-th file opened, renamed or removed in its folder,
+# or block read. Prints how many there were.
 CHILD = """
 import json, os, signal, sys
 from functools import partial
@@ -129,7 +129,10 @@ def test_other_settings_do_not_go_on(tmp_path):
     inputs = logs(tmp_path / "raw")
     stopped(tmp_path, inputs)
     for options, match in (
-        ({"ids": "dictionary"}, r"out\.partial: was begun with ids hash, not dictionary; .*remove this folder"),
+        (
+            {"ids": "dictionary"},
+            r"out\.partial: was begun with ids hash, not dictionary; .*remove this folder",
+        ),
         ({"dense": "none"}, "dense log1p, not none"),
         ({"inputs": inputs[::-1]}, "was begun with inputs"),
     ):
@@ -146,7 +149,7 @@ def test_days_with_lines_left_out_are_not_taken_over(tmp_path):
     inputs[3].write_bytes(b"")
     with pytest.raises(DataError, match="day_3: empty"):
         prepare(PrepareConfig(inputs, tmp_path / "out", bad_rows="skip"))
-    with pytest.raises(DataError, match="day_0, line 1: .*--bad-rows skip"):
+    with pytest.raises(DataError, match=r"day_0, line 1: .*--bad-rows skip"):
         prepare(PrepareConfig(inputs, tmp_path / "out"))
     write(inputs[3], lines(60, seed=3))
     manifest = prepare(PrepareConfig(inputs, tmp_path / "out", bad_rows="skip"))
@@ -157,7 +160,9 @@ def test_a_changed_source_is_refused(tmp_path):
     inputs = logs(tmp_path / "raw")
     stopped(tmp_path, inputs)
     write(inputs[1], lines(59, seed=1))
-    with pytest.raises(DataError, match=r"day_1: has changed since day 1 was .*remove .*out\.partial to begin"):
+    with pytest.raises(
+        DataError, match=r"day_1: has changed since day 1 was .*remove .*out\.partial to begin"
+    ):
         prepare(PrepareConfig(inputs, tmp_path / "out"))
     shutil.rmtree(tmp_path / ".out.partial")
     prepare(PrepareConfig(inputs, tmp_path / "out"))

@@ -9,7 +9,7 @@ from robe.kernels.hashing import slot_map
 
 
 def full_table(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> ArrayEmbedding:
-    if data.dialect != "dictionary":
+    if data.dialect == "hash":
         raise ConfigError(
             "a full table needs ids that count from 0, and these data hold hashed ones; prepare them with "
             "`python run.py prepare FILE --ids dictionary --out DIR`, or train --method robe"
