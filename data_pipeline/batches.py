@@ -107,7 +107,7 @@ class Rows:
         start_step: leave out that many batches, without reading the windows that they came from. What is
             left is, bit for bit, the rest of the full epoch.
         prefetch: how many windows are made ahead, each in a thread; 0 makes none and uses no thread. Memory
-            is that of 2 * prefetch + 2 windows, and of those that are held. Errors appear here, and closing
+            is that of 2 * prefetch + 2 windows (4 for 0), and of those held. Errors appear here, and closing
             the iterator ends the threads.
         """
         if batch_size < 1 or start_step < 0 or prefetch < 0:
