@@ -124,6 +124,15 @@ def test_the_order_is_the_same_on_every_machine(train):
     assert hashlib.sha256(order.astype("<i8")).hexdigest()[:16] == "5620b0ab44348f53"
 
 
+@pytest.mark.parametrize("n", [0, 1, 2, 3000])
+@pytest.mark.parametrize(("upper", "lower"), [(32, 32), (8, 32), (17, 2), (8, 1), (0, 0)])
+def test_the_sort_by_parts_is_the_stable_sort(n, upper, lower):
+    """Of 32 upper bits and 32 lower ones, so many are drawn: with few, words share the upper or are equal."""
+    rng = np.random.default_rng(n)
+    words = rng.integers(0, 2**upper, n, np.uint64) << 32 | rng.integers(0, 2**lower, n, np.uint64)
+    np.testing.assert_array_equal(batches._argsort(words), np.argsort(words, kind="stable"))
+
+
 @pytest.mark.parametrize("seed", [None, 5])
 @pytest.mark.parametrize("size", [7, 30, 87])
 def test_an_epoch_resumes_at_any_step(train, seed, size):
