@@ -59,6 +59,35 @@ def prepare(config: Flat[PrepareArguments]) -> None:
         print(f"{rejected:,} bad lines were left out; see {config.out / REJECTED}")
 
 
+def describe(
+    data: Argument[Path],
+    rows: int = 1_000_000,
+    everything: Annotated[bool, tyro.conf.arg(name="all")] = False,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Print and draw what stands in the columns of a prepared folder.
+
+    Args:
+        data: A folder made by `prepare`.
+        rows: How many rows to draw a sample of; memory is some 320 bytes for each.
+        everything: Count clicks and zeros, means and extremes over all rows, not only over the sample.
+        seed: Of the sample.
+        out: The figure; default: DATA/describe.png.
+    """
+    from data_pipeline import describe
+    from robe.progress import progress_bar
+
+    out = out or data / "describe.png"
+    with progress_bar("describe", "rows") as update:
+        found = describe.describe(
+            Manifest.load(data), rows, everything=everything, seed=seed, progress=update
+        )
+    print(describe.text(found))
+    describe.save(describe.draw(found), out)
+    print(f"{out}: drawn")
+
+
 def train(
     config: Flat[TrainConfig],
     data: Path | None = None,
@@ -369,7 +398,10 @@ def demo_data(dialect: str) -> Path:
     return prepared
 
 
-COMMANDS = {f.__name__: f for f in (train, evaluate, predict, synth, prepare, plan, doctor, kernels, analyze)}
+COMMANDS = {
+    f.__name__: f
+    for f in (train, evaluate, predict, synth, prepare, describe, plan, doctor, kernels, analyze)
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

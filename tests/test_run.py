@@ -71,7 +71,7 @@ def trained(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "evaluate", "predict", "synth", "prepare", "plan", "doctor"]
+    "command", ["", "train", "evaluate", "predict", "synth", "prepare", "describe", "plan", "doctor"]
 )
 def test_help(command, capsys):
     code, out, _ = run(*command.split(), "--help", capsys=capsys)
@@ -212,6 +212,15 @@ def test_plan_prints_bytes(folder, capsys):
     assert code == 0
     shards = sum(path.stat().st_size - 128 for path in (folder / "dictionary").glob("day_*.npy"))
     assert re.search(rf"shards +{shards:,} B", out)
+
+
+def test_describe(folder, tmp_path, capsys):
+    data, out = folder / "hash", tmp_path / "look.png"
+    code, text, _ = run("describe", data, "--rows", "500", "--all", "--out", out, capsys=capsys)
+    assert code == 0
+    assert text.startswith(f"{data}: SYNTHETIC data")
+    assert re.search(r"looked at ([\d,]+) of \1 rows; sample: 50\d of all days", text)
+    assert out.read_bytes().startswith(b"\x89PNG")
 
 
 def test_doctor(folder, capsys):
