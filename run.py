@@ -224,7 +224,8 @@ def plan(
     data: Path | None = None,
     public: Literal["criteo-kaggle", "criteo-tb"] = "criteo-tb",
 ) -> None:
-    """Print how many bytes a training needs, item by item, without allocating them.
+    """Print how many bytes a training needs, item by item, without allocating them; and for Criteo
+    Terabyte estimate the time, from measured rates.
 
     Args:
         data: Take the sizes of this folder made by `prepare`.
@@ -241,7 +242,12 @@ def plan(
         rows, cardinalities = PUBLIC_DATA_SETS[public]
         dialect = "dictionary" if config.embedding.method == "full" else "hash"
         spec = DataSpec(13, cardinalities, dialect, "", f"published cardinalities of {public}")
-    print(report.plan_text(plan(config, spec, rows), config, spec))
+    found = plan(config, spec, rows)
+    print(report.plan_text(found, config, spec))
+    if data is None and public == "criteo-tb":
+        from benchmarks.estimate import criteo_tb
+
+        print(criteo_tb(config, sum(found["memory"].values())))
 
 
 def kernels(

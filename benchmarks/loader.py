@@ -83,8 +83,8 @@ def jobs(manifest: Manifest, size: int) -> dict[str, Callable[[], Iterator]]:
     return {
         OURS: lambda: rows.batches(size, seed=0),
         "ours, in order": lambda: rows.batches(size),
-        "NumPy": lambda: numpy_batches(manifest, size, rng),
-        "TorchRec": lambda: torchrec_batches(whole, size, rng),
+        "NumPy, shuffled": lambda: numpy_batches(manifest, size, rng),
+        "TorchRec, within batches": lambda: torchrec_batches(whole, size, rng),
     }
 
 
@@ -110,7 +110,7 @@ def speeds(manifest: Manifest, size: int, effort: Effort) -> Iterator[dict]:
     times = rounds(f"loader, batch {size}", {n: partial(drain, e) for n, e in epochs.items()}, effort.rounds)
     for name, seconds in times.items():
         yield figure("loader", name, manifest.rows("train") / seconds, "rows/s", batch=size)
-    for peer in ("NumPy", "TorchRec"):
+    for peer in ("NumPy, shuffled", "TorchRec, within batches"):
         yield ratio(OURS, peer, times[OURS], times[peer]) | {"batch": size}
 
 

@@ -93,6 +93,33 @@ def speed_table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def loader() -> str:
+    """Rows per second of batches, and the loader's peak memory: results/loader.json."""
+    results = json.loads((RESULTS / "loader.json").read_text())
+    speeds = {(row["name"], row["batch"]): row for row in results["rows"] if "name" in row}
+    names, sizes = (list(dict.fromkeys(key)) for key in zip(*speeds, strict=True))
+    lines = [
+        f"| million rows per second, batches of | {' | '.join(f'{size:,}' for size in sizes)} |",
+        f"| --- |{' --- |' * len(sizes)}",
+    ]
+    for name in names:
+        cells = (speeds[name, size] for size in sizes)
+        figures = (
+            f"{row['median'] / 1e6:.1f} ({row['range'][0] / 1e6:.1f}-{row['range'][1] / 1e6:.1f})"
+            for row in cells
+        )
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    machine, memory = results["machine"], results["memory"]
+    peaks = ", ".join(f"{row['peak_mib']} MiB for {row['rows']:,} rows" for row in memory)
+    lines += [
+        "",
+        f"Medians and extremes of {next(iter(speeds.values()))['repeats']} epochs. Peak memory of a process that "
+        f"reads batches of 2,048, shuffled: {peaks}, of which {memory[0]['before_mib']} MiB before the first. "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}.",
+    ]
+    return "\n".join(lines)
+
+
 def tradeoff() -> str:
     """Size against iterations: results/tradeoff.json is the analysis/out/tradeoff.json of a full study."""
     return tables(json.loads((RESULTS / "tradeoff.json").read_text()))
@@ -100,7 +127,7 @@ def tradeoff() -> str:
 
 def fill(text: str) -> str:
     """The README with every block made anew."""
-    for block in (demonstration, prepare_memory, speed, tradeoff):
+    for block in (demonstration, prepare_memory, loader, speed, tradeoff):
         name = block.__name__
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
         text, count = re.subn(pattern, lambda m: f"{m[1]}{block()}\n{m[2]}", text, flags=re.DOTALL)  # noqa: B023

@@ -232,7 +232,7 @@ def notes(manifest: Manifest) -> list[str]:
 
 
 def label_rates(found: Description) -> list[tuple[int, float, float]]:
-    """Day, share of clicks, and half the width of its 95% interval, 0 where all rows of the day were looked at.
+    """Day, share of clicks, and half the width of its 95% interval: 0 if all rows of the day were looked at.
 
     As if each row had been drawn by itself, which holds if the clicks of a block are independent.
     """

@@ -208,6 +208,9 @@ def test_plan_prints_bytes(folder, capsys):
     assert re.search(r"embedding weights +108,000,000 B", out)
     assert "96,136,908,288 B" in out
     assert "890.2x" in out
+    assert re.search(
+        r"train an epoch +[\d.,]+ h +[\d.,]+ h  4,195,197,692 rows / \(2,048 rows / .* mlperf, ROBE", out
+    )
     code, out, _ = run("plan", "--data", folder / "dictionary", "--method", "full", capsys=capsys)
     assert code == 0
     shards = sum(path.stat().st_size - 128 for path in (folder / "dictionary").glob("day_*.npy"))
