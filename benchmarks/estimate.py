@@ -80,8 +80,8 @@ def criteo_tb(config: TrainConfig, memory: int) -> str:
         [
             "Criteo Terabyte, an estimate from rates measured on small data:",
             *(f"  {what:<16}{some:>12}{many:>12}  {how}" for what, some, many, how in table),
-            f"  {CORES} cores were not measured, but taken as {times} x {cores}: days are independent, and the products of",
-            "  a step are at best shared evenly. Ids are hashed, and disks as fast as the lines say.",
+            f"  {CORES} cores were not measured, but taken as {times} x {cores}: days are independent, and the",
+            "  products of a step at best shared evenly. Ids are hashed, and disks as fast as the lines say.",
         ]
     )
 

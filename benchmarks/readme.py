@@ -110,12 +110,13 @@ def loader() -> str:
         )
         lines.append(f"| {name} | {' | '.join(figures)} |")
     machine, memory = results["machine"], results["memory"]
+    before, repeats = memory[0]["before_mib"], results["rows"][0]["repeats"]
     peaks = ", ".join(f"{row['peak_mib']} MiB for {row['rows']:,} rows" for row in memory)
     lines += [
         "",
-        f"Medians and extremes of {next(iter(speeds.values()))['repeats']} epochs. Peak memory of a process that "
-        f"reads batches of 2,048, shuffled: {peaks}, of which {memory[0]['before_mib']} MiB before the first. "
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['date']}.",
+        f"Medians and extremes of {repeats} epochs. Peak memory of a process that reads batches of 2,048, "
+        f"shuffled: {peaks}, of which {before} MiB before the first. {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['date']}.",
     ]
     return "\n".join(lines)
 
