@@ -80,7 +80,7 @@ def criteo_tb(config: TrainConfig, memory: int) -> str:
         [
             "Criteo Terabyte, an estimate from rates measured on small data:",
             *(f"  {what:<16}{some:>12}{many:>12}  {how}" for what, some, many, how in table),
-            f"  {CORES} cores were not measured, but taken as {times} x {cores}: days are independent, and the",
+            f"  {CORES} cores were not measured, but taken as {times} x {cores}: days are independent, and",
             "  products of a step at best shared evenly. Ids are hashed, and disks as fast as the lines say.",
         ]
     )

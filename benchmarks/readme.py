@@ -115,8 +115,8 @@ def loader() -> str:
     lines += [
         "",
         f"Medians and extremes of {repeats} epochs. Peak memory of a process that reads batches of 2,048, "
-        f"shuffled: {peaks}, of which {before} MiB before the first. {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['date']}.",
+        f"shuffled: {peaks}, of which {before} MiB before the first. {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['date']}.",
     ]
     return "\n".join(lines)
 
