@@ -26,7 +26,16 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from benchmarks.measure import QUICK, BenchmarkError, Effort, figure, machine, ratio, rounds
+from benchmarks.measure import (
+    QUICK,
+    BenchmarkError,
+    Effort,
+    cpu_seconds_of_others,
+    figure,
+    machine,
+    ratio,
+    rounds,
+)
 from data_pipeline.batches import Batch, Rows
 from data_pipeline.manifest import KINDS, Day, Ids, Manifest, shard_name
 from data_pipeline.schema import CRITEO
@@ -158,10 +167,12 @@ def measure(quick: bool = False, out: Path | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             manifest = make(Path(folder), count)
             if not rows:
+                start, others = time.monotonic(), cpu_seconds_of_others()
                 for size in effort.pick((128, 2048, 16384), (128,)):
                     rows += speeds(manifest, size, effort)
+                disturbed = (cpu_seconds_of_others() - others) / (time.monotonic() - start)
             needed.append(memory(manifest))
-    where = machine("loader, 2 threads")
+    where = machine("loader, 2 threads") | {"cores_used_by_others": max(0.0, round(disturbed, 2))}
     write_whole(out, json.dumps({"machine": where, "rows": rows, "memory": needed}, indent=1) + "\n")
     print(f"{out}: written")
 

@@ -130,7 +130,8 @@ def loader() -> str:
         "",
         f"Medians and extremes of {repeats} epochs. Peak memory of a process that reads batches of 2,048, "
         f"shuffled: {peaks}, of which {before} MiB before the first. {machine['cpu']}, "
-        f"{machine['cores']} cores, {machine['date']}.",
+        f"{machine['cores']} cores, {machine['date']}, while other programs used "
+        f"{machine['cores_used_by_others']:.2f} cores.",
     ]
     return "\n".join(lines)
 
