@@ -70,7 +70,7 @@ def describe(
 
     Args:
         data: A folder made by `prepare`.
-        rows: How many rows to draw a sample of; memory is some 320 bytes for each.
+        rows: How many rows to draw a sample of; memory is up to 400 bytes for each.
         everything: Count clicks and zeros, means and extremes over all rows, not only over the sample.
         seed: Of the sample.
         out: The figure; default: DATA/describe.png.

@@ -2,7 +2,7 @@
 
 Clicks and zeros are counted, and means and extremes taken, over the rows looked at: a sample, or all rows.
 What needs the values side by side (medians, histograms, frequencies of ids) comes from the sample always. So
-memory is that of the sample, whatever the folder holds: some 320 bytes per row of Criteo's columns.
+memory is that of the sample, whatever the folder holds: up to 400 bytes per row of Criteo's columns.
 
 The sample has rows of every day in proportion, drawn with a seed from random blocks of 256 rows. Shards do
 not say what was missing in the log: they hold what became of it, a dense 0 or an id; so zeros are told.
@@ -10,20 +10,22 @@ not say what was missing in the log: they hold what became of it, a dense 0 or a
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from data_pipeline.batches import Batch, Rows
+from data_pipeline.batches import WINDOW_BLOCKS, Batch, Rows
 from data_pipeline.manifest import Manifest
+from data_pipeline.schema import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BATCH = 65_536
 BLOCK_ROWS = 256
+BATCH = BLOCK_ROWS * WINDOW_BLOCKS  # a window is one batch, and is not copied
 BINS = 60
 # The frequency of values seen less often is mostly chance; and two such values fit any exponent.
 LEAST_COUNT, LEAST_RANKS = 10, 10
@@ -100,6 +102,8 @@ def describe(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Description:
     """Look at some `rows` rows of all days, and with `everything` count over all rows too."""
+    if rows < 1:
+        raise DataError(f"--rows must be at least 1, not {rows}")
     whole = sum(day.rows for day in manifest.days)
     quota = [min(day.rows, -(-day.rows * rows // max(whole, 1))) for day in manifest.days]
     total = sum(quota) + everything * whole
@@ -152,11 +156,11 @@ def _day(manifest: Manifest, day: int) -> Rows:
 
 def _head(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
     """The first `rows` rows."""
-    while rows > 0:
-        batch = next(batches).part(0, rows)
-        rows -= len(batch.label)
-        yield batch
-    batches.close()
+    with closing(batches):
+        while rows > 0:
+            batch = next(batches).part(0, rows)
+            rows -= len(batch.label)
+            yield batch
 
 
 def _dense(name: str, column: np.ndarray, zeros: float, mean: float, least: float, most: float) -> Dense:

@@ -428,6 +428,7 @@ class TestBadInput:
         refused(*train, "--weights", 10**14, message="not enough memory.*run.py plan")
         refused(*train, "--weights", 10**23, message="--weights must be from 1 to")
         refused(*train, "--seed", "-1", message="--seed must be from 0")
+        refused("describe", folder / "hash", "--rows", 0, message="--rows must be at least 1, not 0")
         refused(*train, "--target-auc", "nan", message="--target-auc must be from 0 to 1")
 
     def test_folders_that_are_something_else(self, folder, trained, refused, tmp_path):
