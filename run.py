@@ -18,7 +18,7 @@ import tyro
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import MANIFEST, SPLITS, Manifest
 from data_pipeline.prepare import PrepareConfig
-from data_pipeline.schema import PUBLIC_DATA_SETS, DataError
+from data_pipeline.schema import CRITEO, PUBLIC_DATA_SETS, DataError, Schema, load_schema
 from data_pipeline.synthetic import SyntheticConfig
 from robe import RobeError
 from robe.config import ConfigError, DataSpec, EmbeddingConfig, TrainConfig, from_json, resolve
@@ -28,6 +28,15 @@ from robe.timeline import Timeline, no_phase
 Flat = tyro.conf.OmitArgPrefixes
 Argument = tyro.conf.Positional
 BackendName = Literal["auto", "reference", "cpu", "cuda"]
+
+# A schema is given as the TOML file that holds it.
+SchemaFile = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="FILE.toml",
+    instance_from_str=lambda words: load_schema(words[0]),
+    is_instance=lambda value: isinstance(value, Schema),
+    str_from_instance=lambda schema: [schema.name],
+)
 
 DEMO, DEMO_ROWS = Path("data/demo"), 1_000_000
 
@@ -45,6 +54,7 @@ def synth(config: Flat[SyntheticConfig]) -> None:
 @dataclasses.dataclass(frozen=True)
 class PrepareArguments(PrepareConfig):
     inputs: Argument[tuple[Path, ...]]
+    schema: Annotated[Schema, SchemaFile] = CRITEO
 
 
 def prepare(config: Flat[PrepareArguments]) -> None:
