@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import tyro
 
 from data_pipeline.batches import Rows
-from data_pipeline.manifest import MANIFEST, SPLITS, Manifest
+from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.prepare import PrepareConfig
 from data_pipeline.schema import CRITEO, PUBLIC_DATA_SETS, DataError, Schema, load_schema
 from data_pipeline.synthetic import SyntheticConfig
@@ -58,7 +58,7 @@ class PrepareArguments(PrepareConfig):
 
 
 def prepare(config: Flat[PrepareArguments]) -> None:
-    """Turn raw Criteo logs, text or gzip, into the shards that training reads."""
+    """Turn raw Criteo logs, or tables of your own, into the shards that training reads."""
     from data_pipeline.prepare import REJECTED, prepare
     from robe.progress import progress_bar
 
@@ -67,6 +67,18 @@ def prepare(config: Flat[PrepareArguments]) -> None:
     print(f"{config.out}: {manifest.describe()}")
     if rejected := sum(day.rejected for day in manifest.days):
         print(f"{rejected:,} bad lines were left out; see {config.out / REJECTED}")
+
+
+def schema(file: Argument[Path], rows: int = 10_000) -> None:
+    """Propose a schema for your own data, in TOML, to correct and to give to `prepare --schema`.
+
+    Args:
+        file: A table: .parquet, .arrow, .ipc, .feather, or .csv or .tsv with a header, or these as .gz.
+        rows: Look at so many rows, the first ones.
+    """
+    from data_pipeline.proposal import propose
+
+    print(propose(file, rows), end="")
 
 
 def train(
@@ -147,7 +159,7 @@ def evaluate(
     Args:
         run: The folder of a run.
         data: A folder made by `prepare`; default: the one of the run.
-        split: Which half of the last day.
+        split: Which rows; the line that describes the data says which these are.
         backend: Where to compute.
     """
     from robe import metrics
@@ -177,7 +189,7 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
 
     Args:
         run: The folder of a run.
-        file: A raw log, text or gzip, with or without its label column; or a prepared folder.
+        file: A raw log or a table, with or without its label column; or a prepared folder.
         out: The file to write.
         backend: Where to compute.
     """
@@ -336,9 +348,9 @@ def create_run(run: Path, config: TrainConfig, manifest: Manifest, baseline: boo
         raise ConfigError(f"{run}: exists; choose another --out, or go on with it by --resume {run}")
     with appearing(run, lambda: 0.0) as folder:
         (folder / "data").mkdir()
-        for name in (MANIFEST, DICTIONARY):
-            if (manifest.folder / name).exists():
-                shutil.copy(manifest.folder / name, folder / "data" / name)
+        manifest.save(folder / "data")
+        if manifest.dictionary_sha256 is not None:
+            shutil.copy(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
         origin = str(manifest.folder.resolve())
         settings = {"config": dataclasses.asdict(config), "data": origin, "baseline": baseline}
         (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
@@ -379,7 +391,9 @@ def demo_data(dialect: str) -> Path:
     return prepared
 
 
-COMMANDS = {f.__name__: f for f in (train, evaluate, predict, synth, prepare, plan, doctor, kernels, analyze)}
+COMMANDS = {
+    f.__name__: f for f in (train, evaluate, predict, synth, schema, prepare, plan, doctor, kernels, analyze)
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,8 +21,9 @@ import numpy as np
 
 from data_pipeline.dialects import Dictionary
 from data_pipeline.manifest import KINDS, Manifest
-from data_pipeline.raw import ahead, read_raw
+from data_pipeline.raw import ahead, read_log
 from data_pipeline.schema import DataError
+from data_pipeline.torchrec import TRANSFORM
 
 BLOCK_ROWS = 4096
 WINDOW_BLOCKS = 64
@@ -128,14 +129,20 @@ class Rows:
 
 
 def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Iterator[Batch]:
-    """The rows of a raw log as batches, in order, with the ids that the folder of `manifest` gives them.
+    """The rows of a log as batches, in order, with the ids that the folder of `manifest` gives them.
 
-    The log may lack the label column; the labels are then NaN. Raises DataError for a log that is not whole.
+    The log, raw or a table, may lack the label column; the labels are then NaN. Raises DataError for a log
+    that is not whole.
     """
+    if manifest.dense_transform == TRANSFORM:
+        raise DataError(
+            f"{path}: TorchRec's folders, of which the model learned, do not say how they are made of a log; "
+            "give such a folder"
+        )
     dictionary = Dictionary.load(manifest) if manifest.ids.dialect == "dictionary" else None
 
     def windows():
-        for chunk in read_raw(path, manifest.schema, labelled=None):
+        for chunk in read_log(path, manifest.schema, labelled=None):
             label = np.full(len(chunk.ids), np.nan) if chunk.label is None else chunk.label
             ids = chunk.ids if dictionary is None else dictionary.encode(chunk.ids)
             yield Batch(label.astype(np.float32), chunk.dense, ids)

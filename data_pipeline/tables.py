@@ -105,6 +105,27 @@ def read_table(
             )
 
 
+def head(path: Path | str, rows: int) -> pl.DataFrame:
+    """The first rows of a table, all columns; those of CSV are text. Raises DataError if it is none."""
+    path = Path(path)
+    if not is_table(path):
+        raise DataError(f"{path}: not called {', '.join([*SCANS, *TEXTS])}; rename the file if it is one")
+    if not _is_text(path):
+        with _named(path):
+            return _scan(path).head(rows).collect()
+    with closing(_blocks(path, BLOCK_BYTES)) as parts:
+        block = next(parts)
+    header, _, text = block.text.partition(b"\n")
+    layout = _Csv(path, header)
+    if len(set(layout.names)) < len(layout.names):
+        raise DataError(f"{path}: has two columns of one name; rename one")
+    part = layout.parse(text, np.arange(1, block.rows), layout.names, block.position)
+    if part.broken:
+        row, reason, _ = min(part.broken)
+        raise DataError(f"{path}, row {row} (line {row + 1}): {reason}; correct it")
+    return part.frame.head(rows)
+
+
 def count_rows(path: Path | str, on_block: Callable[[int], None] | None = None) -> int:
     """Count the rows of a table, good or bad; `on_block(position)` hears how many bytes have been read."""
     path = Path(path)
@@ -218,9 +239,10 @@ def _csv(
         text, row = block.text, np.arange(block.line, block.line + block.rows) - 1
         if layout is None:
             header, _, text = text.partition(b"\n")
-            layout, row = _Csv(path, header, schema, labelled), row[1:]
+            layout, row = _Csv(path, header), row[1:]
+            wanted = _wanted(path, layout.names, schema, labelled)
         if row.size and first_line <= row[-1]:
-            yield layout.parse(text, row, block.position)
+            yield layout.parse(text, row, wanted, block.position)
     if not row.size and block.line == 1:
         raise DataError(f"{path}: empty, there is no row after the header; check where the file comes from")
 
@@ -228,22 +250,19 @@ def _csv(
 class _Csv:
     """What the header of a CSV file says of its lines."""
 
-    def __init__(self, path: Path, header: bytes, schema: Schema, labelled: bool | None):
+    def __init__(self, path: Path, header: bytes):
         try:
             header = header.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise DataError(f"{path}, line 1: not UTF-8 text; convert the file") from None
-        splits = {separator: next(csv.reader([header], delimiter=separator), []) for separator in SEPARATORS}
-        self.separator = max(
-            SEPARATORS, key=lambda separator: len(set(splits[separator]) & set(schema.columns))
-        )
+            splits = {separator: next(csv.reader([header], delimiter=separator)) for separator in SEPARATORS}
+        except (UnicodeDecodeError, StopIteration, csv.Error):
+            raise DataError(f"{path}, line 1: not the names of columns; give the file a header") from None
+        self.separator = max(SEPARATORS, key=lambda separator: len(splits[separator]))
         self.names = splits[self.separator]
-        self.wanted = _wanted(path, self.names, schema, labelled)
         field = rf'(?:[^"{self.separator}]*|"(?:[^"]|"")*")'
         self.pattern = f"^{field}(?:{self.separator}{field}){{{len(self.names) - 1}}}$"
 
-    def parse(self, text: bytes, row: np.ndarray, position: int) -> _Part:
-        """A block of lines, `row` being their numbers."""
+    def parse(self, text: bytes, row: np.ndarray, wanted: list[str], position: int) -> _Part:
+        """Some columns of a block of lines, `row` being their numbers."""
         broken = []
         try:
             lines = pl.Series([text.decode()]).str.split("\n").explode()[:-1]
@@ -270,7 +289,7 @@ class _Csv:
             missing_columns="insert",
         )
         # By number, as names may come twice.
-        columns = {name: str(self.names.index(name)) for name in self.wanted}
+        columns = {name: str(self.names.index(name)) for name in wanted}
         frame = table.select(pl.col(number).alias(name) for name, number in columns.items()).collect()
         frame = frame[: row.size]
         assert frame.height == row.size, "the two ways to read a line disagree"
