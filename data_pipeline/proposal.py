@@ -48,7 +48,7 @@ def propose(path: Path | str, rows: int) -> str:
         f"name = {_quoted(path.name.split('.')[0])}",
         "",
         f"label = {_quoted(label)}  # {looks[label].words}",
-        *([f"threshold = {threshold:g}  # the label is 1 from this value on, else 0"] if threshold else []),
+        *([f"threshold = {threshold!r}  # the label is 1 from this value on, else 0"] if threshold else []),
         "",
         "# Numbers. The model gets log(max(x, 0) + 1) of each.",
         "dense = [",

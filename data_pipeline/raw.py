@@ -117,10 +117,17 @@ def read_raw(
         yield RawChunk(
             line=line,
             label=table[schema.label].to_numpy() if layout.labelled else None,
-            dense=table.select(schema.dense).to_numpy(order="c"),
-            ids=table.select(schema.categorical).to_numpy(order="c"),
+            dense=matrix(table, schema.dense, np.float32),
+            ids=matrix(table, schema.categorical, np.uint32),
             position=block.position,
         )
+
+
+def matrix(table: pl.DataFrame, columns: tuple[str, ...], dtype) -> np.ndarray:
+    """Columns of one type as (rows, columns), row by row; there may be none."""
+    if not columns:
+        return np.zeros((table.height, 0), dtype)
+    return table.select(columns).to_numpy(order="c")
 
 
 def count_rows(path: Path | str, on_block: Callable[[int], None] | None = None) -> int:

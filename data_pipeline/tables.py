@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 import xxhash
 
-from data_pipeline.raw import BLOCK_BYTES, BadRows, RawChunk, _blocks, ahead
+from data_pipeline.raw import BLOCK_BYTES, BadRows, RawChunk, _blocks, ahead, matrix
 from data_pipeline.schema import CRITEO, DataError, Schema
 
 SCANS = {
@@ -95,12 +95,12 @@ def read_table(
                     text = "\t".join("" if field is None else str(field) for field in fields)
                     on_reject(row, reason, text.encode().replace(b"\n", b"\\n"))
             values = part.frame.filter(good).select(rule.value for rule in rules)
-            dense = _matrix(values, schema.dense, np.float64)
+            dense = matrix(values, schema.dense, np.float64)
             yield RawChunk(
                 line=part.row[good],
                 label=values[schema.label].to_numpy() if schema.label in values.columns else None,
                 dense=np.log1p(np.maximum(dense, 0)).astype(np.float32),
-                ids=_matrix(values, schema.categorical, np.uint32),
+                ids=matrix(values, schema.categorical, np.uint32),
                 position=part.position,
             )
 
@@ -356,10 +356,3 @@ def _reason(rules: list[_Rule], bad: tuple[bool, ...], fields: tuple) -> str:
         (rule, field) for rule, is_bad, field in zip(rules, bad, fields, strict=True) if is_bad
     )
     return f"{rule.bad.meta.output_name()} is {str(field)[:24]!a}, not {rule.words}"
-
-
-def _matrix(table: pl.DataFrame, columns: tuple[str, ...], dtype) -> np.ndarray:
-    """Columns of one type as (rows, columns), row by row; there may be none."""
-    if not columns:
-        return np.zeros((table.height, 0), dtype)
-    return table.select(columns).to_numpy(order="c")
