@@ -258,7 +258,7 @@ class _Csv:
             raise DataError(f"{path}, line 1: not the names of columns; give the file a header") from None
         self.separator = max(SEPARATORS, key=lambda separator: len(splits[separator]))
         self.names = splits[self.separator]
-        field = rf'(?:[^"{self.separator}]*|"(?:[^"]|"")*")'
+        field = rf'(?:[^"{self.separator}\r]*|"(?:[^"\r]|"")*")'
         self.pattern = f"^{field}(?:{self.separator}{field}){{{len(self.names) - 1}}}$"
 
     def parse(self, text: bytes, row: np.ndarray, wanted: list[str], position: int) -> _Part:
@@ -299,10 +299,13 @@ class _Csv:
         """Why a line breaks the rules."""
         if not line:
             return "blank line"
-        fields = next(csv.reader([line], delimiter=self.separator))
-        if len(fields) != len(self.names):
-            return f"{len(fields)} fields instead of {len(self.names)}"
-        return "quotes that do not match, or not around a whole field"
+        try:
+            count = len(next(csv.reader([line], delimiter=self.separator)))
+        except csv.Error as error:  # a carriage return; a field of over 128 KiB
+            return str(error)
+        if count != len(self.names):
+            return f"{count} fields instead of {len(self.names)}"
+        return "quotes that do not match, or are not around a whole field"
 
 
 def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
