@@ -36,6 +36,8 @@ def propose(path: Path | str, rows: int) -> str:
     """The text of a schema for a table, guessed from its first rows; raises DataError if none is a label."""
     path = Path(path)
     sample = head(path, rows)
+    if sample.is_empty():
+        raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
     looks = {column.name: _look(column) for column in sample}
     label, threshold = _label(path, looks)
     nothing = frozenset({""}).union(*(look.nothing for look in looks.values()))

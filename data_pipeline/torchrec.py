@@ -93,7 +93,7 @@ def _blocks(folder: Path, day: int, kind: str, shape: tuple[int, int]):
     """The rows of a shard, some at a time, as ours would hold them."""
     path, array = folder / shard_name(day, kind), _open(folder, day, kind)
     if array.shape != shape:
-        raise DataError(f"{path}: is {array.shape}, but other files say {shape}; write it again")
+        raise DataError(f"{path}: is {array.shape}, but others say {shape}; write it again")
     for start in range(0, len(array), BLOCK_ROWS):
         block = np.ascontiguousarray(array[start : start + BLOCK_ROWS])
         if not (good := _good(kind, block)).all():

@@ -184,7 +184,7 @@ def quote(field: str, separator: str, always: bool) -> str:
 BROKEN = ["", "x", '"', '1,2,3,4,"a,5', '1,2,3,4,a"b",5', '"1"2,2,3,4,a,5', "1,2,3,4,a,5,6", "1,2,3,4,a\rb,5"]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.tuples(fields, st.booleans()), min_size=1, max_size=5),
     st.lists(
