@@ -10,7 +10,7 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import embedding, limits, measure, step
 from benchmarks.measure import QUICK, BenchmarkError
 from benchmarks.peer import check, environment, torch_here
-from benchmarks.readme import speed_table
+from benchmarks.readme import shown, speed_table
 from benchmarks.workload import Workload
 from robe.backend import select
 from robe.config import EmbeddingConfig
@@ -200,19 +200,20 @@ def test_the_table_of_the_readme():
         **{"os": "Linux", "versions": {"numpy": "2.4"}, "date": "2026-01-01", "cores_used_by_others": 0.1},
     }
     times = np.array([0.001, 0.002, 0.003])
-    kernel = measure.ratio("look-up", "copy", times, times / 2, times / 2)
-    model = measure.ratio("step", "PyTorch", times, 3 * times)
+    kernel = measure.ratio("ROBE look-up", "26 EmbeddingBags", times, times / 2, times / 2)
+    model = measure.ratio("step, ROBE", "PyTorch eager", times, 3 * times)
     part = {"machine": machine, "rows": [measure.figure("a", "b", times)]}
     results = {
-        "embedding": part | {"rows": [*part["rows"], kernel]},
+        "embedding": part | {"rows": [*part["rows"], kernel, kernel | {"peer": "copy"}]},
         "step": part | {"rows": [model | {"model": ["mlperf", 2048]}, model | {"model": ["mlperf", 99]}]},
     }
-    text = speed_table(results)
+    text = speed_table(results, shown)
     assert text.startswith("cpu (Numba, 2 threads): Some CPU, 2 cores, 16 GiB, Linux; numpy 2.4; 2026-01-01.")
     assert text.splitlines()[4:] == [
-        "| look-up | 2 ms | copy | 1 ms | 0.50 (0.50-0.50) | 0.50 | 50% |",
-        "| step | 2 ms | PyTorch | 6 ms | 3.00 (3.00-3.00) | 3.00 |  |",
+        "| ROBE look-up | 2 ms | 26 EmbeddingBags | 1 ms | 0.50 (0.50-0.50) | 0.50 | 50% |",
+        "| step, ROBE | 2 ms | PyTorch eager | 6 ms | 3.00 (3.00-3.00) | 3.00 |  |",
     ]
+    assert len(speed_table(results, lambda row: True).splitlines()) == 4 + 4
 
 
 def test_a_peer_has_its_own_environment(monkeypatch):

@@ -27,8 +27,8 @@ def test_every_version_has_both_ends():
         assert re.search(r">=\d[\d.]*,<\d[\d.]*$", requirement), requirement
 
 
-def test_figures_in_the_readme_are_those_of_the_results():
-    from benchmarks.readme import fill
+def test_figures_in_the_pages_are_those_of_the_results():
+    from benchmarks.readme import PAGES, fill
 
-    readme = (ROOT / "README.md").read_text()
-    assert fill(readme) == readme
+    for page in PAGES:
+        assert fill(page) == page.read_text()
