@@ -148,7 +148,9 @@ def test_a_run_keeps_its_precision(folder, tmp_path, capsys):
     train = ["train", "--data", folder / "hash", "--out", tmp_path / "r", *TINY]
     code, out, err = run(*train, "--precision", "bf16", "--deterministic", "--profile", capsys=capsys)
     assert code == 0, err
-    assert re.search(r"load +63 .*forward +63 .*backward +63 .*update +63 ", out, re.DOTALL)
+    assert re.search(
+        r"load +63 .*forward +63 .*top +63 .*embedding +63 .*bottom +63 .*update +63 ", out, re.DOTALL
+    )
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     assert "bf16 emulated" in summary["backend"]
     result = json.loads(run("evaluate", tmp_path / "r", capsys=capsys)[1])
