@@ -179,8 +179,8 @@ class _Shard:
             return
         as_they_are = out.dtype == self.dtype or (out.dtype, self.dtype) == (np.uint32, np.int32)
         rows = out if as_they_are else np.empty(out.shape, self.dtype)
-        room, place = memoryview(rows).cast("B"), self.offset + start * self.row_bytes
-        while room.nbytes:
+        room, place = rows.reshape(-1).view(np.uint8), self.offset + start * self.row_bytes
+        while room.size:
             read = os.preadv(self.file, [room], place)
             if read == 0:
                 raise DataError(f"{self.path}: has become shorter; prepare the data again")
