@@ -80,7 +80,10 @@ def read_table(
     with closing(ahead(parts, 1)) as parts:
         for part in parts:
             rules = rules or [_rule(path, name, type, schema) for name, type in part.frame.schema.items()]
-            bad = part.frame.select(rule.bad for rule in rules)
+            frame = part.frame.lazy()
+            bad, values = pl.collect_all(
+                [frame.select(rule.bad for rule in rules), frame.select(rule.value for rule in rules)]
+            )
             good = ~bad.select(pl.any_horizontal(pl.all())).to_series().to_numpy()
             broken = [
                 (int(part.row[i]), _reason(rules, bad.row(i), part.frame.row(i)), part.frame.row(i))
@@ -94,7 +97,7 @@ def read_table(
                 if on_reject is not None:
                     text = "\t".join("" if field is None else str(field) for field in fields)
                     on_reject(row, reason, text.encode().replace(b"\n", b"\\n"))
-            values = part.frame.filter(good).select(rule.value for rule in rules)
+            values = values if good.all() else values.filter(good)
             dense = matrix(values, schema.dense, np.float64)
             yield RawChunk(
                 line=part.row[good],
@@ -263,27 +266,24 @@ class _Csv:
 
     def parse(self, text: bytes, row: np.ndarray, wanted: list[str], position: int) -> _Part:
         """Some columns of a block of lines, `row` being their numbers."""
-        broken = []
-        try:
-            lines = pl.Series([text.decode()]).str.split("\n").explode()[:-1]
-        except UnicodeDecodeError:
-            # Too rare to be fast.
-            texts = [line.decode(errors="replace") for line in text.split(b"\n")[:-1]]
-            bad = [line.encode() != source for line, source in zip(texts, text.split(b"\n"), strict=False)]
-            broken = [(int(row[i]), "not UTF-8 text", (texts[i],)) for i in np.flatnonzero(bad)]
-            lines, row = pl.Series(texts, dtype=pl.String).filter(~np.array(bad)), row[~np.array(bad)]
-        good = lines.str.contains(self.pattern).to_numpy()
-        if not good.all():
-            broken += [
-                (int(row[i]), self._explain(lines[i]), (lines[i],)) for i in np.flatnonzero(~good).tolist()
-            ]
-            lines, row = lines.filter(good), row[good]
-        if broken:
-            text = "".join(line + "\n" for line in lines).encode()
+        broken, quotes = [], '"'
+        if self._is_plain(text, row.size):
+            quotes = None
+        else:
+            lines = self._lines(text)
+            good = lines.str.contains(self.pattern).fill_null(False).to_numpy()
+            if not good.all():
+                texts = text.split(b"\n")
+                broken = [
+                    (int(row[i]), self._explain(texts[i]), (texts[i].decode(errors="replace"),))
+                    for i in np.flatnonzero(~good).tolist()
+                ]
+                row, text = row[good], "".join(line + "\n" for line in lines.filter(good)).encode()
         table = pl.scan_csv(
             io.BytesIO(text or b"\n"),
             has_header=False,
             separator=self.separator,
+            quote_char=quotes,
             empty_string_is_null=False,
             schema=dict.fromkeys(map(str, range(len(self.names))), pl.String),
             missing_columns="insert",
@@ -295,17 +295,40 @@ class _Csv:
         assert frame.height == row.size, "the two ways to read a line disagree"
         return _Part(row, frame, broken, position)
 
-    def _explain(self, line: str) -> str:
+    def _is_plain(self, text: bytes, rows: int) -> bool:
+        """Whether there are no quotes, and all lines have the right number of fields."""
+        separators = self.separator.encode()
+        others = bytes(byte for byte in range(256) if byte not in b'"\r\n' + separators)
+        bare = (separators * (len(self.names) - 1) + b"\n") * rows
+        return text.translate(None, others) == bare and _decoded(text) is not None
+
+    def _lines(self, text: bytes) -> pl.Series:
+        """The lines of a block; null where they are not UTF-8."""
+        if (whole := _decoded(text)) is not None:
+            return pl.Series([whole]).str.split("\n").explode()[:-1]
+        return pl.Series(map(_decoded, text.split(b"\n")[:-1]), dtype=pl.String)
+
+    def _explain(self, line: bytes) -> str:
         """Why a line breaks the rules."""
         if not line:
             return "blank line"
+        if (text := _decoded(line)) is None:
+            return "not UTF-8 text"
         try:
-            count = len(next(csv.reader([line], delimiter=self.separator)))
+            count = len(next(csv.reader([text], delimiter=self.separator)))
         except csv.Error as error:  # a carriage return; a field of over 128 KiB
             return str(error)
         if count != len(self.names):
             return f"{count} fields instead of {len(self.names)}"
         return "quotes that do not match, or are not around a whole field"
+
+
+def _decoded(text: bytes) -> str | None:
+    """The text, or None if it is not UTF-8."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
@@ -332,11 +355,7 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
         ids = column.str.to_integer(base=16, dtype=pl.UInt32, strict=False)
         return rule(unlike(HEX), ids.fill_null(0), "a number of up to 8 hex digits")
     if kind == "integer" and (text or whole):
-        number = column.cast(pl.Int128, strict=False)
-        small = number.is_between(0, 2**32 - 1)
-        digits = pl.when(~small).then(number.cast(pl.String))
-        large = digits.map_batches(hash_texts, return_dtype=pl.UInt32)
-        ids = pl.when(small).then(number.cast(pl.UInt32, strict=False)).otherwise(large)
+        ids = column.map_batches(_integer_ids, return_dtype=pl.UInt32)
         return rule(unlike(INTEGER), ids.fill_null(0), "an integer of up to 38 digits")
     if kind is None and (text or whole or dtype.is_numeric()):
         number = column.cast(pl.Float64, strict=False).fill_nan(None)
@@ -351,6 +370,17 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
     raise DataError(
         f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; correct the schema"
     )
+
+
+def _integer_ids(values: pl.Series) -> pl.Series:
+    """Integers or their digits -> themselves below 2^32, else the hash of their digits; null stays null."""
+    numbers = values.cast(pl.Int64, strict=False)
+    if numbers.null_count() > values.null_count():
+        numbers = values.cast(pl.Int128, strict=False)
+    ids = numbers.cast(pl.UInt32, strict=False)
+    if ids.null_count() > numbers.null_count():
+        ids = ids.fill_null(hash_texts(numbers.set(ids.is_not_null(), None).cast(pl.String)))
+    return ids
 
 
 def _reason(rules: list[_Rule], bad: tuple[bool, ...], fields: tuple) -> str:

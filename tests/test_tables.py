@@ -329,6 +329,16 @@ def test_a_schema_without_dense_columns(tmp_path):
     assert chunk.ids[:, 0].tolist() == [xxh32(b"a"), xxh32(b"b")]
 
 
+def test_a_single_column(tmp_path):
+    """Where a blank line is a missing value."""
+    for text in (b"user\na\n\nb\n", b'user\na\n""\nb'):
+        (tmp_path / "own.csv").write_bytes(text)
+        (chunk,) = read_table(
+            tmp_path / "own.csv", Schema("own", "y", (), ("user",), ("string",)), labelled=None
+        )
+        assert chunk.ids[:, 0].tolist() == [xxh32(b"a"), 0, xxh32(b"b")]
+
+
 def test_errors_name_file_row_column_and_value(tmp_path):
     frame = FRAME.with_columns(price=pl.Series([1.0, float("inf"), -1e39]), liked=pl.Series([0, 1, 2]))
     path = write(frame, tmp_path / "own.parquet")
