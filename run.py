@@ -81,6 +81,35 @@ def schema(file: Argument[Path], rows: int = 10_000) -> None:
     print(propose(file, rows), end="")
 
 
+def describe(
+    data: Argument[Path],
+    rows: int = 1_000_000,
+    everything: Annotated[bool, tyro.conf.arg(name="all")] = False,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Print and draw what stands in the columns of a prepared folder.
+
+    Args:
+        data: A folder made by `prepare`.
+        rows: How many rows to draw a sample of; memory is up to 400 bytes for each.
+        everything: Count clicks and zeros, means and extremes over all rows, not only over the sample.
+        seed: Of the sample.
+        out: The figure; default: DATA/describe.png.
+    """
+    from data_pipeline import describe
+    from robe.progress import progress_bar
+
+    out = out or data / "describe.png"
+    with progress_bar("describe", "rows") as update:
+        found = describe.describe(
+            Manifest.load(data), rows, everything=everything, seed=seed, progress=update
+        )
+    print(describe.text(found))
+    describe.save(describe.draw(found), out)
+    print(f"{out}: drawn")
+
+
 def train(
     config: Flat[TrainConfig],
     data: Path | None = None,
@@ -217,7 +246,8 @@ def plan(
     data: Path | None = None,
     public: Literal["criteo-kaggle", "criteo-tb"] = "criteo-tb",
 ) -> None:
-    """Print how many bytes a training needs, item by item, without allocating them.
+    """Print how many bytes a training needs, item by item, without allocating them; and for Criteo
+    Terabyte estimate the time, from measured rates.
 
     Args:
         data: Take the sizes of this folder made by `prepare`.
@@ -234,7 +264,12 @@ def plan(
         rows, cardinalities = PUBLIC_DATA_SETS[public]
         dialect = "dictionary" if config.embedding.method == "full" else "hash"
         spec = DataSpec(13, cardinalities, dialect, "", f"published cardinalities of {public}")
-    print(report.plan_text(plan(config, spec, rows), config, spec))
+    found = plan(config, spec, rows)
+    print(report.plan_text(found, config, spec))
+    if data is None and public == "criteo-tb":
+        from benchmarks.estimate import criteo_tb
+
+        print(criteo_tb(config, sum(found["memory"].values())))
 
 
 def kernels(
@@ -392,7 +427,8 @@ def demo_data(dialect: str) -> Path:
 
 
 COMMANDS = {
-    f.__name__: f for f in (train, evaluate, predict, synth, schema, prepare, plan, doctor, kernels, analyze)
+    f.__name__: f
+    for f in (train, evaluate, predict, synth, schema, prepare, describe, plan, doctor, kernels, analyze)
 }
 
 
