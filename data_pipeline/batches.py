@@ -170,6 +170,8 @@ class _Shard:
 
     def read(self, start: int, out: np.ndarray) -> None:
         """Fill `out` (n, ...) with the rows from `start` on; safe to call from several threads."""
+        if out.size == 0:  # no columns
+            return
         as_they_are = out.dtype == self.dtype or (out.dtype, self.dtype) == (np.uint32, np.int32)
         rows = out if as_they_are else np.empty(out.shape, self.dtype)
         room, place = memoryview(rows).cast("B"), self.offset + start * self.row_bytes
