@@ -69,6 +69,18 @@ def prepare(config: Flat[PrepareArguments]) -> None:
         print(f"{rejected:,} bad lines were left out; see {config.out / REJECTED}")
 
 
+def schema(file: Argument[Path], rows: int = 10_000) -> None:
+    """Propose a schema for your own data, in TOML, to correct and to give to `prepare --schema`.
+
+    Args:
+        file: A table: .parquet, .arrow, .ipc, .feather, or .csv or .tsv with a header, or these as .gz.
+        rows: Look at so many rows, the first ones.
+    """
+    from data_pipeline.proposal import propose
+
+    print(propose(file, rows), end="")
+
+
 def describe(
     data: Argument[Path],
     rows: int = 1_000_000,
@@ -96,18 +108,6 @@ def describe(
     print(describe.text(found))
     describe.save(describe.draw(found), out)
     print(f"{out}: drawn")
-
-
-def schema(file: Argument[Path], rows: int = 10_000) -> None:
-    """Propose a schema for your own data, in TOML, to correct and to give to `prepare --schema`.
-
-    Args:
-        file: A table: .parquet, .arrow, .ipc, .feather, or .csv or .tsv with a header, or these as .gz.
-        rows: Look at so many rows, the first ones.
-    """
-    from data_pipeline.proposal import propose
-
-    print(propose(file, rows), end="")
 
 
 def train(

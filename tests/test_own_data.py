@@ -67,6 +67,7 @@ def own(request, tmp_path_factory):
 
 def test_a_schema_of_other_columns_trains(own):
     folder, dense = own
+    run("describe", folder / "own.csv.data", "--out", folder / "d.png")
     manifest = Manifest.load(folder / "own.csv.data")
     assert (manifest.schema.name, len(manifest.schema.dense)) == ("own", dense)
     assert manifest.ids.cardinalities[1] == 4
