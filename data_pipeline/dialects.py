@@ -28,6 +28,8 @@ SORTED = 1 << 22
 
 
 def _log1p(values: np.ndarray) -> np.ndarray:
+    if values.dtype != np.int64:
+        return np.log1p(np.maximum(values, 0)).astype(np.float32)
     result = TABLE.take(values, mode="clip")
     large = np.flatnonzero(values >= TABLE.size)
     # In float64, then rounded, as in the table: the result is the float32 nearest to the true value.
@@ -35,7 +37,7 @@ def _log1p(values: np.ndarray) -> np.ndarray:
     return result
 
 
-# Name -> what becomes of the integers (n, columns) int64 of a log: float32. Missing values are 0.
+# Name -> what becomes of the dense values (n, columns) of a log, int64 or float64: float32.
 TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "log1p": _log1p,  # log(max(x, 0) + 1)
     "none": lambda values: values.astype(np.float32),  # negative ones stay so

@@ -31,8 +31,9 @@ from data_pipeline.appearing import finish, partial_name, resuming, work_folder,
 from data_pipeline.dialects import DICTIONARY, Dense, Dictionary, Distinct, Numbers, Order, learn, modulo
 from data_pipeline.manifest import KINDS, Day, Ids, Manifest, Stretch, shard_name
 from data_pipeline.ranks import Ranks
-from data_pipeline.raw import BadRows, count_rows, read_raw
+from data_pipeline.raw import BadRows, count_rows, read_log
 from data_pipeline.schema import CRITEO, CRITEO_TB_ROWS, DataError, Schema
+from data_pipeline.splits import halves_of, split
 from data_pipeline.synthetic import FIGURES
 
 REJECTED = "rejected.tsv"
@@ -40,7 +41,6 @@ DAY_FILE = re.compile(r"day_(\d+)(\..*)?")
 HEADER_BYTES = 128
 PIECE = 1 << 22  # so many values of a column or shard are in memory at a time
 END = np.iinfo(np.int64).max
-SPLIT_NOTE = "test is the first half of the last day, validation the second (as MLPerf v1, unlike TorchRec)"
 
 # Hears how many bytes of the logs, as they lie on disk, have been read, and how many will be in all;
 # numbering counts as reading them once more.
@@ -53,8 +53,8 @@ Rows = dict[str, np.ndarray]
 @dataclass(frozen=True)
 class PrepareConfig:
     inputs: tuple[Path, ...]
-    """Raw logs, plain or gzip: one file per day, oldest first; or one folder, whose day_0, day_1, ... are
-    taken in that order; or one single file, which is cut into days."""
+    """Raw logs, plain or gzip, or tables (.parquet, .arrow, .csv, .tsv): one file per day, oldest
+    first; or one folder, whose day_0, day_1, ... are taken in that order; or one file, to be cut up."""
     out: Path
     """Folder to write; it must not exist yet, or be empty. What is done meanwhile is kept in .OUT.partial
     beside it: the same command goes on from there."""
@@ -77,7 +77,11 @@ class PrepareConfig:
     """Only parse these days, like 0-3,7: other processes may do others at the same time. When all are done,
     the same command without --days finishes the folder."""
     schema: Schema = CRITEO
-    """The columns of the log."""
+    """The columns; default: those of Criteo's logs. `run.py schema FILE` proposes a file to give here."""
+    split: str = "mlperf"
+    """Which rows test and validate. mlperf: the first half of the last day, and the second. torchrec: the
+    other way round. kaggle: as mlperf, of 7 equal days. 0.8,0.1,0.1: shares of all rows in the order of the
+    log, to train, validate and test. test=5,validation=6: these days, from 0 (or ranges, 20-22)."""
 
 
 def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest | None:
@@ -89,10 +93,11 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     _check(config)
     _keep_freed_memory()
     files = _input_files(config.inputs)
-    _synthetic(files, last_whole=True)
+    _synthetic(files, None)
     count = len(files) if len(files) > 1 else config.blocks
     if count < 2:
         raise DataError(f"{files[0]}: a single file cannot be {count} days; give --blocks 2 or more")
+    split([10**6] * count, config.split)  # so that what is wrong with it is told now
     days = range(count) if config.days is None else _chosen(config.days, count)
     parts = None if config.days is None else [f"day_{day}" for day in days]
     ranks, meter = Ranks(), _Meter(progress)
@@ -111,15 +116,15 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
             return None
         origins = [origin for source in sources for origin in source.origins]
         records = [_read(job.work / f"day_{day}.done") or {"rows": 0} for day in days]
-        split, note = _split([record["rows"] for record in records], origins)
+        parts, note = _split([record["rows"] for record in records], origins, config.split)
         if config.ids == "dictionary":
             with ranks.together():
-                _number(job, records, split["train"])
+                _number(job, records, parts["train"])
             with ranks.together():
                 _join(job, records)
         with ranks.together():
             if ranks.rank == 0:
-                _finish(job, files, origins, records, split, note)
+                _finish(job, files, origins, records, parts, note)
         meter.finish()
     return Manifest.load(config.out)
 
@@ -131,8 +136,9 @@ def verify(folder: Path | str) -> Manifest:
         for kind in KINDS:
             path = manifest.folder / shard_name(number, kind)
             shard, digest, trouble = manifest.open_shard(number, kind), hashlib.sha256(), None
-            for start in range(0, len(shard), PIECE // shard.shape[1]):
-                rows = shard[start : start + PIECE // shard.shape[1]].astype(KINDS[kind], copy=False)
+            step = PIECE // max(1, shard.shape[1])
+            for start in range(0, len(shard), step):
+                rows = np.ascontiguousarray(shard[start : start + step].astype(KINDS[kind], copy=False))
                 digest.update(rows)
                 wrong = np.flatnonzero(~_valid(rows, kind, manifest.ids).all(axis=1))
                 if wrong.size and trouble is None:
@@ -141,7 +147,7 @@ def verify(folder: Path | str) -> Manifest:
                 trouble = "its bytes are not those that were written"
             if trouble is not None:
                 raise DataError(f"{path}: {trouble}; prepare the data again")
-    if manifest.ids.dialect == "dictionary":
+    if manifest.dictionary_sha256 is not None:
         Dictionary.load(manifest)
     return manifest
 
@@ -198,7 +204,7 @@ def _keep_freed_memory() -> None:
 
 def _settings(config: PrepareConfig, files: list[Path]) -> dict:
     """All that must stay the same from one attempt to the next."""
-    same = ("ids", "max_ind_range", "min_count", "order", "dense")
+    same = ("ids", "max_ind_range", "min_count", "order", "dense", "split")
     return {
         "inputs": [str(file) for file in files],
         "columns": config.schema.fingerprint(),
@@ -334,22 +340,16 @@ def _sources(job: _Job, files: list[Path]) -> list[_Source]:
     return [_Source(path, 0, (*np.cumsum(sizes[:-1]).tolist(), END), origins)]
 
 
-def _split(rows: list[int], origins: Sequence[str]) -> tuple[dict[str, tuple[Stretch, ...]], str]:
+def _split(rows: list[int], origins: Sequence[str], how: str) -> tuple[dict[str, tuple[Stretch, ...]], str]:
     """The splits of days with so many rows, and in words which is which."""
     last = len(rows) - 1
-    for count, origin, least in zip(rows, origins, [1] * last + [2], strict=True):
+    for count, origin, least in zip(rows, origins, [1] * last + [2 if halves_of(how) else 1], strict=True):
         if count < least:
             raise DataError(
                 f"{origin}: {count} usable rows, but each day needs 1 and the last 2; give more "
                 "rows, or cut a single file into fewer --blocks"
             )
-    half = (rows[last] + 1) // 2
-    split = {
-        "train": tuple((day, 0, rows[day]) for day in range(last)),
-        "test": ((last, 0, half),),
-        "validation": ((last, half, rows[last]),),
-    }
-    return split, SPLIT_NOTE
+    return split(rows, how)
 
 
 def _parse(job: _Job, sources: list[_Source], days: Sequence[int]) -> None:
@@ -413,7 +413,7 @@ def _parts(
 ) -> Iterator[tuple[int, Rows]]:
     """The log from a line on as (day, some of its rows), the ids as they are in the log."""
     config = job.config
-    chunks = read_raw(
+    chunks = read_log(
         source.path,
         config.schema,
         bad_rows=config.bad_rows,
@@ -574,7 +574,7 @@ def _finish(
     files: list[Path],
     origins: list[str],
     records: list[dict],
-    split: dict[str, tuple[Stretch, ...]],
+    parts: dict[str, tuple[Stretch, ...]],
     note: str,
 ) -> None:
     """Write what describes the shards, and let the folder appear."""
@@ -609,9 +609,9 @@ def _finish(
             Day(record["rows"], record["sha256"], origin, record["rejected"])
             for record, origin in zip(records, origins, strict=True)
         ),
-        split=split,
+        split=parts,
         split_note=note,
-        synthetic=_synthetic(files, last_whole=not records[-1]["rejected"]),
+        synthetic=_synthetic(files, None if records[-1]["rejected"] else halves_of(config.split)),
         dictionary_sha256=dictionary_sha256,
         features=features,
     )
@@ -630,8 +630,10 @@ def _read(path: Path) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _synthetic(files: list[Path], last_whole: bool) -> dict | None:
-    """What the generator says of its files, and of the two halves of the last if that is a day as it left it.
+def _synthetic(files: list[Path], halves: tuple[str, str] | None) -> dict | None:
+    """What the generator says of its files, and of the two halves of the last.
+
+    halves: which splits these are; None if they are none, or if the day is not as the generator left it.
 
     None for files it did not write; raises DataError for a mixture, which nobody could name truly.
     """
@@ -649,11 +651,11 @@ def _synthetic(files: list[Path], last_whole: bool) -> dict | None:
             other = next(file for file in files if file not in same)
             raise DataError(f"{other}: is not what {path} describes; keep synthetic files apart from others")
         bayes = None
-        if len(files) > 1 and last_whole:
+        if len(files) > 1 and halves is not None:
             last = figures[files[-1].name]
-            halves = {"test": last["first_half"], "validation": last["second_half"]}
+            known = dict(zip(halves, (last["first_half"], last["second_half"]), strict=True))
             # With one class alone there is nothing to rank.
-            bayes = halves if all(half["auc"] is not None for half in halves.values()) else None
+            bayes = known if all(half["auc"] is not None for half in known.values()) else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not what the generator writes ({error!r}); generate it again") from None
     return {"generator": generator, "bayes": bayes}

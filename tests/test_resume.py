@@ -48,7 +48,7 @@ def audit(event, arguments):
 out_name = Path(out).name
 out = str(Path(out).with_name(f".{out_name}"))
 sys.addaudithook(audit)
-module.read_raw = partial(module.read_raw, block_bytes=3000)
+module.read_log = partial(module.read_log, block_bytes=3000)
 config = module.PrepareConfig(tuple(map(Path, inputs)), Path(out).with_name(out_name), **options)
 module.prepare(config, tick)
 print(moments)
