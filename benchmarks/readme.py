@@ -52,11 +52,11 @@ def prepare_table(results: dict) -> str:
     """The readers beside each other, text and gzip."""
     lines = []
     for form, result in results.items():
-        machine = result["machine"]
+        machine, polars = result["machine"], result["machine"]["versions"]["polars"]
         lines += [
             f"{result['rows']:,} rows, {result['megabytes_on_disk']:,} MB of {form}; {machine['cores']} "
-            f"cores of {machine['cpu']}, Polars {machine['versions']['polars']}; medians of "
-            f"{result['rounds']} rounds, while other programs used {result['cores_used_by_others']:.2f} cores.",
+            f"cores of {machine['cpu']}, Polars {polars}; medians of {result['rounds']} "
+            f"rounds, while other programs used {result['cores_used_by_others']:.2f} cores.",
             "",
             "| reader | rows/s | times Polars (range) | peak memory |",
             "| --- | --- | --- | --- |",
