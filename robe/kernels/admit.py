@@ -29,7 +29,7 @@ import numpy as np
 from numba import cuda, get_num_threads, njit, prange
 from numba.extending import register_jitable
 
-from robe.kernels.cache import EMPTY, WAYS, set_of, way_of
+from robe.kernels.cache import EMPTY, WAYS, row_at, set_of, way_of
 from robe.kernels.cost import Cost
 from robe.kernels.launch import launch
 
@@ -84,15 +84,6 @@ def admit_reference(keys, order, ids, base, least_used, step, tags, used, counte
         tags[s, way], place[p] = rows[p], s * WAYS + way
         used[s, way] = counts[p] if least_used else step
         touched.add((s, way))
-
-
-@register_jitable
-def row_at(ids, base, look_up):
-    """(row, feature) of a look-up, b * F + f."""
-    features = U32(ids.shape[1])
-    b = U32(U32(look_up) // features)
-    f = U32(U32(look_up) - U32(b * features))
-    return U32(base[f] + U64(ids[b, f])), f
 
 
 @register_jitable

@@ -15,12 +15,23 @@ from numba.extending import intrinsic, register_jitable
 
 from robe.kernels.hashing import LOW32, U64
 from robe.kernels.lanes import _splat, _vector_pointer
+from robe.kernels.quantise import NO_ROW
 
 WAYS = 32
-EMPTY = np.uint32(2**32 - 1)
+EMPTY = NO_ROW
 M1, M2 = U64(0x85EBCA6B), U64(0xC2B2AE35)
 S13, S16, S32 = U64(13), U64(16), U64(32)
 NOWHERE = -1
+U32 = np.uint32
+
+
+@register_jitable
+def row_at(ids, base, look_up):
+    """(row, feature) of a look-up, b * F + f."""
+    features = U32(ids.shape[1])
+    b = U32(U32(look_up) // features)
+    f = U32(U32(look_up) - U32(b * features))
+    return U32(base[f] + U64(ids[b, f])), f
 
 
 @register_jitable

@@ -177,7 +177,9 @@ def cached_gather_cuda(table, form, tags, values, ids, base, out):
 
 
 def cached_interaction_cuda(table, form, tags, values, ids, base, first, out):
-    vectors = np.empty_like(first, shape=(len(ids), 1 + ids.shape[1], first.shape[1]))  # CuPy's where `first` is
+    vectors = np.empty_like(
+        first, shape=(len(ids), 1 + ids.shape[1], first.shape[1])
+    )  # CuPy's where `first` is
     vectors[:, 0] = first
     cached_gather_cuda(table, form, tags, values, ids, base, vectors[:, 1:])
     interaction_cuda(vectors, out)

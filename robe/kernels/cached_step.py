@@ -28,7 +28,8 @@ import numpy as np
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
-from robe.kernels.admit import DIRECT, NOBODY, REPEAT, STAYS, row_at
+from robe.kernels.admit import DIRECT, NOBODY, REPEAT, STAYS
+from robe.kernels.cache import row_at
 from robe.kernels.cached_gather import expand, expanded
 from robe.kernels.cost import Cost
 from robe.kernels.launch import launch
@@ -73,7 +74,7 @@ def cached_step_reference(
             x, a = values[slot], accumulator[slot] if len(accumulator) else None
             if before[p] != STAYS:
                 if before[p] != NOBODY:
-                    quantise_reference(x[None], before[p], key, form, table[before[p]][None])
+                    quantise_reference(x[None], before[p : p + 1], key, form, table)
                 x[...] = expanded(table, [row], form)[0]
                 if len(accumulator):
                     a[...] = 0
@@ -83,7 +84,7 @@ def cached_step_reference(
             step /= np.sqrt(a) + number(eps)
         x -= step
         if slot == DIRECT:
-            quantise_reference(x[None], row, key, form, table[row][None])
+            quantise_reference(x[None], rows[order[p] : order[p] + 1], key, form, table)
 
 
 @register_jitable

@@ -11,9 +11,9 @@ from robe.kernels.cache import EMPTY, WAYS, hash_row, set_of
 from robe.kernels.half import rounding_key
 from robe.kernels.hashing import SlotMap, slot_map, slots_reference
 from robe.kernels.interaction import out_width
-from robe.kernels.quantise import Form, quantise_reference, row_bytes
+from robe.kernels.quantise import NO_ROW, Form, quantise_reference, row_bytes
 from robe.kernels.sort_rows import sort_rows_reference
-from robe.kernels.quantise import Form, quantise_reference, row_bytes
+from robe.kernels.quantise import NO_ROW, Form, quantise_reference, row_bytes
 from robe.kernels.sort_rows import sort_rows_reference
 
 
@@ -99,7 +99,8 @@ def cached_calls(case: Case, rng) -> dict[str, Call]:
     form = Form(16 if case.memory_type == "float16" else bits, case.rows % 2 == 0, case.width)
     table = np.empty((total, row_bytes(form)), np.uint8)
     weights, key = rng.standard_normal((total, case.width)).astype(np.float32), rounding_key(1, 0)
-    quantise_reference(weights, 0, key, form, table)
+    numbers = np.arange(total, dtype=np.uint32)
+    quantise_reference(weights, numbers, key, form, table)
     sets = 0 if case.ids == "largest" else 1 + total // (20 * WAYS)
     tags, filled = np.full((sets, WAYS), EMPTY), np.zeros(sets, int)
     for row in rng.permutation(total)[: 30 * sets].astype(np.uint32):
@@ -128,7 +129,11 @@ def cached_calls(case: Case, rng) -> dict[str, Call]:
     first = rng.standard_normal((case.rows, case.width)).astype(np.float32)
     return {
         "quantise": Call(
-            {"rows": weights, "first": 5, "key": key, "form": form, "out": np.zeros_like(table)}, ("out",)
+            {
+                **{"rows": weights, "numbers": np.where(numbers % 5, numbers[::-1], NO_ROW), "key": key},
+                **{"form": form, "table": np.zeros_like(table)},
+            },
+            ("table",),
         ),
         "sort_rows": Call({"ids": ids, "base": base, "keys": keys, "order": order}, ("keys", "order")),
         "admit": admission,

@@ -1,10 +1,10 @@
 """Rows in 8, 4 or 16 bits a weight, with a scale and a bias each: what a mixed-precision table is made of.
 
-    rows   (N, D)  float32
-    first          number of the first of them in the table; random bits depend on it
-    key            rounding_key(seed, step) of half.py
-    form           bits, stochastic, D (below)
-    out    (N, S)  uint8, S = row_bytes(form)
+    rows    (N, D) float32
+    numbers (N,)   uint32   which rows of the table they are, each once; one that is NO_ROW is left out
+    key                     rounding_key(seed, step) of half.py
+    form                    bits, stochastic, D (below)
+    table   (R, S) uint8    S = row_bytes(form); those rows are written
 
 A row lies together, as in Caffe2's and FBGEMM's fused INT4 rows: its codes (of INT4 two in a byte, the first in
 the low half), then scale and bias as halves. Element i is
@@ -40,6 +40,7 @@ from robe.kernels.hashing import U64, word_of
 from robe.kernels.launch import BLOCKS, launch
 
 U16, U32 = np.uint16, np.uint32
+NO_ROW = U32(2**32 - 1)
 # Threads of a block that work on one row: a warp.
 TEAM = 4 if config.ENABLE_CUDASIM else 32
 UP = U32(2**13 - 1)  # what makes to_half round away from 0
@@ -68,9 +69,9 @@ def code_bytes(form):
     return (form.width * form.bits + 7) // 8
 
 
-def quantise_cost(rows, first, key, form, out) -> Cost:
+def quantise_cost(rows, numbers, key, form, table) -> Cost:
     """Rows read, codes written; least and largest, a difference, a quotient and a sum per element."""
-    return Cost(rows.nbytes + out.nbytes, 5 * rows.size)
+    return Cost(rows.nbytes + numbers.nbytes + len(rows) * table.shape[1], 5 * rows.size)
 
 
 @register_jitable
@@ -129,13 +130,13 @@ def half_of(x, key, row, element, form):
     return to_half(x, U32(np.float32(draw(key, row, element, form) * np.float32(2.0**13))))
 
 
-def quantise_reference(rows, first, key, form, out):
-    number = np.arange(len(rows), dtype=np.uint64)[:, None] + U64(first)
-    element = np.arange(form.width, dtype=np.uint64)
+def quantise_reference(rows, numbers, key, form, table):
+    rows, numbers = rows[numbers != NO_ROW], numbers[numbers != NO_ROW]
+    number, element = numbers.astype(np.uint64)[:, None], np.arange(form.width, dtype=np.uint64)
     if form.bits == 16:
         draws = np.broadcast_to(draw(key, number, element, form), rows.shape)
         bits = to_half(rows, (draws * np.float32(2.0**13)).astype(np.uint32))
-        out[...] = bits.view(np.uint8).reshape(out.shape)
+        table[numbers] = bits.view(np.uint8)
         return
     levels, codes = levels_of(form), code_bytes(form)
     ends = np.zeros((len(rows), 2), np.uint16)
@@ -148,8 +149,8 @@ def quantise_reference(rows, first, key, form, out):
     if form.bits == 4:
         code = np.pad(code, ((0, 0), (0, form.width % 2)))
         code = code[:, ::2] | code[:, 1::2] << 4
-    out[:, :codes] = code
-    out[:, codes:] = ends.view(np.uint8)
+    table[numbers, :codes] = code
+    table[numbers, codes:] = ends.view(np.uint8)
 
 
 @register_jitable
@@ -193,13 +194,14 @@ def store_row(values, row, key, form, out):
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
-def _quantise(rows, first, key, form, out):
+def _quantise(rows, numbers, key, form, table):
     for n in prange(rows.shape[0]):
-        store_row(rows[n], U64(first) + U64(n), key, form, out[n])
+        if numbers[n] != NO_ROW:
+            store_row(rows[n], numbers[n], key, form, table[numbers[n]])
 
 
-def quantise_cpu(rows, first, key, form, out):
-    _quantise(rows, U64(first), key, form, out)
+def quantise_cpu(rows, numbers, key, form, table):
+    _quantise(rows, numbers, key, form, table)
 
 
 @register_jitable
@@ -223,15 +225,16 @@ def element_at(table, row, i, scale, bias, form):
 
 
 @cuda.jit
-def _quantise_rows_kernel(rows, first, key, form, out):
+def _quantise_rows_kernel(rows, numbers, key, form, table):
     n = U32(cuda.grid(1))
     while n < U32(rows.shape[0]):
-        store_row(rows[n], U64(first) + U64(n), key, form, out[n])
+        if numbers[n] != NO_ROW:
+            store_row(rows[n], numbers[n], key, form, table[numbers[n]])
         n = U32(n + cuda.gridsize(1))
 
 
-def quantise_cuda_rows(rows, first, key, form, out):
-    launch(_quantise_rows_kernel, (len(rows),), rows, U64(first), key, form, out)
+def quantise_cuda_rows(rows, numbers, key, form, table):
+    launch(_quantise_rows_kernel, (len(rows),), rows, numbers, key, form, table)
 
 
 @register_jitable
@@ -280,22 +283,24 @@ def store_team(values, row, key, form, out, lows, highs, thread, threads):
 
 
 @cuda.jit
-def _quantise_kernel(rows, first, key, form, out):
+def _quantise_kernel(rows, numbers, key, form, table):
     lows = cuda.shared.array(TEAM, np.int32)
     highs = cuda.shared.array(TEAM, np.int32)
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     n = U32(cuda.blockIdx.x)
     while n < U32(rows.shape[0]):
-        note_range(rows[n], form, lows, highs, thread, threads)
-        cuda.syncthreads()
-        store_team(rows[n], U64(first) + U64(n), key, form, out[n], lows, highs, thread, threads)
-        cuda.syncthreads()  # the next row takes the same place
+        number = numbers[n]
+        if number != NO_ROW:
+            note_range(rows[n], form, lows, highs, thread, threads)
+            cuda.syncthreads()
+            store_team(rows[n], number, key, form, table[number], lows, highs, thread, threads)
+            cuda.syncthreads()  # the next row takes the same place
         n = U32(n + cuda.gridDim.x)
 
 
-def quantise_cuda(rows, first, key, form, out):
+def quantise_cuda(rows, numbers, key, form, table):
     shape = team_shape(len(rows))
-    launch(_quantise_kernel, (len(rows),), rows, U64(first), key, form, out, shape=shape)
+    launch(_quantise_kernel, (len(rows),), rows, numbers, key, form, table, shape=shape)
 
 
 def team_shape(rows: int, shared: int = 0) -> tuple[int, int, int, int]:

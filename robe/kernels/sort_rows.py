@@ -12,7 +12,7 @@ lowest on (radix sort), in one thread.
 import numpy as np
 from numba import cuda, njit
 
-from robe.kernels.cache import hash_row
+from robe.kernels.cache import hash_row, row_at
 from robe.kernels.cost import Cost
 from robe.kernels.launch import launch
 
@@ -66,20 +66,15 @@ def sort_rows_cpu(ids, base, keys, order):
 
 @cuda.jit
 def _hash_rows_kernel(ids, base, hashed):
-    first_f, first_b = cuda.grid(2)
-    step_f, step_b = cuda.gridsize(2)
-    b = first_b
-    while b < ids.shape[0]:
-        f = first_f
-        while f < ids.shape[1]:
-            hashed[b, f] = U32(hash_row(base[f] + np.uint64(ids[b, f])))
-            f += step_f
-        b += step_b
+    p = U32(cuda.grid(1))
+    while p < U32(hashed.size):
+        row, _ = row_at(ids, base, p)
+        hashed[p] = hash_row(row)
+        p = U32(p + cuda.gridsize(1))
 
 
 def sort_rows_cuda(ids, base, keys, order):
-    hashed = np.empty_like(ids)  # CuPy's where ids are
-    launch(_hash_rows_kernel, ids.shape[::-1], ids, base, hashed)
-    hashed = hashed.reshape(-1)
+    hashed = np.empty_like(keys)  # CuPy's where keys are
+    launch(_hash_rows_kernel, keys.shape, ids, base, hashed)
     order[...] = np.argsort(hashed, kind="stable")
     keys[...] = hashed[order]
