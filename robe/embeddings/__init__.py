@@ -17,7 +17,6 @@ from robe.embeddings.full import full_table
 from robe.embeddings.mixed_precision import MixedPrecisionEmbedding, mixed_precision
 from robe.embeddings.robe import robe_array
 
-
 Embedding = ArrayEmbedding | MixedPrecisionEmbedding
 
 

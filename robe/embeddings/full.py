@@ -9,7 +9,6 @@ from robe.config import ConfigError, DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding
 from robe.kernels.hashing import slot_map
 
-
 CHUNK = 2**27  # weights drawn at a time
 
 

@@ -9,8 +9,10 @@ A look-up reads a row where it is: in the cache exactly as it is trained, else i
 training and in evaluation, which so judges the very weights that are trained. `flush` writes the cache back and
 empties it; what is then read is the table alone.
 
-Adagrad's sums are kept for the rows in the cache only, element by element: precision is for rows in use, and for
-the others the sums would take as much as a full table. A row that comes back starts from 0 again.
+Adagrad keeps one sum of squared gradients a row, that of their mean over the row, in float32 for every row, as
+FBGEMM's row-wise Adagrad does. Sums for the rows of the cache only, forgotten when a row leaves it, would be nearer
+to the idea of the paper, but cost 0.047 of AUC on synthetic data: rows that come back take first steps again and
+again. Element by element they would also take more memory than this, from D = 20 on at 5%.
 
 The table and the cache lie in the same memory, so rows are not fetched before their batch.
 """
@@ -52,7 +54,7 @@ class MixedPrecisionEmbedding:
     tags: Any = field(init=False)  # (sets, WAYS) uint32
     used: Any = field(init=False)  # (sets, WAYS) uint32
     values: Any = field(init=False)  # (sets * WAYS, D) float32
-    accumulator: Any = field(init=False)  # of the same shape for Adagrad, else (0, D)
+    accumulator: Any = field(init=False)  # (R,) float32 for Adagrad, else (0,)
     counters: Any = field(init=False)  # (F, len(COUNTED)) int64
     sorted: Any = field(init=False)  # (2, B * F) uint32, scratch: hashes and look-ups of a batch
     places: Any = field(init=False)  # (2, B * F) int64, scratch: where its rows are, and who was there
@@ -63,7 +65,7 @@ class MixedPrecisionEmbedding:
         self.tags = self.backend.xp.full((self.sets, WAYS), EMPTY)
         self.used = zeros((self.sets, WAYS), "uint32")
         self.values = zeros((lines, self.width), "float32")
-        self.accumulator = zeros((lines * adagrad, self.width), "float32")
+        self.accumulator = zeros(len(self.table) * adagrad, "float32")
         self.counters = zeros((self.features, len(COUNTED)), "int64")
         self.sorted = self.backend.empty((2, look_ups), "uint32")
         self.places = self.backend.empty((2, look_ups), "int64")
@@ -174,11 +176,11 @@ def cache_sets(config: TrainConfig, data: DataSpec) -> int:
 def planned(config: TrainConfig, data: DataSpec) -> tuple[dict[str, int], int]:
     """(`bytes()` without allocating any of them, those that a checkpoint holds)."""
     form, lines = form_of(config), cache_sets(config, data) * WAYS
-    values, features = 4 * form.width * lines, len(data.cardinalities)
+    rows, features = sum(data.cardinalities), len(data.cardinalities)
     held = {
-        "embedding weights": sum(data.cardinalities) * row_bytes(form),
-        "embedding cache": values + 8 * lines,
-        "embedding optimizer state": values * (config.optimizer.optimizer == "adagrad"),
+        "embedding weights": rows * row_bytes(form),
+        "embedding cache": (4 * form.width + 8) * lines,
+        "embedding optimizer state": 4 * rows * (config.optimizer.optimizer == "adagrad"),
         "embedding counters": 8 * len(COUNTED) * features,
     }
     return held | {"embedding scratch": 24 * config.batch * features}, sum(held.values())

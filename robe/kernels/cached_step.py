@@ -7,28 +7,28 @@
     key                                rounding_key(seed, step) of half.py
     form, table                        the quantised rows (quantise.py), brought up to date
     values (sets * WAYS, D) float32    of the cache
-    accumulator                        of the same shape for Adagrad, or (0, D): the step is that of SGD
+    accumulator (R,) float32           one number a row for Adagrad, or (0,): the step is that of SGD
 
     gradient = sum over the look-ups of the row, in the order of the batch
     x <- x - rate * gradient                                                          SGD
-    a <- a + gradient^2;  x <- x - rate * gradient / (sqrt(a) + eps)                  Adagrad
+    a <- a + mean of gradient^2;  x <- x - rate * gradient / (sqrt(a) + eps)          row-wise Adagrad
 
-x and a are a row of `values` and `accumulator` if the row has a place. One that comes to a place is read from the
-table first, with a = 0, and the one it replaces is rounded and written back; its a is forgotten. A row without a
-place is read, stepped with a = 0 before, and rounded, at once.
+x is a row of `values` if it has a place there. One that comes to a place is read from the table first, and the
+one it replaces is rounded and written back. A row without a place is read, stepped and rounded at once.
 
 Versions: each row, and each place, belongs to the first look-up of the row, and no two look-ups share one; so
 there are no races, and each row sums in the order of the batch. `reference` and `cpu` take one row after the
-other, `cpu` in each thread; `cuda` gives each to a thread block, with the stepped row in shared memory.
+other, `cpu` in each thread; `cuda` gives each to a thread block, with its gradient in shared memory.
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
-from robe.kernels.admit import DIRECT, NOBODY, REPEAT, STAYS
+from robe.kernels.admit import DIRECT, REPEAT, STAYS
 from robe.kernels.cache import row_at
 from robe.kernels.cached_gather import expand, expanded
 from robe.kernels.cost import Cost
@@ -45,54 +45,43 @@ from robe.kernels.quantise import (
 )
 
 CHUNK = 64  # look-ups that a thread of the CPU does in turn
-U32, U64 = np.uint32, np.uint64
+U32 = np.uint32
+ZERO, ONE = np.float32(0), np.float32(1)
 
 
 def cached_step_cost(
     d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
 ) -> Cost:
-    """If every row is in the cache: gradients read, and what they step read and written."""
+    """If every row is in the cache: gradients read, what they step read and written."""
     adagrad = len(accumulator) > 0
-    return Cost((3 + 2 * adagrad) * d_vectors.nbytes, (2 + 5 * adagrad) * d_vectors.size)
+    return Cost(3 * d_vectors.nbytes + 8 * order.size * adagrad, (2 + 2 * adagrad) * d_vectors.size)
 
 
 def cached_step_reference(
     d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
 ):
-    width, number = form.width, values.dtype.type
-    flat = d_vectors.reshape(-1, width)
-    rows = (base + ids.astype(np.uint64)).ravel()
-    starts = [*np.flatnonzero(place != REPEAT).tolist(), len(place)]
-    for p, end in zip(starts[:-1], starts[1:], strict=True):
-        row, slot = int(rows[order[p]]), int(place[p])
-        gradient = np.zeros(width, values.dtype)
+    number = values.dtype.type
+    flat, rows = d_vectors.reshape(-1, form.width), (base + ids.astype(np.uint64)).ravel()[order]
+    for p, end in pairwise([*np.flatnonzero(place != REPEAT).tolist(), len(place)]):
+        slot, row = place[p], rows[p : p + 1].astype(np.uint32)
+        if slot == DIRECT or before[p] != STAYS:
+            if before[p] >= 0:
+                quantise_reference(values[slot][None], before[p : p + 1], key, form, table)
+            x = expanded(table, row, form)[0]
+        else:
+            x = values[slot].copy()
+        gradient = np.zeros(form.width, values.dtype)
         for look_up in order[p:end]:
             gradient += flat[look_up]
-        if slot == DIRECT:
-            x, a = expanded(table, [row], form)[0], np.zeros(width, values.dtype)
-        else:
-            x, a = values[slot], accumulator[slot] if len(accumulator) else None
-            if before[p] != STAYS:
-                if before[p] != NOBODY:
-                    quantise_reference(x[None], before[p : p + 1], key, form, table)
-                x[...] = expanded(table, [row], form)[0]
-                if len(accumulator):
-                    a[...] = 0
         step = number(rate) * gradient
         if len(accumulator):
-            a += gradient * gradient
-            step /= np.sqrt(a) + number(eps)
+            accumulator[row] += (gradient * gradient).sum() / number(form.width)
+            step /= np.sqrt(accumulator[row]) + number(eps)
         x -= step
         if slot == DIRECT:
-            quantise_reference(x[None], rows[order[p] : order[p] + 1], key, form, table)
-
-
-@register_jitable
-def step_of(gradient, total, rate, eps, adagrad):
-    """What is taken from an element; total: its a, with this gradient's square."""
-    if adagrad:
-        return rate * gradient / (math.sqrt(total) + eps)
-    return rate * gradient
+            quantise_reference(x[None], row, key, form, table)
+        else:
+            values[slot] = x
 
 
 # Division in NumPy's way does not look for 0, so loops become vector code.
@@ -100,42 +89,39 @@ def step_of(gradient, total, rate, eps, adagrad):
 def _cached_step(
     d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
 ):
-    n, features, adagrad = order.size, ids.shape[1], accumulator.shape[0] > 0
+    n, features, width, adagrad = order.size, ids.shape[1], form.width, accumulator.size > 0
     for chunk in prange((n + CHUNK - 1) // CHUNK):
-        gradient, x = np.empty(form.width, values.dtype), np.empty(form.width, values.dtype)
+        gradient, outside = np.empty(width, values.dtype), np.empty(width, values.dtype)
         for p in range(chunk * CHUNK, min((chunk + 1) * CHUNK, n)):
-            if place[p] == REPEAT:
+            slot = place[p]
+            if slot == REPEAT:
                 continue
             row, f = row_at(ids, base, order[p])
+            x = outside if slot == DIRECT else values[slot]
+            if before[p] >= 0:
+                store_row(x, before[p], key, form, table[before[p]])
+            if slot == DIRECT or before[p] != STAYS:
+                expand(table[row], form, x)
             gradient[:] = d_vectors[order[p] // features, f]
             end = p + 1
             while end < n and place[end] == REPEAT:
                 more = d_vectors[order[end] // features, f]
-                for i in range(form.width):
+                for i in range(width):
                     gradient[i] += more[i]
                 end += 1
-            slot = place[p]
-            if slot == DIRECT:
-                expand(table[row], form, x)
-                for i in range(form.width):
-                    x[i] -= step_of(gradient[i], gradient[i] * gradient[i], rate, eps, adagrad)
-                store_row(x, row, key, form, table[row])
-                continue
-            here = values[slot]
-            if before[p] != STAYS:
-                if before[p] != NOBODY:
-                    store_row(here, before[p], key, form, table[before[p]])
-                expand(table[row], form, here)
-                if adagrad:
-                    accumulator[slot] = 0
             if adagrad:
-                total = accumulator[slot]
-                for i in range(form.width):
-                    total[i] += gradient[i] * gradient[i]
-                    here[i] -= step_of(gradient[i], total[i], rate, eps, True)
+                total = ZERO
+                for i in range(width):
+                    total += gradient[i] * gradient[i]
+                accumulator[row] += total / np.float32(width)
+                root = np.float32(math.sqrt(accumulator[row])) + eps
+                for i in range(width):
+                    x[i] -= rate * gradient[i] / root
             else:
-                for i in range(form.width):
-                    here[i] -= rate * gradient[i]
+                for i in range(width):
+                    x[i] -= rate * gradient[i]
+            if slot == DIRECT:
+                store_row(x, row, key, form, table[row])
 
 
 def cached_step_cpu(
@@ -150,50 +136,61 @@ def cached_step_cpu(
 def _cached_step_kernel(
     d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
 ):
-    stepped = cuda.shared.array(0, np.float32)
+    gradient = cuda.shared.array(0, np.float32)
+    squares = cuda.shared.array(TEAM, np.float32)
     lows = cuda.shared.array(TEAM, np.int32)
     highs = cuda.shared.array(TEAM, np.int32)
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
-    n, features, adagrad = U32(order.size), U32(ids.shape[1]), accumulator.shape[0] > 0
+    n, features = U32(order.size), U32(ids.shape[1])
     p = U32(cuda.blockIdx.x)
     while p < n:
-        slot = place[p]
+        slot, old = place[p], before[p]
         if slot != REPEAT:
             row, f = row_at(ids, base, order[p])
-            if before[p] >= 0:
-                old = before[p]
+            if old >= 0:
                 note_range(values[slot], form, lows, highs, thread, threads)
                 cuda.syncthreads()
                 store_team(values[slot], old, key, form, table[old], lows, highs, thread, threads)
                 cuda.syncthreads()
+            square = ZERO
+            i = thread
+            while i < form.width:
+                total = d_vectors[U32(order[p] // features), f, i]
+                q = U32(p + U32(1))
+                while q < n and place[q] == REPEAT:
+                    total += d_vectors[U32(order[q] // features), f, i]
+                    q = U32(q + U32(1))
+                gradient[i] = total
+                square += total * total
+                i += threads
+            root = ONE
+            if accumulator.size > 0:
+                squares[thread] = square
+                cuda.syncthreads()
+                square = ZERO
+                for t in range(threads):
+                    square += squares[t]
+                square = accumulator[row] + square / np.float32(form.width)
+                root = math.sqrt(square) + eps
+                cuda.syncthreads()
+                if thread == 0:
+                    accumulator[row] = square
             scale, bias = scale_at(table, row, form)
             i = thread
             while i < form.width:
-                gradient = d_vectors[U32(order[p] // features), f, i]
-                q = U32(p + U32(1))
-                while q < n and place[q] == REPEAT:
-                    gradient += d_vectors[U32(order[q] // features), f, i]
-                    q = U32(q + U32(1))
-                total = gradient * gradient
-                if slot >= 0 and before[p] == STAYS:
-                    x = values[slot, i]
-                    if adagrad:
-                        total += accumulator[slot, i]
+                step = rate * gradient[i] / root
+                if slot >= 0 and old == STAYS:
+                    values[slot, i] -= step
+                elif slot >= 0:
+                    values[slot, i] = element_at(table, row, i, scale, bias, form) - step
                 else:
-                    x = element_at(table, row, i, scale, bias, form)
-                x -= step_of(gradient, total, rate, eps, adagrad)
-                if slot >= 0:
-                    values[slot, i] = x
-                    if adagrad:
-                        accumulator[slot, i] = total
-                else:
-                    stepped[i] = x
+                    gradient[i] = element_at(table, row, i, scale, bias, form) - step
                 i += threads
+            cuda.syncthreads()
             if slot == DIRECT:
+                note_range(gradient, form, lows, highs, thread, threads)
                 cuda.syncthreads()
-                note_range(stepped, form, lows, highs, thread, threads)
-                cuda.syncthreads()
-                store_team(stepped, row, key, form, table[row], lows, highs, thread, threads)
+                store_team(gradient, row, key, form, table[row], lows, highs, thread, threads)
                 cuda.syncthreads()  # the next row takes the same place
         p = U32(p + cuda.gridDim.x)
 

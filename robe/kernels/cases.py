@@ -6,13 +6,9 @@ import numpy as np
 
 from robe.kernels.admit import COUNTED, admit_reference
 from robe.kernels.cache import EMPTY, WAYS, hash_row, set_of
-from robe.kernels.admit import COUNTED, admit_reference
-from robe.kernels.cache import EMPTY, WAYS, hash_row, set_of
 from robe.kernels.half import rounding_key
 from robe.kernels.hashing import SlotMap, slot_map, slots_reference
 from robe.kernels.interaction import out_width
-from robe.kernels.quantise import NO_ROW, Form, quantise_reference, row_bytes
-from robe.kernels.sort_rows import sort_rows_reference
 from robe.kernels.quantise import NO_ROW, Form, quantise_reference, row_bytes
 from robe.kernels.sort_rows import sort_rows_reference
 
@@ -147,7 +143,7 @@ def cached_calls(case: Case, rng) -> dict[str, Call]:
                 **{"d_vectors": rng.integers(-4, 5, shape).astype(np.float32), "order": order},
                 **{name: admitted[name] for name in ("place", "before", "ids", "base")},
                 **{"rate": 0.125, "eps": 1e-8, "key": key, "form": form, "table": table, "values": values},
-                "accumulator": values[: len(values) * (case.rows % 2)] ** 2,
+                "accumulator": weights[: total * (case.rows % 2), 0] ** 2,
             },
             ("table", "values", "accumulator"),
         ),
