@@ -1,0 +1,65 @@
+"""Look-up in quantised rows and in their cache: against the float32 rows they stand for, and EmbeddingBag.
+
+B = 2048, F = 26, D = 128, uniform ids over 26 equal tables that exceed the caches of the machine. All look up the
+same rows; `hits` has them all in its cache, INT8 and INT4 have none, as after a flush.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from benchmarks.measure import Effort, agree, figure, ratio, rotate, rounds, table_limit
+from benchmarks.peer import peer
+from benchmarks.workload import Workload
+from robe.backend import Backend
+from robe.config import EmbeddingConfig, ModelConfig, TrainConfig, resolve
+from robe.embeddings import create
+
+FULL = "float32 rows"
+OURS = {"INT8, hits": (8, 0.05), "INT8": (8, 0.0), "INT4": (4, 0.0)}
+
+
+def ours(work: Workload, rows: int, backend: Backend) -> dict[str, Callable]:
+    """Name -> call, after the vectors of each were compared."""
+    batches = [backend.to_device(batch.ids) for batch in work.draw(rows)]
+    out = backend.empty((rows, batches[0].shape[1], work.width), "float32")
+    base = resolve(TrainConfig(ModelConfig(work.preset), EmbeddingConfig("full"), batch=rows))
+    full = create(base, work.data(), backend)
+    calls = {f"{FULL} lookup": rotate(lambda ids: full.lookup(ids, out), batches)}
+    full.lookup(batches[0], out)
+    expected = backend.to_host(out).copy()
+    widest = 2 / min(work.cardinalities) ** 0.5  # from the least initial weight to the largest
+    for name, (bits, cache) in OURS.items():
+        settings = EmbeddingConfig("mixed_precision", bits=bits, cache=cache)
+        embedding = create(dataclasses.replace(base, embedding=settings), work.data(), backend)
+        if cache:
+            for ids in batches * 2:  # rows that the first round pushed out come back in the second
+                embedding.update(ids, backend.xp.zeros_like(out), 0.0)
+        embedding.lookup(batches[0], out)
+        # A step of the codes, and what halves make of it; another for each round, where a row may be rounded anew.
+        steps = 1 + 2 * (cache > 0)
+        agree(name, backend.to_host(out), expected, 1.01 * steps * widest / (2**bits - 1))
+        calls[f"{name} lookup"] = rotate(lambda ids, e=embedding: e.lookup(ids, out), batches)
+    return calls
+
+
+def run(backend: Backend, effort: Effort) -> Iterator[dict]:
+    rows, table_bytes = effort.pick(2048, 2), min(4e9, table_limit(effort))
+    work = Workload("uniform", table_bytes)
+    jobs = {name: effort.job(call, backend.synchronize) for name, call in ours(work, rows, backend).items()}
+    settings = {"tables": "uniform", "table_bytes": table_bytes, "rows": rows, "arrays": []}
+    with peer("torch_embedding", backend, effort.seconds, **settings) as peer_jobs:
+        peer_jobs = {name: job for name, job in peer_jobs.items() if name == "one EmbeddingBag lookup"}
+        times = rounds("mixed precision", jobs | peer_jobs, effort.rounds)
+    for name, values in times.items():
+        yield figure("mixed precision", name, values, rows=rows, table_bytes=work.full_bytes)
+    for name in OURS:
+        for other in (FULL, "one EmbeddingBag"):
+            if (theirs := times.get(f"{other} lookup")) is not None:
+                yield ratio(
+                    f"mixed precision: {name} lookup",
+                    f"{other} lookup, {work.full_bytes / 1e9:.3g} GB",
+                    times[f"{name} lookup"],
+                    theirs,
+                )
