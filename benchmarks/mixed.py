@@ -1,13 +1,11 @@
 """Look-up in quantised rows and in their cache: against the float32 rows they stand for, and EmbeddingBag.
 
-B = 2048, F = 26, D = 128, uniform ids over 26 equal tables that exceed the caches of the machine. All look up the
-same rows; `hits` has them all in its cache, INT8 and INT4 have none, as after a flush.
+B = 2048, F = 26, D = 128, uniform ids over 26 equal tables that exceed the caches of the machine. All look up
+the same rows; `hits` has them in its cache, INT8 and INT4 have no cache, as after a flush.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator
-
-import numpy as np
 
 from benchmarks.measure import Effort, agree, figure, ratio, rotate, rounds, table_limit
 from benchmarks.peer import peer
@@ -37,7 +35,7 @@ def ours(work: Workload, rows: int, backend: Backend) -> dict[str, Callable]:
             for ids in batches * 2:  # rows that the first round pushed out come back in the second
                 embedding.update(ids, backend.xp.zeros_like(out), 0.0)
         embedding.lookup(batches[0], out)
-        # A step of the codes, and what halves make of it; another for each round, where a row may be rounded anew.
+        # A step of the codes, and what halves make of it; another where a round may have rounded anew.
         steps = 1 + 2 * (cache > 0)
         agree(name, backend.to_host(out), expected, 1.01 * steps * widest / (2**bits - 1))
         calls[f"{name} lookup"] = rotate(lambda ids, e=embedding: e.lookup(ids, out), batches)
@@ -45,7 +43,7 @@ def ours(work: Workload, rows: int, backend: Backend) -> dict[str, Callable]:
 
 
 def run(backend: Backend, effort: Effort) -> Iterator[dict]:
-    rows, table_bytes = effort.pick(2048, 2), min(4e9, table_limit(effort))
+    rows, table_bytes = effort.pick(2048, 2), min(2e9, table_limit(effort))
     work = Workload("uniform", table_bytes)
     jobs = {name: effort.job(call, backend.synchronize) for name, call in ours(work, rows, backend).items()}
     settings = {"tables": "uniform", "table_bytes": table_bytes, "rows": rows, "arrays": []}

@@ -48,8 +48,9 @@ def text(summary: dict) -> str:
     if cache := summary.get("cache"):
         look_ups = cache["hits"] + cache["misses"]
         lines.append(
-            f"embedding: {summary['embedding_bytes'] / 1e6:.3f} MB, of them a cache of {cache['bytes'] / 1e6:.3f} MB; "
-            f"{summary['compression']:.2f}x less than the {summary['compressed_from']}"
+            f"embedding: {summary['embedding_bytes'] / 1e6:.3f} MB, of them a cache of "
+            f"{cache['bytes'] / 1e6:.3f} MB; {summary['compression']:.2f}x less than the "
+            f"{summary['compressed_from']}"
         )
         lines.append(
             f"cache: {cache['hits'] / max(1, look_ups):.1%} of {look_ups:,} look-ups in training hit; "

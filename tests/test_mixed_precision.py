@@ -1,4 +1,4 @@
-"""Quantised rows and their cache: bounds and means of rounding, the cache against a plain oracle, and training."""
+"""Quantised rows and their cache: how they are rounded, the cache against a plain oracle, and training."""
 
 import dataclasses
 from collections import Counter
@@ -197,7 +197,7 @@ class Oracle:
     batches=st.lists(st.integers(0, 120), min_size=1, max_size=8),
 )
 def test_the_cache_is_that_of_the_oracle(seed, bits, policy, cache, batches):
-    """Up to 360 look-ups of 1,310 rows at a time, and 32 or 64 places: some batches want more than there are."""
+    """Up to 360 look-ups of 1,310 rows at a time, and 0 to 64 places: some batches want more."""
     settings = embedding_settings(
         method="mixed_precision", bits=bits, policy=policy, cache=cache, init_bound=0.25
     )
@@ -239,7 +239,7 @@ def test_the_cache_is_that_of_the_oracle(seed, bits, policy, cache, batches):
 
 
 def test_counters_are_kept_by_feature():
-    """100 rows of a feature fight for 32 places, and evict those of another; its look-ups are not counted there."""
+    """100 rows of a feature fight for 32 places, and evict those of another, which counts them."""
     embedding = create(embedding_settings(method="mixed_precision", cache=0.02), NUMBERED, select("cpu"))
     gradient = np.zeros((100, 3, 8), np.float32)
     embedding.update(
@@ -292,8 +292,9 @@ def hit_rate(p, sets, least_used, tags, used):
 
 
 def test_hit_rates_on_a_zipf_trace():
-    """LFU, once it has settled, keeps the most frequent rows of each set in all places but one, which holds the last
-    other row that was looked up. LRU after Che (2002): a row is there with 1 - exp(-p T), T from their sum, WAYS."""
+    """LFU, once it has settled, keeps the most frequent rows of each set in all places but one, which holds
+    the last other row that was looked up. LRU after Che (2002): a row is there with 1 - exp(-p T); they sum
+    to WAYS."""
     sets, p = 2, np.arange(1, 501.0) ** -1.0
     p /= p.sum()
     of = set_of(hash_row(np.arange(len(p), dtype=np.uint64)), sets)

@@ -53,9 +53,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
-    """A run of ROBE on hashed ids and one of full tables on a dictionary."""
+    """A run of ROBE on hashed ids, and of full tables and of mixed-precision ones on a dictionary."""
     runs = tmp_path_factory.mktemp("runs")
-    for method, ids in (("robe", "hash"), ("full", "dictionary")):
+    for method, ids in (("robe", "hash"), ("full", "dictionary"), ("mixed_precision", "dictionary")):
         arguments = [
             "train",
             "--data",

@@ -22,7 +22,7 @@ def require_numbered(data: DataSpec, method: str) -> None:
 
 
 def initial_rows(config: TrainConfig, data: DataSpec) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of the first, rows (n, D) float32) of all tables one after the other, uniform as in the DLRM."""
+    """(number of the first, rows (n, D) float32) of all tables in turn, uniform as in the DLRM."""
     width, start, rng = config.model.width, 0, np.random.default_rng([config.seed, 1])
     for rows in data.cardinalities:
         bound, end = np.float32(config.embedding.init_bound or 1 / np.sqrt(rows)), start + rows

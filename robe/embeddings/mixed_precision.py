@@ -1,18 +1,18 @@
-"""A table of quantised rows, and a full-precision cache in which the rows in use are trained (Yang et al., arXiv
-2010.11305).
+"""A table of quantised rows, and a float32 cache in which the rows in use are trained (Yang et al., 2020,
+arXiv 2010.11305).
 
-A step trains the rows of its batch in the cache; a row that leaves it is rounded at random, so that steps too small
-for its codes count on average. Rows that find no place, because the batch wants more rows of one set than it has
-ways, are stepped in the table and rounded at once; with --cache 0 all are.
+A step trains the rows of its batch in the cache; a row that leaves it is rounded at random, so that steps too
+small for its codes count on average. Rows that find no place, because the batch wants more rows of one set
+than it has ways, are stepped in the table and rounded at once; with --cache 0 all are.
 
-A look-up reads a row where it is: in the cache exactly as it is trained, else in the table. It changes nothing, in
-training and in evaluation, which so judges the very weights that are trained. `flush` writes the cache back and
-empties it; what is then read is the table alone.
+A look-up reads a row where it is: in the cache exactly as it is trained, else in the table. It changes
+nothing, so evaluation disturbs no training, and judges the very weights that are trained. `flush` writes the
+cache back and empties it; what is then read is the table alone.
 
-Adagrad keeps one sum of squared gradients a row, that of their mean over the row, in float32 for every row, as
-FBGEMM's row-wise Adagrad does. Sums for the rows of the cache only, forgotten when a row leaves it, would be nearer
-to the idea of the paper, but cost 0.047 of AUC on synthetic data: rows that come back take first steps again and
-again. Element by element they would also take more memory than this, from D = 20 on at 5%.
+Adagrad keeps one sum of squared gradients a row, that of their mean over the row, in float32 for every row,
+as FBGEMM's row-wise Adagrad does. Sums for the rows of the cache only, forgotten when a row leaves it, would
+be nearer to the idea of the paper, but cost 0.047 of AUC in a run on synthetic data: rows that come back take
+first steps again and again. Element by element they would also take more memory, from D = 20 on at 5%.
 
 The table and the cache lie in the same memory, so rows are not fetched before their batch.
 """
@@ -129,8 +129,8 @@ class MixedPrecisionEmbedding:
         }
 
     def counts(self) -> dict[str, int]:
-        """Of all features together: look-ups that hit and missed; rows that were loaded, evicted, or stepped in the
-        table; and the bytes of rows that this moved."""
+        """Of all features: look-ups that hit and missed; rows loaded, evicted, or stepped in the table; and
+        the bytes of rows that this moved."""
         totals = self.backend.to_host(self.counters).sum(axis=0).tolist()
         return _with_bytes(dict(zip(COUNTED, totals, strict=True)), self.table.shape[1])
 

@@ -9,20 +9,20 @@
     counters      (F, len(COUNTED))  int64, added to
     place         (B * F,) int64     of the first look-up of each row in `order`: its place in the cache, or
                                      DIRECT if there is none; REPEAT for the rest
-    before        (B * F,) int64     there: the row that has to leave the place, NOBODY if it was empty, or STAYS
-                                     if the row was there before; elsewhere STAYS
+    before        (B * F,) int64     there: the row that has to leave the place, NOBODY if it was empty, or
+                                     STAYS if the row was there before; elsewhere STAYS
 
 A set first notes which rows of the batch it holds. Then each of the others, in the order of their hash, takes
 an empty way, or else that of the row used least (of several the first way), but never that of a row of this
 batch. So if one batch wants more rows of a set than there are ways, the last of them stay outside: they are
-DIRECT, and stepped in the table itself (cached_step.py). Whether a row is a hit is told by what was there before
-the batch, for every look-up of it.
+DIRECT, and stepped in the table itself (cached_step.py). Whether a row is a hit is told by what was there
+before the batch, for every look-up of it.
 
 Only the tags change here; cached_step.py moves the rows.
 
-Versions: `reference` goes from row to row in plain Python. In `cpu` each thread owns a range of the sets, which is a
-range of the sorted rows, and `cuda` gives each set to a thread: so there are no races, and nothing depends on the
-number of threads but the order of the sums in `counters`, which are of integers.
+Versions: `reference` goes from row to row in plain Python. In `cpu` each thread owns a range of the sets,
+which is a range of the sorted rows, and `cuda` gives each set to a thread: so there are no races, and nothing
+depends on the number of threads but the order of the sums in `counters`, which are of integers.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """A set-associative cache of rows: which set a row belongs to, and where in the set it is.
 
     tags  (sets, WAYS) uint32   number of the row that each place holds, or EMPTY
-    used  (sets, WAYS) uint32   LRU: the step that last touched it; LFU: how many look-ups it had since it came
+    used  (sets, WAYS) uint32   LRU: the step that last touched it; LFU: its look-ups since it came
     values (sets * WAYS, D) float32
 
 The set of a row is the upper part of a hash of its number, which is one to one on 32 bits: so whoever sorts

@@ -9,12 +9,12 @@
     first    (B, D) float32           of `cached_interaction`: interacts with those vectors, as in
                                       gather_interaction.py, into its out (B, D + pairs)
 
-Nothing but `out` changes. A row that is not in the cache is read as admit.py and cached_step.py would put it there,
-so training may look up first and admit afterwards, and evaluating a model in mid-training leaves it alone.
+Nothing but `out` changes. A row that is not in the cache is read as admit.py and cached_step.py would put it
+there, so training may look up first and admit afterwards, and evaluating a model in mid-training leaves it
+alone.
 
-Versions: `reference` is the formula. `cpu` compares all tags of a set at once, and then copies or widens the row in
-vector registers; it asks for the tags and rows of the next vectors ahead of time. `cuda` gives a thread to each
-element; the threads of one row read the same tags, which are then in the cache of the device.
+Versions: `reference` is the formula. `cpu` compares all tags of a set at once, and then copies or widens the
+row in vector registers. `cuda` gives a thread to each element; the threads of one row read the same tags.
 """
 
 import numpy as np

@@ -13,8 +13,8 @@
     x <- x - rate * gradient                                                          SGD
     a <- a + mean of gradient^2;  x <- x - rate * gradient / (sqrt(a) + eps)          row-wise Adagrad
 
-x is a row of `values` if it has a place there. One that comes to a place is read from the table first, and the
-one it replaces is rounded and written back. A row without a place is read, stepped and rounded at once.
+x is a row of `values` if it has a place there. One that comes to a place is read from the table first, and
+the one it replaces is rounded and written back. A row without a place is read, stepped and rounded at once.
 
 Versions: each row, and each place, belongs to the first look-up of the row, and no two look-ups share one; so
 there are no races, and each row sums in the order of the batch. `reference` and `cpu` take one row after the
@@ -26,7 +26,6 @@ from itertools import pairwise
 
 import numpy as np
 from numba import cuda, njit, prange
-from numba.extending import register_jitable
 
 from robe.kernels.admit import DIRECT, REPEAT, STAYS
 from robe.kernels.cache import row_at

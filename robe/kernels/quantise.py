@@ -6,8 +6,8 @@
     form                    bits, stochastic, D (below)
     table   (R, S) uint8    S = row_bytes(form); those rows are written
 
-A row lies together, as in Caffe2's and FBGEMM's fused INT4 rows: its codes (of INT4 two in a byte, the first in
-the low half), then scale and bias as halves. Element i is
+A row lies together, as in Caffe2's and FBGEMM's fused INT4 rows: its codes (of INT4 two in a byte, the first
+in the low half), then scale and bias as halves. Element i is
 
     bias + scale * code[i]       in float32, code from 0 to 2^bits - 1
 
@@ -16,16 +16,17 @@ the low half), then scale and bias as halves. Element i is
     code  = floor((x - bias) / scale + u)      u uniform in [0, 1): the element is right on average
                                                u = 1/2, to the nearest, where not form.stochastic
 
-So each element is off by less than scale, or by half of it at most, and none is cut off. Halves cost 4 bytes a
-row where float32 would cost 8, and the error grows by at most 5% for it (INT8, D = 16, 10^7 rows' initial
-weights; below 1% once trained, and 0.1% for INT4). A row with an element that is not finite reads as NaN.
+So each element is off by less than scale, or by half of it at most, and none is cut off. Halves cost 4 bytes
+a row where float32 would cost 8, and the error grows by at most 5% for it (INT8, D = 16, initial weights of
+10^7 rows; below 1% where rows have moved, and 0.1% for INT4). A row with an element that is not finite reads
+as NaN.
 With 16 bits there is no scale: each element is a half, rounded as half.py does.
 
 u is a hash of (key, row, element), so it is the same for any number of threads and for every version. With a
 fixed u, steps smaller than half a scale would be lost each time.
 
-Versions: `reference` works on all rows at once, `cpu` on one after the other in each thread. `cuda_rows` gives
-a row to a thread, `cuda` to a thread block, whose threads read neighbouring elements.
+Versions: `reference` works on all rows at once, `cpu` on one after the other in each thread. `cuda_rows`
+gives a row to a thread, `cuda` to a thread block, whose threads read neighbouring elements.
 """
 
 from typing import NamedTuple
@@ -239,7 +240,7 @@ def quantise_cuda_rows(rows, numbers, key, form, table):
 
 @register_jitable
 def note_range(values, form, lows, highs, thread, threads):
-    """A thread of a team tells the others the least and largest of its elements; then they wait for each other."""
+    """A thread of a team tells the least and largest of its elements; then all wait for each other."""
     low, high = MOST, LEAST
     i = thread
     while i < form.width:

@@ -5,8 +5,8 @@
     keys   (B * F,) uint32  the hashes of all rows, ascending
     order  (B * F,) uint32  which look-up, b * F + f, each is of; those of one row in the order of the batch
 
-Versions: `reference` and `cuda` leave the sorting to NumPy and CuPy. `cpu` sorts by 11 bits at a time, from the
-lowest on (radix sort), in one thread.
+Versions: `reference` and `cuda` leave the sorting to NumPy and CuPy. `cpu` sorts by 11 bits at a time, from
+the lowest on (radix sort), in one thread.
 """
 
 import numpy as np
