@@ -16,9 +16,9 @@ from typing import Annotated, Literal
 import tyro
 
 from data_pipeline.batches import Rows
-from data_pipeline.manifest import MANIFEST, SPLITS, Manifest
+from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.prepare import PrepareConfig
-from data_pipeline.schema import PUBLIC_DATA_SETS, DataError
+from data_pipeline.schema import CRITEO, PUBLIC_DATA_SETS, DataError, Schema, load_schema
 from data_pipeline.synthetic import SyntheticConfig
 from robe import RobeError
 from robe.config import TABLES, ConfigError, DataSpec, EmbeddingConfig, TrainConfig, from_json, resolve
@@ -28,6 +28,15 @@ from robe.timeline import Timeline, no_phase
 Flat = tyro.conf.OmitArgPrefixes
 Argument = tyro.conf.Positional
 BackendName = Literal["auto", "reference", "cpu", "cuda"]
+
+# A schema is given as the TOML file that holds it.
+SchemaFile = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="FILE.toml",
+    instance_from_str=lambda words: load_schema(words[0]),
+    is_instance=lambda value: isinstance(value, Schema),
+    str_from_instance=lambda schema: [schema.name],
+)
 
 DEMO, DEMO_ROWS = Path("data/demo"), 1_000_000
 
@@ -45,10 +54,11 @@ def synth(config: Flat[SyntheticConfig]) -> None:
 @dataclasses.dataclass(frozen=True)
 class PrepareArguments(PrepareConfig):
     inputs: Argument[tuple[Path, ...]]
+    schema: Annotated[Schema, SchemaFile] = CRITEO
 
 
 def prepare(config: Flat[PrepareArguments]) -> None:
-    """Turn raw Criteo logs, text or gzip, into the shards that training reads."""
+    """Turn raw Criteo logs, or tables of your own, into the shards that training reads."""
     from data_pipeline.prepare import REJECTED, prepare
     from robe.progress import progress_bar
 
@@ -57,6 +67,47 @@ def prepare(config: Flat[PrepareArguments]) -> None:
     print(f"{config.out}: {manifest.describe()}")
     if rejected := sum(day.rejected for day in manifest.days):
         print(f"{rejected:,} bad lines were left out; see {config.out / REJECTED}")
+
+
+def describe(
+    data: Argument[Path],
+    rows: int = 1_000_000,
+    everything: Annotated[bool, tyro.conf.arg(name="all")] = False,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Print and draw what stands in the columns of a prepared folder.
+
+    Args:
+        data: A folder made by `prepare`.
+        rows: How many rows to draw a sample of; memory is up to 400 bytes for each.
+        everything: Count clicks and zeros, means and extremes over all rows, not only over the sample.
+        seed: Of the sample.
+        out: The figure; default: DATA/describe.png.
+    """
+    from data_pipeline import describe
+    from robe.progress import progress_bar
+
+    out = out or data / "describe.png"
+    with progress_bar("describe", "rows") as update:
+        found = describe.describe(
+            Manifest.load(data), rows, everything=everything, seed=seed, progress=update
+        )
+    print(describe.text(found))
+    describe.save(describe.draw(found), out)
+    print(f"{out}: drawn")
+
+
+def schema(file: Argument[Path], rows: int = 10_000) -> None:
+    """Propose a schema for your own data, in TOML, to correct and to give to `prepare --schema`.
+
+    Args:
+        file: A table: .parquet, .arrow, .ipc, .feather, or .csv or .tsv with a header, or these as .gz.
+        rows: Look at so many rows, the first ones.
+    """
+    from data_pipeline.proposal import propose
+
+    print(propose(file, rows), end="")
 
 
 def train(
@@ -137,7 +188,7 @@ def evaluate(
     Args:
         run: The folder of a run.
         data: A folder made by `prepare`; default: the one of the run.
-        split: Which half of the last day.
+        split: Which rows; the line that describes the data says which these are.
         backend: Where to compute.
     """
     from robe import metrics
@@ -167,7 +218,7 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
 
     Args:
         run: The folder of a run.
-        file: A raw log, text or gzip, with or without its label column; or a prepared folder.
+        file: A raw log or a table, with or without its label column; or a prepared folder.
         out: The file to write.
         backend: Where to compute.
     """
@@ -195,7 +246,8 @@ def plan(
     data: Path | None = None,
     public: Literal["criteo-kaggle", "criteo-tb"] = "criteo-tb",
 ) -> None:
-    """Print how many bytes a training needs, item by item, without allocating them.
+    """Print how many bytes a training needs, item by item, without allocating them; and for Criteo
+    Terabyte estimate the time, from measured rates.
 
     Args:
         data: Take the sizes of this folder made by `prepare`.
@@ -212,7 +264,12 @@ def plan(
         rows, cardinalities = PUBLIC_DATA_SETS[public]
         dialect = "dictionary" if config.embedding.method in TABLES else "hash"
         spec = DataSpec(13, cardinalities, dialect, "", f"published cardinalities of {public}")
-    print(report.plan_text(plan(config, spec, rows), config, spec))
+    found = plan(config, spec, rows)
+    print(report.plan_text(found, config, spec))
+    if data is None and public == "criteo-tb":
+        from benchmarks.estimate import criteo_tb
+
+        print(criteo_tb(config, sum(found["memory"].values())))
 
 
 def kernels(
@@ -326,9 +383,9 @@ def create_run(run: Path, config: TrainConfig, manifest: Manifest, baseline: boo
         raise ConfigError(f"{run}: exists; choose another --out, or go on with it by --resume {run}")
     with appearing(run, lambda: 0.0) as folder:
         (folder / "data").mkdir()
-        for name in (MANIFEST, DICTIONARY):
-            if (manifest.folder / name).exists():
-                shutil.copy(manifest.folder / name, folder / "data" / name)
+        manifest.save(folder / "data")
+        if manifest.dictionary_sha256 is not None:
+            shutil.copy(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
         origin = str(manifest.folder.resolve())
         settings = {"config": dataclasses.asdict(config), "data": origin, "baseline": baseline}
         (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
@@ -369,7 +426,10 @@ def demo_data(dialect: str) -> Path:
     return prepared
 
 
-COMMANDS = {f.__name__: f for f in (train, evaluate, predict, synth, prepare, plan, doctor, kernels, analyze)}
+COMMANDS = {
+    f.__name__: f
+    for f in (train, evaluate, predict, synth, schema, prepare, describe, plan, doctor, kernels, analyze)
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

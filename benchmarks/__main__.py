@@ -2,7 +2,7 @@
 
     python -m benchmarks [--only limits|embedding|mixed|step] [--backend cpu|cuda] [--quick]
 
-`python -m benchmarks.readme` then writes the README's tables from the results.
+`python -m benchmarks.readme` then writes the tables of README.md and docs/speed.md from the results.
 """
 
 import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)

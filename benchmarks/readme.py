@@ -1,4 +1,4 @@
-"""Write the measured figures into README.md, from the files in benchmarks/results/.
+"""Write the measured figures into README.md and docs/speed.md, from the files in benchmarks/results/.
 
     python -m benchmarks.readme
 
@@ -7,6 +7,7 @@ A block between `<!-- begin NAME -->` and `<!-- end NAME -->` is what the functi
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from analysis.tradeoff import tables
@@ -52,18 +53,31 @@ def prepare_memory() -> str:
     return "\n".join(lines)
 
 
-# Of the models, those at the batches of their recipes; the results hold more.
+# Of the models, those at the batches of their recipes; docs/speed.md has all.
 SHOWN = (["kaggle", 128], ["kaggle", 2048], ["tb10m", 2048], ["mlperf", 2048])
+PEERS = re.compile(r"26 EmbeddingBags|published|PyTorch eager")
 
 
-def speed() -> str:
+def shown(row: dict) -> bool:
+    """Whether the README has this row: ROBE, on uniform ids, beside what PyTorch offers instead."""
+    ours = "ROBE" in row["what"] and not row["what"].startswith("mlperf ids")
+    return ours and PEERS.match(row["peer"]) is not None and row.get("model", SHOWN[0]) in SHOWN
+
+
+def speed(shown: Callable[[dict], bool] = shown) -> str:
     """Our times beside those of peers and limits: results/cpu.json, and gpu-DEVICE.json of every device."""
     paths = [*RESULTS.glob("cpu.json"), *sorted(RESULTS.glob("gpu-*.json"))]
-    return "\n\n".join(speed_table(json.loads(path.read_text())) for path in paths) or "Not measured yet."
+    return (
+        "\n\n".join(speed_table(json.loads(path.read_text()), shown) for path in paths) or "Not measured yet."
+    )
 
 
-def speed_table(results: dict) -> str:
-    """The ratios of one results file, under what it was measured on."""
+def whole_speed() -> str:
+    return speed(lambda row: True)
+
+
+def speed_table(results: dict, shown: Callable[[dict], bool]) -> str:
+    """The ratios of one results file that are `shown`, under what it was measured on."""
     machine = results["step"]["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     rows = [row for part in ("embedding", "step") for row in results[part]["rows"] if "ratio" in row]
@@ -78,7 +92,7 @@ def speed_table(results: dict) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        if row.get("model", SHOWN[0]) in SHOWN:
+        if shown(row):
             low, high = row["ratio"]["quartiles"]
             ours, peer = (f"{1e3 * row[key]:.3g} ms" for key in ("seconds", "peer_seconds"))
             share = f"{row['of_limit']:.0%}" if "of_limit" in row else ""
@@ -93,21 +107,57 @@ def speed_table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def loader() -> str:
+    """Rows per second of batches, and the loader's peak memory: results/loader.json."""
+    results = json.loads((RESULTS / "loader.json").read_text())
+    speeds = {(row["name"], row["batch"]): row for row in results["rows"] if "name" in row}
+    names, sizes = (list(dict.fromkeys(key)) for key in zip(*speeds, strict=True))
+    lines = [
+        f"| million rows per second, batches of | {' | '.join(f'{size:,}' for size in sizes)} |",
+        f"| --- |{' --- |' * len(sizes)}",
+    ]
+    for name in names:
+        cells = (speeds[name, size] for size in sizes)
+        figures = (
+            f"{row['median'] / 1e6:.1f} ({row['range'][0] / 1e6:.1f}-{row['range'][1] / 1e6:.1f})"
+            for row in cells
+        )
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    machine, memory = results["machine"], results["memory"]
+    before, repeats = memory[0]["before_mib"], results["rows"][0]["repeats"]
+    peaks = ", ".join(f"{row['peak_mib']} MiB for {row['rows']:,} rows" for row in memory)
+    lines += [
+        "",
+        f"Medians and extremes of {repeats} turns. Peak memory of a process that reads batches of 2,048, "
+        f"shuffled: {peaks}, of which {before} MiB before the first. {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['date']}, while other programs used "
+        f"{machine['cores_used_by_others']:.2f} cores.",
+    ]
+    return "\n".join(lines)
+
+
 def tradeoff() -> str:
     """Size against iterations: results/tradeoff.json is the analysis/out/tradeoff.json of a full study."""
     return tables(json.loads((RESULTS / "tradeoff.json").read_text()))
 
 
-def fill(text: str) -> str:
-    """The README with every block made anew."""
-    for block in (demonstration, prepare_memory, speed, tradeoff):
+PAGES = {
+    ROOT / "README.md": (demonstration, prepare_memory, loader, speed, tradeoff),
+    ROOT / "docs" / "speed.md": (whole_speed,),
+}
+
+
+def fill(page: Path) -> str:
+    """The text of a page with every block made anew."""
+    text = page.read_text()
+    for block in PAGES[page]:
         name = block.__name__
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
         text, count = re.subn(pattern, lambda m: f"{m[1]}{block()}\n{m[2]}", text, flags=re.DOTALL)  # noqa: B023
-        assert count == 1, f"README.md has no block {name}"
+        assert count == 1, f"{page} has no block {name}"
     return text
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(fill(readme.read_text()))
+    for page in PAGES:
+        page.write_text(fill(page))

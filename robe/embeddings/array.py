@@ -80,6 +80,21 @@ class ArrayEmbedding:
         """Write the interaction of `first` (B, D) and the vectors of `ids` (B, F) to `out`."""
         self.backend.kernels.gather_interaction(self.memory, ids, self.base, self.slot_map, first, out)
 
+    def backward(self, d_out, vectors, ids, rate: float, d_vectors) -> None:
+        """One optimizer step from the gradient d_out by the interaction of `vectors` (B, 1 + F, D).
+
+        d_vectors (B, 1 + F, D): its [:, 0] is the gradient by vector 0 afterwards, the rest is room for the
+        others. On a GPU, SGD adds these to the weights at once; halves and Adagrad need their sums first.
+        """
+        kernels = self.backend.kernels
+        if self.backend.name == "cuda" and not (self.adagrad or self.halves):
+            rows = (ids, self.base, self.slot_map)
+            kernels.interaction_scatter(d_out, vectors, *rows, -rate, d_vectors[:, 0], self.memory)
+            self.steps += 1
+        else:
+            kernels.interaction_backward(d_out, vectors, d_vectors)
+            self.update(ids, d_vectors[:, 1:], rate)
+
     def update(self, ids, d_vectors, rate: float) -> None:
         """One optimizer step on the weights that `ids` (B, F) touch; d_vectors (B, F, D)."""
         kernels, rows = self.backend.kernels, (ids, self.base, self.slot_map)

@@ -90,6 +90,11 @@ class MixedPrecisionEmbedding:
         """Write the interaction of `first` (B, D) and the vectors of `ids` (B, F) to `out`."""
         self.backend.kernels.cached_interaction(*self._where(ids), first, out)
 
+    def backward(self, d_out, vectors, ids, rate: float, d_vectors) -> None:
+        """As that of array.py: the gradient by the interaction, then `update`."""
+        self.backend.kernels.interaction_backward(d_out, vectors, d_vectors)
+        self.update(ids, d_vectors[:, 1:], rate)
+
     def update(self, ids, d_vectors, rate: float) -> None:
         """One optimizer step on the rows that `ids` (B, F) name; d_vectors (B, F, D)."""
         kernels = self.backend.kernels
