@@ -17,7 +17,7 @@ class DataSpec:
     """What a model has to know of a prepared data set.
 
     cardinalities: rows a full table would have, per categorical feature.
-    dialect: `hash` (ids are raw 32-bit values) or `dictionary` (ids are 0 .. cardinality - 1).
+    dialect: `hash` (ids are raw 32-bit values), `modulo` or `dictionary` (ids are 0 .. cardinality - 1).
     fingerprint: changes with the columns and the meaning of their values.
     note: where the cardinalities come from, in words.
     """
@@ -33,6 +33,7 @@ class DataSpec:
         """That of a prepared folder, from its manifest."""
         ids = manifest.ids
         note = "distinct ids in the data" + ("" if ids.exact else ", estimated")
+        note = "ids modulo that per feature" if ids.dialect == "modulo" else note
         return cls(len(manifest.schema.dense), ids.cardinalities, ids.dialect, manifest.fingerprint(), note)
 
     def require(self, fingerprint: str, where: str) -> None:
@@ -40,7 +41,8 @@ class DataSpec:
         if fingerprint != self.fingerprint:
             raise ConfigError(
                 f"{where}: its columns or ids do not mean what they meant in training; prepare the data as "
-                "the training data were (the same --ids, and for a dictionary the same folder)"
+                "the training data were (the same --ids, --max-ind-range and --dense; for a dictionary the "
+                "same folder)"
             )
 
 
