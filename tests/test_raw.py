@@ -160,6 +160,26 @@ def test_each_byte_in_each_place():
                     assert (label[0], dense[0].tolist(), ids[0].tolist()) == expected
 
 
+@pytest.mark.parametrize("dense", [(), ("d0", "d1")])
+def test_each_separator_in_each_place(dense):
+    """With dense columns Polars minds too; without, it is not asked."""
+    layout = _Layout(Schema("small", "label", dense, ("c0", "c1")), True, "log1p")
+    numbers = b"\t7" * len(dense)
+    text = b"1" + numbers + b"\tab\t0f\n0" + numbers + b"\tc\td\n"
+    assert layout.parse(text, 2)[2].tolist() == [[0xAB, 0x0F], [0xC, 0xD]]
+    places = [place for place, byte in enumerate(text) if byte in b"\t\n"]
+    for place in places:
+        for byte in range(11):
+            changed = text[:place] + bytes([byte]) + text[place + 1 :]
+            assert (layout.parse(changed, changed.count(b"\n")) is not None) == (changed == text), changed
+    # As many of each as there should be, but not in their places.
+    end = text.index(b"\n")
+    for place in set(places[:-1]) - {end}:
+        moved = bytearray(text)
+        moved[place], moved[end] = b"\n\t"
+        assert layout.parse(bytes(moved), 2) is None
+
+
 @st.composite
 def damaged_files(draw):
     """Numbers of columns, and bytes that were such a log before they were changed at a few places."""
