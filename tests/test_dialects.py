@@ -1,4 +1,5 @@
 import math
+from bisect import bisect_left
 from collections import Counter
 
 import numpy as np
@@ -67,6 +68,16 @@ def test_counts_that_do_not_fit_in_32_bits():
     pieces = lambda: iter([np.array([7, 7, 9], np.uint32)])  # noqa: E731
     assert learn(pieces, 3, 10, 2).values.tolist() == [7]
     assert learn(pieces, 2**32, 10, 2).values.tolist() == [7]
+
+
+@pytest.mark.parametrize("cached", [0, 10**9])
+def test_places_among_many_keys(rng, monkeypatch, cached):
+    monkeypatch.setattr(dialects, "CACHED", cached)
+    keys = np.unique(rng.integers(0, 2**32, 5000, dtype=np.uint32))
+    values = np.concatenate([rng.integers(0, 2**32, 3000, dtype=np.uint32), keys[::3], [0, 2**32 - 1]])
+    values = rng.permutation(values.astype(np.uint32))
+    expected = [bisect_left(keys, value) for value in values]
+    assert dialects._places(keys, values).tolist() == expected
 
 
 @pytest.mark.parametrize("largest", [1, 30, 5000])
