@@ -15,7 +15,7 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
-from robe.embeddings import ArrayEmbedding, create
+from robe.embeddings import Embedding, create
 from robe.kernels.interaction import out_width
 from robe.layers import MLP
 from robe.optim import DenseOptimizer
@@ -52,7 +52,7 @@ class DLRM:
         self,
         config: TrainConfig,
         data: DataSpec,
-        embedding: ArrayEmbedding,
+        embedding: Embedding,
         backend: Backend,
         dtype="float32",
     ):

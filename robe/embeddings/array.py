@@ -1,8 +1,9 @@
 """Embeddings that are one array of weights and a map from (feature, id, element) to a slot of it.
 
-The ROBE array and the full table differ only in the map and in the initial weights.
+The ROBE array and tables differ only in the map, in the initial weights and in which rows stand for an id.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,9 @@ class ArrayEmbedding:
     """`memory` (M,) read through `slot_map`; a row is token = base[f] + id.
 
     table_weights: weights of the full table this stands for, and `table_note` says which table that is.
-    rows: rows of each feature's table; None where any 32-bit id has a place.
+    rows: ids of each feature; None where any 32-bit id has a place.
+    place: ids (B, F) -> the rows (B, F * chunks) that stand for them; None where they are these rows.
+    chunks: rows that make a vector, one behind the other.
     seed, steps: what halves are rounded by; steps, the updates so far, is set by who resumes a training.
     """
 
@@ -32,6 +35,8 @@ class ArrayEmbedding:
     table_weights: int
     table_note: str
     rows: np.ndarray | None = None  # (F,)
+    place: Callable[[Any], Any] | None = None
+    chunks: int = 1
     seed: int = 0
     steps: int = field(init=False, default=0)
     accumulator: Any = field(init=False)  # (M,) sum of squared gradients, for Adagrad; else (0,)
@@ -52,11 +57,11 @@ class ArrayEmbedding:
 
     @property
     def features(self) -> int:
-        return len(self.base)
+        return len(self.base) // self.chunks
 
     @property
     def width(self) -> int:
-        return int(self.slot_map.width)
+        return self.chunks * int(self.slot_map.width)
 
     def check(self, ids: np.ndarray) -> None:
         """Raise ConfigError if an id (B, F), still on the host, has no row: kernels would read elsewhere."""
@@ -69,15 +74,17 @@ class ArrayEmbedding:
 
     def lookup(self, ids, out) -> None:
         """Write the vectors of `ids` (B, F) to `out` (B, F, D)."""
-        self.backend.kernels.gather(self.memory, ids, self.base, self.slot_map, out)
+        self.backend.kernels.gather(self.memory, *self._placed(ids), self._apart(out))
 
     def interact(self, ids, first, out) -> None:
         """Write the interaction of `first` (B, D) and the vectors of `ids` (B, F) to `out`."""
-        self.backend.kernels.gather_interaction(self.memory, ids, self.base, self.slot_map, first, out)
+        if self.chunks > 1:
+            return interact_apart(self, ids, first, out)
+        self.backend.kernels.gather_interaction(self.memory, *self._placed(ids), first, out)
 
     def update(self, ids, d_vectors, rate: float) -> None:
         """One optimizer step on the weights that `ids` (B, F) touch; d_vectors (B, F, D)."""
-        kernels, rows = self.backend.kernels, (ids, self.base, self.slot_map)
+        kernels, rows, d_vectors = self.backend.kernels, self._placed(ids), self._apart(d_vectors)
         state = (self.gradient, self.accumulator, self.memory)
         if self.halves:
             kernels.scatter_add(d_vectors, *rows, 1, self.gradient)
@@ -88,6 +95,15 @@ class ArrayEmbedding:
         else:
             kernels.scatter_add(d_vectors, *rows, -rate, self.memory)
         self.steps += 1
+
+    def _placed(self, ids) -> tuple:
+        return ids if self.place is None else self.place(ids), self.base, self.slot_map
+
+    def _apart(self, vectors):
+        """Vectors (B, F, D) as the chunks they are made of, a view."""
+        if self.chunks == 1:
+            return vectors
+        return vectors.reshape(len(vectors), len(self.base), int(self.slot_map.width))
 
     def state(self) -> dict[str, Any]:
         state = {"embedding.memory": self.memory}
@@ -102,11 +118,24 @@ class ArrayEmbedding:
 
     def describe(self) -> dict:
         """Numbers for the summary; `compression` is against the table that `compressed_from` names."""
-        stored = int(self.memory.size)
-        return {
-            "method": self.method,
-            "embedding_parameters": stored,
-            "embedding_bytes": int(self.memory.nbytes),
-            "compression": self.table_weights / stored if stored else None,
-            "compressed_from": f"{self.table_weights:,} weights: {self.table_note}, width {self.width}",
-        }
+        return description(self, int(self.memory.size), int(self.memory.nbytes))
+
+
+def description(embedding, stored: int, size: int) -> dict:
+    """`describe` of an embedding that stores so many weights in so many bytes."""
+    table = embedding.table_weights
+    return {
+        "method": embedding.method,
+        "embedding_parameters": stored,
+        "embedding_bytes": size,
+        "compression": table / stored if stored else None,
+        "compressed_from": f"{table:,} weights: {embedding.table_note}, width {embedding.width}",
+    }
+
+
+def interact_apart(embedding, ids, first, out) -> None:
+    """`interact` where no kernel does both at once."""
+    vectors = embedding.backend.xp.empty((len(ids), 1 + embedding.features, embedding.width), first.dtype)
+    vectors[:, 0] = first
+    embedding.lookup(ids, vectors[:, 1:])
+    embedding.backend.kernels.interaction(vectors, out)
