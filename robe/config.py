@@ -52,8 +52,8 @@ class EmbeddingConfig:
     ] = "robe"
     """robe: one shared array read in hashed blocks; full: one table per feature; none: no categorical
     features at all, a baseline. Rivals of robe: hashing: ids modulo the rows of a smaller table;
-    quotient_remainder: two rows make a vector; frequency: rare values share a row; tensor_train: a vector is a
-    product of three small matrices; compositional: each chunk of a vector is hashed by itself. full,
+    quotient_remainder: two rows make a vector; frequency: rare values share a row; tensor_train: a vector is
+    a product of three small matrices; compositional: each chunk of a vector is hashed by itself. full,
     quotient_remainder, frequency and tensor_train need data prepared with --ids dictionary."""
 
     weights: int | None = None
