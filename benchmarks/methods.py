@@ -3,13 +3,13 @@
     python -m benchmarks.methods [--data PREPARED] [--methods NAME ...] [--megabytes X ...] [--seeds N] [--quick]
 
 The DLRM of the preset `small`, Adagrad at a constant rate, one pass over SYNTHETIC rows of the law of
-analysis/tradeoff.py, or over the rows given by --data. Every method at every size has its rate tuned alike: the
+analysis/tradeoff.py, or over those given by --data. Every method at every size has its rate tuned alike: the
 one of RATES with the best AUC on the validation half, with a seed that is not used again. Then several seeds
 draw the initial weights, the order of the rows and the hashes, and what is told is the AUC and the log loss
 on the test half.
 
-Trainings are kept in analysis/out/methods, as those of analysis/tradeoff.py are: a study that was stopped goes
-on, and a method or a size more trains that alone. Writes benchmarks/results/methods.json;
+Trainings are kept in analysis/out/methods, as those of analysis/tradeoff.py are: a study that was stopped
+goes on, and a method or a size more trains that alone. Writes benchmarks/results/methods.json;
 `python -m benchmarks.readme` then writes the table and the figure.
 """
 
@@ -61,6 +61,7 @@ SIZED = {
 COMPRESSIONS = (10, 30, 100, 1000)  # the sizes, if none are given
 
 STUDY = Study(rows=300_000, seeds=3)
+EFFORT = Effort(seconds=0.05)
 TINY = Study(rows=16_000, scale=0.005, seeds=2, batch=320, rates=(0.03,))
 
 
@@ -102,7 +103,7 @@ def measure(
     methods: tuple[str, ...] = (),
     megabytes: tuple[float, ...] = (),
     study: Study = STUDY,
-    effort: Effort = Effort(seconds=0.05),
+    effort: Effort = EFFORT,
     cache: Path = CACHE,
     say: Callable[[str], None] = print,
 ) -> dict:
@@ -236,9 +237,8 @@ def plot(results: dict):
             style = {"marker": "os^vDPX*"[i % 8], "color": f"C{i % 10}", "capsize": 3, "markersize": 5}
             ax.errorbar([row["bytes"] for row in rows], middle, half, label=method, **style)
         if results["best"]:
-            ax.axhline(
-                results["best"][kind], color="black", linestyle="--", linewidth=1, label="best possible"
-            )
+            best = {"color": "black", "linestyle": "--", "linewidth": 1, "label": "best possible"}
+            ax.axhline(results["best"][kind], **best)
         ax.set(xscale="log", xlabel="bytes of weights", ylabel=name)
     axes[1].legend(fontsize="small")
     return figure
@@ -264,7 +264,7 @@ def main(
     """
     study = dataclasses.replace(TINY if quick else STUDY, data=data)
     study = dataclasses.replace(study, seeds=max(2, seeds or study.seeds))
-    results = measure(methods, megabytes, study, QUICK if quick else Effort(seconds=0.05))
+    results = measure(methods, megabytes, study, QUICK if quick else EFFORT)
     write_whole(out, json.dumps(results, indent=1) + "\n")
     print(table(results))
     print(f"{out}: written")

@@ -4,9 +4,7 @@
 
 Two ids share a whole vector only if all c hashes agree. These are the hashed sketches of CCE (arXiv
 2210.05974, Tsang and Ahle; after Shi et al., 1909.02107), without its clustering. A ROBE array of blocks of
-D / c is the same with one table for all and blocks at any place. Hashes are multiply-shift (Dietzfelbinger,
-1996): h(x) = floor(((a * x + b) mod 2^64 >> 32) * rows / 2^32), pairwise independent up to the last division.
-Features that fit keep a row per id.
+D / c is the same with one table for all, blocks at any place and signs. Features that fit keep a row per id.
 """
 
 import numpy as np
@@ -15,6 +13,7 @@ from robe.backend import Backend
 from robe.config import ConfigError, DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.tables import capped_rows, initial_bounds, tables
+from robe.kernels.hashing import slot_map, word_of
 
 HALF = np.uint64(32)
 
@@ -26,15 +25,15 @@ def compositional_tables(
     if width % chunks:
         raise ConfigError(f"--chunks {chunks} must divide the width {width}")
     rows = capped_rows(config, data)
-    rng = np.random.default_rng([config.embedding.hash_seed, 2])
-    a, b = rng.integers(2**64, size=(2, rows.size, chunks), dtype=np.uint64)
     fits = (rows == data.cardinalities) & (data.dialect == "dictionary")
-    a, b, high, fits = map(backend.to_device, (a, b, rows.astype(np.uint64)[:, None], fits[:, None]))
+    key = slot_map("mix", width, 1, 1, config.embedding.hash_seed).key
+    table = np.arange(rows.size * chunks, dtype=np.uint64).reshape(-1, chunks) << HALF
+    table, high, fits = map(backend.to_device, (table, rows.astype(np.uint64)[:, None], fits[:, None]))
 
     def place(ids):
-        x = ids.astype(np.uint64)[..., None]
-        hashed = ((x * a + b) >> HALF) * high >> HALF
-        return xp.where(fits, x, hashed).astype(np.uint32).reshape(len(ids), -1)
+        ids = ids[..., None]
+        hashed = (word_of(key, table + ids) >> HALF) * high >> HALF
+        return xp.where(fits, ids, hashed).astype(np.uint32).reshape(len(ids), -1)
 
     bounds = initial_bounds(config, data).repeat(chunks)
     more = {"width": width // chunks, "place": place, "chunks": chunks}
