@@ -1,6 +1,6 @@
 """Ways to store embeddings at equal bytes: quality and time of ROBE, its rivals and the full table.
 
-    python -m benchmarks.methods [--quick] [--data PREPARED] [--methods NAME...] [--megabytes X...] [--seeds N]
+    python -m benchmarks.methods [--quick] [--data PREPARED] [--methods NAME...] [--megabytes X...]
 
 The DLRM of the preset `small`, Adagrad at a constant rate, one pass over SYNTHETIC rows of the law of
 analysis/tradeoff.py, or over those given by --data. Every method at every size has its rate tuned alike: the

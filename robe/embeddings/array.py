@@ -135,7 +135,7 @@ def description(embedding, stored: int, size: int) -> dict:
 
 def interact_apart(embedding, ids, first, out) -> None:
     """`interact` where no kernel does both at once."""
-    vectors = embedding.backend.xp.empty((len(ids), 1 + embedding.features, embedding.width), first.dtype)
+    vectors = embedding.backend.empty((len(ids), 1 + embedding.features, embedding.width), first.dtype)
     vectors[:, 0] = first
     embedding.lookup(ids, vectors[:, 1:])
     embedding.backend.kernels.interaction(vectors, out)
