@@ -59,6 +59,35 @@ def prepare(config: Flat[PrepareArguments]) -> None:
         print(f"{rejected:,} bad lines were left out; see {config.out / REJECTED}")
 
 
+def describe(
+    data: Argument[Path],
+    rows: int = 1_000_000,
+    everything: Annotated[bool, tyro.conf.arg(name="all")] = False,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Print and draw what stands in the columns of a prepared folder.
+
+    Args:
+        data: A folder made by `prepare`.
+        rows: How many rows to draw a sample of; memory is up to 400 bytes for each.
+        everything: Count clicks and zeros, means and extremes over all rows, not only over the sample.
+        seed: Of the sample.
+        out: The figure; default: DATA/describe.png.
+    """
+    from data_pipeline import describe
+    from robe.progress import progress_bar
+
+    out = out or data / "describe.png"
+    with progress_bar("describe", "rows") as update:
+        found = describe.describe(
+            Manifest.load(data), rows, everything=everything, seed=seed, progress=update
+        )
+    print(describe.text(found))
+    describe.save(describe.draw(found), out)
+    print(f"{out}: drawn")
+
+
 def train(
     config: Flat[TrainConfig],
     data: Path | None = None,
@@ -195,7 +224,8 @@ def plan(
     data: Path | None = None,
     public: Literal["criteo-kaggle", "criteo-tb"] = "criteo-tb",
 ) -> None:
-    """Print how many bytes a training needs, item by item, without allocating them.
+    """Print how many bytes a training needs, item by item, without allocating them; and for Criteo
+    Terabyte estimate the time, from measured rates.
 
     Args:
         data: Take the sizes of this folder made by `prepare`.
@@ -212,7 +242,12 @@ def plan(
         rows, cardinalities = PUBLIC_DATA_SETS[public]
         dialect = "dictionary" if config.embedding.method in NUMBERED else "hash"
         spec = DataSpec(13, cardinalities, dialect, "", f"published cardinalities of {public}")
-    print(report.plan_text(plan(config, spec, rows), config, spec))
+    found = plan(config, spec, rows)
+    print(report.plan_text(found, config, spec))
+    if data is None and public == "criteo-tb":
+        from benchmarks.estimate import criteo_tb
+
+        print(criteo_tb(config, sum(found["memory"].values())))
 
 
 def kernels(
@@ -369,7 +404,10 @@ def demo_data(dialect: str) -> Path:
     return prepared
 
 
-COMMANDS = {f.__name__: f for f in (train, evaluate, predict, synth, prepare, plan, doctor, kernels, analyze)}
+COMMANDS = {
+    f.__name__: f
+    for f in (train, evaluate, predict, synth, prepare, describe, plan, doctor, kernels, analyze)
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -109,6 +109,35 @@ def speed_table(results: dict, shown: Callable[[dict], bool]) -> str:
     return "\n".join(lines)
 
 
+def loader() -> str:
+    """Rows per second of batches, and the loader's peak memory: results/loader.json."""
+    results = json.loads((RESULTS / "loader.json").read_text())
+    speeds = {(row["name"], row["batch"]): row for row in results["rows"] if "name" in row}
+    names, sizes = (list(dict.fromkeys(key)) for key in zip(*speeds, strict=True))
+    lines = [
+        f"| million rows per second, batches of | {' | '.join(f'{size:,}' for size in sizes)} |",
+        f"| --- |{' --- |' * len(sizes)}",
+    ]
+    for name in names:
+        cells = (speeds[name, size] for size in sizes)
+        figures = (
+            f"{row['median'] / 1e6:.1f} ({row['range'][0] / 1e6:.1f}-{row['range'][1] / 1e6:.1f})"
+            for row in cells
+        )
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    machine, memory = results["machine"], results["memory"]
+    before, repeats = memory[0]["before_mib"], results["rows"][0]["repeats"]
+    peaks = ", ".join(f"{row['peak_mib']} MiB for {row['rows']:,} rows" for row in memory)
+    lines += [
+        "",
+        f"Medians and extremes of {repeats} epochs. Peak memory of a process that reads batches of 2,048, "
+        f"shuffled: {peaks}, of which {before} MiB before the first. {machine['cpu']}, "
+        f"{machine['cores']} cores, {machine['date']}, while other programs used "
+        f"{machine['cores_used_by_others']:.2f} cores.",
+    ]
+    return "\n".join(lines)
+
+
 def tradeoff() -> str:
     """Size against iterations: results/tradeoff.json is the analysis/out/tradeoff.json of a full study."""
     return tables(json.loads((RESULTS / "tradeoff.json").read_text()))
@@ -120,7 +149,7 @@ def methods() -> str:
 
 
 PAGES = {
-    ROOT / "README.md": (demonstration, prepare_memory, speed, tradeoff, methods),
+    ROOT / "README.md": (demonstration, prepare_memory, loader, speed, tradeoff, methods),
     ROOT / "docs" / "speed.md": (whole_speed,),
 }
 

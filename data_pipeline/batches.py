@@ -1,6 +1,6 @@
 """A prepared folder -> batches.
 
-The shards are mapped, not loaded, and a pass over them (an epoch) is read window by window:
+A pass over the shards (an epoch) is read window by window, each by a thread of its own:
 
     block    up to 4096 consecutive rows of one day
     window   64 blocks, with a seed from anywhere in the split; only a few windows are in memory at a time
@@ -9,11 +9,24 @@ The shards are mapped, not loaded, and a pass over them (an epoch) is read windo
 With a seed, the blocks are permuted over the whole split, and then the rows within each window. So a batch
 draws on 64 places of the log, and each epoch has its own order. It is not a uniform shuffle: rows that stood
 together in the log come in the same window. In return the disk is read in long runs, memory does not grow
-with the data, and any step can be reached at once.
+with the data (but for 8 bytes per block: 9 MB for CriteoTB), and any step can be reached at once.
+
+A batch is a view of its window, or a copy where it reaches over two. The memory of a window is used again
+once nobody holds an array of it: a batch stays good however long it is held, and so does its whole window
+(42 MB of Criteo's columns).
+
+Where the time goes, per row of 160 bytes in the page cache, on one core of a Zen 4: 12 ns to read it, 20 ns
+for the random order, 40 ns to gather.
 """
 
-from collections.abc import Iterator
-from contextlib import closing
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +34,7 @@ import numpy as np
 
 from data_pipeline.dialects import Dictionary
 from data_pipeline.manifest import KINDS, Manifest
-from data_pipeline.raw import ahead, read_raw
+from data_pipeline.raw import read_raw
 from data_pipeline.schema import DataError
 
 BLOCK_ROWS = 4096
@@ -34,6 +47,9 @@ class Batch(NamedTuple):
     label: np.ndarray  # (B,) float32, 0 or 1
     dense: np.ndarray  # (B, number of dense columns) float32
     ids: np.ndarray  # (B, number of categorical columns) uint32
+
+    def part(self, start: int, stop: int | None) -> "Batch":
+        return Batch(*(array[start:stop] for array in self))
 
 
 class Rows:
@@ -59,18 +75,16 @@ class Rows:
         else:
             raise DataError(f"{manifest.folder}: has no split {split!r}; it has {', '.join(manifest.split)}")
         self.count = sum(stop - start for _, start, stop in stretches)
-        self.window_blocks = window_blocks
-        # (number of blocks, 3) int64: day, first row, row after the last.
-        self._blocks = np.array(
-            [
-                (day, block, min(block + block_rows, stop))
-                for day, start, stop in stretches
-                for block in range(start, stop, block_rows)
-            ],
-            np.int64,
-        ).reshape(-1, 3)
+        self.block_rows, self.window_blocks = block_rows, window_blocks
+        self._columns = len(manifest.schema.dense), len(manifest.schema.categorical)
+        # (number of stretches, 3): day, first row, row after the last; and how many blocks end with each.
+        self._stretches = np.array(stretches, np.int64).reshape(-1, 3)
+        lengths = self._stretches[:, 2] - self._stretches[:, 1]
+        self._ends = np.cumsum(-(-lengths // block_rows))
+        files = ExitStack()
+        weakref.finalize(self, files.close)
         self._shards = {
-            day: [np.asarray(manifest.open_shard(day, kind)) for kind in KINDS] for day, _, _ in stretches
+            day: [_Shard(manifest.open_shard(day, kind), files) for kind in KINDS] for day, _, _ in stretches
         }
 
     def steps(self, batch_size: int) -> int:
@@ -92,39 +106,101 @@ class Rows:
             on every machine and with every version of NumPy.
         start_step: leave out that many batches, without reading the windows that they came from. What is
             left is, bit for bit, the rest of the full epoch.
-        prefetch: how many batches, and one window besides, are made ahead in threads; 0 makes none and uses
-            no thread. Errors appear here, and closing the iterator ends the threads.
+        prefetch: how many windows are made ahead, each in a thread; 0 makes none and uses no thread. Memory
+            is that of 2 * prefetch + 2 windows (4 for 0), and of those held. Errors appear here, and closing
+            the iterator ends the threads.
         """
         if batch_size < 1 or start_step < 0 or prefetch < 0:
             raise ValueError(f"{batch_size=}, {start_step=}, {prefetch=}: must be at least 1, 0 and 0")
-        windows = self._windows(seed, epoch, start_step * batch_size)
-        if prefetch == 0:
-            return _cut(windows, batch_size)
-        # Two stages: were a window read only once the batches run short, all would have to wait for it.
-        return ahead(_cut(ahead(windows, 1), batch_size), prefetch)
+        return _cut(_made(self._windows(seed, epoch, start_step * batch_size), prefetch), batch_size)
 
-    def _windows(self, seed: int | None, epoch: int, skip: int) -> Iterator[Batch]:
-        """The windows of an epoch, less its first `skip` rows."""
-        blocks = self._blocks
-        if seed is not None:
-            blocks = blocks[_permutation(len(blocks), seed, epoch)]
-        for number, first in enumerate(range(0, len(blocks), self.window_blocks)):
-            window = blocks[first : first + self.window_blocks]
-            rows = int((window[:, 2] - window[:, 1]).sum())
+    def _windows(self, seed: int | None, epoch: int, skip: int) -> Iterator[Callable[[], Batch]]:
+        """What makes the windows of an epoch, less its first `skip` rows."""
+        count = int(self._ends[-1]) if len(self._ends) else 0
+        order = None if seed is None else _permutation(count, seed, epoch)
+        memory = _Memory(min(self.count, self.block_rows * self.window_blocks), *self._columns)
+        for number, first in enumerate(range(0, count, self.window_blocks)):
+            last = min(first + self.window_blocks, count)
+            blocks = self._places(np.arange(first, last) if order is None else order[first:last])
+            rows = int((blocks[:, 2] - blocks[:, 1]).sum())
             if skip < rows:
-                order = np.arange(rows) if seed is None else _permutation(rows, seed, epoch, number)
-                yield self._read(window, order[skip:])
+                place = None if seed is None else (seed, epoch, number)
+                yield partial(self._read, blocks, skip, place, memory)
             skip = max(skip - rows, 0)
 
-    def _read(self, window: np.ndarray, order: np.ndarray) -> Batch:
-        """The rows of the blocks (n, 3) in `window`, put in order."""
+    def _places(self, blocks: np.ndarray) -> np.ndarray:
+        """Day, first row, row after the last (n, 3) of the blocks with these numbers (n,)."""
+        stretch = np.searchsorted(self._ends, blocks, side="right")
+        day, first, stop = self._stretches[stretch].T
+        # Counted from the end of the stretch, where its last block, the only one that may be short, begins.
+        length = -(-(stop - first) // self.block_rows)
+        start = first + (blocks - self._ends[stretch] + length) * self.block_rows
+        return np.stack([day, start, np.minimum(start + self.block_rows, stop)], axis=1)
+
+    def _read(self, blocks: np.ndarray, skip: int, place: tuple[int, ...] | None, memory: "_Memory") -> Batch:
+        """The rows of `blocks` (n, 3) in the order drawn from `place`, unless it is None; less the first."""
+        rows = int((blocks[:, 2] - blocks[:, 1]).sum())
+        window = memory.take(rows)
         # Whole blocks are copied first: row by row, the gather would jump about on the disk.
-        label, dense, ids = (
-            np.concatenate([self._shards[day][kind][start:stop] for day, start, stop in window.tolist()])
-            for kind in range(3)
-        )
-        # Ids that are int64 keep their low 32 bits.
-        return Batch(label[order, 0].astype(np.float32), dense[order], ids.astype(np.uint32)[order])
+        row = 0
+        for day, start, stop in _runs(blocks.tolist()):
+            part = window.part(row, row + stop - start)
+            for shard, out in zip(self._shards[day], part, strict=True):
+                shard.read(start, out)
+            row += stop - start
+        if place is None:
+            return window.part(skip, None)
+        order = _permutation(rows, *place)[skip:]
+        shuffled = memory.take(len(order))
+        for array, out in zip(window, shuffled, strict=True):
+            # The indices are good; told to "raise", NumPy would gather to memory of its own first.
+            array.take(order, 0, out=out, mode="clip")
+        return shuffled
+
+
+class _Shard:
+    """The rows of a shard, read from its file: pages of a map would count as memory of this process, and a
+    file cut short meanwhile would kill it."""
+
+    def __init__(self, mapped: np.memmap, files: ExitStack):
+        self.path, self.offset = Path(mapped.filename), mapped.offset
+        self.dtype, self.row_bytes = mapped.dtype, mapped.strides[0]
+        self.file = files.enter_context(self.path.open("rb", buffering=0)).fileno()
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """Fill `out` (n, ...) with the rows from `start` on; safe to call from several threads."""
+        as_they_are = out.dtype == self.dtype or (out.dtype, self.dtype) == (np.uint32, np.int32)
+        rows = out if as_they_are else np.empty(out.shape, self.dtype)
+        room, place = memoryview(rows).cast("B"), self.offset + start * self.row_bytes
+        while room.nbytes:
+            read = os.preadv(self.file, [room], place)
+            if read == 0:
+                raise DataError(f"{self.path}: has become shorter; prepare the data again")
+            room, place = room[read:], place + read
+        if not as_they_are:
+            # Labels become float32; ids that are int64 keep their low 32 bits.
+            np.copyto(out, rows, casting="unsafe")
+
+
+class _Memory:
+    """Room for windows of up to `rows` rows, each used again when the last array that lies in it is gone."""
+
+    def __init__(self, rows: int, dense: int, ids: int):
+        self.rows, self.dense, self.ids = rows, dense, ids
+        self.free: deque[np.ndarray] = deque()
+
+    def take(self, rows: int) -> Batch:
+        """Arrays for a window of so many rows; what stands in them is left from before."""
+        try:
+            room = self.free.pop()
+        except IndexError:
+            room = np.empty(self.rows * (1 + self.dense + self.ids), np.float32)
+        # The base of all arrays made of it, as NumPy looks no further than to the first that is no array.
+        base = np.frombuffer(memoryview(room), np.float32)
+        weakref.finalize(base, self.free.append, room).atexit = False
+        label, dense, ids = np.split(base, [self.rows, self.rows * (1 + self.dense)])
+        dense, ids = dense.reshape(self.rows, self.dense), ids.view(np.uint32).reshape(self.rows, self.ids)
+        return Batch(label, dense, ids).part(0, rows)
 
 
 def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Iterator[Batch]:
@@ -148,20 +224,66 @@ def _permutation(n: int, seed: int, *place: int) -> np.ndarray:
 
     NumPy promises the same raw words for ever, but not the same shuffles.
     """
-    words = np.random.PCG64(np.random.SeedSequence(seed, spawn_key=place)).random_raw(n)
-    return np.argsort(words, kind="stable")
+    return _argsort(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=place)).random_raw(n))
+
+
+def _argsort(words: np.ndarray) -> np.ndarray:
+    """`np.argsort(words, kind="stable")` of random words (n,) uint64, four times as fast.
+
+    NumPy sorts 16 bits by radix, in linear time. The upper 32 bits tell nearly all random words apart.
+    """
+    order = np.argsort((words >> 32).astype(np.uint16), kind="stable")
+    order = order[np.argsort((words >> 48).astype(np.uint16)[order], kind="stable")]
+    upper = (words >> 32)[order]
+    same = np.flatnonzero(upper[1:] == upper[:-1])
+    same = np.union1d(same, same + 1)
+    order[same] = order[same][np.argsort(words[order[same]], kind="stable")]
+    return order
+
+
+def _runs(blocks: list[list[int]]) -> Iterator[tuple[int, int, int]]:
+    """The same rows in the same order, blocks that follow one another in a day taken as one."""
+    (day, start, stop), *blocks = blocks
+    for following in blocks:
+        if following[:2] != [day, stop]:
+            yield day, start, stop
+            day, start, stop = following
+        stop = following[2]
+    yield day, start, stop
+
+
+def _made(tasks: Iterator[Callable[[], Batch]], threads: int) -> Iterator[Batch]:
+    """What the tasks return, in their order, made ahead in so many threads, which end with this iterator."""
+    if threads == 0:
+        yield from (task() for task in tasks)
+        return
+    pool = ThreadPoolExecutor(threads)
+    try:
+        pending = deque(map(pool.submit, islice(tasks, threads)))
+        while pending:
+            made = pending.popleft().result()
+            pending.extend(map(pool.submit, islice(tasks, 1)))
+            yield made
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _cut(windows: Iterator[Batch], size: int) -> Iterator[Batch]:
     """Windows, laid end to end and cut to batches of `size` rows; the last may be shorter."""
     with closing(windows):
-        rest = None
+        parts, missing = [], size  # of the batch that is not yet whole
         for window in windows:
-            if rest is not None:
-                window = Batch(*map(np.concatenate, zip(rest, window, strict=True)))
-            whole = len(window.label) // size * size
-            for start in range(0, whole, size):
-                yield Batch(*(array[start : start + size] for array in window))
-            rest = Batch(*(array[whole:] for array in window))
-        if rest is not None and len(rest.label) > 0:
-            yield rest
+            start = 0
+            while start < len(window.label):
+                parts.append(window.part(start, start + missing))
+                start += len(parts[-1].label)
+                missing -= len(parts[-1].label)
+                if missing == 0:
+                    yield _joined(parts)
+                    parts, missing = [], size
+        if parts:
+            yield _joined(parts)
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    return parts[0] if len(parts) == 1 else Batch(*map(np.concatenate, zip(*parts, strict=True)))

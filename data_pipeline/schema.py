@@ -56,6 +56,10 @@ CRITEO_TB_CARDINALITIES = (
     14, 39_979_771, 25_641_295, 39_664_984, 585_935, 12_972, 108, 36,
 )  # fmt: skip
 
+# Terabyte: rows of days 0 to 22, and bytes of the 24 files, unpacked and as they are handed out.
+CRITEO_TB_TRAINING_ROWS = 4_195_197_692
+CRITEO_TB_TEXT_BYTES, CRITEO_TB_GZIP_BYTES = 1.11e12, 342 * 2**30
+
 # Name -> rows and cardinalities, as published.
 PUBLIC_DATA_SETS = {
     "criteo-kaggle": (45_840_617, CRITEO_KAGGLE_CARDINALITIES),

@@ -97,15 +97,21 @@ class DLRM:
         self.backend.kernels.interaction(vectors, interacted)
         return self.top.forward(interacted)[:, 0]
 
-    def backward(self, logits, label):
-        """Gradients of the mean loss by all dense parameters and vectors; returns the losses (B,)."""
-        rows, kernels = len(logits), self.backend.kernels
+    def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase):
+        """Gradients of the mean loss by all dense parameters; returns the losses (B,).
+
+        The embedding is stepped on the way: only the forward pass reads its weights.
+        """
+        rows = len(logits)
         losses, d_logits = self.losses[:rows], self.d_logits[:rows]
         vectors, d_vectors = self.vectors[:rows], self.d_vectors[:rows]
-        kernels.binary_cross_entropy(logits, label, losses, d_logits)
-        d_interacted = self.top.backward(d_logits[:, None], want_input=True)
-        kernels.interaction_backward(d_interacted, vectors, d_vectors)
-        self.bottom.backward(d_vectors[:, 0], want_input=False)
+        with phase("top"):
+            self.backend.kernels.binary_cross_entropy(logits, label, losses, d_logits)
+            d_interacted = self.top.backward(d_logits[:, None], want_input=True)
+        with phase("embedding"):
+            self.embedding.backward(d_interacted, vectors, ids, rate, d_vectors)
+        with phase("bottom"):
+            self.bottom.backward(d_vectors[:, 0], want_input=False)
         return losses
 
     def step(self, label, dense, ids, rate: float, phase: Phase = no_phase):
@@ -113,10 +119,8 @@ class DLRM:
         self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):
             logits = self.forward(dense, ids)
-        with phase("backward"):
-            losses = self.backward(logits, label)
+        losses = self.backward(logits, label, ids, rate, phase)
         with phase("update"):
-            self.embedding.update(ids, self.d_vectors[: len(label), 1:], rate)
             self.optimizer.update(self.dense_gradient, rate)
         return losses
 

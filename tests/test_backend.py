@@ -9,16 +9,17 @@ import pytest
 
 from robe import backend
 from robe.backend import select
-from robe.kernels import adagrad_scatter, scatter_add
+from robe.kernels import adagrad_scatter, interaction_scatter, scatter_add
 from robe.kernels.operations import OPERATIONS, version
 
 
 @pytest.fixture
 def fixed_order(monkeypatch):
     """Stand-ins for the versions in a fixed order, and a device that runs nothing."""
-    kernels = {"scatter_add": object(), "adagrad_scatter": object()}
-    for module in (scatter_add, adagrad_scatter):
+    kernels = {}
+    for module in (scatter_add, adagrad_scatter, interaction_scatter):
         name = module.__name__.split(".")[-1]
+        kernels[name] = object()
         monkeypatch.setattr(module, f"{name}_cuda_deterministic", kernels[name], raising=False)
     monkeypatch.setattr(backend, "simulator", lambda: True)
     return kernels

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import embedding, limits, measure, step
+from benchmarks import embedding, estimate, limits, loader, measure, step
 from benchmarks.measure import QUICK, BenchmarkError
 from benchmarks.peer import check, environment, torch_here
 from benchmarks.readme import shown, speed_table
 from benchmarks.workload import Workload
 from robe.backend import select
-from robe.config import EmbeddingConfig
+from robe.config import EmbeddingConfig, ModelConfig, TrainConfig, resolve
 
 needs_torch = pytest.mark.skipif(not torch_here(), reason="PyTorch, the peer, is not installed")
 
@@ -214,6 +214,60 @@ def test_the_table_of_the_readme():
         "| step, ROBE | 2 ms | PyTorch eager | 6 ms | 3.00 (3.00-3.00) | 3.00 |  |",
     ]
     assert len(speed_table(results, lambda row: True).splitlines()) == 4 + 4
+
+
+def test_the_loader_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure.time, "sleep", lambda seconds: None)
+    loader.measure(quick=True, out=tmp_path / "l.json")
+    results = json.loads((tmp_path / "l.json").read_text())
+    names = {row["name"] for row in results["rows"] if "name" in row}
+    assert names == {"ours, shuffled", "ours, in order", "NumPy, shuffled", "TorchRec, within batches"}
+    assert [row["rows"] for row in results["memory"]] == [2000, 8000]
+    assert all(row["peak_mib"] >= row["before_mib"] > 10 for row in results["memory"])
+
+
+def test_no_figure_of_batches_that_are_not_the_rows(tmp_path):
+    manifest = loader.make(tmp_path, 100)
+    for epoch in loader.jobs(manifest, 8).values():
+        loader.check("batches", epoch(), manifest)
+        batches = [[array.copy() for array in batch] for batch in epoch()]
+        batches[3][1].ravel()[0] += 1
+        with pytest.raises(BenchmarkError, match="not the rows of the shards"):
+            loader.check("batches", batches, manifest)
+
+
+def test_an_estimate_of_hours(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "RESULTS", tmp_path)
+    steps = [
+        {"group": "mlperf, batch 2048", "name": f"ROBE 1 MB: {verb}", "median": 0.2} for verb in step.VERBS
+    ]
+    cpu = {"step": {"machine": {"cores": 2}, "rows": steps}}
+    rows = [{"name": "ours, shuffled", "batch": 2048, "median": 1e7}]
+    loaded = {"rows": rows, "memory": [{"peak_mib": 300, "before_mib": 100}]}
+    prepared = [
+        {"gzip": g, "rows_per_second": r, "peak_mib": 200} for g, r in ((False, 7), (False, 1e6), (True, 5e5))
+    ]
+    (tmp_path / "cpu.json").write_text(json.dumps(cpu))
+    (tmp_path / "loader.json").write_text(json.dumps(loaded))
+    (tmp_path / "prepare_memory.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prepared))
+    config = resolve(TrainConfig(ModelConfig("mlperf")))
+    lines = [line.split() for line in estimate.criteo_tb(config, 2**20).splitlines()]
+    # 4,373,472,329 rows of 160 B from 1.11 TB; 4,195,197,692 of them in training, 2048 in 0.2 s.
+    for expected in (
+        "prepare text 1.2 h 0.2 h 4,373,472,329 rows / 1,000,000 rows/s",
+        "memory 200 MiB 1,600 MiB 8 days at a time",
+        "disk 414 MB/s 3,310 MB/s reads 254, writes 160",
+        "prepare gzip 2.4 h 0.3 h 4,373,472,329 rows / 500,000 rows/s",
+        "disk 122 MB/s 976 MB/s reads 42, writes 80",
+        "train an epoch 113.8 h 14.2 h 4,195,197,692 rows / (2,048 rows / 0.2000 s, mlperf, ROBE 1 MB)",
+        "disk 1.6 MB/s 13.1 MB/s the loader can give 1,600 on 2 cores",
+        "memory 201 MiB 201 MiB 1 as above, 200 for the loader",
+        "disk 1,810 GB 1,810 GB 1,110 of text (or 367 of gzip), 700 of shards",
+    ):
+        assert expected.split() in lines
+    for other in (ModelConfig("kaggle"), ModelConfig("mlperf", width=64)):
+        text = estimate.criteo_tb(resolve(TrainConfig(other)), 0)
+        assert "no step of these sizes and this batch was measured" in text
 
 
 def test_a_peer_has_its_own_environment(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import each_version, needs_simulator
 
-from robe.kernels import gather_interaction, interaction
+from robe.kernels import gather_interaction, interaction, interaction_scatter
 from robe.kernels.cases import CASES, calls
 from robe.kernels.operations import version
 
@@ -50,7 +50,9 @@ def test_interaction_backward_is_the_derivative(shape, run, rng):
 
 
 @needs_simulator
-@pytest.mark.parametrize("operation", ["interaction", "interaction_backward", "gather_interaction"])
+@pytest.mark.parametrize(
+    "operation", ["interaction", "interaction_backward", "gather_interaction", "interaction_scatter"]
+)
 def test_vectors_too_large_for_shared_memory(operation, monkeypatch):
     def not_this_one(*arguments):
         raise AssertionError("the kernel with shared memory was started")
@@ -59,6 +61,7 @@ def test_vectors_too_large_for_shared_memory(operation, monkeypatch):
         (interaction, "_interaction_kernel"),
         (interaction, "_interaction_backward_kernel"),
         (gather_interaction, "_gather_interaction_kernel"),
+        (interaction_scatter, "_interaction_scatter_kernel"),
     ):
         monkeypatch.setattr(module, kernel, {"forbidden": not_this_one})
     monkeypatch.setattr(interaction, "SHARED", 100)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from conftest import each_version, needs_simulator
 
-from robe.kernels import adagrad, gather, gather_interaction, scatter_add
+from robe.kernels import adagrad, gather, gather_interaction, interaction_scatter, scatter_add
 from robe.kernels.cases import CASES, calls
 from robe.kernels.hashing import run_at, slots_reference
+from robe.kernels.interaction import out_width
 from robe.kernels.operations import version
 from robe.kernels.pieces import count_pieces
 from robe.kernels.vector import in_fours, store4
@@ -90,6 +91,36 @@ def test_scatter_is_the_adjoint_of_gather(case, backend, rng):
     backend.kernels.gather(memory, *rows, vectors)
     backend.kernels.scatter_add(d_vectors, *rows, 1, d_memory)
     assert (vectors * d_vectors).sum(dtype=np.int64) == (memory * d_memory).sum(dtype=np.int64)
+
+
+@each_version("interaction_scatter")
+@each_case
+def test_scatter_of_the_interaction_is_its_derivative(case, run, rng):
+    """Along a random direction, by central differences, which are exact for a quadratic; all in integers."""
+    rows = (case.draw_ids(), case.base(), case.slot_map())
+    first, d_first = (rng.integers(-2, 3, (case.rows, case.width)).astype(np.float32) for _ in range(2))
+    memory, d_memory = (rng.integers(-2, 3, case.memory).astype(np.float32) for _ in range(2))
+    out = rng.integers(-2, 3, (case.rows, out_width(1 + case.features, case.width))).astype(np.float32)
+
+    def interacted(step):
+        found = np.empty_like(out)
+        gather_interaction.gather_interaction_reference(
+            memory + step * d_memory, *rows, first + step * d_first, found
+        )
+        return (found * out).sum(dtype=np.int64)
+
+    vectors = np.empty((case.rows, 1 + case.features, case.width), np.float32)
+    vectors[:, 0] = first
+    gather.gather_reference(memory, *rows, vectors[:, 1:])
+    before = rng.integers(-2, 3, case.memory).astype(np.float32)
+    # A view, as in training: the gradients by the other vectors stand between those by the first.
+    wide, after = np.full(vectors.shape, np.nan, np.float32), before.copy()
+    run(out, vectors, *rows, -2, wide[:, 0], after)
+    moved = (wide[:, 0] * d_first).sum(dtype=np.int64) + ((before - after) / 2 * d_memory).sum(dtype=np.int64)
+    assert 2 * moved == interacted(1) - interacted(-1)
+    assert np.isnan(wide[:, 1:]).all()
+    untouched = np.setdiff1d(np.arange(case.memory), slots_of(case)[0])
+    np.testing.assert_array_equal(after[untouched], before[untouched])
 
 
 @each_case
@@ -196,6 +227,15 @@ def test_cost_of_a_look_up():
         2 * 3 * (16 * 12 + 4),
         2 * 3 * 16 * 2,
     )
+
+
+def test_cost_of_a_fused_step():
+    """Six rows of 3 vectors, 16 wide: d_out, vectors, ids, d_first, and weights read and written."""
+    call = calls(CASES[1]._replace(features=2))["interaction_scatter"].arguments
+    pairs, vector = 3, 6 * 16 * 4
+    moved = 6 * (16 + pairs) * 4 + 3 * vector + 6 * 2 * 4 + vector + 2 * 2 * vector
+    flops = 6 * pairs * 4 * 16 + 2 * 6 * 2 * 16
+    assert interaction_scatter.interaction_scatter_cost(*call.values()) == (moved, flops)
 
 
 def test_blocks_are_read_as_runs():

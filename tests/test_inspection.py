@@ -84,7 +84,8 @@ def test_cpu_code_calls_no_128_bit_division(tmp_path):
 def test_source_and_cpu_code():
     assert "def gather_reference" in inspection.show("gather", "source", "9.0")
     assert re.search(r"^define .*_gather", inspection.show("gather", "llvm", "9.0"), re.MULTILINE)
-    assert "ret" in inspection.show("scatter_add", "asm", "9.0")
+    for operation in ("scatter_add", "adagrad_scatter"):
+        assert "ret" in inspection.show(operation, "asm", "9.0")
 
 
 def test_what_cannot_be_shown_is_said():
@@ -92,6 +93,7 @@ def test_what_cannot_be_shown_is_said():
         (("nothing", "source", "9.0"), "no kernel 'nothing'; name one of gather"),
         ((None, "source", "9.0"), "no kernel None"),
         (("gather", "ptx", "1.0"), "--cc 1.0: choose one of 7.5"),
+        (("interaction_scatter", "asm", "9.0"), "interaction_scatter_cpu calls the versions of other"),
     ):
         with pytest.raises(InspectionError, match=message):
             inspection.show(*arguments)

@@ -21,6 +21,7 @@ CUDA = [(operation, name) for operation in OPERATIONS for name in versions(opera
 # Atomic sums have no order.
 UNORDERED = {("scatter_add", "cuda"), ("scatter_add", "cuda_elements")}
 UNORDERED |= {("adagrad_scatter", "cuda"), ("adagrad_scatter", "cuda_sweep")}
+UNORDERED |= {("interaction_scatter", "cuda"), ("interaction_scatter", "cuda_apart")}
 
 
 @needs_simulator

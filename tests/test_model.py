@@ -60,7 +60,7 @@ def test_gradient_of_every_parameter(kind, name):
     label, dense, ids = batch()
 
     def loss():
-        return float(model.backward(model.forward(dense, ids), label).mean())
+        return float(model.backward(model.forward(dense, ids), label, ids, 0.0).mean())
 
     loss()
     embedding = model.embedding
@@ -88,12 +88,13 @@ def test_gradient_of_every_parameter(kind, name):
 def test_gradient_without_categorical_features():
     model = make(method="none")
     label, dense, ids = batch()
-    model.backward(model.forward(dense, ids[:, :0]), label)
+    none = ids[:, :0]
+    model.backward(model.forward(dense, none), label, none, 0.0)
     weight, gradient = model.parameters["bottom.0.weight"], model.gradients["bottom.0.weight"].copy()
     kept, losses = weight[1, 2], []
     for value in (kept + 1e-6, kept - 1e-6):
         weight[1, 2] = value
-        losses.append(float(model.backward(model.forward(dense, ids[:, :0]), label).mean()))
+        losses.append(float(model.backward(model.forward(dense, none), label, none, 0.0).mean()))
     np.testing.assert_allclose(gradient[1, 2], (losses[0] - losses[1]) / 2e-6, rtol=1e-6, atol=1e-8)
 
 
@@ -104,12 +105,14 @@ def test_a_step_is_the_optimizer_applied_to_the_gradient(kind, optimizer):
     model = make(optimizer=optimizer, **KINDS[kind])
     label, dense, ids = batch()
     for _ in range(2):
-        model.backward(model.forward(dense, ids), label)
+        before = {name: array.copy() for name, array in model.state().items()}
+        model.backward(model.forward(dense, ids), label, ids, 0.0)
         embedding = model.embedding
         d_memory = np.zeros_like(embedding.memory)
         rows = (ids, embedding.base, embedding.slot_map)
         model.backend.kernels.scatter_add(model.d_vectors[:B, 1:], *rows, 1, d_memory)
-        before = {name: array.copy() for name, array in model.state().items()}
+        for name, array in model.state().items():
+            array[...] = before[name]  # what Adagrad has summed up, even at a rate of 0
         model.step(label, dense, ids, 0.1)
         after = model.state()
         for name, gradient in {"embedding.memory": d_memory, **model.gradients}.items():
@@ -200,6 +203,23 @@ def test_halves_are_the_same_on_every_backend(optimizer, version):
     # Sums of at most 30 products of order 1, perhaps in another order.
     logits = models[1].forward(dense, ids).copy()
     np.testing.assert_allclose(models[1].predict(dense, ids), logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("optimizer", "memory", "fused"),
+    [("sgd", "fp32", True), ("sgd", "fp16", False), ("adagrad", "fp32", False)],
+)
+def test_gradients_of_vectors_are_written_only_where_they_must_be(optimizer, memory, fused, version):
+    """A GPU adds them to the weights at once, unless their sums are needed first."""
+    model = make(version, "float32", optimizer, block=2, memory=memory)
+    model.d_vectors[:] = np.nan
+    model.step(*batch("float32"), 0.1)
+    written = np.isfinite(model.d_vectors[:B])
+    assert written[:, 0].all()
+    assert (written[:, 1:] != (fused and version == "cuda")).all()
+    assert model.embedding.steps == 1
 
 
 @pytest.mark.kernels

@@ -266,6 +266,25 @@ def test_interaction_is_that_of_the_vectors(rival):
     np.testing.assert_allclose(out, expected, rtol=1e-12)
 
 
+@pytest.mark.kernels
+@each_rival
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize("name", VERSIONS)
+def test_backward_is_interaction_backward_and_update(rival, optimizer, name):
+    here, reference = (make(rival, which, optimizer=optimizer) for which in (name, "reference"))
+    ids, _ = draw()
+    rng = np.random.default_rng(1)
+    vectors, d_out = rng.standard_normal((12, 6, WIDTH)), rng.standard_normal((12, WIDTH + 15))
+    d_vectors, expected = np.full_like(vectors, np.nan), np.full_like(vectors, np.nan)
+    here.backward(d_out, vectors, ids, 0.1, d_vectors)
+    reference.backend.kernels.interaction_backward(d_out, vectors, expected)
+    reference.update(ids, expected[:, 1:], 0.1)
+    # float64 sums in another order
+    np.testing.assert_allclose(d_vectors[:, 0], expected[:, 0], rtol=1e-9, atol=1e-12)
+    for (key, array), other in zip(here.state().items(), reference.state().values(), strict=True):
+        np.testing.assert_allclose(array, other, rtol=1e-9, atol=1e-12, err_msg=key)
+
+
 @each_rival
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
 def test_planned_bytes_are_those_of_the_arrays(rival, optimizer):

@@ -71,7 +71,7 @@ def trained(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "evaluate", "predict", "synth", "prepare", "plan", "doctor"]
+    "command", ["", "train", "evaluate", "predict", "synth", "prepare", "describe", "plan", "doctor"]
 )
 def test_help(command, capsys):
     code, out, _ = run(*command.split(), "--help", capsys=capsys)
@@ -148,7 +148,9 @@ def test_a_run_keeps_its_precision(folder, tmp_path, capsys):
     train = ["train", "--data", folder / "hash", "--out", tmp_path / "r", *TINY]
     code, out, err = run(*train, "--precision", "bf16", "--deterministic", "--profile", capsys=capsys)
     assert code == 0, err
-    assert re.search(r"load +63 .*forward +63 .*backward +63 .*update +63 ", out, re.DOTALL)
+    assert re.search(
+        r"load +63 .*forward +63 .*top +63 .*embedding +63 .*bottom +63 .*update +63 ", out, re.DOTALL
+    )
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     assert "bf16 emulated" in summary["backend"]
     result = json.loads(run("evaluate", tmp_path / "r", capsys=capsys)[1])
@@ -208,10 +210,22 @@ def test_plan_prints_bytes(folder, capsys):
     assert re.search(r"embedding weights +108,000,000 B", out)
     assert "96,136,908,288 B" in out
     assert "890.2x" in out
+    assert re.search(
+        r"train an epoch +[\d.,]+ h +[\d.,]+ h  4,195,197,692 rows / \(2,048 rows / .* mlperf, ROBE", out
+    )
     code, out, _ = run("plan", "--data", folder / "dictionary", "--method", "full", capsys=capsys)
     assert code == 0
     shards = sum(path.stat().st_size - 128 for path in (folder / "dictionary").glob("day_*.npy"))
     assert re.search(rf"shards +{shards:,} B", out)
+
+
+def test_describe(folder, tmp_path, capsys):
+    data, out = folder / "hash", tmp_path / "look.png"
+    code, text, _ = run("describe", data, "--rows", "500", "--all", "--out", out, capsys=capsys)
+    assert code == 0
+    assert text.startswith(f"{data}: SYNTHETIC data")
+    assert re.search(r"looked at ([\d,]+) of \1 rows; sample: 50\d of all days", text)
+    assert out.read_bytes().startswith(b"\x89PNG")
 
 
 def test_doctor(folder, capsys):
@@ -416,6 +430,7 @@ class TestBadInput:
         refused(*train, "--weights", 10**14, message="not enough memory.*run.py plan")
         refused(*train, "--weights", 10**23, message="--weights must be from 1 to")
         refused(*train, "--seed", "-1", message="--seed must be from 0")
+        refused("describe", folder / "hash", "--rows", 0, message="--rows must be at least 1, not 0")
         refused(*train, "--target-auc", "nan", message="--target-auc must be from 0 to 1")
 
     def test_folders_that_are_something_else(self, folder, trained, refused, tmp_path):

@@ -37,7 +37,7 @@ def test_a_timed_step_is_the_same_step():
     timeline = Timeline(lambda: None)
     plain.step(*batch(), 0.1)
     timed.step(*batch(), 0.1, timeline)
-    assert [event.name for event in timeline.events] == ["forward", "backward", "update"]
+    assert [event.name for event in timeline.events] == ["forward", "top", "embedding", "bottom", "update"]
     for name, array in plain.state().items():
         np.testing.assert_array_equal(array, timed.state()[name])
 
@@ -48,17 +48,20 @@ def test_costs_are_those_of_the_calls():
     for part in (model, model.bottom, model.top, model.embedding, model.optimizer):
         part.backend = timeline.counted(select("cpu"))
     model.step(*batch(), 0.1, timeline)
-    forward, backward, update = (event.cost for event in timeline.events)
+    forward, top, embedding, bottom, update = (event.cost for event in timeline.events)
     # B = 6; layers 3-6-4 and 10-5-1, and 6 pairs of vectors of 4; two operations a product and sum.
     products = 2 * 6 * (3 * 6 + 6 * 4 + 10 * 5 + 5 * 1)
     rectified, pairs, elements = 2 * 6 * (6 + 4 + 5), 2 * 6 * 6 * 4, 6 * 3 * 4
     assert forward.flops == products + rectified + pairs + elements
     # Twice the products, but no gradient by the dense values; and some operations a row for the loss.
-    loss = backward.flops - (2 * products - 2 * 6 * 3 * 6 + rectified + 2 * pairs)
+    loss = top.flops + bottom.flops - (2 * products - 2 * 6 * 3 * 6 + rectified)
     assert 0 < loss < 6 * 20
+    assert bottom.flops == 2 * 6 * (3 * 6 + 2 * 6 * 4) + 2 * 6 * (6 + 4)
+    assert embedding.flops == 2 * pairs + 2 * elements
+    # Of 8 bytes: 4 vectors of 4 and 10 of d_out are read, 4 gradients written, 3 read; weights read, written.
+    assert embedding.bytes_moved == 8 * 6 * (2 * 4 * 4 + 10) + 6 * 3 * 4 + 3 * 8 * elements
     parameters = model.dense_parameters.size
-    assert update.flops == 2 * elements + 2 * parameters
-    assert update.bytes_moved == 6 * 3 * 4 + 3 * 8 * elements + 3 * 8 * parameters
+    assert update == (3 * 8 * parameters, 2 * parameters)
 
 
 def test_limits_are_told():

@@ -56,6 +56,10 @@ def test_polars_stays_in_the_data_pipeline():
     assert forbidden(rooms("robe/"), "polars") == []
 
 
+def test_matplotlib_draws_what_is_described_and_nothing_else_of_the_data_pipeline():
+    assert forbidden([p for p in rooms("data_pipeline/") if p.name != "describe.py"], "matplotlib") == []
+
+
 def test_numba_compiles_in_the_kernels_only():
     """backend.py, threads.py and doctor.py ask Numba for its threads and devices; nothing else knows it."""
     outside = [

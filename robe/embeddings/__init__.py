@@ -2,6 +2,8 @@
 
 - `lookup(ids, out)`: ids (B, F) uint32 -> out (B, F, D)
 - `interact(ids, first, out)`: first (B, D) and those vectors interact -> out (B, D + pairs), for inference
+- `backward(d_out, vectors, ids, rate, d_vectors)`: one optimizer step from the gradient d_out (B, D + pairs)
+  by the interaction of vectors (B, 1 + F, D); the gradient by vector 0 to d_vectors[:, 0]
 - `update(ids, d_vectors, rate)`: one optimizer step from the gradient (B, F, D) of the vectors
 - `check(ids)`: refuse ids that have no row, while they are still on the host
 - `state()`: name -> array, everything a checkpoint must hold

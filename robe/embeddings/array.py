@@ -82,6 +82,20 @@ class ArrayEmbedding:
             return interact_apart(self, ids, first, out)
         self.backend.kernels.gather_interaction(self.memory, *self._placed(ids), first, out)
 
+    def backward(self, d_out, vectors, ids, rate: float, d_vectors) -> None:
+        """One optimizer step from the gradient d_out by the interaction of `vectors` (B, 1 + F, D).
+
+        d_vectors (B, 1 + F, D): its [:, 0] is the gradient by vector 0 afterwards, the rest is room for the
+        others. On a GPU, SGD adds these to the weights at once; halves and Adagrad need their sums first.
+        """
+        kernels = self.backend.kernels
+        if self.backend.name == "cuda" and not (self.adagrad or self.halves or self.chunks > 1):
+            rows = self._placed(ids)
+            kernels.interaction_scatter(d_out, vectors, *rows, -rate, d_vectors[:, 0], self.memory)
+            self.steps += 1
+        else:
+            backward_apart(self, d_out, vectors, ids, rate, d_vectors)
+
     def update(self, ids, d_vectors, rate: float) -> None:
         """One optimizer step on the weights that `ids` (B, F) touch; d_vectors (B, F, D)."""
         kernels, rows, d_vectors = self.backend.kernels, self._placed(ids), self._apart(d_vectors)
@@ -139,3 +153,9 @@ def interact_apart(embedding, ids, first, out) -> None:
     vectors[:, 0] = first
     embedding.lookup(ids, vectors[:, 1:])
     embedding.backend.kernels.interaction(vectors, out)
+
+
+def backward_apart(embedding, d_out, vectors, ids, rate: float, d_vectors) -> None:
+    """`backward`, likewise."""
+    embedding.backend.kernels.interaction_backward(d_out, vectors, d_vectors)
+    embedding.update(ids, d_vectors[:, 1:], rate)

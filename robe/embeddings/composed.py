@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from robe.backend import Backend
-from robe.embeddings.array import ArrayEmbedding, description, interact_apart
+from robe.embeddings.array import ArrayEmbedding, backward_apart, description, interact_apart
 
 
 @dataclass
@@ -32,6 +32,7 @@ class ComposedEmbedding:
 
     check = ArrayEmbedding.check
     interact = interact_apart
+    backward = backward_apart
 
     def lookup(self, ids, out) -> None:
         self.compose(self._rows(ids), out)

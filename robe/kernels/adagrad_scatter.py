@@ -48,7 +48,7 @@ def adagrad_scatter_reference(d_vectors, ids, base, slot_map, rate, eps, gradien
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def _adagrad_touched(ids, base, slot_map, rate, eps, most, owners, gradient, accumulator, out):
+def _adagrad_scatter(ids, base, slot_map, rate, eps, most, owners, gradient, accumulator, out):
     rows = ids.shape[0]
     runs, counts = room_for_runs(rows, most)
     for chunk in range(0, rows, len(runs)):
@@ -68,7 +68,7 @@ def _adagrad_touched(ids, base, slot_map, rate, eps, most, owners, gradient, acc
 def adagrad_scatter_cpu(d_vectors, ids, base, slot_map, rate, eps, gradient, accumulator, out):
     scatter_add_cpu(d_vectors, ids, base, slot_map, 1, gradient)
     number, most = out.dtype.type, most_runs(slot_map) * ids.shape[1]
-    _adagrad_touched(
+    _adagrad_scatter(
         *(ids, base, slot_map, number(rate), number(eps), most, get_num_threads()),
         *(gradient, accumulator, out),
     )

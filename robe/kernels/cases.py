@@ -130,6 +130,15 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
         "gather_interaction": call(
             "out", memory=looked_up, **rows, first=numbers(*matrix), out=nan(case.rows, columns)
         ),
+        "interaction_scatter": call(
+            *("d_first", "out"),
+            d_out=numbers(case.rows, columns),
+            vectors=numbers(case.rows, n, case.width),
+            **rows,
+            scale=-0.1,
+            d_first=nan(*matrix),
+            out=memory,
+        ),
         "bias_relu": call("out", x=numbers(*matrix), bias=numbers(case.width), out=nan(*matrix)),
         "bias_relu_backward": call(
             *("d", "d_bias"),

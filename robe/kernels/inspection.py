@@ -180,6 +180,8 @@ def cpu_code(operation: str, form: str) -> str:
     name = f"{operation}_cpu"
     call = calls(CASES[1])[operation]
     compiled = getattr(module(operation), f"_{operation}", None) or version(operation, "cpu")
+    if not hasattr(compiled, "targetoptions"):
+        raise InspectionError(f"{name} calls the versions of other operations; show those")
     # Compiled anew, since what comes from the cache has lost its text.
     options = {name: value for name, value in compiled.targetoptions.items() if name != "nopython"}
     fresh = njit(**options)(compiled.py_func)

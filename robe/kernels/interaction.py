@@ -252,42 +252,70 @@ def interaction_backward_cuda_elements(d_out, vectors, d_vectors):
     launch(_interaction_backward_elements_kernel, d_vectors.shape[::-1], d_out, vectors, d_vectors)
 
 
+@register_jitable
+def stage_backward(d_out, vectors, b, staged, thread, threads):
+    """Copy the gradients of all products of row b (N, N), and the vectors behind them, to shared memory."""
+    n, width = U32(vectors.shape[1]), U32(vectors.shape[2])
+    e = thread
+    while e < n * n:
+        i = U32(e // n)
+        j = U32(e - i * n)
+        high, low = max(i, j), min(i, j)
+        pair = U32(high * high - high) // U32(2) + low
+        staged[e] = d_out[b, width + pair] if low < high else ZERO
+        e = U32(e + threads)
+    stage(vectors, b, staged[n * n :], width, thread, threads)
+
+
+@register_jitable
+def sum_tile(staged, n, width, tile, sums):
+    """Sums of a tile of the gradients (N, N) times the vectors (N, D), both staged.
+
+    Returns (i, d, step): sums[a, c] is element d + c * step of the gradient by vector i + a. A thread's
+    columns are a quarter of D apart, so that neighbouring threads read neighbouring elements.
+    """
+    last, step = U32(n - U32(1)), columns_of(width)
+    group = U32(tile // step)
+    first_i, first_d = U32(group * U32(SUMS)), U32(tile - group * step)
+    for a in range(SUMS):
+        for c in range(SUMS):
+            sums[a, c] = 0
+    other = U32(0)
+    while other < n:
+        for a in range(SUMS):
+            x = staged[U32(min(U32(first_i + U32(a)), last) * n + other)]
+            for c in range(SUMS):
+                d = min(U32(first_d + step * U32(c)), U32(width - U32(1)))
+                sums[a, c] += x * staged[U32(n * n + other * width + d)]
+        other = U32(other + U32(1))
+    return first_i, first_d, step
+
+
+@register_jitable
+def columns_of(width):
+    """Tiles of the gradient side by side."""
+    return U32((width + U32(SUMS - 1)) // U32(SUMS))
+
+
+@register_jitable
+def tiles_of(n, width):
+    """Tiles of the gradient (N, D) of a row of the batch."""
+    return columns_of(width) * U32((n + U32(SUMS - 1)) // U32(SUMS))
+
+
 @cuda.jit
 def _interaction_backward_kernel(d_out, vectors, d_vectors):
-    staged = cuda.shared.array(0, vectors.dtype)  # the gradients of all products (N, N), then the vectors
+    staged = cuda.shared.array(0, vectors.dtype)
     sums = cuda.local.array((SUMS, SUMS), vectors.dtype)
     thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
     rows, n, width = U32(vectors.shape[0]), U32(vectors.shape[1]), U32(vectors.shape[2])
-    last, behind, step = U32(n - U32(1)), U32(n * n), U32((width + U32(SUMS - 1)) // U32(SUMS))
     b = U32(cuda.blockIdx.x)
     while b < rows:
-        e = thread
-        while e < behind:
-            i = U32(e // n)
-            j = U32(e - i * n)
-            high, low = max(i, j), min(i, j)
-            pair = U32(high * high - high) // U32(2) + low
-            staged[e] = d_out[b, width + pair] if low < high else ZERO
-            e = U32(e + threads)
-        stage(vectors, b, staged[behind:], width, thread, threads)
+        stage_backward(d_out, vectors, b, staged, thread, threads)
         cuda.syncthreads()
-        # The gradients (N, N) times the vectors (N, D). A thread's columns are a quarter of D apart, so that
-        # neighbouring threads read neighbouring elements.
         tile = thread
-        while tile < step * U32((n + U32(SUMS - 1)) // U32(SUMS)):
-            group = U32(tile // step)
-            first_i, first_d = U32(group * U32(SUMS)), U32(tile - group * step)
-            for a in range(SUMS):
-                for c in range(SUMS):
-                    sums[a, c] = 0
-            other = U32(0)
-            while other < n:
-                for a in range(SUMS):
-                    x = staged[U32(min(U32(first_i + U32(a)), last) * n + other)]
-                    for c in range(SUMS):
-                        d = min(U32(first_d + step * U32(c)), U32(width - U32(1)))
-                        sums[a, c] += x * staged[U32(behind + other * width + d)]
-                other = U32(other + U32(1))
+        while tile < tiles_of(n, width):
+            first_i, first_d, step = sum_tile(staged, n, width, tile, sums)
             for a in range(SUMS):
                 for c in range(SUMS):
                     i, d = U32(first_i + U32(a)), U32(first_d + step * U32(c))
@@ -298,10 +326,14 @@ def _interaction_backward_kernel(d_out, vectors, d_vectors):
         b = U32(b + U32(cuda.gridDim.x))
 
 
+def interaction_backward_shape(rows: int, n: int, width: int, itemsize: int, taken: int = 0):
+    """Launch with what `stage_backward` copies, and `taken` bytes more; None if that is too much."""
+    shared = n * (n + width) * itemsize + taken
+    return block_shape(rows, int(tiles_of(n, width)), shared) if shared <= SHARED else None
+
+
 def interaction_backward_cuda(d_out, vectors, d_vectors):
-    rows, n, width = vectors.shape
-    shared = n * (n + width) * vectors.itemsize
-    if shared > SHARED:
+    shape = interaction_backward_shape(*vectors.shape, vectors.itemsize)
+    if shape is None:
         return interaction_backward_cuda_elements(d_out, vectors, d_vectors)
-    shape = block_shape(rows, -(-n // SUMS) * -(-width // SUMS), shared)
-    launch(_interaction_backward_kernel, (rows,), d_out, vectors, d_vectors, shape=shape)
+    launch(_interaction_backward_kernel, (len(vectors),), d_out, vectors, d_vectors, shape=shape)

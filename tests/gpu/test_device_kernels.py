@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import on_a_device
 
-from robe.backend import select
+from robe.backend import ATOMIC, select
 from robe.kernels import launch
 from robe.kernels.cases import CASES, calls
 from robe.kernels.operations import OPERATIONS, module, version
@@ -39,7 +39,7 @@ def test_every_version_agrees_with_the_reference(operation, case, shape, gpu, mo
             np.testing.assert_allclose(found, expected[output], rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("operation", ["scatter_add", "adagrad_scatter"])
+@pytest.mark.parametrize("operation", ATOMIC)
 def test_deterministic_versions_repeat_bit_for_bit(operation, gpu):
     """Twenty times the case with the most additions to each slot."""
     kernel, results = getattr(select("cuda", deterministic=True).kernels, operation), set()

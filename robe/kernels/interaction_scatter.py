@@ -1,0 +1,123 @@
+"""Gradient of the interaction, added to the weights at once: the gradients by vectors are never written.
+
+    d_out (B, D + N * (N - 1) / 2), vectors (B, N, D)   as in interaction.py, N = 1 + F
+    ids, base, slot_map, scale                          as in scatter_add.py
+    d_first (B, D) float   gradient by vector 0, for the bottom MLP; may be a strided view
+    out     (M,)   float   scale * sign * the gradients by vectors 1 .. F are added to it
+
+The backward twin of gather_interaction.py, for a step of SGD, which needs no sums of gradients first. The
+vectors are those that the forward pass kept: gathering them again would read as many bytes, and where `out`
+is what they were gathered from, weights that other rows of the batch have stepped already.
+
+Versions: `reference`, `cpu` and `cuda_apart` are the two operations one after the other, with the gradients
+(B, N, D) between them. (On the CPU, a batch cut in parts whose gradients stay in the cache was no faster, and
+the smaller the parts the slower.) `cuda` gives each row of the batch to a thread block, which hashes each of
+its pieces (pieces.py) once, sums the gradients from shared memory as interaction.py does, and adds them from
+registers. Additions are atomic, in no fixed order, so float sums may differ in the last bits from run to run.
+Where a row takes more than 48 KB, it is `cuda_apart`. `cuda_deterministic` is `cuda_apart` in a fixed order.
+"""
+
+import numpy as np
+from numba import cuda
+
+from robe.kernels.cost import Cost
+from robe.kernels.hashing import U64, flip
+from robe.kernels.interaction import (
+    SUMS,
+    interaction_backward_cost,
+    interaction_backward_cpu,
+    interaction_backward_cuda,
+    interaction_backward_reference,
+    interaction_backward_shape,
+    stage_backward,
+    sum_tile,
+    tiles_of,
+)
+from robe.kernels.launch import launch
+from robe.kernels.pieces import U32, around, count_pieces, piece_at
+from robe.kernels.scatter_add import (
+    scatter_add_cpu,
+    scatter_add_cuda,
+    scatter_add_cuda_deterministic,
+    scatter_add_reference,
+)
+
+PIECE = 16  # bytes of shared memory: slot and sign bits
+
+
+def interaction_scatter_cost(d_out, vectors, ids, base, slot_map, scale, d_first, out) -> Cost:
+    """All inputs read, d_first written, each slot read and written; the operations of both."""
+    elements = ids.size * vectors.shape[2]
+    _, flops = interaction_backward_cost(d_out, vectors, None)
+    moved = d_out.nbytes + vectors.nbytes + ids.nbytes + d_first.nbytes + 2 * elements * out.itemsize
+    return Cost(moved, flops + 2 * elements)
+
+
+def _apart(backward, scatter_add, d_out, vectors, ids, base, slot_map, scale, d_first, out):
+    d_vectors = np.empty_like(vectors)  # CuPy's where `vectors` is
+    backward(d_out, vectors, d_vectors)
+    d_first[...] = d_vectors[:, 0]
+    scatter_add(d_vectors[:, 1:], ids, base, slot_map, scale, out)
+
+
+def interaction_scatter_reference(*arguments):
+    _apart(interaction_backward_reference, scatter_add_reference, *arguments)
+
+
+def interaction_scatter_cpu(*arguments):
+    _apart(interaction_backward_cpu, scatter_add_cpu, *arguments)
+
+
+def interaction_scatter_cuda_apart(*arguments):
+    _apart(interaction_backward_cuda, scatter_add_cuda, *arguments)
+
+
+def interaction_scatter_cuda_deterministic(*arguments):
+    _apart(interaction_backward_cuda, scatter_add_cuda_deterministic, *arguments)
+
+
+@cuda.jit
+def _interaction_scatter_kernel(d_out, vectors, ids, base, slot_map, shift, scale, d_first, out):
+    # All dynamic arrays begin at the same place: slots and signs of the row's pieces, then the numbers.
+    places = cuda.shared.array(0, np.uint64)
+    numbers = cuda.shared.array(0, vectors.dtype)
+    sums = cuda.local.array((SUMS, SUMS), vectors.dtype)
+    thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
+    rows, n, width = U32(vectors.shape[0]), U32(vectors.shape[1]), U32(vectors.shape[2])
+    parts = U32(width >> shift)
+    pieces = U32((n - U32(1)) * parts)
+    staged = numbers[U32(PIECE * pieces) // U32(vectors.itemsize) :]
+    b = U32(cuda.blockIdx.x)
+    while b < rows:
+        p = thread
+        while p < pieces:
+            slot, bits, _, _, _ = piece_at(U32(b * pieces + p), ids, base, slot_map, shift)
+            places[p], places[pieces + p] = slot, bits
+            p = U32(p + threads)
+        stage_backward(d_out, vectors, b, staged, thread, threads)
+        cuda.syncthreads()
+        tile = thread
+        while tile < tiles_of(n, width):
+            first_i, first_d, step = sum_tile(staged, n, width, tile, sums)
+            for a in range(SUMS):
+                for c in range(SUMS):
+                    i, d = U32(first_i + U32(a)), U32(first_d + step * U32(c))
+                    if i == U32(0) and d < width:
+                        d_first[b, d] = d_out[b, d] + sums[a, c]
+                    elif i < n and d < width:
+                        part = U32(d >> shift)
+                        p, k = U32((i - U32(1)) * parts + part), U32(d - (part << shift))
+                        slot = around(places[p] + U64(k), out.size)
+                        cuda.atomic.add(out, slot, scale * flip(sums[a, c], places[pieces + p], k))
+            tile = U32(tile + threads)
+        cuda.syncthreads()  # the next row takes the same place
+        b = U32(b + U32(cuda.gridDim.x))
+
+
+def interaction_scatter_cuda(d_out, vectors, ids, base, slot_map, scale, d_first, out):
+    pieces, shift = count_pieces(slot_map, ids)
+    shape = interaction_backward_shape(*vectors.shape, vectors.itemsize, PIECE * pieces // max(len(ids), 1))
+    if shape is None:
+        return interaction_scatter_cuda_apart(d_out, vectors, ids, base, slot_map, scale, d_first, out)
+    arguments = (d_out, vectors, ids, base, slot_map, shift, out.dtype.type(scale), d_first, out)
+    launch(_interaction_scatter_kernel, (len(ids),), *arguments, shape=shape)
