@@ -73,6 +73,9 @@ class Point:
     megabytes: float | None
     embedding: EmbeddingConfig
 
+    def __str__(self) -> str:
+        return self.method + ("" if self.megabytes is None else f" in {self.megabytes:.3g} MB")
+
 
 def plan(methods: tuple[str, ...], sizes: list[float]) -> Iterator[Point]:
     for name in methods:
@@ -119,13 +122,12 @@ def measure(
             build(settings(point, RATES[0], TUNING_SEED, study.batch), trainings.spec, trainings.backend)
             points.append(point)
         except ConfigError as error:
-            say(f"{point.method}, {point.megabytes:g} MB: left out: {error}")
-            left_out.append({"method": point.method, "megabytes": point.megabytes, "why": str(error)})
+            say(f"{point}: left out: {error}")
+            left_out.append({"point": str(point), "why": str(error)})
 
     def scores(point: Point, rate: float, seed: int) -> dict:
-        size = "" if point.megabytes is None else f", {point.megabytes:.3g} MB"
-        name = f"{point.method}{size}, rate {rate}, seed {seed}"
-        return trainings.trained(settings(point, rate, seed, study.batch), name)[0]
+        config = settings(point, rate, seed, study.batch)
+        return trainings.trained(config, f"{point}, rate {rate}, seed {seed}")[0]
 
     rates = {}
     for point in points:
@@ -208,12 +210,8 @@ def table(results: dict) -> str:
         cells = [name, f"{row['bytes']:,}", smaller, *scores, f"{row['rate']:g}"]
         cells += [_milliseconds(row[verb]) for verb in ("lookup", "step")]
         lines.append(f"| {' | '.join(cells)} |")
-    if results["left_out"]:
-        out = {}
-        for point in results["left_out"]:
-            out.setdefault(point["method"], []).append(f"{1e6 * point['megabytes']:,.0f}")
-        cannot = "; ".join(f"{method} in {', '.join(sizes)}" for method, sizes in out.items())
-        lines += ["", f"Too few bytes: {cannot}."]
+    if out := [left_out["point"] for left_out in results["left_out"]]:
+        lines += ["", f"Cannot be had: {'; '.join(out)}."]
     return "\n".join(lines)
 
 

@@ -52,9 +52,9 @@ def test_every_method_has_its_sizes_or_its_own(cache):
     *fixed, large, small = found
     assert fixed == [("full", None, table), ("none", None, 0)]
     assert (large, small) == (("robe", 0.02, 20_000), ("robe", 0.001, 1_000))
-    assert [(p["method"], p["megabytes"]) for p in results["left_out"]] == [
-        ("quotient_remainder", 0.02),
-        ("quotient_remainder", 0.001),
+    assert [left_out["point"] for left_out in results["left_out"]] == [
+        "quotient_remainder in 0.02 MB",
+        "quotient_remainder in 0.001 MB",
     ]
     assert "takes at least" in results["left_out"][0]["why"]
     assert [row["dictionary"] for row in results["rows"]] == [True, False, False, False]
@@ -115,7 +115,7 @@ def test_the_table_and_the_figure(cache):
     assert robe.startswith(f"| robe | 20,000 | {results['table_bytes'] / 20_000:.1f}x | 0.")
     assert len({line.count("|") for line in lines[2:8]}) == 1
     assert small.startswith("| robe | 1,000 |")
-    assert lines[9] == "Too few bytes: quotient_remainder in 20,000, 1,000."
+    assert lines[9] == "Cannot be had: quotient_remainder in 0.02 MB; quotient_remainder in 0.001 MB."
     figure = methods.plot(results)
     for axes, kind in zip(figure.axes, ("auc", "log_loss"), strict=True):
         drawn = {c.get_label(): c.lines[0].get_xydata() for c in axes.containers}
