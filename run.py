@@ -16,9 +16,9 @@ from typing import Annotated, Literal
 import tyro
 
 from data_pipeline.batches import Rows
-from data_pipeline.manifest import MANIFEST, SPLITS, Manifest
+from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.prepare import PrepareConfig
-from data_pipeline.schema import PUBLIC_DATA_SETS, DataError
+from data_pipeline.schema import CRITEO, PUBLIC_DATA_SETS, DataError, Schema, load_schema
 from data_pipeline.synthetic import SyntheticConfig
 from robe import RobeError
 from robe.config import NUMBERED, ConfigError, DataSpec, EmbeddingConfig, TrainConfig, from_json, resolve
@@ -28,6 +28,15 @@ from robe.timeline import Timeline, no_phase
 Flat = tyro.conf.OmitArgPrefixes
 Argument = tyro.conf.Positional
 BackendName = Literal["auto", "reference", "cpu", "cuda"]
+
+# A schema is given as the TOML file that holds it.
+SchemaFile = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="FILE.toml",
+    instance_from_str=lambda words: load_schema(words[0]),
+    is_instance=lambda value: isinstance(value, Schema),
+    str_from_instance=lambda schema: [schema.name],
+)
 
 DEMO, DEMO_ROWS = Path("data/demo"), 1_000_000
 
@@ -45,10 +54,11 @@ def synth(config: Flat[SyntheticConfig]) -> None:
 @dataclasses.dataclass(frozen=True)
 class PrepareArguments(PrepareConfig):
     inputs: Argument[tuple[Path, ...]]
+    schema: Annotated[Schema, SchemaFile] = CRITEO
 
 
 def prepare(config: Flat[PrepareArguments]) -> None:
-    """Turn raw Criteo logs, text or gzip, into the shards that training reads."""
+    """Turn raw Criteo logs, or tables of your own, into the shards that training reads."""
     from data_pipeline.prepare import REJECTED, prepare
     from robe.progress import progress_bar
 
@@ -86,6 +96,18 @@ def describe(
     print(describe.text(found))
     describe.save(describe.draw(found), out)
     print(f"{out}: drawn")
+
+
+def schema(file: Argument[Path], rows: int = 10_000) -> None:
+    """Propose a schema for your own data, in TOML, to correct and to give to `prepare --schema`.
+
+    Args:
+        file: A table: .parquet, .arrow, .ipc, .feather, or .csv or .tsv with a header, or these as .gz.
+        rows: Look at so many rows, the first ones.
+    """
+    from data_pipeline.proposal import propose
+
+    print(propose(file, rows), end="")
 
 
 def train(
@@ -166,7 +188,7 @@ def evaluate(
     Args:
         run: The folder of a run.
         data: A folder made by `prepare`; default: the one of the run.
-        split: Which half of the last day.
+        split: Which rows; the line that describes the data says which these are.
         backend: Where to compute.
     """
     from robe import metrics
@@ -196,7 +218,7 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
 
     Args:
         run: The folder of a run.
-        file: A raw log, text or gzip, with or without its label column; or a prepared folder.
+        file: A raw log or a table, with or without its label column; or a prepared folder.
         out: The file to write.
         backend: Where to compute.
     """
@@ -361,9 +383,9 @@ def create_run(run: Path, config: TrainConfig, manifest: Manifest, baseline: boo
         raise ConfigError(f"{run}: exists; choose another --out, or go on with it by --resume {run}")
     with appearing(run, lambda: 0.0) as folder:
         (folder / "data").mkdir()
-        for name in (MANIFEST, DICTIONARY):
-            if (manifest.folder / name).exists():
-                shutil.copy(manifest.folder / name, folder / "data" / name)
+        manifest.save(folder / "data")
+        if manifest.dictionary_sha256 is not None:
+            shutil.copy(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
         origin = str(manifest.folder.resolve())
         settings = {"config": dataclasses.asdict(config), "data": origin, "baseline": baseline}
         (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
@@ -406,7 +428,7 @@ def demo_data(dialect: str) -> Path:
 
 COMMANDS = {
     f.__name__: f
-    for f in (train, evaluate, predict, synth, prepare, describe, plan, doctor, kernels, analyze)
+    for f in (train, evaluate, predict, synth, schema, prepare, describe, plan, doctor, kernels, analyze)
 }
 
 

@@ -34,8 +34,9 @@ import numpy as np
 
 from data_pipeline.dialects import Dictionary
 from data_pipeline.manifest import KINDS, Manifest
-from data_pipeline.raw import read_raw
+from data_pipeline.raw import read_log
 from data_pipeline.schema import DataError
+from data_pipeline.torchrec import TRANSFORM
 
 BLOCK_ROWS = 4096
 WINDOW_BLOCKS = 64
@@ -163,16 +164,23 @@ class _Shard:
     file cut short meanwhile would kill it."""
 
     def __init__(self, mapped: np.memmap, files: ExitStack):
+        # TorchRec's ids without gaps lie column by column: these are read from the map after all.
+        self.columns = None if mapped.flags.c_contiguous else mapped
         self.path, self.offset = Path(mapped.filename), mapped.offset
         self.dtype, self.row_bytes = mapped.dtype, mapped.strides[0]
         self.file = files.enter_context(self.path.open("rb", buffering=0)).fileno()
 
     def read(self, start: int, out: np.ndarray) -> None:
         """Fill `out` (n, ...) with the rows from `start` on; safe to call from several threads."""
+        if out.size == 0:  # a schema without dense columns
+            return
+        if self.columns is not None:
+            np.copyto(out, self.columns[start : start + len(out)], casting="unsafe")
+            return
         as_they_are = out.dtype == self.dtype or (out.dtype, self.dtype) == (np.uint32, np.int32)
         rows = out if as_they_are else np.empty(out.shape, self.dtype)
-        room, place = memoryview(rows).cast("B"), self.offset + start * self.row_bytes
-        while room.nbytes:
+        room, place = rows.reshape(-1).view(np.uint8), self.offset + start * self.row_bytes
+        while room.size:
             read = os.preadv(self.file, [room], place)
             if read == 0:
                 raise DataError(f"{self.path}: has become shorter; prepare the data again")
@@ -204,14 +212,20 @@ class _Memory:
 
 
 def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Iterator[Batch]:
-    """The rows of a raw log as batches, in order, with the ids that the folder of `manifest` gives them.
+    """The rows of a log as batches, in order, with the ids that the folder of `manifest` gives them.
 
-    The log may lack the label column; the labels are then NaN. Raises DataError for a log that is not whole.
+    The log, raw or a table, may lack the label column; the labels are then NaN. Raises DataError for a log
+    that is not whole.
     """
+    if manifest.dense_transform == TRANSFORM:
+        raise DataError(
+            f"{path}: TorchRec's folders, of which the model learned, do not say how they are made of a log; "
+            "give such a folder"
+        )
     dictionary = Dictionary.load(manifest) if manifest.ids.dialect == "dictionary" else None
 
     def windows():
-        for chunk in read_raw(path, manifest.schema, labelled=None):
+        for chunk in read_log(path, manifest.schema, labelled=None):
             label = np.full(len(chunk.ids), np.nan) if chunk.label is None else chunk.label
             ids = chunk.ids if dictionary is None else dictionary.encode(chunk.ids)
             yield Batch(label.astype(np.float32), chunk.dense, ids)

@@ -255,7 +255,7 @@ def draw(found: Description) -> "Figure":
     from matplotlib.figure import Figure
 
     across = 7
-    dense_rows = -(-len(found.dense) // across)
+    dense_rows = max(1, -(-len(found.dense) // across))
     heights = [3.0, 1.6 * dense_rows, 5.2]
     figure = Figure(figsize=(14, sum(heights) + 0.8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -269,7 +269,7 @@ def draw(found: Description) -> "Figure":
     _draw_rates(rates, found)
     _draw_zeros(zeros, found)
     middle.suptitle(f"dense columns ({found.manifest.dense_transform}), zeros left out", fontsize="medium")
-    axes = middle.subplots(max(1, dense_rows), across, squeeze=False).ravel()
+    axes = middle.subplots(dense_rows, across, squeeze=False).ravel()
     for ax, column in zip(axes, found.dense, strict=False):
         shares, edges = column.histogram
         ax.stairs(shares, edges, fill=True, alpha=0.8)

@@ -96,8 +96,15 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path | str) -> "Manifest":
-        """Read and validate `folder/manifest.json`; raises DataError with the remedy."""
+        """Read and validate `folder/manifest.json`; raises DataError with the remedy.
+
+        A folder of TorchRec's tools has none; what it would say is then found in the shards.
+        """
+        from data_pipeline import torchrec
+
         path = Path(folder) / MANIFEST
+        if not path.exists() and torchrec.is_folder(folder):
+            return torchrec.adopt(folder)
         if not path.is_file():
             remedy = f"make the folder with `python run.py prepare FILE --out {folder}`"
             raise DataError(f"{path}: not found; {remedy}")

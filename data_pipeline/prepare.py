@@ -22,15 +22,15 @@ import numpy as np
 from data_pipeline.appearing import appearing, check_free
 from data_pipeline.dialects import Dictionary, HashIds
 from data_pipeline.manifest import KINDS, Day, Manifest, shard_name
-from data_pipeline.raw import BadRows, count_rows, read_raw
-from data_pipeline.schema import CRITEO, DataError
+from data_pipeline.raw import BadRows, count_rows, read_log
+from data_pipeline.schema import CRITEO, DataError, Schema
+from data_pipeline.splits import halves_of, split
 from data_pipeline.synthetic import FIGURES
 
 REJECTED = "rejected.tsv"
 DAY_FILE = re.compile(r"day_(\d+)(\..*)?")
 HEADER_BYTES = 128
 END = np.iinfo(np.int64).max
-SPLIT_NOTE = "test is the first half of the last day, validation the second (as MLPerf v1, unlike TorchRec)"
 
 # Hears how many bytes of the logs, as they lie on disk, have been read, and how many will be in all.
 Progress = Callable[[int, int], None]
@@ -42,8 +42,8 @@ Rows = dict[str, np.ndarray]
 @dataclass(frozen=True)
 class PrepareConfig:
     inputs: tuple[Path, ...]
-    """Raw logs, plain or gzip: one file per day, oldest first; or one folder, whose day_0, day_1, ... are
-    taken in that order; or one single file, which is cut into days."""
+    """Raw logs, plain or gzip, or tables (.parquet, .arrow, .csv, .tsv): one file per day, oldest
+    first; or one folder, whose day_0, day_1, ... are taken in that order; or one file, to be cut up."""
     out: Path
     """Folder to write; it must not exist yet, or be empty."""
     ids: Literal["hash", "dictionary"] = "hash"
@@ -53,6 +53,12 @@ class PrepareConfig:
     """error stops at the first malformed line; skip leaves such lines out and lists them in rejected.tsv."""
     blocks: int = 7
     """Number of days of equal length to cut a single file into; DLRM cuts Criteo Kaggle into 7."""
+    schema: Schema = CRITEO
+    """The columns; default: those of Criteo's logs. `run.py schema FILE` proposes a file to give here."""
+    split: str = "mlperf"
+    """Which rows test and validate. mlperf: the first half of the last day, and the second. torchrec: the
+    other way round. kaggle: as mlperf, of 7 equal days. 0.8,0.1,0.1: shares of all rows in the order of the
+    log, to train, validate and test. test=5,validation=6: these days, from 0 (or ranges, 20-22)."""
 
 
 def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest:
@@ -64,7 +70,8 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     sources = _sources(files, config.blocks, meter)
     origins = [origin for source in sources for origin in source.origins]
     last = len(origins) - 1
-    dialect = {"hash": HashIds, "dictionary": Dictionary}[config.ids](len(CRITEO.categorical))
+    learned = _training_days(len(origins), config)
+    dialect = {"hash": HashIds, "dictionary": Dictionary}[config.ids](len(config.schema.categorical))
     rejected = Counter()
 
     with appearing(config.out, meter.last_pass) as folder:
@@ -75,30 +82,26 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
                 rejected[source.day_of(line)] += 1
                 rejects.write(f"{source.path}\t{line}\t{reason}\t".encode() + text + b"\n")
 
-            for day, parts in groupby(_parts(sources, config.bad_rows, reject, meter), key=itemgetter(0)):
-                encode = partial(dialect.encode, learn=day < last)
+            for day, parts in groupby(_parts(sources, config, reject, meter), key=itemgetter(0)):
+                encode = partial(dialect.encode, learn=day in learned)
                 written[day] = _write_day(folder, day, (arrays for _, arrays in parts), encode)
 
         days = tuple(Day(*written.get(day, (0, {})), origins[day], rejected[day]) for day in range(last + 1))
-        for day, least in zip(days, [1] * last + [2], strict=True):
+        for day, least in zip(days, [1] * last + [2 if halves_of(config.split) else 1], strict=True):
             if day.rows < least:
                 raise DataError(
                     f"{day.source}: {day.rows} usable rows, but each day needs 1 and the last 2; give more "
                     "rows, or cut a single file into fewer --blocks"
                 )
-        half = (days[last].rows + 1) // 2
+        parts, note = split([day.rows for day in days], config.split)
         manifest = Manifest(
-            schema=CRITEO,
+            schema=config.schema,
             dense_transform="log1p",
             ids=dialect.describe(),
             days=days,
-            split={
-                "train": tuple((day, 0, days[day].rows) for day in range(last)),
-                "test": ((last, 0, half),),
-                "validation": ((last, half, days[last].rows),),
-            },
-            split_note=SPLIT_NOTE,
-            synthetic=_synthetic(files, last_whole=not rejected[last]),
+            split=parts,
+            split_note=note,
+            synthetic=_synthetic(files, None if rejected[last] else halves_of(config.split)),
             dictionary_sha256=dialect.save(folder) if config.ids == "dictionary" else None,
         )
         manifest.save(folder)
@@ -111,10 +114,10 @@ def verify(folder: Path | str) -> Manifest:
     for number, day in enumerate(manifest.days):
         for kind in KINDS:
             shard = manifest.open_shard(number, kind).astype(KINDS[kind], copy=False)
-            if hashlib.sha256(shard).hexdigest() != day.sha256[kind]:
+            if hashlib.sha256(np.ascontiguousarray(shard)).hexdigest() != day.sha256[kind]:
                 path = manifest.folder / shard_name(number, kind)
                 raise DataError(f"{path}: its bytes are not those that were written; prepare the data again")
-    if manifest.ids.dialect == "dictionary":
+    if manifest.dictionary_sha256 is not None:
         Dictionary.load(manifest)
     return manifest
 
@@ -195,13 +198,23 @@ def _sources(files: list[Path], blocks: int, meter: _Meter) -> list[_Source]:
     return [_Source(path, 0, (*stops[:-1], END), origins)]
 
 
+def _training_days(count: int, config: PrepareConfig) -> set[int]:
+    """The days whose values a dictionary learns."""
+    if config.ids == "dictionary" and config.split[:1].isdigit():
+        raise DataError(
+            f"--split {config.split}: cuts days, but --ids dictionary learns whole ones; name days"
+        )
+    return {day for day, _, _ in split([2] * count, config.split)[0]["train"]}
+
+
 def _parts(
-    sources: list[_Source], bad_rows: BadRows, reject: Callable[..., None], meter: _Meter
+    sources: list[_Source], config: PrepareConfig, reject: Callable[..., None], meter: _Meter
 ) -> Iterator[tuple[int, Rows]]:
     """The log in order as (day, some of its rows), the ids as they are in the log."""
     for source in sources:
         meter.start()
-        for chunk in read_raw(source.path, bad_rows=bad_rows, on_reject=partial(reject, source)):
+        on_reject = partial(reject, source)
+        for chunk in read_log(source.path, config.schema, bad_rows=config.bad_rows, on_reject=on_reject):
             meter.advance(chunk.position)
             ends = np.searchsorted(chunk.line, source.stops, side="right")
             for day, (start, stop) in enumerate(pairwise([0, *ends]), source.first):
@@ -239,8 +252,10 @@ def _write_day(
     return rows, {kind: digest.hexdigest() for kind, digest in hashes.items()}
 
 
-def _synthetic(files: list[Path], last_whole: bool) -> dict | None:
-    """What the generator says of its files, and of the two halves of the last if that is a day as it left it.
+def _synthetic(files: list[Path], halves: tuple[str, str] | None) -> dict | None:
+    """What the generator says of its files, and of the two halves of the last.
+
+    halves: which splits these are; None if they are none, or if the day is not as the generator left it.
 
     None for files it did not write; raises DataError for a mixture, which nobody could name truly.
     """
@@ -258,11 +273,11 @@ def _synthetic(files: list[Path], last_whole: bool) -> dict | None:
             other = next(file for file in files if file not in same)
             raise DataError(f"{other}: is not what {path} describes; keep synthetic files apart from others")
         bayes = None
-        if len(files) > 1 and last_whole:
+        if len(files) > 1 and halves is not None:
             last = figures[files[-1].name]
-            halves = {"test": last["first_half"], "validation": last["second_half"]}
+            known = dict(zip(halves, (last["first_half"], last["second_half"]), strict=True))
             # With one class alone there is nothing to rank.
-            bayes = halves if all(half["auc"] is not None for half in halves.values()) else None
+            bayes = known if all(half["auc"] is not None for half in known.values()) else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not what the generator writes ({error!r}); generate it again") from None
     return {"generator": generator, "bayes": bayes}

@@ -47,7 +47,8 @@ BadRows = Literal["error", "skip"]
 class RawChunk:
     """Some consecutive rows of a log.
 
-    line: (n,) int64, the 1-based line that each row stands on; without gaps unless lines were rejected.
+    line: (n,) int64, the 1-based line that each row stands on, no header counted; without gaps unless lines
+        were rejected.
     label: (n,) int32, or None if the log has no label column.
     dense: (n, number of dense columns) float32, log(max(x, 0) + 1), missing -> 0.
     ids: (n, number of categorical columns) uint32, missing -> 0.
@@ -59,6 +60,16 @@ class RawChunk:
     dense: np.ndarray
     ids: np.ndarray
     position: int
+
+
+def read_log(path: Path | str, schema: Schema = CRITEO, **options) -> Iterator[RawChunk]:
+    """The rows of a log in any format, by its name: a table (see `tables.py`), or else a raw log.
+
+    Options and errors are those of `read_raw`.
+    """
+    from data_pipeline.tables import is_table, read_table
+
+    return (read_table if is_table(path) else read_raw)(path, schema, **options)
 
 
 def read_raw(
@@ -79,6 +90,11 @@ def read_raw(
     Raises DataError for a file that is missing, empty, unreadable or damaged, whatever `bad_rows` says.
     """
     path = Path(path)
+    if rules := schema.rules():
+        raise DataError(
+            f"{path}: a raw log holds integers and hex digits alone, but schema {schema.name} sets "
+            f"{', '.join(rules)}; give a table with a header or column names (.csv, .tsv, .parquet, .arrow)"
+        )
     layout = None
     for block in ahead(_blocks(path, block_bytes), 1):  # makes gzip 1.4 times as fast
         if layout is None:
@@ -101,14 +117,25 @@ def read_raw(
         yield RawChunk(
             line=line,
             label=table[schema.label].to_numpy() if layout.labelled else None,
-            dense=table.select(schema.dense).to_numpy(order="c"),
-            ids=table.select(schema.categorical).to_numpy(order="c"),
+            dense=matrix(table, schema.dense, np.float32),
+            ids=matrix(table, schema.categorical, np.uint32),
             position=block.position,
         )
 
 
+def matrix(table: pl.DataFrame, columns: tuple[str, ...], dtype) -> np.ndarray:
+    """Columns of one type as (rows, columns), row by row; there may be none."""
+    if not columns:
+        return np.zeros((table.height, 0), dtype)
+    return table.select(columns).to_numpy(order="c")
+
+
 def count_rows(path: Path | str, on_block: Callable[[int], None] | None = None) -> int:
-    """Count the lines of a log, good or bad; `on_block(position)` hears how many bytes have been read."""
+    """Count the rows of a log, good or bad; `on_block(position)` hears how many bytes have been read."""
+    from data_pipeline import tables
+
+    if tables.is_table(path):
+        return tables.count_rows(path, on_block)
     rows = 0
     for block in ahead(_blocks(Path(path), BLOCK_BYTES), 1):
         rows += block.rows

@@ -2,7 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import math
+import tomllib
+from collections import Counter
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal, get_args
+
+Kind = Literal["hex", "integer", "string"]
 
 
 class DataError(Exception):
@@ -11,12 +18,29 @@ class DataError(Exception):
 
 @dataclass(frozen=True)
 class Schema:
-    """The columns of a click log in file order: label, then dense, then categorical."""
+    """The columns of a click log, in the order of a raw log: label, then dense, then categorical.
+
+    kinds: how the values of each categorical column become 32 bits, with 0 for missing:
+        hex      up to 8 hexadecimal digits, the number itself;
+        integer  the number itself below 2^32, the hash of its decimal digits beyond and below 0;
+        string   the hash of its UTF-8 bytes.
+        The hash is that of `tables.hash_texts`. An empty tuple means hex for all.
+    missing: the texts that count as missing; what is null is missing anyway.
+    dense_missing: what a missing number becomes, before the transform.
+    threshold: the label is 1 from this value on; None takes labels that are 0 or 1.
+    """
 
     name: str
     label: str
     dense: tuple[str, ...]
     categorical: tuple[str, ...]
+    kinds: tuple[Kind, ...] = ()
+    missing: tuple[str, ...] = ("",)
+    dense_missing: float = 0.0
+    threshold: float | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "kinds", self.kinds or ("hex",) * len(self.categorical))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -27,12 +51,68 @@ class Schema:
 
     @classmethod
     def from_json(cls, data: dict) -> "Schema":
-        return cls(data["name"], data["label"], tuple(data["dense"]), tuple(data["categorical"]))
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+
+    def rules(self) -> dict:
+        """The rules for values that differ from those of a raw Criteo log."""
+        plain = Schema(self.name, self.label, self.dense, self.categorical)
+        names = [field.name for field in fields(self)]
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
 
     def fingerprint(self) -> str:
-        """A short hash of the column names and their order, stored wherever the schema must match."""
-        text = json.dumps([self.label, self.dense, self.categorical])
+        """A short hash of the columns, their order and rules, stored wherever the schema must match."""
+        rules = self.rules()
+        text = json.dumps([self.label, self.dense, self.categorical, *([rules] if rules else [])])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_schema(path: Path | str) -> Schema:
+    """Read a schema from a TOML file, as `run.py schema` proposes one; raises DataError."""
+    path = Path(path)
+
+    def check(good: bool, key: str, words: str) -> None:
+        if not good:
+            raise DataError(f"{path}: {key} must be {words}; `python run.py schema FILE` shows an example")
+
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; check the path") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not a TOML file ({error}); correct it") from None
+    known = {"name", "label", "threshold", "dense", "dense_missing", "missing", "categorical"}
+    for key in data.keys() - known:
+        raise DataError(f"{path}: {key} is no key of a schema; there are {', '.join(sorted(known))}")
+    data = {"name": path.stem, "dense": [], "dense_missing": 0, "missing": [""]} | data
+
+    for key in ("name", "label"):
+        check(isinstance(data.get(key), str) and data[key] != "", key, "a text")
+    for key in ("dense", "missing"):
+        texts = isinstance(data[key], list) and all(isinstance(text, str) for text in data[key])
+        check(texts, key, "a list of texts")
+    for key in ("threshold", "dense_missing"):
+        if key in data:
+            number = isinstance(data[key], int | float) and not isinstance(data[key], bool)
+            check(number and math.isfinite(data[key]), key, "a number")
+    kinds = data.get("categorical")
+    check(isinstance(kinds, dict) and len(kinds) > 0, "categorical", "a table of at least one COLUMN = KIND")
+    for column, kind in kinds.items():
+        check(kind in get_args(Kind), f"categorical.{column}", f"one of {', '.join(get_args(Kind))}")
+    for column in (data["label"], *data["dense"], *kinds):
+        pattern = column == "*" or (column.startswith("^") and column.endswith("$"))  # to Polars
+        check(not pattern, f"column {column}", "the name of one column; rename it in the file")
+    (column, times), *_ = Counter([data["label"], *data["dense"], *kinds]).most_common(1)
+    check(times == 1, f"column {column}", "named once, as label, dense or categorical")
+    return Schema(
+        name=data["name"],
+        label=data["label"],
+        dense=tuple(data["dense"]),
+        categorical=tuple(kinds),
+        kinds=tuple(kinds.values()),
+        missing=tuple(data["missing"]),
+        dense_missing=float(data["dense_missing"]),
+        threshold=None if "threshold" not in data else float(data["threshold"]),
+    )
 
 
 # Criteo Kaggle and Criteo Terabyte: a label, 13 counts, 26 values hashed to 32 bits; tabs, no header.

@@ -1,59 +1,30 @@
 """The recipes of docs/debugging.md, run as they stand there, on a copy of the sources."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from recipes import ROOT, blocks, shell
 
 from robe.kernels.hashing import locate, run_at, slot_map
 from robe.kernels.operations import OPERATIONS
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "debugging.md").read_text()
-
-
-def blocks(kind):
-    """What stands in the code blocks behind a comment of that kind, with the rest of the comment."""
-    found = re.findall(rf"<!-- {kind}(.*?) -->\n```\w*\n(.*?)```", PAGE, re.DOTALL)
-    return [(words.strip(), text) for words, text in found]
-
-
-RUN, TYPED = [text for _, text in blocks("run")], [text for _, text in blocks("type")]
+PAGE = "debugging.md"
+RUN, TYPED = ([text for _, text in blocks(PAGE, kind)] for kind in ("run", "type"))
 
 
 @pytest.fixture
 def copy(tmp_path):
     """The sources, with the file that the recipes use."""
     shutil.copytree(ROOT / "robe", tmp_path / "robe", ignore=shutil.ignore_patterns("__pycache__"))
-    ((name, text),) = blocks("file")
+    ((name, text),) = blocks(PAGE, "file")
     (tmp_path / name).write_text(text)
     return tmp_path
 
 
-def shell(command, folder, typed=""):
-    # Plain `python` is the one of this environment, and what a user's shell would not set is left out.
-    dropped = ("NUMBA_ENABLE_CUDASIM", "NUMBA_DISABLE_JIT", "PYTHONBREAKPOINT")
-    environment = {k: v for k, v in os.environ.items() if k not in dropped}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    command = f"set -e; {command}"
-    return subprocess.run(
-        ["bash", "-c", command],
-        cwd=folder,
-        env=environment,
-        input=typed,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_a_cuda_kernel_in_the_simulator(copy):
-    ((words, lines),) = blocks("insert")
+    ((words, lines),) = blocks(PAGE, "insert")
     name, before = re.fullmatch(r"(\S+) before (.*)", words).groups()
     source = (copy / name).read_text()
     kernel = source.index("def _gather_kernel")

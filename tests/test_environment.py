@@ -16,6 +16,7 @@ def split(requirement):
 def test_environment_yml_and_pyproject_are_in_step():
     lines = (ROOT / "environment.yml").read_text().split("dependencies:")[1].splitlines()
     conda = dict(split(line.strip()[2:]) for line in lines if line.startswith("  - "))
+    conda["xxhash"] = conda.pop("python-xxhash")  # conda-forge's xxhash is the library in C
     assert conda.pop("python") == PROJECT["requires-python"]
     assert conda == dict(map(split, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]))
 

@@ -133,7 +133,7 @@ def test_neither_blocks_nor_gzip_change_a_byte(tmp_path, monkeypatch, dialect, b
     run([log], tmp_path / "out", ids=dialect)
     run([log], tmp_path / "again", ids=dialect)
     assert contents(tmp_path / "again") == contents(tmp_path / "out")
-    monkeypatch.setattr(module, "read_raw", partial(read_raw, block_bytes=block_bytes))
+    monkeypatch.setattr(module, "read_log", partial(read_raw, block_bytes=block_bytes))
     run([log], tmp_path / "blocks", ids=dialect)
     assert contents(tmp_path / "blocks") == contents(tmp_path / "out")
     # With the same name, so that the manifests are equal too.
@@ -143,7 +143,7 @@ def test_neither_blocks_nor_gzip_change_a_byte(tmp_path, monkeypatch, dialect, b
 
 
 def test_progress_adds_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "read_raw", partial(read_raw, block_bytes=1000))
+    monkeypatch.setattr(module, "read_log", partial(read_raw, block_bytes=1000))
     files, _ = days(tmp_path / "raw", [40, 30])
     calls = []
     for inputs, total in (

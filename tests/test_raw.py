@@ -144,6 +144,57 @@ def test_exactly_the_lines_of_the_plain_parser_are_accepted(tmp_path_factory, te
         read(path, SMALL)
 
 
+@st.composite
+def damaged_files(draw):
+    """Numbers of columns, and bytes that were such a log before they were changed at a few places."""
+    dense, categorical = draw(st.sampled_from([(13, 26), (2, 2), (0, 1), (1, 0), (3, 5)]))
+    labelled = draw(st.booleans())
+    texts = [text.split(b"\t") for text in lines(draw(st.integers(1, 6)), draw(st.integers(0, 99)))]
+    picked = [row[:labelled] + row[1 : 1 + dense] + row[14 : 14 + categorical] for row in texts]
+    data = b"".join(b"\t".join(row) + draw(st.sampled_from([b"\n", b"\r\n"])) for row in picked)
+    inserts = st.sampled_from(
+        [b"\n", b"\r", b"\t", b"-", b"+", b" ", b"0", b'"', b"\0", b"\xef\xbb\xbf", b"\xff", b"g"]
+    )
+    for _ in range(draw(st.integers(0, 3))):
+        place, gone = draw(st.integers(0, len(data))), draw(st.integers(0, 2))
+        data = data[:place] + draw(inserts | st.binary(max_size=2)) + data[place + gone :]
+    return dense, categorical, labelled, data
+
+
+@settings(deadline=None, max_examples=200)
+@given(damaged_files(), st.sampled_from([1, 40, 1 << 20]), st.sampled_from(["damaged", "damaged.gz"]))
+def test_whatever_the_bytes_a_log_is_read_as_the_plain_parser_does_or_refused(
+    tmp_path_factory, damaged, block_bytes, name
+):
+    """All of a file: values, numbers of lines, and the line that an error names, however the blocks fall."""
+    dense, categorical, labelled, data = damaged
+    schema = Schema(
+        "any", "label", tuple(f"d{i}" for i in range(dense)), tuple(f"c{i}" for i in range(categorical))
+    )
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    options = {"labelled": labelled, "block_bytes": block_bytes}
+    if not data or (data[:2] == b"\x1f\x8b" and not name.endswith(".gz")):
+        with pytest.raises(DataError, match=r"(empty, there is no|gzip damaged after) line"):
+            read(path, schema, **options)
+        return
+    texts = [text.removesuffix(b"\r") for text in data.removesuffix(b"\n").split(b"\n")]
+    expected = oracle(texts, dense, categorical, labelled)
+    rejected = []
+    note = lambda *line: rejected.append(line)  # noqa: E731
+    found = read(path, schema, bad_rows="skip", on_reject=note, **options)
+    assert_rows(found, [(number, row) for number, row in expected if row is not None])
+    assert [(line, text) for line, _, text in rejected] == [
+        (number, texts[number - 1]) for number, row in expected if row is None
+    ]
+    assert count_rows(path) == len(texts)
+    if rejected:
+        with pytest.raises(DataError) as error:
+            read(path, schema, **options)
+        assert str(error.value).startswith(f"{path}, line {rejected[0][0]}: {rejected[0][1]}; ")
+        assert len(str(error.value).splitlines()) == 1
+
+
 GOOD = "1\t5\t-2\tff\t0"
 BAD = {
     "too few columns": ("1\t5\t-2\tff", "4 columns instead of 5"),

@@ -1,0 +1,391 @@
+"""Tables with named columns -> chunks of NumPy arrays: Parquet, Arrow IPC, and CSV with a header.
+
+A file is read in slices, so memory does not depend on its size. The schema says which columns are used, and
+how; others are passed over, in whatever order they stand. A value that breaks the rules of its column is
+refused, or left out with its row: nothing is guessed.
+
+CSV is separated by comma, tab or semicolon, plain or gzip, one row per line. Fields may be quoted as RFC 4180
+says, but hold no newline. Polars parses a block once one regular expression has accepted each line of it.
+"""
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from operator import itemgetter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import xxhash
+
+from data_pipeline.raw import BLOCK_BYTES, BadRows, RawChunk, _blocks, ahead, matrix
+from data_pipeline.schema import CRITEO, DataError, Schema
+
+SCANS = {
+    ".parquet": pl.scan_parquet,
+    **dict.fromkeys((".arrow", ".ipc", ".feather"), pl.scan_ipc),
+}
+TEXTS = {".csv", ".tsv"}
+SLICE_ROWS = 1 << 18  # fewer, and the row groups of a Parquet file are decoded again and again
+SEPARATORS = ",\t;"
+
+NUMBER = r"^-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"
+INTEGER = r"^-?[0-9]{1,38}$"  # what 128 bits hold
+LARGEST = 1e38  # what float32 holds
+HEX = r"^[0-9a-fA-F]{1,8}$"
+
+
+def is_table(path: Path | str) -> bool:
+    """Whether the name is that of a table: .parquet, .arrow, .ipc, .feather, .csv, .tsv, .csv.gz, .tsv.gz."""
+    return _format(Path(path)) in {*SCANS, *TEXTS}
+
+
+def hash_texts(texts: pl.Series) -> pl.Series:
+    """Texts -> 32 bits that are the same for ever: XXH32, seed 0, of the UTF-8 bytes, with 1 in place of 0.
+
+    Null stays null. 0 means missing, so the one text in 2^32 whose hash it is shares 1 with others. Only
+    distinct texts are hashed.
+    """
+    distinct = texts.drop_nulls().unique()
+    hashes = np.fromiter(map(xxhash.xxh32_intdigest, distinct.cast(pl.Binary)), np.uint32, len(distinct))
+    found = pl.Series(np.maximum(hashes, 1))
+    # Where there is nothing to replace, Polars leaves the type as it is.
+    return texts.replace_strict(distinct, found, return_dtype=pl.UInt32).cast(pl.UInt32)
+
+
+def read_table(
+    path: Path | str,
+    schema: Schema = CRITEO,
+    *,
+    labelled: bool | None = True,
+    bad_rows: BadRows = "error",
+    on_reject: Callable[[int, str, bytes], None] | None = None,
+    first_line: int = 1,
+    block_bytes: int = BLOCK_BYTES,
+    slice_rows: int = SLICE_ROWS,
+) -> Iterator[RawChunk]:
+    """Yield the rows of a table in order, as `raw.read_raw` does.
+
+    Rows count from 1, without the header. What `on_reject` gets as the text of a row is its fields, as they
+    were read, with tabs between them.
+    """
+    path = Path(path)
+    if _is_text(path):
+        parts = _csv(path, schema, labelled, first_line, block_bytes)
+    else:
+        parts = _slices(path, schema, labelled, first_line, slice_rows)
+    rules = None
+    with closing(ahead(parts, 1)) as parts:
+        for part in parts:
+            rules = rules or [_rule(path, name, type, schema) for name, type in part.frame.schema.items()]
+            frame = part.frame.lazy()
+            bad, values = pl.collect_all(
+                [frame.select(rule.bad for rule in rules), frame.select(rule.value for rule in rules)]
+            )
+            good = ~bad.select(pl.any_horizontal(pl.all())).to_series().to_numpy()
+            broken = [
+                (int(part.row[i]), _reason(rules, bad.row(i), part.frame.row(i)), part.frame.row(i))
+                for i in np.flatnonzero(~good).tolist()
+            ]
+            for row, reason, fields in sorted(part.broken + broken, key=itemgetter(0)):
+                if bad_rows == "error":
+                    line = f" (line {row + 1})" if _is_text(path) else ""
+                    remedy = "correct it or the schema, or leave such rows out with --bad-rows skip"
+                    raise DataError(f"{path}, row {row}{line}: {reason}; {remedy}")
+                if on_reject is not None:
+                    text = "\t".join("" if field is None else str(field) for field in fields)
+                    on_reject(row, reason, text.encode().replace(b"\n", b"\\n"))
+            values = values if good.all() else values.filter(good)
+            dense = matrix(values, schema.dense, np.float64)
+            yield RawChunk(
+                line=part.row[good],
+                label=values[schema.label].to_numpy() if schema.label in values.columns else None,
+                dense=np.log1p(np.maximum(dense, 0)).astype(np.float32),
+                ids=matrix(values, schema.categorical, np.uint32),
+                position=part.position,
+            )
+
+
+def head(path: Path | str, rows: int) -> pl.DataFrame:
+    """The first rows of a table, all columns; those of CSV are text. Raises DataError if it is none."""
+    path = Path(path)
+    if not is_table(path):
+        raise DataError(f"{path}: not called {', '.join([*SCANS, *TEXTS])}; rename the file if it is one")
+    if not _is_text(path):
+        with _named(path):
+            return _scan(path).head(rows).collect()
+    with closing(_blocks(path, BLOCK_BYTES)) as parts:
+        block = next(parts)
+    header, _, text = block.text.partition(b"\n")
+    layout = _Csv(path, header)
+    if len(set(layout.names)) < len(layout.names):
+        raise DataError(f"{path}: has two columns of one name; rename one")
+    part = layout.parse(text, np.arange(1, block.rows), layout.names, block.position)
+    if part.broken:
+        row, reason, _ = min(part.broken)
+        raise DataError(f"{path}, row {row} (line {row + 1}): {reason}; correct it")
+    return part.frame.head(rows)
+
+
+def count_rows(path: Path | str, on_block: Callable[[int], None] | None = None) -> int:
+    """Count the rows of a table, good or bad; `on_block(position)` hears how many bytes have been read."""
+    path = Path(path)
+    if not _is_text(path):
+        rows = _length(path, _scan(path))
+        if on_block is not None:
+            on_block(path.stat().st_size)
+        return rows
+    rows = -1  # the header
+    with closing(ahead(_blocks(path, BLOCK_BYTES), 1)) as parts:
+        for block in parts:
+            rows += block.rows
+            if on_block is not None:
+                on_block(block.position)
+    return rows
+
+
+class _Part(NamedTuple):
+    """Consecutive rows: their numbers (n,), the columns asked for, and what could not be read of others.
+
+    broken: (row number, reason, fields) of the rows that are missing from the frame.
+    """
+
+    row: np.ndarray
+    frame: pl.DataFrame
+    broken: list[tuple[int, str, tuple]]
+    position: int
+
+
+class _Rule(NamedTuple):
+    """What a column may hold: which values break the rule, what becomes of the others, the rule in words."""
+
+    bad: pl.Expr
+    value: pl.Expr
+    words: str
+
+
+def _format(path: Path) -> str:
+    """The end of the name that tells the format, in lower case."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+
+
+def _is_text(path: Path) -> bool:
+    return _format(path) in TEXTS
+
+
+def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None) -> list[str]:
+    """The columns to read of a table with columns of these names; raises DataError if there are not all."""
+    wanted = [*schema.dense, *schema.categorical]
+    if labelled or (labelled is None and schema.label in names):
+        wanted = [schema.label, *wanted]
+    if missing := [name for name in wanted if names.count(name) == 0]:
+        raise DataError(
+            f"{path}: has no column {missing[0]!r}, but {', '.join(names)[:200]!r}; give its columns with "
+            "--schema, of which `python run.py schema FILE` proposes one"
+        )
+    if twice := [name for name in wanted if names.count(name) > 1]:
+        raise DataError(f"{path}: has two columns {twice[0]!r}; rename one")
+    return wanted
+
+
+def _scan(path: Path) -> pl.LazyFrame:
+    return SCANS[_format(path)](path, glob=False)
+
+
+def _length(path: Path, log: pl.LazyFrame) -> int:
+    with _named(path):
+        return log.select(pl.len()).collect().item()
+
+
+class _named:
+    """Turns what Polars raises about a file into a DataError of one line that names it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{self.path}: not found; check the path") from None
+        if isinstance(error, pl.exceptions.PolarsError | OSError):
+            reason = str(error).splitlines()[0] if str(error) else kind.__name__
+            raise DataError(
+                f"{self.path}: not a whole {_format(self.path)[1:]} file ({reason}); write it again"
+            ) from None
+
+
+def _slices(
+    path: Path, schema: Schema, labelled: bool | None, first_line: int, slice_rows: int
+) -> Iterator[_Part]:
+    log = _scan(path)
+    rows, size = _length(path, log), path.stat().st_size
+    if rows == 0:
+        raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
+    with _named(path):
+        wanted = _wanted(path, log.collect_schema().names(), schema, labelled)
+        for start in range((first_line - 1) // slice_rows * slice_rows, rows, slice_rows):
+            frame = log.select(wanted).slice(start, slice_rows).collect()
+            row = np.arange(start, start + frame.height) + 1
+            yield _Part(row, frame, [], size * (start + frame.height) // rows)
+
+
+def _csv(
+    path: Path, schema: Schema, labelled: bool | None, first_line: int, block_bytes: int
+) -> Iterator[_Part]:
+    layout = None
+    for block in _blocks(path, block_bytes):
+        text, row = block.text, np.arange(block.line, block.line + block.rows) - 1
+        if layout is None:
+            header, _, text = text.partition(b"\n")
+            layout, row = _Csv(path, header), row[1:]
+            wanted = _wanted(path, layout.names, schema, labelled)
+        if row.size and first_line <= row[-1]:
+            yield layout.parse(text, row, wanted, block.position)
+    if not row.size and block.line == 1:
+        raise DataError(f"{path}: empty, there is no row after the header; check where the file comes from")
+
+
+class _Csv:
+    """What the header of a CSV file says of its lines."""
+
+    def __init__(self, path: Path, header: bytes):
+        try:
+            header = header.decode("utf-8-sig")
+            splits = {separator: next(csv.reader([header], delimiter=separator)) for separator in SEPARATORS}
+        except (UnicodeDecodeError, StopIteration, csv.Error):
+            raise DataError(f"{path}, line 1: not the names of columns; give the file a header") from None
+        self.separator = max(SEPARATORS, key=lambda separator: len(splits[separator]))
+        self.names = splits[self.separator]
+        field = rf'(?:[^"{self.separator}\r]*|"(?:[^"\r]|"")*")'
+        self.pattern = f"^{field}(?:{self.separator}{field}){{{len(self.names) - 1}}}$"
+
+    def parse(self, text: bytes, row: np.ndarray, wanted: list[str], position: int) -> _Part:
+        """Some columns of a block of lines, `row` being their numbers."""
+        broken, quotes = [], '"'
+        if self._is_plain(text, row.size):
+            quotes = None
+        else:
+            lines = self._lines(text)
+            good = lines.str.contains(self.pattern).fill_null(False).to_numpy()
+            if not good.all():
+                texts = text.split(b"\n")
+                broken = [
+                    (int(row[i]), self._explain(texts[i]), (texts[i].decode(errors="replace"),))
+                    for i in np.flatnonzero(~good).tolist()
+                ]
+                row, text = row[good], "".join(line + "\n" for line in lines.filter(good)).encode()
+        table = pl.scan_csv(
+            io.BytesIO(text or b"\n"),
+            has_header=False,
+            separator=self.separator,
+            quote_char=quotes,
+            empty_string_is_null=False,
+            schema=dict.fromkeys(map(str, range(len(self.names))), pl.String),
+            missing_columns="insert",
+        )
+        # By number, as names may come twice.
+        columns = {name: str(self.names.index(name)) for name in wanted}
+        frame = table.select(pl.col(number).alias(name) for name, number in columns.items()).collect()
+        frame = frame[: row.size]
+        assert frame.height == row.size, "the two ways to read a line disagree"
+        return _Part(row, frame, broken, position)
+
+    def _is_plain(self, text: bytes, rows: int) -> bool:
+        """Whether there are no quotes, and all lines have the right number of fields."""
+        separators = self.separator.encode()
+        others = bytes(byte for byte in range(256) if byte not in b'"\r\n' + separators)
+        bare = (separators * (len(self.names) - 1) + b"\n") * rows
+        return text.translate(None, others) == bare and _decoded(text) is not None
+
+    def _lines(self, text: bytes) -> pl.Series:
+        """The lines of a block; null where they are not UTF-8."""
+        if (whole := _decoded(text)) is not None:
+            return pl.Series([whole]).str.split("\n").explode()[:-1]
+        return pl.Series(map(_decoded, text.split(b"\n")[:-1]), dtype=pl.String)
+
+    def _explain(self, line: bytes) -> str:
+        """Why a line breaks the rules."""
+        if not line:
+            return "blank line"
+        if (text := _decoded(line)) is None:
+            return "not UTF-8 text"
+        try:
+            count = len(next(csv.reader([text], delimiter=self.separator)))
+        except csv.Error as error:  # a carriage return; a field of over 128 KiB
+            return str(error)
+        if count != len(self.names):
+            return f"{count} fields instead of {len(self.names)}"
+        return "quotes that do not match, or are not around a whole field"
+
+
+def _decoded(text: bytes) -> str | None:
+    """The text, or None if it is not UTF-8."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
+    """The rule of a column of that type; raises DataError if there can be none."""
+    column = pl.col(name)
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        column, dtype = column.cast(pl.String), pl.String()
+    text = dtype == pl.String
+    if text and name != schema.label:
+        column = pl.when(column.is_in(schema.missing).not_()).then(column)
+
+    def unlike(pattern: str) -> pl.Expr:
+        return ~column.str.contains(pattern).fill_null(True) if text else pl.repeat(False, pl.len())
+
+    def rule(bad: pl.Expr, value: pl.Expr, words: str) -> _Rule:
+        return _Rule(bad.alias(name), value.alias(name), words)
+
+    kind = dict(zip(schema.categorical, schema.kinds, strict=True)).get(name)
+    whole = dtype.is_integer() or dtype == pl.Boolean
+    if kind == "string" and (text or whole):
+        ids = column.cast(pl.String).map_batches(hash_texts, return_dtype=pl.UInt32)
+        return rule(pl.repeat(False, pl.len()), ids.fill_null(0), "a text")
+    if kind == "hex" and text:
+        ids = column.str.to_integer(base=16, dtype=pl.UInt32, strict=False)
+        return rule(unlike(HEX), ids.fill_null(0), "a number of up to 8 hex digits")
+    if kind == "integer" and (text or whole):
+        ids = column.map_batches(_integer_ids, return_dtype=pl.UInt32)
+        return rule(unlike(INTEGER), ids.fill_null(0), "an integer of up to 38 digits")
+    if kind is None and (text or whole or dtype.is_numeric()):
+        number = column.cast(pl.Float64, strict=False).fill_nan(None)
+        if name in schema.dense:
+            number = number.fill_null(schema.dense_missing)
+            return rule(unlike(NUMBER) | (number.abs() >= LARGEST), number, f"a number below {LARGEST:.0e}")
+        if schema.threshold is None:
+            label, allowed, words = number == 1, number.is_in([0.0, 1.0]), "0 or 1"
+        else:
+            label, allowed, words = number >= schema.threshold, number.is_finite(), "a number"
+        return rule(unlike(NUMBER) | ~allowed.fill_null(False), label.cast(pl.Int32), words)
+    raise DataError(
+        f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; correct the schema"
+    )
+
+
+def _integer_ids(values: pl.Series) -> pl.Series:
+    """Integers or their digits -> themselves below 2^32, else the hash of their digits; null stays null."""
+    numbers = values.cast(pl.Int64, strict=False)
+    if numbers.null_count() > values.null_count():
+        numbers = values.cast(pl.Int128, strict=False)
+    ids = numbers.cast(pl.UInt32, strict=False)
+    if ids.null_count() > numbers.null_count():
+        ids = ids.fill_null(hash_texts(numbers.set(ids.is_not_null(), None).cast(pl.String)))
+    return ids
+
+
+def _reason(rules: list[_Rule], bad: tuple[bool, ...], fields: tuple) -> str:
+    """What is wrong with a row, given which of its fields are."""
+    rule, field = next(
+        (rule, field) for rule, is_bad, field in zip(rules, bad, fields, strict=True) if is_bad
+    )
+    return f"{rule.bad.meta.output_name()} is {str(field)[:24]!a}, not {rule.words}"

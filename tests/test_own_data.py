@@ -1,0 +1,141 @@
+"""docs/own_data.md, run as it stands there, and schemas of other numbers of columns on the way to a model."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+from recipes import ROOT, blocks, shell
+
+import run as command_line
+from data_pipeline.batches import Rows
+from data_pipeline.manifest import Manifest
+from robe.metrics import auc
+
+PAGE = "own_data.md"
+TINY = ["--bottom", "8", "--width", "4", "--top", "8", "--batch", "64", "--block", "4", "--compression", "1"]
+
+
+def run(*arguments):
+    command_line.main([str(argument) for argument in arguments])
+
+
+def test_the_example_gets_from_a_csv_file_to_an_auc(tmp_path):
+    (tmp_path / "run.py").symlink_to(ROOT / "run.py")
+    ((name, text),) = blocks(PAGE, "file")
+    (tmp_path / name).write_text(text)
+    outputs = []
+    for _, commands in blocks(PAGE, "run"):
+        done = shell(commands, tmp_path)
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout)
+    ((name, text),) = blocks(PAGE, "shown")
+    assert (tmp_path / name).read_text() == text
+    found = float(re.search(r"test AUC (0\.\d+)", outputs[1])[1])
+    assert abs(found - 0.85) < 0.01  # about 0.85, says the page; 6,000 rows have a standard error of 0.005
+    # The rows of the test split are the last of the table, and its predictions say the same.
+    probabilities = np.loadtxt(tmp_path / "liked.txt")
+    with open(tmp_path / "ratings.csv") as file:
+        liked = np.array([float(row["rating"]) >= 4 for row in csv.DictReader(file)])
+    assert len(probabilities) == len(liked) == 60_000
+    assert auc(liked[-6000:], probabilities[-6000:]) == pytest.approx(found, abs=1e-4)
+
+
+@pytest.fixture(scope="module", params=[0, 3])
+def own(request, tmp_path_factory):
+    """A table in three formats, with so many dense columns; its schema; and a model trained on it."""
+    folder, dense, rows = tmp_path_factory.mktemp("own"), request.param, 6000
+    rng = np.random.default_rng(0)
+    group = rng.integers(4, size=rows)
+    columns = {"group": np.array(list("abcd"))[group], "clicked": (rng.random(rows) < 0.05 + 0.3 * group) * 1}
+    columns |= {f"number {i}": rng.normal(size=rows) for i in range(dense)}
+    frame = pl.DataFrame(columns | {"noise": rng.integers(2**40, size=rows)})
+    frame.write_csv(folder / "own.csv")
+    frame.write_parquet(folder / "own.parquet")
+    frame.write_ipc(folder / "own.arrow")
+    names = json.dumps([f"number {i}" for i in range(dense)])
+    (folder / "own.toml").write_text(
+        f'label = "clicked"\ndense = {names}\n[categorical]\nnoise = "integer"\ngroup = "string"\n'
+    )
+    for name in ("own.csv", "own.parquet", "own.arrow"):
+        run("prepare", folder / name, "--schema", folder / "own.toml", "--out", folder / f"{name}.data")
+    run("train", "--data", folder / "own.csv.data", "--out", folder / "run", "--lr", "0.1", *TINY)
+    return folder, dense
+
+
+def test_a_schema_of_other_columns_trains(own):
+    folder, dense = own
+    manifest = Manifest.load(folder / "own.csv.data")
+    assert (manifest.schema.name, len(manifest.schema.dense)) == ("own", dense)
+    assert manifest.ids.cardinalities[1] == 4
+    batch = next(Rows(manifest, None).batches(10))
+    assert (batch.dense.shape, batch.ids.shape) == ((10, dense), (10, 2))
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    # The law's best is 0.87, and 429 rows leave it a standard error of 0.02; the noise is no help.
+    assert summary["test"]["auc"] > 0.75
+
+
+def test_formats_hold_the_same_rows(own):
+    folder, _ = own
+    manifests = [Manifest.load(folder / f"{name}.data") for name in ("own.csv", "own.parquet", "own.arrow")]
+    first, *others = ([day.sha256 for day in manifest.days] for manifest in manifests)
+    assert others == [first, first]
+
+
+@pytest.mark.parametrize("name", ["own.csv", "own.parquet", "own.arrow"])
+def test_predictions_of_a_table_are_those_of_its_rows(own, name, tmp_path):
+    folder, _ = own
+    for data, out in ((folder / name, tmp_path / "p"), (folder / "own.csv.data", tmp_path / "q")):
+        run("predict", folder / "run", data, "--out", out)
+    # float32 matrix products of batches that are cut at other places.
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "p"), np.loadtxt(tmp_path / "q"), rtol=1e-5)
+
+
+def test_another_schema_is_other_data(own, tmp_path, capsys):
+    folder, _ = own
+    text = (folder / "own.toml").read_text().replace('"integer"', '"string"')
+    (tmp_path / "other.toml").write_text(text)
+    run("prepare", folder / "own.csv", "--schema", tmp_path / "other.toml", "--out", tmp_path / "o")
+    with pytest.raises(SystemExit):
+        run("evaluate", folder / "run", "--data", tmp_path / "o")
+    assert "its columns or ids do not mean what they meant in training" in capsys.readouterr().err
+
+
+def test_a_split_by_shares_and_by_days(own, tmp_path, capsys):
+    """Every row is in the part that the split says; a dictionary learns from whole days alone."""
+    folder, _ = own
+    prepare = ["prepare", folder / "own.csv", "--schema", folder / "own.toml", "--blocks", "3"]
+    run(*prepare, "--split", "0.5,0.3,0.2", "--out", tmp_path / "shares")
+    manifest = Manifest.load(tmp_path / "shares")
+    parts = {name: Rows(manifest, name).count for name in ("train", "validation", "test")}
+    assert parts == {"train": 3000, "validation": 1800, "test": 1200}
+    run(*prepare, "--split", "test=0,validation=1", "--ids", "dictionary", "--out", tmp_path / "days")
+    manifest = Manifest.load(tmp_path / "days")
+    assert "test=0,validation=1 (days counted from 0), the others train" in manifest.describe()
+    # The noise has a new value in each row, so only the rows of the last day have been learned.
+    for name, known in (("test", 0), ("validation", 0), ("train", 2000)):
+        ids = np.concatenate([batch.ids for batch in Rows(manifest, name).batches(500)])
+        assert np.count_nonzero(ids[:, 0]) == known
+    with pytest.raises(SystemExit):
+        run(*prepare, "--split", "0.5,0.3,0.2", "--ids", "dictionary", "--out", tmp_path / "no")
+    assert "cuts days, but --ids dictionary learns whole ones" in capsys.readouterr().err
+
+
+def test_bad_options_are_refused_in_a_line(own, tmp_path, capsys):
+    folder, _ = own
+    schema = ["--schema", folder / "own.toml"]
+    for options, message in (
+        (["--schema", "no.toml"], "no.toml: No such file or directory; check the path"),
+        ([], "own.csv: has no column 'label'"),
+        ([*schema, "--split", "x"], "--split x: give mlperf, torchrec, kaggle, or"),
+        ([*schema, "--split", "test=1"], "leaves no row to validation"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            run("prepare", folder / "own.csv", "--out", tmp_path / "out", *options)
+        assert exit.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
+        assert list(tmp_path.iterdir()) == []
