@@ -225,13 +225,12 @@ def plot(results: dict):
     source = "SYNTHETIC data" if results["best"] else "real data"
     title = f"DLRM, {source}, one pass; bars: 95% intervals over {results['seeds']} seeds"
     figure, axes = claim.figure(1, 2, title)
+    methods = {row["method"]: [] for row in results["rows"] if row["bytes"]}
+    for row in results["rows"]:
+        methods.get(row["method"], []).append(row)
     for ax, kind, name in zip(axes, ("auc", "log_loss"), ("test AUC", "test log loss"), strict=True):
-        for i, method in enumerate(dict.fromkeys(row["method"] for row in results["rows"])):
-            rows = [row for row in results["rows"] if row["method"] == method]
+        for i, (method, rows) in enumerate(methods.items()):
             middle, half = zip(*(mean_interval(row[kind]) for row in rows), strict=True)
-            if not rows[0]["bytes"]:
-                ax.axhline(middle[0], color="grey", linestyle=":", label="no categories")
-                continue
             style = {"marker": "os^vDPX*"[i % 8], "color": f"C{i % 10}", "capsize": 3, "markersize": 5}
             ax.errorbar([row["bytes"] for row in rows], middle, half, label=method, **style)
         if results["best"]:
@@ -248,7 +247,7 @@ def main(
     megabytes: tuple[float, ...] = (),
     seeds: int | None = None,
     quick: bool = False,
-    out: Path = RESULTS,
+    out: Path | None = None,
 ) -> None:
     """Compare ways to store embeddings, and write what the table and the figure are made of.
 
@@ -258,11 +257,12 @@ def main(
         megabytes: Sizes, in 10^6 bytes; default: the full table's divided by COMPRESSIONS.
         seeds: How many, two at least, besides the one for tuning.
         quick: Few rows, one rate and few repeats, to see that everything runs.
-        out: The file to write.
+        out: The file to write; default: benchmarks/results/methods.json, or one in analysis/out if quick.
     """
     study = dataclasses.replace(TINY if quick else STUDY, data=data)
     study = dataclasses.replace(study, seeds=max(2, seeds or study.seeds))
     results = measure(methods, megabytes, study, QUICK if quick else EFFORT)
+    out = out or (claim.OUT / "methods.json" if quick else RESULTS)
     write_whole(out, json.dumps(results, indent=1) + "\n")
     print(table(results))
     print(f"{out}: written")

@@ -95,6 +95,19 @@ def test_the_rate_is_tuned_by_the_validation_half_and_another_seed(cache, monkey
     assert [(config.seed, config.optimizer.lr) for config in made] == [(0, 1e-4)]
 
 
+def test_one_half_chooses_the_rate_and_the_other_is_told(cache, monkeypatch):
+    """The loop's test half is our validation half, see `Trainings`."""
+
+    def trained(trainings, config, name):
+        rate = config.optimizer.lr
+        halves = {"test": {"auc": rate}, "validation": {"auc": 1 - rate, "log_loss": 2 * rate}}
+        return halves | {"embedding_bytes": 4}, []
+
+    monkeypatch.setattr(tradeoff.Trainings, "trained", trained)
+    row = study(cache[0], names=("robe",), sizes=SIZES[:1], rates=(0.25, 0.5, 0.125))["rows"][0]
+    assert (row["rate"], row["auc"], row["log_loss"]) == (0.5, [0.5, 0.5], [1.0, 1.0])
+
+
 def test_seeds_draw_the_hash_too():
     point = next(methods.plan(("robe",), [1.0]))
     assert [methods.settings(point, 0.1, seed, 8).embedding.hash_seed for seed in (1, 2)] == [1, 2]
