@@ -104,8 +104,8 @@ def test_one_half_chooses_the_rate_and_the_other_is_told(cache, monkeypatch):
         return halves | {"embedding_bytes": 4}, []
 
     monkeypatch.setattr(tradeoff.Trainings, "trained", trained)
-    row = study(cache[0], names=("robe",), sizes=SIZES[:1], rates=(0.25, 0.5, 0.125))["rows"][0]
-    assert (row["rate"], row["auc"], row["log_loss"]) == (0.5, [0.5, 0.5], [1.0, 1.0])
+    row = study(cache[0], names=("robe",), sizes=SIZES[:1], rates=(0.25, 0.75, 0.5))["rows"][0]
+    assert (row["rate"], row["auc"], row["log_loss"]) == (0.75, [0.25, 0.25], [1.5, 1.5])
 
 
 def test_seeds_draw_the_hash_too():
