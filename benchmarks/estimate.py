@@ -91,10 +91,10 @@ def hours(seconds: float, times: int) -> tuple[str, str]:
 
 
 def prepare_rates() -> dict[str, tuple[float, float]]:
-    """Kind of file -> rows per second and peak MiB of `prepare`, on the largest file measured."""
-    results = [json.loads(line) for line in (RESULTS / "prepare_memory.jsonl").read_text().splitlines()]
-    largest = {("gzip" if result["gzip"] else "text"): result for result in results}
-    return {kind: (result["rows_per_second"], result["peak_mib"]) for kind, result in largest.items()}
+    """Kind of file -> rows per second and peak MiB of `prepare`."""
+    results = json.loads((RESULTS / "prepare.json").read_text())
+    ours = {kind: result["readers"]["ours"] for kind, result in results.items()}
+    return {kind: (reader["rows_per_second"], reader["peak_mib"]) for kind, reader in ours.items()}
 
 
 def loader_rate(results: dict) -> float:
@@ -107,9 +107,10 @@ def loader_rate(results: dict) -> float:
 def step_time(config: TrainConfig, rows: list[dict]) -> tuple[str, float] | None:
     """What was measured, and its seconds per training step; None if no step of this model and batch was."""
     preset = config.model.preset
-    if config.model != resolve(TrainConfig(ModelConfig(preset))).model:
+    method = METHODS.get(config.embedding.method)
+    if method is None or config.model != resolve(TrainConfig(ModelConfig(preset))).model:
         return None
-    group, method = f"{preset}, batch {config.batch}", METHODS[config.embedding.method]
+    group = f"{preset}, batch {config.batch}"
     for row in rows:
         if row.get("group") == group and row["name"].startswith(method):
             name, verb = row["name"].split(": ")

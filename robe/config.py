@@ -17,7 +17,7 @@ class DataSpec:
     """What a model has to know of a prepared data set.
 
     cardinalities: rows a full table would have, per categorical feature.
-    dialect: `hash` (ids are raw 32-bit values) or `dictionary` (ids are 0 .. cardinality - 1).
+    dialect: `hash` (ids are raw 32-bit values), `modulo` or `dictionary` (ids are 0 .. cardinality - 1).
     fingerprint: changes with the columns and the meaning of their values.
     note: where the cardinalities come from, in words.
     """
@@ -33,6 +33,7 @@ class DataSpec:
         """That of a prepared folder, from its manifest."""
         ids = manifest.ids
         note = "distinct ids in the data" + ("" if ids.exact else ", estimated")
+        note = "ids modulo that per feature" if ids.dialect == "modulo" else note
         return cls(len(manifest.schema.dense), ids.cardinalities, ids.dialect, manifest.fingerprint(), note)
 
     def require(self, fingerprint: str, where: str) -> None:
@@ -40,21 +41,23 @@ class DataSpec:
         if fingerprint != self.fingerprint:
             raise ConfigError(
                 f"{where}: its columns or ids do not mean what they meant in training; prepare the data as "
-                "the training data were (the same --ids, and for a dictionary the same folder)"
+                "the training data were (the same --ids, --max-ind-range and --dense; for a dictionary the "
+                "same folder)"
             )
 
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
     method: Literal[
-        *("robe", "full", "none"),
+        *("robe", "full", "mixed_precision", "none"),
         *("hashing", "quotient_remainder", "frequency", "tensor_train", "compositional"),
     ] = "robe"
-    """robe: one shared array read in hashed blocks; full: one table per feature; none: no categorical
-    features at all, a baseline. Rivals of robe: hashing: ids modulo the rows of a smaller table;
-    quotient_remainder: two rows make a vector; frequency: rare values share a row; tensor_train: a vector is
-    a product of three small matrices; compositional: each chunk of a vector is hashed by itself. full,
-    quotient_remainder, frequency and tensor_train need data prepared with --ids dictionary."""
+    """robe: one shared array read in hashed blocks; full: one table per feature; mixed_precision: such tables
+    in few bits, and a cache of float32 rows in which they are trained; none: no categorical features at all,
+    a baseline. Rivals of robe: hashing: ids modulo the rows of a smaller table; quotient_remainder: two rows
+    make a vector; frequency: rare values share a row; tensor_train: a vector is a product of three small
+    matrices; compositional: each chunk of a vector is hashed by itself. All but robe, none, hashing and
+    compositional need data prepared with --ids dictionary."""
 
     weights: int | None = None
     """Weights to store (M), of rivals at most. Give one of weights, megabytes, compression."""
@@ -85,6 +88,19 @@ class EmbeddingConfig:
     memory: Literal["fp32", "fp16"] = "fp32"
     """What a weight of the ROBE array is stored in. fp16 takes 2 bytes instead of 4; it is read as float32,
     and rounded at random when a step has changed it, up or down so that its mean is right."""
+
+    bits: Literal[4, 8, 16] = 8
+    """Of a weight of mixed_precision: 4 or 8 with a scale and a bias a row, or 16 (a half)."""
+
+    cache: float | None = None
+    """Size of mixed_precision's cache as a share of all rows, 0 for none. Default: 0.01 with 4 bits, else
+    0.05."""
+
+    policy: Literal["lru", "lfu"] = "lru"
+    """Which row of a full set leaves the cache: the one used least recently, or least often since it came."""
+
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """How mixed_precision rounds: at random, so that the mean is right, or to the nearest."""
 
     combine: Literal["multiply", "add"] = "multiply"
     """What quotient_remainder does to its two rows."""
@@ -187,8 +203,8 @@ PRESETS = {
 DEFAULT_COMPRESSION = 100.0
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}  # of the embedding
 
-# Methods whose ids must count from 0 in every feature.
-NUMBERED = ("full", "quotient_remainder", "frequency", "tensor_train")
+# Methods whose ids have to count from 0.
+NUMBERED = ("full", "mixed_precision", "quotient_remainder", "frequency", "tensor_train")
 
 # Settings that must be positive where they are given.
 POSITIVE = {
@@ -225,13 +241,14 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("warmup-steps", optimizer.warmup_steps, 0, math.inf),
         ("decay-start", optimizer.decay_start or 0, 0, math.inf),
         ("target-auc", config.target_auc or 1, 0, 1),
+        ("cache", config.embedding.cache or 0, 0, 1),
     ):
         if not least <= value <= most:
             raise ConfigError(f"--{name} must be from {least} to {most}, not {value}")
     if config.embedding.memory != "fp32" and config.embedding.method != "robe":
         raise ConfigError(
-            f"--memory {config.embedding.memory} is for --method robe; that of --method "
-            f"{config.embedding.method} is always fp32"
+            f"--memory {config.embedding.memory} is for --method robe; --method mixed_precision has --bits, "
+            "the others are always fp32"
         )
     if optimizer.decay_start is not None and optimizer.decay_steps < 1:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")

@@ -105,12 +105,12 @@ class DLRM:
         rows = len(logits)
         losses, d_logits = self.losses[:rows], self.d_logits[:rows]
         vectors, d_vectors = self.vectors[:rows], self.d_vectors[:rows]
-        with phase("top"):
+        with phase("backward, top"):
             self.backend.kernels.binary_cross_entropy(logits, label, losses, d_logits)
             d_interacted = self.top.backward(d_logits[:, None], want_input=True)
-        with phase("embedding"):
+        with phase("backward, embedding"):
             self.embedding.backward(d_interacted, vectors, ids, rate, d_vectors)
-        with phase("bottom"):
+        with phase("backward, bottom"):
             self.bottom.backward(d_vectors[:, 0], want_input=False)
         return losses
 

@@ -347,10 +347,12 @@ def test_only_some_take_hashed_ids():
         embedding.check(ids)
         assert np.isfinite(looked_up(embedding, ids)).all()
     for rival in ("frequency", "product", "tensor_train"):
-        with pytest.raises(
-            ConfigError, match=r"needs ids that count from 0.*prepare them with .*--ids dictionary"
-        ):
+        with pytest.raises(ConfigError, match=r"the ids of these data \(hash\); .* --ids dictionary"):
             make(rival, data=hashed)
+    modulo = dataclasses.replace(DATA, dialect="modulo")
+    with pytest.raises(ConfigError, match=r"the ids of these data \(modulo\)"):
+        make("frequency", data=modulo)
+    make("tensor_train", data=modulo)
 
 
 @each_rival

@@ -9,6 +9,7 @@
 - `state()`: name -> array, everything a checkpoint must hold
 - `bytes()`: item -> bytes
 - `describe()`: what a summary says of it
+- `counts()`: what it has counted in training so far, for the log
 """
 
 import dataclasses
@@ -21,17 +22,19 @@ from robe.embeddings.compositional import compositional_tables
 from robe.embeddings.frequency import frequency_tables
 from robe.embeddings.full import full_table, full_weights
 from robe.embeddings.hashing import hashed_tables
+from robe.embeddings.mixed_precision import MixedPrecisionEmbedding, mixed_precision
 from robe.embeddings.quotient_remainder import quotient_remainder_tables, quotient_remainder_weights
 from robe.embeddings.robe import robe_array, stored_robe_weights
 from robe.embeddings.tables import capped_weights
 from robe.embeddings.tensor_train import tensor_train_weights, tensor_trains
 
-Embedding = ArrayEmbedding | ComposedEmbedding
+Embedding = ArrayEmbedding | ComposedEmbedding | MixedPrecisionEmbedding
 
 # Method -> (what makes it, how many weights it stores); both of a resolved configuration.
 METHODS = {
     "robe": (robe_array, stored_robe_weights),
     "full": (full_table, full_weights),
+    "mixed_precision": (mixed_precision, full_weights),
     "none": (full_table, full_weights),
     "hashing": (hashed_tables, capped_weights),
     "quotient_remainder": (quotient_remainder_tables, quotient_remainder_weights),
@@ -44,10 +47,11 @@ METHODS = {
 def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> Embedding:
     """The embedding that a resolved configuration names; raises ConfigError if the data do not fit it."""
     method = config.embedding.method
-    if method in NUMBERED and data.dialect != "dictionary":
+    # The order of ids modulo a number says nothing of their frequency.
+    if (method in NUMBERED and data.dialect == "hash") or (method, data.dialect) == ("frequency", "modulo"):
         raise ConfigError(
-            f"--method {method} needs ids that count from 0, and these data hold hashed ones; prepare them "
-            "with `python run.py prepare FILE --ids dictionary --out DIR`, or train --method robe"
+            f"--method {method} cannot use the ids of these data ({data.dialect}); prepare them with "
+            "`python run.py prepare FILE --ids dictionary --out DIR`, or train --method robe"
         )
     return METHODS[method][0](config, used(method, data), backend, dtype)
 
@@ -65,4 +69,4 @@ def used(method: str, data: DataSpec) -> DataSpec:
     return data
 
 
-__all__ = ["Embedding", "create", "stored_weights"]
+__all__ = ["ArrayEmbedding", "Embedding", "MixedPrecisionEmbedding", "create", "stored_weights"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from robe.backend import Backend
-from robe.embeddings.array import ArrayEmbedding, backward_apart, description, interact_apart
+from robe.embeddings.array import ArrayEmbedding, backward_apart, check_rows, description, interact_apart
 
 
 @dataclass
@@ -30,9 +30,11 @@ class ComposedEmbedding:
     rows: np.ndarray | None = None  # (F,)
     steps: int = field(init=False, default=0)
 
-    check = ArrayEmbedding.check
     interact = interact_apart
     backward = backward_apart
+
+    def check(self, ids: np.ndarray) -> None:
+        check_rows(ids, self.rows)
 
     def lookup(self, ids, out) -> None:
         self.compose(self._rows(ids), out)
@@ -60,6 +62,9 @@ class ComposedEmbedding:
     def bytes(self) -> dict[str, int]:
         parts = [part.bytes() for part in self.parts.values()]
         return {item: sum(part[item] for part in parts) for item in parts[0]}
+
+    def counts(self) -> dict[str, int]:
+        return {}
 
     def describe(self) -> dict:
         memories = [part.memory for part in self.parts.values()]

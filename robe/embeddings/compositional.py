@@ -25,7 +25,7 @@ def compositional_tables(
     if width % chunks:
         raise ConfigError(f"--chunks {chunks} must divide the width {width}")
     rows = capped_rows(config, data)
-    fits = (rows == data.cardinalities) & (data.dialect == "dictionary")
+    fits = (rows == data.cardinalities) & (data.dialect != "hash")
     key = slot_map("mix", width, 1, 1, config.embedding.hash_seed).key
     table = np.arange(rows.size * chunks, dtype=np.uint64).reshape(-1, chunks) << HALF
     table, high, fits = map(backend.to_device, (table, rows.astype(np.uint64)[:, None], fits[:, None]))

@@ -1,7 +1,7 @@
 """One table of rows per feature, all in one array; and how large each may be where not all fit whole."""
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -9,6 +9,8 @@ from robe.backend import Backend
 from robe.config import ConfigError, DataSpec, TrainConfig, budget
 from robe.embeddings.array import ArrayEmbedding
 from robe.kernels.hashing import slot_map
+
+CHUNK = 2**27  # weights drawn at a time
 
 
 def tables(
@@ -19,20 +21,34 @@ def tables(
     width: of a row; default: D. stream: of random numbers. more: of ArrayEmbedding.
     """
     width = width or config.model.width
-    rng = np.random.default_rng([config.seed, stream])
-    *starts, size = np.cumsum([0, *rows])
-    memory = np.empty((size, width), dtype)
-    for start, n, bound in zip(starts, rows, bounds, strict=True):
-        memory[start : start + n] = (2 * rng.random((n, width), np.float32) - 1) * np.float32(bound)
+    memory = np.empty((int(sum(rows)), width), dtype)
+    for start, drawn in initial_rows(rows, bounds, width, np.random.default_rng([config.seed, stream])):
+        memory[start : start + len(drawn)] = drawn
     return ArrayEmbedding(
         config.embedding.method,
         backend.to_device(memory.reshape(-1)),
-        backend.to_device(np.array(starts, np.uint64)),
+        backend.to_device(table_base(rows)),
         slot_map("table", width, 1, max(1, memory.size), signed=False),
         config.optimizer,
         backend,
         **(whole(config, data) | more),
     )
+
+
+def initial_rows(rows, bounds, width: int, rng) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the first, rows (n, width) float32) of all tables in turn."""
+    start = 0
+    for n, bound in zip(rows, bounds, strict=True):
+        end = start + int(n)
+        while start < end:
+            count = min(end - start, max(1, CHUNK // width))
+            yield start, (2 * rng.random((count, width), np.float32) - 1) * np.float32(bound)
+            start += count
+
+
+def table_base(rows) -> np.ndarray:
+    """(T,) uint64: the rows of all tables before each."""
+    return np.cumsum((0, *rows))[: len(rows)].astype(np.uint64)
 
 
 def whole(config: TrainConfig, data: DataSpec) -> dict:
@@ -41,7 +57,7 @@ def whole(config: TrainConfig, data: DataSpec) -> dict:
     return {
         "table_weights": rows * config.model.width,
         "table_note": f"{rows:,} rows ({data.note})",
-        "rows": np.array(data.cardinalities, np.uint32) if data.dialect == "dictionary" else None,
+        "rows": np.array(data.cardinalities, np.uint32) if data.dialect != "hash" else None,
     }
 
 
