@@ -48,7 +48,12 @@ RESULTS = Path(__file__).parent / "results" / "methods.json"
 CACHE = claim.OUT / "methods"
 
 # Methods of one size, and methods that are given a size.
-FIXED = {"full": EmbeddingConfig("full"), "none": EmbeddingConfig("none")}
+FIXED = {
+    "full": EmbeddingConfig("full"),
+    "mixed_precision, INT8": EmbeddingConfig("mixed_precision", bits=8),
+    "mixed_precision, INT4": EmbeddingConfig("mixed_precision", bits=4),
+    "none": EmbeddingConfig("none"),
+}
 SIZED = {
     "robe": EmbeddingConfig("robe"),
     "hashing": EmbeddingConfig("hashing"),
@@ -61,7 +66,7 @@ SIZED = {
 COMPRESSIONS = (10, 30, 100, 1000)  # the sizes, if none are given
 
 STUDY = Study(rows=300_000, seeds=3)
-EFFORT = Effort(seconds=0.05)
+EFFORT = Effort(rounds=5, seconds=0.03)
 TINY = Study(rows=16_000, scale=0.005, seeds=2, batch=320, rates=(0.03,))
 
 
