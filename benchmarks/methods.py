@@ -23,6 +23,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import tyro
 
 from analysis import claim
@@ -203,16 +204,21 @@ def table(results: dict) -> str:
         + (f"; the best possible test AUC is {best['auc']:.4f}, " if best else "")
         + (f"log loss {best['log_loss']:.4f}" if best else "")
         + f". Methods marked * need the dictionary besides, {results['dictionary_bytes']:,} bytes. Times on "
-        f"{results['machine']['device']}, batch {results['batch']}, are medians and quartiles.",
+        f"{results['machine']['device']}, batch {results['batch']}, are medians and quartiles. ± are 95% intervals over the seeds, of differences "
+        "between equal seeds.",
         "",
-        "| method | bytes of weights | smaller | test AUC | test log loss | rate | look-up | step |",
-        "| --- " * 8 + "|",
+        "| method | bytes of weights | smaller | test AUC | less ROBE's | test log loss | rate | look-up | step |",
+        "| --- " * 9 + "|",
     ]
+    robe = {row["megabytes"]: row["auc"] for row in results["rows"] if row["method"] == "robe"}
     for row in results["rows"]:
         smaller = f"{results['table_bytes'] / row['bytes']:,.1f}x" if row["bytes"] else ""
-        scores = ["{:.4f} ± {:.4f}".format(*mean_interval(row[kind])) for kind in ("auc", "log_loss")]
+        auc, loss = ("{:.4f} ± {:.4f}".format(*mean_interval(row[kind])) for kind in ("auc", "log_loss"))
+        less = ""
+        if row["method"] != "robe" and (beside := robe.get(row["megabytes"])):
+            less = "{:+.4f} ± {:.4f}".format(*mean_interval(np.subtract(row["auc"], beside)))
         name = row["method"] + " *" * row["dictionary"]
-        cells = [name, f"{row['bytes']:,}", smaller, *scores, f"{row['rate']:g}"]
+        cells = [name, f"{row['bytes']:,}", smaller, auc, less, loss, f"{row['rate']:g}"]
         cells += [_milliseconds(row[verb]) for verb in ("lookup", "step")]
         lines.append(f"| {' | '.join(cells)} |")
     if out := [left_out["point"] for left_out in results["left_out"]]:
@@ -242,7 +248,7 @@ def plot(results: dict):
             best = {"color": "black", "linestyle": "--", "linewidth": 1, "label": "best possible"}
             ax.axhline(results["best"][kind], **best)
         ax.set(xscale="log", xlabel="bytes of weights", ylabel=name)
-    axes[1].legend(fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     return figure
 
 

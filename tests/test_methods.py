@@ -129,6 +129,13 @@ def test_the_table_and_the_figure(cache):
     assert len({line.count("|") for line in lines[2:8]}) == 1
     assert small.startswith("| robe | 1,000 |")
     assert lines[9] == "Cannot be had: quotient_remainder in 0.02 MB; quotient_remainder in 0.001 MB."
+    better = results["rows"][2] | {
+        "method": "magic",
+        "auc": [auc + 0.01 for auc in results["rows"][2]["auc"]],
+    }
+    more = methods.table(results | {"rows": [*results["rows"], better]}).splitlines()
+    assert more[8].split("|")[5] == " +0.0100 ± 0.0000 "
+    assert [line.split("|")[5].strip() for line in more[4:8]] == [""] * 4
     figure = methods.plot(results)
     for axes, kind in zip(figure.axes, ("auc", "log_loss"), strict=True):
         drawn = {c.get_label(): c.lines[0].get_xydata() for c in axes.containers}
