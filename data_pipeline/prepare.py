@@ -115,7 +115,8 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
         if config.days is not None:
             return None
         origins = [origin for source in sources for origin in source.origins]
-        records = [_read(job.work / f"day_{day}.done") or {"rows": 0} for day in days]
+        with ranks.together():  # before rank 0 may remove them
+            records = [_read(job.work / f"day_{day}.done") or {"rows": 0} for day in days]
         parts, note = _split([record["rows"] for record in records], origins, config.split)
         if config.ids == "dictionary":
             with ranks.together():

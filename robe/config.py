@@ -247,8 +247,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
             raise ConfigError(f"--{name} must be from {least} to {most}, not {value}")
     if config.embedding.memory != "fp32" and config.embedding.method != "robe":
         raise ConfigError(
-            f"--memory {config.embedding.memory} is for --method robe; --method mixed_precision has --bits, "
-            "the others are always fp32"
+            f"--memory {config.embedding.memory} is for --method robe; that of --method "
+            f"{config.embedding.method} is "
+            + ("set by --bits" if config.embedding.method == "mixed_precision" else "always fp32")
         )
     if optimizer.decay_start is not None and optimizer.decay_steps < 1:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")

@@ -327,6 +327,19 @@ class TestBadInput:
             tmp_path / "out" / "rejected.tsv"
         ).read_text() == f"{raw}\t31\t1 columns instead of 40\trubbish\n"
 
+    def test_another_dialect_is_not_what_was_learned(self, folder, trained, refused, tmp_path):
+        """Ids modulo something feed full tables, and no model of other ids; nor do other dense values."""
+        options = {"modulo": ["--ids", "modulo", "--max-ind-range", "50"], "none": ["--dense", "none"]}
+        for name, dialect in options.items():
+            command_line.main(["prepare", str(folder / "raw"), "--out", str(tmp_path / name), *dialect])
+            for method in ("robe", "full"):
+                evaluate = ["evaluate", trained / method, "--data", tmp_path / name]
+                refused(*evaluate, message="do not mean what they meant in training")
+        train = ["train", "--data", tmp_path / "modulo", "--out", tmp_path / "r", "--method", "full", *TINY]
+        command_line.main([str(argument) for argument in train])
+        summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+        assert summary["embedding_parameters"] == 26 * 50 * 4
+
     def test_verify(self, folder, refused, tmp_path, capsys):
         shutil.copytree(folder / "hash", tmp_path / "data")
         code, out, _ = run("prepare", "--verify", tmp_path / "data", capsys=capsys)
