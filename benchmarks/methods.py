@@ -198,17 +198,19 @@ def timed(points: list[Point], trainings: Trainings, effort: Effort) -> Iterator
 
 def table(results: dict) -> str:
     """The figures of a study as a table in Markdown."""
-    best = results["best"]
+    best, device = results["best"], results["machine"]["device"]
+    heads = ["method", "bytes of weights", "smaller", "test AUC", "less ROBE's", "test log loss", "rate"]
+    heads += ["look-up", "step"]
     lines = [
         f"{results['train_rows']:,} training and {results['test_rows']:,} test rows, {results['seeds']} seeds"
         + (f"; the best possible test AUC is {best['auc']:.4f}, " if best else "")
         + (f"log loss {best['log_loss']:.4f}" if best else "")
-        + f". Methods marked * need the dictionary besides, {results['dictionary_bytes']:,} bytes. Times on "
-        f"{results['machine']['device']}, batch {results['batch']}, are medians and quartiles. ± are 95% intervals over the seeds, of differences "
-        "between equal seeds.",
+        + ". ± are 95% intervals over the seeds, of differences between equal seeds. Methods marked * need "
+        f"the dictionary besides, {results['dictionary_bytes']:,} bytes. Times on {device}, batch "
+        f"{results['batch']}, are medians and quartiles.",
         "",
-        "| method | bytes of weights | smaller | test AUC | less ROBE's | test log loss | rate | look-up | step |",
-        "| --- " * 9 + "|",
+        f"| {' | '.join(heads)} |",
+        "| --- " * len(heads) + "|",
     ]
     robe = {row["megabytes"]: row["auc"] for row in results["rows"] if row["method"] == "robe"}
     for row in results["rows"]:

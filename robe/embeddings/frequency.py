@@ -1,7 +1,7 @@
 """Tables of the frequent values only: all others of a feature share its last row.
 
 Frequent are the values of the first ids. A dictionary by falling count (`prepare --order count`) makes that
-exact; one by first appearance nearly so, since what is frequent appears early. Nothing but the dictionary is
+exact; one by first appearance comes near, since what is frequent appears early. Nothing but the dictionary is
 stored for it. (One threshold for all features is a full table after `prepare --min-count`.)
 """
 
