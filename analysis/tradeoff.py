@@ -224,6 +224,16 @@ class Trainings:
     def run(self, point: Point, rate: float, seed: int, passes: int) -> tuple[float, list[tuple[int, float]]]:
         """The AUC on the validation half at the end, and (step, AUC on the test half) on the way."""
         config = self.config(point, rate, seed, passes)
+        summary, log = self.trained(config, f"{point.name}, rate {rate}, seed {seed}, passes {passes}")
+        # An evaluation at the very end may lie off the steps that all points share.
+        curve = [(e["step"], e["auc"]) for e in log if e["step"] % config.eval_every == 0]
+        return summary["test"]["auc"], curve
+
+    def trained(self, config: TrainConfig, name: str) -> tuple[dict, list[dict]]:
+        """The summary of a training and its evaluations, made where it is not kept yet.
+
+        What they call validation is the test half, and the other way round.
+        """
         what = {"config": dataclasses.asdict(config), "rows": self.fingerprint}
         run = self.cache / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
         done = run / "summary.json"
@@ -235,12 +245,10 @@ class Trainings:
                 write_whole(done, json.dumps(summary | what, indent=1) + "\n")
             # A checkpoint of the full table is large, and no longer needed.
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
-        # An evaluation at the very end may lie off the steps that all points share.
-        log = (e for e in read_log(run / "metrics.jsonl") if e["kind"] == "validation")
-        curve = [(e["step"], e["auc"]) for e in log if e["step"] % config.eval_every == 0]
+        log = [e for e in read_log(run / "metrics.jsonl") if e["kind"] == "validation"]
         took = "cached" if cached else f"{summary['seconds']:.1f} s"
-        self.say(f"{point.name}, rate {rate}, seed {seed}, passes {passes}: AUC {curve[-1][1]:.4f} ({took})")
-        return summary["test"]["auc"], curve
+        self.say(f"{name}: AUC {log[-1]['auc']:.4f} ({took})")
+        return summary, log
 
     def times(self, points: list[Point], rounds: int, burst: int = 6) -> np.ndarray:
         """Milliseconds per training step (points, rounds).

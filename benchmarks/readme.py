@@ -3,6 +3,7 @@
     python -m benchmarks.readme
 
 A block between `<!-- begin NAME -->` and `<!-- end NAME -->` is what the function of that name returns.
+docs/methods.png is drawn anew.
 """
 
 import json
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis.tradeoff import tables
+from benchmarks.methods import plot, table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -165,8 +167,13 @@ def tradeoff() -> str:
     return tables(json.loads((RESULTS / "tradeoff.json").read_text()))
 
 
+def methods() -> str:
+    """Ways to store embeddings at equal bytes: results/methods.json is what its benchmark wrote."""
+    return table(json.loads((RESULTS / "methods.json").read_text()))
+
+
 PAGES = {
-    ROOT / "README.md": (demonstration, prepare, loader, speed, tradeoff),
+    ROOT / "README.md": (demonstration, prepare, loader, speed, tradeoff, methods),
     ROOT / "docs" / "speed.md": (whole_speed,),
 }
 
@@ -185,3 +192,4 @@ def fill(page: Path) -> str:
 if __name__ == "__main__":
     for page in PAGES:
         page.write_text(fill(page))
+    plot(json.loads((RESULTS / "methods.json").read_text())).savefig(ROOT / "docs" / "methods.png", dpi=100)

@@ -48,19 +48,25 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    method: Literal["robe", "full", "mixed_precision", "none"] = "robe"
-    """robe: one shared array read in hashed blocks; full: one table per feature (needs data prepared
-    with --ids dictionary); mixed_precision: such tables in few bits, and a cache of float32 rows in which
-    they are trained; none: no categorical features at all, a baseline."""
+    method: Literal[
+        *("robe", "full", "mixed_precision", "none"),
+        *("hashing", "quotient_remainder", "frequency", "tensor_train", "compositional"),
+    ] = "robe"
+    """robe: one shared array read in hashed blocks; full: one table per feature; mixed_precision: such tables
+    in few bits, and a cache of float32 rows in which they are trained; none: no categorical features at all,
+    a baseline. Rivals of robe: hashing: ids modulo the rows of a smaller table; quotient_remainder: two rows
+    make a vector; frequency: rare values share a row; tensor_train: a vector is a product of three small
+    matrices; compositional: each chunk of a vector is hashed by itself. All but robe, none, hashing and
+    compositional need data prepared with --ids dictionary."""
 
     weights: int | None = None
-    """Size of the ROBE array in weights (M). Give one of weights, megabytes, compression."""
+    """Weights to store (M), of rivals at most. Give one of weights, megabytes, compression."""
 
     megabytes: float | None = None
-    """Size of the ROBE array in MB (10^6 bytes), as it is stored."""
+    """The same in MB (10^6 bytes), as they are stored."""
 
     compression: float | None = None
-    """Size of the ROBE array as rows * D of the full table divided by this. Default: 100."""
+    """The same as rows * D of the full table divided by this. Default: 100."""
 
     block: int = 16
     """Block length Z: how many consecutive elements are hashed, and read, as one. From 1 to M."""
@@ -95,6 +101,12 @@ class EmbeddingConfig:
 
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     """How mixed_precision rounds: at random, so that the mean is right, or to the nearest."""
+
+    combine: Literal["multiply", "add"] = "multiply"
+    """What quotient_remainder does to its two rows."""
+
+    chunks: int = 4
+    """Chunks of a vector of compositional, each of D / chunks elements."""
 
 
 @dataclass(frozen=True)
@@ -191,13 +203,13 @@ PRESETS = {
 DEFAULT_COMPRESSION = 100.0
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}  # of the embedding
 
-# Methods that have a row for each id, so ids have to count from 0.
-TABLES = ("full", "mixed_precision")
+# Methods whose ids have to count from 0.
+NUMBERED = ("full", "mixed_precision", "quotient_remainder", "frequency", "tensor_train")
 
 # Settings that must be positive where they are given.
 POSITIVE = {
     *("batch", "epochs", "eval_every", "checkpoint_every", "width", "bottom", "top", "lr", "eps"),
-    *("weights", "megabytes", "compression", "block", "init_bound"),
+    *("weights", "megabytes", "compression", "block", "init_bound", "chunks"),
 }
 
 
@@ -244,8 +256,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) -> int:
-    """Number of weights M of the shared array; raises ConfigError if sizes contradict."""
+def budget(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) -> int:
+    """Number of weights to store; raises ConfigError if sizes contradict."""
     given = [x for x in (config.weights, config.megabytes, config.compression) if x is not None]
     if len(given) > 1:
         raise ConfigError("give one of --weights, --megabytes and --compression, not several")
@@ -257,6 +269,12 @@ def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, 
         weights = int(sum(cardinalities) * width / (config.compression or DEFAULT_COMPRESSION))
     if weights > 2**48:
         raise ConfigError(f"an array of {weights} weights is too large; see what fits with `run.py plan`")
+    return weights
+
+
+def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) -> int:
+    """Number of weights M of the shared array; raises ConfigError if sizes contradict."""
+    weights = budget(config, width, cardinalities)
     if weights < config.block:
         raise ConfigError(
             f"an array of {weights} weights is smaller than one block of {config.block}; "

@@ -1,6 +1,7 @@
 """How many bytes a configuration needs, item by item, without allocating any of them."""
 
-from robe.config import WEIGHT_BYTES, DataSpec, TrainConfig, robe_weights
+from robe.config import WEIGHT_BYTES, DataSpec, TrainConfig
+from robe.embeddings import stored_weights
 from robe.embeddings.mixed_precision import planned
 from robe.kernels.interaction import out_width
 from robe.model import buffer_rows, layer_shapes
@@ -14,9 +15,7 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
     rows: rows of the data set, for the shards on disk.
     """
     method, width = config.embedding.method, config.model.width
-    table = 0 if method == "none" else sum(data.cardinalities)
-    robe = method == "robe"
-    weights = robe_weights(config.embedding, width, data.cardinalities) if robe else table * width
+    weights = stored_weights(config, data)
     stored = weights * WEIGHT_BYTES[config.embedding.memory]
     layers = [shape for part in layer_shapes(config, data).values() for shape in part]
     dense = sum(n_in * n_out + n_out for n_in, n_out in layers)

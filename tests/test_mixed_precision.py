@@ -421,7 +421,7 @@ def test_a_loaded_checkpoint_predicts_what_the_run_did(tmp_path):
 
 
 def test_what_it_needs_and_says():
-    with pytest.raises(ConfigError, match=r"a mixed-precision table needs .*--ids dictionary"):
+    with pytest.raises(ConfigError, match=r"mixed_precision cannot use the ids .*--ids dictionary"):
         create(embedding_settings(method="mixed_precision"), HASHED, select("cpu"))
     with pytest.raises(ConfigError, match="--cache must be from 0 to 1, not 2"):
         embedding_settings(method="mixed_precision", cache=2.0)

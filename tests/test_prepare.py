@@ -530,8 +530,10 @@ def test_a_folder_that_cannot_be_replaced_is_refused_at_once(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / "empty")
     with pytest.raises(DataError, match="is a mount point or the working directory"):
         prepare(PrepareConfig(tuple(files), Path(".")))
+    (tmp_path / "mounted").mkdir()
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "mounted")
     with pytest.raises(DataError, match="mount point"):
-        prepare(PrepareConfig(tuple(files), Path("/dev/shm")))
+        prepare(PrepareConfig(tuple(files), tmp_path / "mounted"))
 
 
 def test_a_link_to_an_empty_folder_is_followed(tmp_path):

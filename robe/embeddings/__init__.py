@@ -12,27 +12,61 @@
 - `counts()`: what it has counted in training so far, for the log
 """
 
-from robe.backend import Backend
-from robe.config import DataSpec, TrainConfig
-from robe.embeddings.array import ArrayEmbedding
-from robe.embeddings.full import full_table
-from robe.embeddings.mixed_precision import MixedPrecisionEmbedding, mixed_precision
-from robe.embeddings.robe import robe_array
+import dataclasses
 
-Embedding = ArrayEmbedding | MixedPrecisionEmbedding
+from robe.backend import Backend
+from robe.config import NUMBERED, ConfigError, DataSpec, TrainConfig
+from robe.embeddings.array import ArrayEmbedding
+from robe.embeddings.composed import ComposedEmbedding
+from robe.embeddings.compositional import compositional_tables
+from robe.embeddings.frequency import frequency_tables
+from robe.embeddings.full import full_table, full_weights
+from robe.embeddings.hashing import hashed_tables
+from robe.embeddings.mixed_precision import MixedPrecisionEmbedding, mixed_precision
+from robe.embeddings.quotient_remainder import quotient_remainder_tables, quotient_remainder_weights
+from robe.embeddings.robe import robe_array, stored_robe_weights
+from robe.embeddings.tables import capped_weights
+from robe.embeddings.tensor_train import tensor_train_weights, tensor_trains
+
+Embedding = ArrayEmbedding | ComposedEmbedding | MixedPrecisionEmbedding
+
+# Method -> (what makes it, how many weights it stores); both of a resolved configuration.
+METHODS = {
+    "robe": (robe_array, stored_robe_weights),
+    "full": (full_table, full_weights),
+    "mixed_precision": (mixed_precision, full_weights),
+    "none": (full_table, full_weights),
+    "hashing": (hashed_tables, capped_weights),
+    "quotient_remainder": (quotient_remainder_tables, quotient_remainder_weights),
+    "frequency": (frequency_tables, capped_weights),
+    "tensor_train": (tensor_trains, tensor_train_weights),
+    "compositional": (compositional_tables, capped_weights),
+}
 
 
 def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> Embedding:
     """The embedding that a resolved configuration names; raises ConfigError if the data do not fit it."""
     method = config.embedding.method
-    if method == "full":
-        return full_table(config, data, backend, dtype)
-    if method == "mixed_precision":
-        return mixed_precision(config, data, backend)
+    # The order of ids modulo a number says nothing of their frequency.
+    if (method in NUMBERED and data.dialect == "hash") or (method, data.dialect) == ("frequency", "modulo"):
+        raise ConfigError(
+            f"--method {method} cannot use the ids of these data ({data.dialect}); prepare them with "
+            "`python run.py prepare FILE --ids dictionary --out DIR`, or train --method robe"
+        )
+    return METHODS[method][0](config, used(method, data), backend, dtype)
+
+
+def stored_weights(config: TrainConfig, data: DataSpec) -> int:
+    """How many weights it stores, without making it."""
+    method = config.embedding.method
+    return METHODS[method][1](config, used(method, data))
+
+
+def used(method: str, data: DataSpec) -> DataSpec:
+    """What a method sees of the data."""
     if method == "none":
-        no_features = DataSpec(data.dense, (), "dictionary", data.fingerprint, "no categorical features")
-        return full_table(config, no_features, backend, dtype)
-    return robe_array(config, data, backend, dtype)
+        return dataclasses.replace(data, cardinalities=(), note="no categorical features")
+    return data
 
 
-__all__ = ["ArrayEmbedding", "Embedding", "MixedPrecisionEmbedding", "create"]
+__all__ = ["ArrayEmbedding", "Embedding", "MixedPrecisionEmbedding", "create", "stored_weights"]

@@ -1,8 +1,9 @@
 """Embeddings that are one array of weights and a map from (feature, id, element) to a slot of it.
 
-The ROBE array and the full table differ only in the map and in the initial weights.
+The ROBE array and tables differ only in the map, in the initial weights and in which rows stand for an id.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,9 @@ class ArrayEmbedding:
     """`memory` (M,) read through `slot_map`; a row is token = base[f] + id.
 
     table_weights: weights of the full table this stands for, and `table_note` says which table that is.
-    rows: rows of each feature's table; None where any 32-bit id has a place.
+    rows: ids of each feature; None where any 32-bit id has a place.
+    place: ids (B, F) -> the rows (B, F * chunks) that stand for them; None where they are these rows.
+    chunks: rows that make a vector, one behind the other.
     seed, steps: what halves are rounded by; steps, the updates so far, is set by who resumes a training.
     """
 
@@ -42,6 +45,8 @@ class ArrayEmbedding:
     table_weights: int
     table_note: str
     rows: np.ndarray | None = None  # (F,)
+    place: Callable[[Any], Any] | None = None
+    chunks: int = 1
     seed: int = 0
     steps: int = field(init=False, default=0)
     accumulator: Any = field(init=False)  # (M,) sum of squared gradients, for Adagrad; else (0,)
@@ -62,11 +67,11 @@ class ArrayEmbedding:
 
     @property
     def features(self) -> int:
-        return len(self.base)
+        return len(self.base) // self.chunks
 
     @property
     def width(self) -> int:
-        return int(self.slot_map.width)
+        return self.chunks * int(self.slot_map.width)
 
     def check(self, ids: np.ndarray) -> None:
         """Raise ConfigError if an id (B, F), still on the host, has no row: kernels would read elsewhere."""
@@ -74,11 +79,13 @@ class ArrayEmbedding:
 
     def lookup(self, ids, out) -> None:
         """Write the vectors of `ids` (B, F) to `out` (B, F, D)."""
-        self.backend.kernels.gather(self.memory, ids, self.base, self.slot_map, out)
+        self.backend.kernels.gather(self.memory, *self._placed(ids), self._apart(out))
 
     def interact(self, ids, first, out) -> None:
         """Write the interaction of `first` (B, D) and the vectors of `ids` (B, F) to `out`."""
-        self.backend.kernels.gather_interaction(self.memory, ids, self.base, self.slot_map, first, out)
+        if self.chunks > 1:
+            return interact_apart(self, ids, first, out)
+        self.backend.kernels.gather_interaction(self.memory, *self._placed(ids), first, out)
 
     def backward(self, d_out, vectors, ids, rate: float, d_vectors) -> None:
         """One optimizer step from the gradient d_out by the interaction of `vectors` (B, 1 + F, D).
@@ -87,17 +94,16 @@ class ArrayEmbedding:
         others. On a GPU, SGD adds these to the weights at once; halves and Adagrad need their sums first.
         """
         kernels = self.backend.kernels
-        if self.backend.name == "cuda" and not (self.adagrad or self.halves):
-            rows = (ids, self.base, self.slot_map)
+        if self.backend.name == "cuda" and not (self.adagrad or self.halves or self.chunks > 1):
+            rows = self._placed(ids)
             kernels.interaction_scatter(d_out, vectors, *rows, -rate, d_vectors[:, 0], self.memory)
             self.steps += 1
         else:
-            kernels.interaction_backward(d_out, vectors, d_vectors)
-            self.update(ids, d_vectors[:, 1:], rate)
+            backward_apart(self, d_out, vectors, ids, rate, d_vectors)
 
     def update(self, ids, d_vectors, rate: float) -> None:
         """One optimizer step on the weights that `ids` (B, F) touch; d_vectors (B, F, D)."""
-        kernels, rows = self.backend.kernels, (ids, self.base, self.slot_map)
+        kernels, rows, d_vectors = self.backend.kernels, self._placed(ids), self._apart(d_vectors)
         state = (self.gradient, self.accumulator, self.memory)
         if self.halves:
             kernels.scatter_add(d_vectors, *rows, 1, self.gradient)
@@ -108,6 +114,15 @@ class ArrayEmbedding:
         else:
             kernels.scatter_add(d_vectors, *rows, -rate, self.memory)
         self.steps += 1
+
+    def _placed(self, ids) -> tuple:
+        return ids if self.place is None else self.place(ids), self.base, self.slot_map
+
+    def _apart(self, vectors):
+        """Vectors (B, F, D) as the chunks they are made of, a view."""
+        if self.chunks == 1:
+            return vectors
+        return vectors.reshape(len(vectors), len(self.base), int(self.slot_map.width))
 
     def state(self) -> dict[str, Any]:
         state = {"embedding.memory": self.memory}
@@ -125,11 +140,30 @@ class ArrayEmbedding:
 
     def describe(self) -> dict:
         """Numbers for the summary; `compression` is against the table that `compressed_from` names."""
-        stored = int(self.memory.size)
-        return {
-            "method": self.method,
-            "embedding_parameters": stored,
-            "embedding_bytes": int(self.memory.nbytes),
-            "compression": self.table_weights / stored if stored else None,
-            "compressed_from": f"{self.table_weights:,} weights: {self.table_note}, width {self.width}",
-        }
+        return description(self, int(self.memory.size), int(self.memory.nbytes))
+
+
+def description(embedding, stored: int, size: int) -> dict:
+    """`describe` of an embedding that stores so many weights in so many bytes."""
+    table = embedding.table_weights
+    return {
+        "method": embedding.method,
+        "embedding_parameters": stored,
+        "embedding_bytes": size,
+        "compression": table / stored if stored else None,
+        "compressed_from": f"{table:,} weights: {embedding.table_note}, width {embedding.width}",
+    }
+
+
+def interact_apart(embedding, ids, first, out) -> None:
+    """`interact` where no kernel does both at once."""
+    vectors = embedding.backend.empty((len(ids), 1 + embedding.features, embedding.width), first.dtype)
+    vectors[:, 0] = first
+    embedding.lookup(ids, vectors[:, 1:])
+    embedding.backend.kernels.interaction(vectors, out)
+
+
+def backward_apart(embedding, d_out, vectors, ids, rate: float, d_vectors) -> None:
+    """`backward`, likewise."""
+    embedding.backend.kernels.interaction_backward(d_out, vectors, d_vectors)
+    embedding.update(ids, d_vectors[:, 1:], rate)

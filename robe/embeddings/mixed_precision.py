@@ -25,7 +25,7 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import ConfigError, DataSpec, OptimizerConfig, TrainConfig
 from robe.embeddings.array import check_rows
-from robe.embeddings.full import initial_rows, require_numbered, table_base
+from robe.embeddings.tables import initial_bounds, initial_rows, table_base
 from robe.kernels.admit import COUNTED
 from robe.kernels.cache import EMPTY, WAYS
 from robe.kernels.half import rounding_key
@@ -191,21 +191,24 @@ def planned(config: TrainConfig, data: DataSpec) -> tuple[dict[str, int], int]:
     return held | {"embedding scratch": 24 * config.batch * features}, sum(held.values())
 
 
-def mixed_precision(config: TrainConfig, data: DataSpec, backend: Backend) -> MixedPrecisionEmbedding:
-    require_numbered(data, "a mixed-precision table")
+def mixed_precision(
+    config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32"
+) -> MixedPrecisionEmbedding:
+    """dtype: is not asked; the cache is float32."""
     rows, form = sum(data.cardinalities), form_of(config)
     if rows >= EMPTY:
         raise ConfigError(
             f"{rows:,} rows are too many for a mixed-precision table; it has room for {EMPTY:,}"
         )
     table, key = backend.empty((rows, row_bytes(form)), "uint8"), rounding_key(config.seed, 0)
-    for start, drawn in initial_rows(config, data):
+    rng, bounds = np.random.default_rng([config.seed, 1]), initial_bounds(config, data)
+    for start, drawn in initial_rows(data.cardinalities, bounds, form.width, rng):
         numbers = np.arange(start, start + len(drawn), dtype=np.uint32)
         arrays = (backend.to_device(drawn), backend.to_device(numbers))
         backend.kernels.quantise(*arrays, key, form, table)
     return MixedPrecisionEmbedding(
         *(table, form, cache_sets(config, data), config.embedding.policy == "lfu"),
-        *(backend.to_device(table_base(data)), config.optimizer, backend),
+        *(backend.to_device(table_base(data.cardinalities)), config.optimizer, backend),
         f"{rows:,} rows of float32 ({data.note})",
         np.array(data.cardinalities, np.uint32),
         config.batch,

@@ -33,9 +33,13 @@ def token_base(config: TrainConfig, data: DataSpec) -> np.ndarray:
     return np.arange(len(data.cardinalities), dtype=np.uint64) << np.uint64(32)
 
 
+def stored_robe_weights(config: TrainConfig, data: DataSpec) -> int:
+    return robe_weights(config.embedding, config.model.width, data.cardinalities)
+
+
 def robe_array(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> ArrayEmbedding:
     settings, width = config.embedding, config.model.width
-    weights = robe_weights(settings, width, data.cardinalities)
+    weights = stored_robe_weights(config, data)
     try:
         where = slot_map(settings.hash, width, settings.block, weights, settings.hash_seed, settings.sign)
     except ValueError as error:

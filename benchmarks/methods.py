@@ -1,0 +1,288 @@
+"""Ways to store embeddings at equal bytes: quality and time of ROBE, its rivals and the full table.
+
+    python -m benchmarks.methods [--quick] [--data PREPARED] [--methods NAME...] [--megabytes X...]
+
+The DLRM of the preset `small`, Adagrad at a constant rate, one pass over SYNTHETIC rows of the law of
+analysis/tradeoff.py, or over those given by --data. Every method at every size has its rate tuned alike: the
+one of RATES with the best AUC on the validation half, with a seed that is not used again. Then several seeds
+draw the initial weights, the order of the rows and the hashes, and what is told is the AUC and the log loss
+on the test half.
+
+Trainings are kept in analysis/out/methods, as those of analysis/tradeoff.py are: a study that was stopped
+goes on, and a method or a size more trains that alone. Writes benchmarks/results/methods.json;
+`python -m benchmarks.readme` then writes the table and the figure.
+"""
+
+import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from analysis import claim
+from analysis.claim import mean_interval
+from analysis.tradeoff import RATES, TUNING_SEED, WIDTH, Study, Trainings, synthetic_data
+from benchmarks.measure import QUICK, Effort, machine, rotate, rounds, spread
+from data_pipeline.dialects import DICTIONARY
+from data_pipeline.manifest import Manifest
+from data_pipeline.schema import DataError
+from robe import RobeError
+from robe.config import (
+    NUMBERED,
+    ConfigError,
+    EmbeddingConfig,
+    OptimizerConfig,
+    TrainConfig,
+    resolve,
+)
+from robe.files import write_whole
+from robe.model import build
+
+RESULTS = Path(__file__).parent / "results" / "methods.json"
+CACHE = claim.OUT / "methods"
+
+# Methods of one size, and methods that are given a size.
+FIXED = {
+    "full": EmbeddingConfig("full"),
+    "mixed_precision, INT8": EmbeddingConfig("mixed_precision", bits=8),
+    "mixed_precision, INT4": EmbeddingConfig("mixed_precision", bits=4),
+    "none": EmbeddingConfig("none"),
+}
+SIZED = {
+    "robe": EmbeddingConfig("robe"),
+    "hashing": EmbeddingConfig("hashing"),
+    "frequency": EmbeddingConfig("frequency"),
+    "compositional": EmbeddingConfig("compositional"),
+    "quotient_remainder": EmbeddingConfig("quotient_remainder"),
+    "quotient_remainder, add": EmbeddingConfig("quotient_remainder", combine="add"),
+    "tensor_train": EmbeddingConfig("tensor_train"),
+}
+COMPRESSIONS = (10, 30, 100, 1000)  # the sizes, if none are given
+
+STUDY = Study(rows=300_000, seeds=3)
+EFFORT = Effort(rounds=5, seconds=0.03)
+TINY = Study(rows=16_000, scale=0.005, seeds=2, batch=320, rates=(0.03,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A method at a size. megabytes: what it is given, None if its size is its own."""
+
+    method: str
+    megabytes: float | None
+    embedding: EmbeddingConfig
+
+    def __str__(self) -> str:
+        return self.method + ("" if self.megabytes is None else f" in {self.megabytes:.3g} MB")
+
+
+def plan(methods: tuple[str, ...], sizes: list[float]) -> Iterator[Point]:
+    for name in methods:
+        if name in FIXED:
+            yield Point(name, None, FIXED[name])
+        elif name in SIZED:
+            for size in sizes:
+                yield Point(name, size, dataclasses.replace(SIZED[name], megabytes=size))
+        else:
+            raise ConfigError(f"no method {name!r}; choose of {'; '.join([*FIXED, *SIZED])}")
+
+
+def settings(point: Point, rate: float, seed: int, batch: int) -> TrainConfig:
+    never = 2**31  # but at the end
+    return resolve(
+        TrainConfig(
+            embedding=dataclasses.replace(point.embedding, hash_seed=seed),
+            optimizer=OptimizerConfig("adagrad", rate),
+            batch=batch,
+            seed=seed,
+            eval_every=never,
+            checkpoint_every=never,
+        )
+    )
+
+
+def measure(
+    methods: tuple[str, ...] = (),
+    megabytes: tuple[float, ...] = (),
+    study: Study = STUDY,
+    effort: Effort = EFFORT,
+    cache: Path = CACHE,
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Train what the cache lacks, and time look-ups and steps; what results/methods.json holds."""
+    manifest = Manifest.load(study.data or synthetic_data(study, cache))
+    say(f"data: {manifest.describe()}")
+    trainings = Trainings(manifest, study.batch, cache, say)
+    table = 4 * sum(trainings.spec.cardinalities) * WIDTH
+    sizes = sorted(megabytes or (table / c / 1e6 for c in COMPRESSIONS), reverse=True)
+    points, left_out = [], []
+    for point in plan(methods or (*FIXED, *SIZED), sizes):
+        try:
+            build(settings(point, RATES[0], TUNING_SEED, study.batch), trainings.spec, trainings.backend)
+            points.append(point)
+        except ConfigError as error:
+            say(f"{point}: left out: {error}")
+            left_out.append({"point": str(point), "why": str(error)})
+
+    def scores(point: Point, rate: float, seed: int) -> dict:
+        config = settings(point, rate, seed, study.batch)
+        return trainings.trained(config, f"{point}, rate {rate}, seed {seed}")[0]
+
+    rates = {}
+    for point in points:
+        found = {rate: scores(point, rate, TUNING_SEED)["test"]["auc"] for rate in study.rates}
+        rates[point] = max(found, key=found.get)
+    seeds = range(TUNING_SEED + 1, TUNING_SEED + 1 + study.seeds)
+    # Seed by seed, so that a study cut short has all points.
+    found = {point: [] for point in points}
+    for seed in seeds:
+        for point in points:
+            found[point].append(scores(point, rates[point], seed))
+    times = dict(zip(points, timed(points, trainings, effort), strict=True))
+    bayes = manifest.synthetic and manifest.synthetic["bayes"]["test"]
+    dictionary = manifest.folder / DICTIONARY
+    return {
+        "machine": machine(trainings.backend.description),
+        "data": manifest.describe(),
+        "train_rows": manifest.rows("train"),
+        "test_rows": manifest.rows("test"),
+        "batch": study.batch,
+        "seeds": study.seeds,
+        "table_bytes": table,
+        "dictionary_bytes": dictionary.stat().st_size if dictionary.exists() else 0,
+        "best": bayes and {"auc": bayes["auc"], "log_loss": bayes["log_loss"]},
+        "left_out": left_out,
+        "rows": [
+            {
+                "method": point.method,
+                "megabytes": point.megabytes,
+                "bytes": summaries[0]["embedding_bytes"],
+                "dictionary": point.embedding.method in NUMBERED,
+                "rate": rates[point],
+                # The loop's validation half is the test half, see Trainings.
+                "auc": [summary["validation"]["auc"] for summary in summaries],
+                "log_loss": [summary["validation"]["log_loss"] for summary in summaries],
+                **times[point],
+            }
+            for point, summaries in found.items()
+        ],
+    }
+
+
+def timed(points: list[Point], trainings: Trainings, effort: Effort) -> Iterator[dict]:
+    """Seconds of a look-up and of a training step, of each point, taking turns."""
+    backend, batch = trainings.backend, trainings.batch
+    with closing(trainings.rows["train"].batches(batch)) as batches:
+        batches = [tuple(map(backend.to_device, arrays)) for arrays in islice(batches, 4)]
+    ids = [arrays[-1] for arrays in batches]
+    jobs = {}
+    for i, point in enumerate(points):
+        model = build(settings(point, RATES[0], TUNING_SEED, batch), trainings.spec, backend)
+        mine = [x[:, : model.embedding.features].copy() for x in ids]
+        out = model.vectors[:batch, 1:]
+        jobs[f"{i} lookup"] = rotate(lambda x, m=model, o=out: m.embedding.lookup(x, o), mine)
+        parts = [[arrays[k] for arrays in batches] for k in range(2)]
+        jobs[f"{i} step"] = rotate(lambda y, d, x, m=model: m.step(y, d, x, 0.01), *parts, mine)
+    jobs = {name: effort.job(call, backend.synchronize) for name, call in jobs.items()}
+    times = rounds("methods", jobs, effort.rounds)
+    for i in range(len(points)):
+        yield {verb: spread(times[f"{i} {verb}"]) for verb in ("lookup", "step")}
+
+
+def table(results: dict) -> str:
+    """The figures of a study as a table in Markdown."""
+    best, device = results["best"], results["machine"]["device"]
+    heads = ["method", "bytes of weights", "smaller", "test AUC", "less ROBE's", "test log loss", "rate"]
+    heads += ["look-up", "step"]
+    lines = [
+        f"{results['train_rows']:,} training and {results['test_rows']:,} test rows, {results['seeds']} seeds"
+        + (f"; the best possible test AUC is {best['auc']:.4f}, " if best else "")
+        + (f"log loss {best['log_loss']:.4f}" if best else "")
+        + ". ± are 95% intervals over the seeds, of differences between equal seeds. Methods marked * need "
+        f"the dictionary besides, {results['dictionary_bytes']:,} bytes. Times on {device}, batch "
+        f"{results['batch']}, are medians and quartiles.",
+        "",
+        f"| {' | '.join(heads)} |",
+        "| --- " * len(heads) + "|",
+    ]
+    robe = {row["megabytes"]: row["auc"] for row in results["rows"] if row["method"] == "robe"}
+    for row in results["rows"]:
+        smaller = f"{results['table_bytes'] / row['bytes']:,.1f}x" if row["bytes"] else ""
+        auc, loss = ("{:.4f} ± {:.4f}".format(*mean_interval(row[kind])) for kind in ("auc", "log_loss"))
+        less = ""
+        if row["method"] != "robe" and (beside := robe.get(row["megabytes"])):
+            less = "{:+.4f} ± {:.4f}".format(*mean_interval(np.subtract(row["auc"], beside)))
+        name = row["method"] + " *" * row["dictionary"]
+        cells = [name, f"{row['bytes']:,}", smaller, auc, less, loss, f"{row['rate']:g}"]
+        cells += [_milliseconds(row[verb]) for verb in ("lookup", "step")]
+        lines.append(f"| {' | '.join(cells)} |")
+    if out := [left_out["point"] for left_out in results["left_out"]]:
+        lines += ["", f"Cannot be had: {'; '.join(out)}."]
+    return "\n".join(lines)
+
+
+def _milliseconds(times: dict) -> str:
+    low, high = times["quartiles"]
+    return f"{1e3 * times['median']:.2f} ms ({1e3 * low:.2f}-{1e3 * high:.2f})"
+
+
+def plot(results: dict):
+    """Test AUC and log loss against the bytes of the weights."""
+    source = "SYNTHETIC data" if results["best"] else "real data"
+    title = f"DLRM, {source}, one pass; bars: 95% intervals over {results['seeds']} seeds"
+    figure, axes = claim.figure(1, 2, title)
+    methods = {row["method"]: [] for row in results["rows"] if row["bytes"]}
+    for row in results["rows"]:
+        methods.get(row["method"], []).append(row)
+    for ax, kind, name in zip(axes, ("auc", "log_loss"), ("test AUC", "test log loss"), strict=True):
+        for i, (method, rows) in enumerate(methods.items()):
+            middle, half = zip(*(mean_interval(row[kind]) for row in rows), strict=True)
+            style = {"marker": "os^vDPX*"[i % 8], "color": f"C{i % 10}", "capsize": 3, "markersize": 5}
+            ax.errorbar([row["bytes"] for row in rows], middle, half, label=method, **style)
+        if results["best"]:
+            best = {"color": "black", "linestyle": "--", "linewidth": 1, "label": "best possible"}
+            ax.axhline(results["best"][kind], **best)
+        ax.set(xscale="log", xlabel="bytes of weights", ylabel=name)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    return figure
+
+
+def main(
+    data: Path | None = None,
+    methods: tuple[str, ...] = (),
+    megabytes: tuple[float, ...] = (),
+    seeds: int | None = None,
+    quick: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Compare ways to store embeddings, and write what the table and the figure are made of.
+
+    Args:
+        data: A folder made by `prepare`, instead of synthetic rows.
+        methods: Names of benchmarks/methods.py; default: all.
+        megabytes: Sizes, in 10^6 bytes; default: the full table's divided by COMPRESSIONS.
+        seeds: How many, two at least, besides the one for tuning.
+        quick: Few rows, one rate and few repeats, to see that everything runs.
+        out: The file to write; default: benchmarks/results/methods.json, or one in analysis/out if quick.
+    """
+    study = dataclasses.replace(TINY if quick else STUDY, data=data)
+    study = dataclasses.replace(study, seeds=max(2, seeds or study.seeds))
+    results = measure(methods, megabytes, study, QUICK if quick else EFFORT)
+    out = out or (claim.OUT / "methods.json" if quick else RESULTS)
+    write_whole(out, json.dumps(results, indent=1) + "\n")
+    print(table(results))
+    print(f"{out}: written")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, prog="python -m benchmarks.methods")
+    except (RobeError, DataError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,71 @@
+"""Embeddings whose vectors are computed from the rows of several arrays."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from robe.backend import Backend
+from robe.embeddings.array import ArrayEmbedding, backward_apart, check_rows, description, interact_apart
+
+
+@dataclass
+class ComposedEmbedding:
+    """Each of `parts` gives rows (B, F_part, D_part) for ids (B, F); `compose` makes vectors of them.
+
+    compose: (rows of each part, out (B, F, D))
+    gradients: (rows of each part, d_vectors (B, F, D)) -> the gradient of each part's rows
+    """
+
+    method: str
+    parts: dict[str, ArrayEmbedding]
+    compose: Callable[[Sequence, Any], None]
+    gradients: Callable[[Sequence, Any], Sequence]
+    features: int
+    width: int
+    backend: Backend
+    table_weights: int
+    table_note: str
+    rows: np.ndarray | None = None  # (F,)
+    steps: int = field(init=False, default=0)
+
+    interact = interact_apart
+    backward = backward_apart
+
+    def check(self, ids: np.ndarray) -> None:
+        check_rows(ids, self.rows)
+
+    def lookup(self, ids, out) -> None:
+        self.compose(self._rows(ids), out)
+
+    def update(self, ids, d_vectors, rate: float) -> None:
+        # All gradients are those of the rows before the step.
+        found = self.gradients(self._rows(ids), d_vectors)
+        for part, gradient in zip(self.parts.values(), found, strict=True):
+            part.update(ids, gradient, rate)
+
+    def _rows(self, ids) -> list:
+        rows = []
+        for part in self.parts.values():
+            rows.append(self.backend.empty((len(ids), part.features, part.width), part.memory.dtype))
+            part.lookup(ids, rows[-1])
+        return rows
+
+    def state(self) -> dict[str, Any]:
+        return {
+            name.replace("embedding", f"embedding.{part}"): array
+            for part, embedding in self.parts.items()
+            for name, array in embedding.state().items()
+        }
+
+    def bytes(self) -> dict[str, int]:
+        parts = [part.bytes() for part in self.parts.values()]
+        return {item: sum(part[item] for part in parts) for item in parts[0]}
+
+    def counts(self) -> dict[str, int]:
+        return {}
+
+    def describe(self) -> dict:
+        memories = [part.memory for part in self.parts.values()]
+        return description(self, sum(m.size for m in memories), sum(m.nbytes for m in memories))

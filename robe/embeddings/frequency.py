@@ -1,0 +1,22 @@
+"""Tables of the frequent values only: all others of a feature share its last row.
+
+Frequent are the values of the first ids. A dictionary by falling count (`prepare --order count`) makes that
+exact; one by first appearance comes near, since what is frequent appears early. Nothing but the dictionary is
+stored for it. (One threshold for all features is a full table after `prepare --min-count`.)
+"""
+
+import numpy as np
+
+from robe.backend import Backend
+from robe.config import DataSpec, TrainConfig
+from robe.embeddings.array import ArrayEmbedding
+from robe.embeddings.tables import capped_rows, initial_bounds, tables
+
+
+def frequency_tables(
+    config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32"
+) -> ArrayEmbedding:
+    rows = capped_rows(config, data)
+    last = backend.to_device((rows - 1).astype(np.uint32))
+    bounds, xp = initial_bounds(config, data), backend.xp
+    return tables(rows, bounds, config, data, backend, dtype, place=lambda ids: xp.minimum(ids, last))

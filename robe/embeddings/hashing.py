@@ -1,0 +1,19 @@
+"""The hashing trick, as `--max-ind-range` of the DLRM: ids modulo the rows of a smaller table.
+
+Features that fit keep a row per id. A dictionary numbers frequent values first, so those that share a row
+are then a frequent value and rare ones, seldom two frequent ones: better than what a hash would do.
+"""
+
+import numpy as np
+
+from robe.backend import Backend
+from robe.config import DataSpec, TrainConfig
+from robe.embeddings.array import ArrayEmbedding
+from robe.embeddings.tables import capped_rows, initial_bounds, tables
+
+
+def hashed_tables(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> ArrayEmbedding:
+    rows = capped_rows(config, data)
+    modulo = backend.to_device(rows.astype(np.uint32))
+    bounds = initial_bounds(config, data)
+    return tables(rows, bounds, config, data, backend, dtype, place=lambda ids: ids % modulo)

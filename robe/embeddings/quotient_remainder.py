@@ -1,0 +1,72 @@
+"""Quotient and remainder (Shi et al., arXiv 1909.02107): two small tables per feature tell all ids apart.
+
+    vector(f, id) = quotient[f, id // c] * remainder[f, id mod c]        or their sum
+
+ceil(n / c) + c rows serve n ids, 2 sqrt(n) at the least. As of other tables, the largest are cut to the same
+number of rows, but those whose least is more take that; c = 1 leaves a whole table and one row.
+"""
+
+from bisect import bisect_left
+from math import isqrt
+
+import numpy as np
+
+from robe.backend import Backend
+from robe.config import DataSpec, TrainConfig
+from robe.embeddings.composed import ComposedEmbedding
+from robe.embeddings.tables import initial_bounds, largest, tables, whole
+
+
+def divisor(n: int, rows: int) -> int:
+    """The smallest c with ceil(n / c) + c <= rows, or, if there is none, <= ceil(2 sqrt(n)), the least."""
+    rows = max(rows, 1 + isqrt(4 * n - 1))
+    # That is c * (rows - c) >= n, which grows up to rows / 2.
+    return 1 + bisect_left(range(1, rows // 2 + 1), n, key=lambda c: c * (rows - c))
+
+
+def divisors(config: TrainConfig, data: DataSpec) -> np.ndarray:
+    """(F,) c of each feature, within the budget."""
+
+    def of(cap: int) -> np.ndarray:
+        return np.array([divisor(n, cap) for n in data.cardinalities])
+
+    def size(cap: int) -> int:
+        return int(sum(count_rows(data, of(cap)))) * config.model.width
+
+    return of(largest(size, 1 + max(data.cardinalities), config, data))
+
+
+def count_rows(data: DataSpec, c: np.ndarray) -> np.ndarray:
+    return -(-np.array(data.cardinalities) // c) + c
+
+
+def quotient_remainder_weights(config: TrainConfig, data: DataSpec) -> int:
+    return int(count_rows(data, divisors(config, data)).sum()) * config.model.width
+
+
+def quotient_remainder_tables(
+    config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32"
+) -> ComposedEmbedding:
+    c, xp = divisors(config, data), backend.xp
+    by = backend.to_device(c.astype(np.uint32))
+    bounds = initial_bounds(config, data)
+    product = config.embedding.combine == "multiply"
+    # Uniform in (-a, a) has variance a^2 / 3: that of the product is a^4 / 9, of the sum 2 a^2 / 3.
+    bounds = (3 * bounds**2) ** 0.25 if product else bounds / np.sqrt(2)
+    quotients = count_rows(data, c) - c
+    parts = {
+        "quotient": tables(quotients, bounds, config, data, backend, dtype, place=lambda ids: ids // by),
+        "remainder": tables(c, bounds, config, data, backend, dtype, stream=2, place=lambda ids: ids % by),
+    }
+
+    def compose(rows, out):
+        (xp.multiply if product else xp.add)(*rows, out=out)
+
+    def gradients(rows, d_vectors):
+        quotient, remainder = rows
+        return (d_vectors * remainder, d_vectors * quotient) if product else (d_vectors, d_vectors)
+
+    shape = len(c), config.model.width
+    return ComposedEmbedding(
+        config.embedding.method, parts, compose, gradients, *shape, backend, **whole(config, data)
+    )

@@ -1,0 +1,97 @@
+"""One table of rows per feature, all in one array; and how large each may be where not all fit whole."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from robe.backend import Backend
+from robe.config import ConfigError, DataSpec, TrainConfig, budget
+from robe.embeddings.array import ArrayEmbedding
+from robe.kernels.hashing import slot_map
+
+CHUNK = 2**27  # weights drawn at a time
+
+
+def tables(
+    rows, bounds, config: TrainConfig, data: DataSpec, backend: Backend, dtype, width=0, stream=1, **more
+) -> ArrayEmbedding:
+    """Tables of `rows` (T,) rows that start uniform in (-bound, bound), `bounds` (T,).
+
+    width: of a row; default: D. stream: of random numbers. more: of ArrayEmbedding.
+    """
+    width = width or config.model.width
+    memory = np.empty((int(sum(rows)), width), dtype)
+    for start, drawn in initial_rows(rows, bounds, width, np.random.default_rng([config.seed, stream])):
+        memory[start : start + len(drawn)] = drawn
+    return ArrayEmbedding(
+        config.embedding.method,
+        backend.to_device(memory.reshape(-1)),
+        backend.to_device(table_base(rows)),
+        slot_map("table", width, 1, max(1, memory.size), signed=False),
+        config.optimizer,
+        backend,
+        **(whole(config, data) | more),
+    )
+
+
+def initial_rows(rows, bounds, width: int, rng) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the first, rows (n, width) float32) of all tables in turn."""
+    start = 0
+    for n, bound in zip(rows, bounds, strict=True):
+        end = start + int(n)
+        while start < end:
+            count = min(end - start, max(1, CHUNK // width))
+            yield start, (2 * rng.random((count, width), np.float32) - 1) * np.float32(bound)
+            start += count
+
+
+def table_base(rows) -> np.ndarray:
+    """(T,) uint64: the rows of all tables before each."""
+    return np.cumsum((0, *rows))[: len(rows)].astype(np.uint64)
+
+
+def whole(config: TrainConfig, data: DataSpec) -> dict:
+    """What an embedding must know of the full table it stands for."""
+    rows = sum(data.cardinalities)
+    return {
+        "table_weights": rows * config.model.width,
+        "table_note": f"{rows:,} rows ({data.note})",
+        "rows": np.array(data.cardinalities, np.uint32) if data.dialect != "hash" else None,
+    }
+
+
+def initial_bounds(config: TrainConfig, data: DataSpec) -> np.ndarray:
+    """(F,): the vectors of a feature of n values start uniform in (-1/sqrt(n), 1/sqrt(n)), as in the DLRM.
+
+    Where they are made of several weights, their elements have that variance.
+    """
+    return np.array([config.embedding.init_bound or 1 / np.sqrt(n) for n in data.cardinalities])
+
+
+def largest(size: Callable[[int], int], most: int, config: TrainConfig, data: DataSpec) -> int:
+    """The largest number from 1 to `most` of which `size`, in weights, grows with it, within the budget.
+
+    Raises ConfigError if 1 is too large.
+    """
+    weights = budget(config.embedding, config.model.width, data.cardinalities)
+    if not (found := bisect_right(range(1, most + 1), weights, key=size)):
+        raise ConfigError(
+            f"--method {config.embedding.method} takes at least {size(1):,} weights for these data, and is "
+            f"given {weights:,}; give more, or train --method robe"
+        )
+    return found
+
+
+def capped_rows(config: TrainConfig, data: DataSpec) -> np.ndarray:
+    """(F,) rows of tables within the budget: the largest ones are all cut to as many rows, to within one."""
+    full, width = np.array(data.cardinalities), config.model.width
+    cap = largest(lambda cap: int(np.minimum(full, cap).sum()) * width, int(full.max()), config, data)
+    rows = np.minimum(full, cap)
+    left = budget(config.embedding, width, data.cardinalities) // width - int(rows.sum())
+    rows[np.flatnonzero(full > cap)[:left]] += 1
+    return rows
+
+
+def capped_weights(config: TrainConfig, data: DataSpec) -> int:
+    return int(capped_rows(config, data).sum()) * config.model.width
