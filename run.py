@@ -21,7 +21,7 @@ from data_pipeline.prepare import PrepareConfig
 from data_pipeline.schema import CRITEO, PUBLIC_DATA_SETS, DataError, Schema, load_schema
 from data_pipeline.synthetic import SyntheticConfig
 from robe import RobeError
-from robe.config import ConfigError, DataSpec, EmbeddingConfig, TrainConfig, from_json, resolve
+from robe.config import TABLES, ConfigError, DataSpec, EmbeddingConfig, TrainConfig, from_json, resolve
 from robe.timeline import Timeline, no_phase
 
 # Options are named after their fields alone: --block, not --config.embedding.block.
@@ -142,7 +142,7 @@ def train(
         config = resolve(config)
         run = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.embedding.method}"
         baseline = baseline or data is None
-        data = data or demo_data("dictionary" if config.embedding.method == "full" else "hash")
+        data = data or demo_data("dictionary" if config.embedding.method in TABLES else "hash")
     manifest = Manifest.load(data)
     print(f"data: {data}: {manifest.describe()}")
     if resume is not None and not manifest.same_rows(Manifest.load(run / "data")):
@@ -262,7 +262,7 @@ def plan(
         spec, rows = DataSpec.of(manifest), sum(day.rows for day in manifest.days)
     else:
         rows, cardinalities = PUBLIC_DATA_SETS[public]
-        dialect = "dictionary" if config.embedding.method == "full" else "hash"
+        dialect = "dictionary" if config.embedding.method in TABLES else "hash"
         spec = DataSpec(13, cardinalities, dialect, "", f"published cardinalities of {public}")
     found = plan(config, spec, rows)
     print(report.plan_text(found, config, spec))

@@ -1,6 +1,6 @@
 """Measure everything and write benchmarks/results/cpu.json, or gpu-DEVICE.json.
 
-    python -m benchmarks [--only limits|embedding|step] [--backend cpu|cuda] [--quick]
+    python -m benchmarks [--only limits|embedding|mixed|step] [--backend cpu|cuda] [--quick]
 
 `python -m benchmarks.readme` then writes the tables of README.md and docs/speed.md from the results.
 """
@@ -17,7 +17,7 @@ from typing import Literal
 
 import tyro
 
-from benchmarks import embedding, gpu, limits, step
+from benchmarks import embedding, gpu, limits, mixed, step
 from benchmarks.measure import QUICK, Effort, cpu_seconds_of_others, machine
 from benchmarks.peer import torch_here
 from robe import RobeError
@@ -32,12 +32,13 @@ def sections(backend: Backend, effort: Effort) -> dict[str, Callable[[], Iterato
     return {
         "limits": lambda: limits.run(backend, effort),
         "embedding": lambda: embedding.run(backend, effort),
+        "mixed": lambda: mixed.run(backend, effort),
         "step": lambda: step.run(backend, effort, cases),
     }
 
 
 def measure(
-    only: Literal["limits", "embedding", "step"] | None = None,
+    only: Literal["limits", "embedding", "mixed", "step"] | None = None,
     backend: Literal["cpu", "cuda"] = "cpu",
     quick: bool = False,
     out: Path | None = None,

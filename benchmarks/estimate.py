@@ -107,9 +107,10 @@ def loader_rate(results: dict) -> float:
 def step_time(config: TrainConfig, rows: list[dict]) -> tuple[str, float] | None:
     """What was measured, and its seconds per training step; None if no step of this model and batch was."""
     preset = config.model.preset
-    if config.model != resolve(TrainConfig(ModelConfig(preset))).model:
+    method = METHODS.get(config.embedding.method)
+    if method is None or config.model != resolve(TrainConfig(ModelConfig(preset))).model:
         return None
-    group, method = f"{preset}, batch {config.batch}", METHODS[config.embedding.method]
+    group = f"{preset}, batch {config.batch}"
     for row in rows:
         if row.get("group") == group and row["name"].startswith(method):
             name, verb = row["name"].split(": ")

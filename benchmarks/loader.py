@@ -116,19 +116,17 @@ def speeds(manifest: Manifest, size: int, effort: Effort) -> Iterator[dict]:
     epochs = jobs(manifest, size)
     for name, epoch in epochs.items():
         check(name, epoch(), manifest)
-    times = rounds(f"loader, batch {size}", {n: partial(drain, e) for n, e in epochs.items()}, effort.rounds)
+    turns = {name: effort.job(partial(drain, epoch), lambda: None) for name, epoch in epochs.items()}
+    times = rounds(f"loader, batch {size}", turns, effort.rounds)
     for name, seconds in times.items():
         yield figure("loader", name, manifest.rows("train") / seconds, "rows/s", batch=size)
     for peer in ("NumPy, shuffled", "TorchRec, within batches"):
         yield ratio(OURS, peer, times[OURS], times[peer]) | {"batch": size}
 
 
-def drain(epoch: Callable[[], Iterator]) -> float:
-    """Seconds until the last batch has come."""
-    start = time.perf_counter()
+def drain(epoch: Callable[[], Iterator]) -> None:
     for _ in epoch():
         pass
-    return time.perf_counter() - start
 
 
 # A process of its own, as memory once used may never be given back.
@@ -160,7 +158,7 @@ def measure(quick: bool = False, out: Path | None = None) -> None:
         quick: A few rows, to see that everything runs; the figures mean nothing.
         out: The file to write; default: loader.json or loader-quick.json in benchmarks/results.
     """
-    effort = QUICK if quick else Effort(rounds=7)
+    effort = QUICK if quick else Effort(rounds=5)
     out = out or RESULTS / ("loader-quick.json" if quick else "loader.json")
     rows, needed = [], []
     for count in effort.pick((2_000_000, 8_000_000), (2_000, 8_000)):

@@ -128,7 +128,7 @@ def loader() -> str:
     peaks = ", ".join(f"{row['peak_mib']} MiB for {row['rows']:,} rows" for row in memory)
     lines += [
         "",
-        f"Medians and extremes of {repeats} epochs. Peak memory of a process that reads batches of 2,048, "
+        f"Medians and extremes of {repeats} turns. Peak memory of a process that reads batches of 2,048, "
         f"shuffled: {peaks}, of which {before} MiB before the first. {machine['cpu']}, "
         f"{machine['cores']} cores, {machine['date']}, while other programs used "
         f"{machine['cores_used_by_others']:.2f} cores.",

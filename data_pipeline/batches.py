@@ -164,18 +164,23 @@ class _Shard:
     file cut short meanwhile would kill it."""
 
     def __init__(self, mapped: np.memmap, files: ExitStack):
+        # TorchRec's ids without gaps lie column by column: these are read from the map after all.
+        self.columns = None if mapped.flags.c_contiguous else mapped
         self.path, self.offset = Path(mapped.filename), mapped.offset
         self.dtype, self.row_bytes = mapped.dtype, mapped.strides[0]
         self.file = files.enter_context(self.path.open("rb", buffering=0)).fileno()
 
     def read(self, start: int, out: np.ndarray) -> None:
         """Fill `out` (n, ...) with the rows from `start` on; safe to call from several threads."""
-        if out.size == 0:  # no columns
+        if out.size == 0:  # a schema without dense columns
+            return
+        if self.columns is not None:
+            np.copyto(out, self.columns[start : start + len(out)], casting="unsafe")
             return
         as_they_are = out.dtype == self.dtype or (out.dtype, self.dtype) == (np.uint32, np.int32)
         rows = out if as_they_are else np.empty(out.shape, self.dtype)
-        room, place = memoryview(rows).cast("B"), self.offset + start * self.row_bytes
-        while room.nbytes:
+        room, place = rows.reshape(-1).view(np.uint8), self.offset + start * self.row_bytes
+        while room.size:
             read = os.preadv(self.file, [room], place)
             if read == 0:
                 raise DataError(f"{self.path}: has become shorter; prepare the data again")

@@ -154,6 +154,4 @@ class Manifest:
                 f"{path}: holds {array.dtype} {array.shape}, {MANIFEST} says {KINDS[kind]} {expected}; "
                 "prepare the data again"
             )
-        if not array.flags.c_contiguous:
-            raise DataError(f"{path}: stands column by column; save it again with np.ascontiguousarray")
         return array

@@ -114,7 +114,7 @@ def verify(folder: Path | str) -> Manifest:
     for number, day in enumerate(manifest.days):
         for kind in KINDS:
             shard = manifest.open_shard(number, kind).astype(KINDS[kind], copy=False)
-            if hashlib.sha256(shard).hexdigest() != day.sha256[kind]:
+            if hashlib.sha256(np.ascontiguousarray(shard)).hexdigest() != day.sha256[kind]:
                 path = manifest.folder / shard_name(number, kind)
                 raise DataError(f"{path}: its bytes are not those that were written; prepare the data again")
     if manifest.dictionary_sha256 is not None:

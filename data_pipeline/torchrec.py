@@ -86,8 +86,6 @@ def _open(folder: Path, day: int, kind: str) -> np.ndarray:
     types = (KINDS[kind], np.dtype(np.int64)) if kind == "sparse" else (KINDS[kind],)
     if array.ndim != 2 or array.dtype not in types or (kind == "labels" and array.shape[1] != 1):
         raise DataError(f"{path}: holds {array.dtype} {array.shape}, not TorchRec's {kind}; write it again")
-    if not array.flags.c_contiguous:
-        raise DataError(f"{path}: stands column by column; save it again with np.ascontiguousarray")
     return array
 
 
@@ -97,7 +95,7 @@ def _blocks(folder: Path, day: int, kind: str, shape: tuple[int, int]):
     if array.shape != shape:
         raise DataError(f"{path}: is {array.shape}, but others say {shape}; write it again")
     for start in range(0, len(array), BLOCK_ROWS):
-        block = array[start : start + BLOCK_ROWS]
+        block = np.ascontiguousarray(array[start : start + BLOCK_ROWS])
         if not (good := _good(kind, block)).all():
             row, column = np.argwhere(~good)[0]
             raise DataError(

@@ -46,9 +46,10 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    method: Literal["robe", "full", "none"] = "robe"
+    method: Literal["robe", "full", "mixed_precision", "none"] = "robe"
     """robe: one shared array read in hashed blocks; full: one table per feature (needs data prepared
-    with --ids dictionary); none: no categorical features at all, a baseline."""
+    with --ids dictionary); mixed_precision: such tables in few bits, and a cache of float32 rows in which
+    they are trained; none: no categorical features at all, a baseline."""
 
     weights: int | None = None
     """Size of the ROBE array in weights (M). Give one of weights, megabytes, compression."""
@@ -79,6 +80,19 @@ class EmbeddingConfig:
     memory: Literal["fp32", "fp16"] = "fp32"
     """What a weight of the ROBE array is stored in. fp16 takes 2 bytes instead of 4; it is read as float32,
     and rounded at random when a step has changed it, up or down so that its mean is right."""
+
+    bits: Literal[4, 8, 16] = 8
+    """Of a weight of mixed_precision: 4 or 8 with a scale and a bias a row, or 16 (a half)."""
+
+    cache: float | None = None
+    """Size of mixed_precision's cache as a share of all rows, 0 for none. Default: 0.01 with 4 bits, else
+    0.05."""
+
+    policy: Literal["lru", "lfu"] = "lru"
+    """Which row of a full set leaves the cache: the one used least recently, or least often since it came."""
+
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """How mixed_precision rounds: at random, so that the mean is right, or to the nearest."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +189,9 @@ PRESETS = {
 DEFAULT_COMPRESSION = 100.0
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}  # of the embedding
 
+# Methods that have a row for each id, so ids have to count from 0.
+TABLES = ("full", "mixed_precision")
+
 # Settings that must be positive where they are given.
 POSITIVE = {
     *("batch", "epochs", "eval_every", "checkpoint_every", "width", "bottom", "top", "lr", "eps"),
@@ -210,13 +227,14 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("warmup-steps", optimizer.warmup_steps, 0, math.inf),
         ("decay-start", optimizer.decay_start or 0, 0, math.inf),
         ("target-auc", config.target_auc or 1, 0, 1),
+        ("cache", config.embedding.cache or 0, 0, 1),
     ):
         if not least <= value <= most:
             raise ConfigError(f"--{name} must be from {least} to {most}, not {value}")
     if config.embedding.memory != "fp32" and config.embedding.method != "robe":
         raise ConfigError(
-            f"--memory {config.embedding.memory} is for --method robe; that of --method "
-            f"{config.embedding.method} is always fp32"
+            f"--memory {config.embedding.memory} is for --method robe; --method mixed_precision has --bits, "
+            "the others are always fp32"
         )
     if optimizer.decay_start is not None and optimizer.decay_steps < 1:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")

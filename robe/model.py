@@ -15,7 +15,7 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
-from robe.embeddings import ArrayEmbedding, create
+from robe.embeddings import Embedding, create
 from robe.kernels.interaction import out_width
 from robe.layers import MLP
 from robe.optim import DenseOptimizer
@@ -52,7 +52,7 @@ class DLRM:
         self,
         config: TrainConfig,
         data: DataSpec,
-        embedding: ArrayEmbedding,
+        embedding: Embedding,
         backend: Backend,
         dtype="float32",
     ):
@@ -105,12 +105,12 @@ class DLRM:
         rows = len(logits)
         losses, d_logits = self.losses[:rows], self.d_logits[:rows]
         vectors, d_vectors = self.vectors[:rows], self.d_vectors[:rows]
-        with phase("top"):
+        with phase("backward, top"):
             self.backend.kernels.binary_cross_entropy(logits, label, losses, d_logits)
             d_interacted = self.top.backward(d_logits[:, None], want_input=True)
-        with phase("embedding"):
+        with phase("backward, embedding"):
             self.embedding.backward(d_interacted, vectors, ids, rate, d_vectors)
-        with phase("bottom"):
+        with phase("backward, bottom"):
             self.bottom.backward(d_vectors[:, 0], want_input=False)
         return losses
 

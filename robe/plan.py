@@ -1,6 +1,7 @@
 """How many bytes a configuration needs, item by item, without allocating any of them."""
 
 from robe.config import WEIGHT_BYTES, DataSpec, TrainConfig, robe_weights
+from robe.embeddings.mixed_precision import planned
 from robe.kernels.interaction import out_width
 from robe.model import buffer_rows, layer_shapes
 
@@ -27,19 +28,24 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
     activations = sum(n_in + n_out for n_in, n_out in layers)
     activations += 2 * vectors * width + out_width(vectors, width) + 2
     columns = 1 + data.dense + len(data.cardinalities)
-    memory = {
+    embedding = {
         "embedding weights": stored,
         "embedding optimizer state": adagrad * weights * FLOAT,
         "embedding gradient scratch": summed * weights * FLOAT,
+    }
+    kept = stored + adagrad * weights * FLOAT
+    if method == "mixed_precision":
+        embedding, kept = planned(config, data)
+    memory = {
+        **embedding,
         "dense weights": dense * FLOAT,
         "dense gradient": dense * FLOAT,
         "dense optimizer state": adagrad * dense * FLOAT,
         "activations and their gradients": buffer_rows(config) * activations * FLOAT,
     }
     dictionary = {"dictionary": sum(data.cardinalities) * INT} if data.dialect == "dictionary" else {}
-    state = (dense + adagrad * (weights + dense)) * FLOAT
     return {
         "memory": memory,
-        "checkpoint": {"weights and optimizer state": stored + state},
+        "checkpoint": {"weights and optimizer state": kept + (1 + adagrad) * dense * FLOAT},
         "disk": {"shards": rows * columns * FLOAT} | dictionary,
     }

@@ -45,7 +45,19 @@ def text(summary: dict) -> str:
             f"the same model without categorical features: test AUC {number(other['test']['auc'])}; "
             f"this run is {number(test['auc'], other['test']['auc'])} AUC above"
         )
-    if summary["compression"]:
+    if cache := summary.get("cache"):
+        look_ups = cache["hits"] + cache["misses"]
+        lines.append(
+            f"embedding: {summary['embedding_bytes'] / 1e6:.3f} MB, of them a cache of "
+            f"{cache['bytes'] / 1e6:.3f} MB; {summary['compression']:.2f}x less than the "
+            f"{summary['compressed_from']}"
+        )
+        lines.append(
+            f"cache: {cache['hits'] / max(1, look_ups):.1%} of {look_ups:,} look-ups in training hit; "
+            f"{cache['evictions']:,} rows evicted, {cache['direct']:,} stepped in the table; "
+            f"{cache['bytes_moved'] / 1e6:.1f} MB moved"
+        )
+    elif summary["compression"]:
         lines.append(
             f"embedding: {summary['embedding_bytes'] / 1e6:.3f} MB, {summary['embedding_parameters']:,} "
             f"weights, {summary['compression']:.1f}x fewer than {summary['compressed_from']}"
@@ -106,7 +118,10 @@ def plan_text(plan: dict[str, dict[str, int]], config: TrainConfig, data: DataSp
     lines.append(
         f"the full table: {sum(data.cardinalities):,} rows of {config.model.width} ({data.note}): {table:,} B"
     )
-    if stored := plan["memory"]["embedding weights"]:
+    stored = plan["memory"]["embedding weights"] + plan["memory"].get("embedding cache", 0)
+    if config.embedding.method == "mixed_precision":
+        lines.append(f"compression of the table and its cache against it: {table / stored:.2f}x in bytes")
+    elif stored:
         fewer = table / stored  # bytes
         lines.append(
             f"compression of the embedding weights against it: "

@@ -81,12 +81,12 @@ class Timeline:
         for event in self.events:
             phases.setdefault(event.name, []).append(event)
         whole = sum(event.length for event in self.events)
-        lines = [f"{'phase':<12}{'calls':>8}{'median':>12}{'share':>8}{'limit':>12}{'of limit':>10}"]
+        lines = [f"{'phase':<21}{'calls':>8}{'median':>12}{'share':>8}{'limit':>12}{'of limit':>10}"]
         for name, events in phases.items():
             length = median(event.length for event in events)
             least = median(limits.seconds(event.cost) for event in events)
             share = sum(event.length for event in events) / whole
-            line = f"{name:<12}{len(events):>8}{1e3 * length:>9.3f} ms{share:>8.1%}"
+            line = f"{name:<21}{len(events):>8}{1e3 * length:>9.3f} ms{share:>8.1%}"
             lines.append(line + (f"{1e3 * least:>9.3f} ms{least / length:>10.0%}" if least else ""))
         return "\n".join(lines)
 

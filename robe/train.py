@@ -105,7 +105,9 @@ def train(
                 with phase("evaluate"):
                     validation = metrics.summary(*predict(model, rows["validation"]))
                 seconds = time.perf_counter() - started
-                log.write(kind="validation", step=step, seconds=seconds, **validation)
+                log.write(
+                    kind="validation", step=step, seconds=seconds, **validation, **model.embedding.counts()
+                )
                 reached = (validation["auc"] or 0.0) >= target
             if saves or reached:
                 with phase("checkpoint"):

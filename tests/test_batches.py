@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -257,6 +258,17 @@ def test_prefetch_is_how_far_the_thread_runs_ahead():
 def test_a_split_without_rows_has_no_batches(manifest):
     rows = Rows(manifest, "none")
     assert (rows.count, rows.steps(8), list(rows.batches(8)), list(rows.batches(8, seed=1))) == (0, 0, [], [])
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_log_without_dense_columns(manifest, seed):
+    for day, rows in enumerate(DAYS):
+        np.save(manifest.folder / shard_name(day, "dense"), np.zeros((rows, 0), np.float32))
+    bare = dataclasses.replace(manifest, schema=Schema("bare", "label", (), SCHEMA.categorical))
+    batches = list(Rows(bare, "train", **SIZES).batches(10, seed=seed))
+    assert [batch.dense.shape for batch in batches] == [(10, 0)] * 8 + [(7, 0)]
+    ids = np.concatenate([batch.ids[:, 0] for batch in batches])
+    np.testing.assert_array_equal(np.sort(ids), np.arange(87))
 
 
 def test_unusable_folders_and_arguments_are_refused(manifest, train):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -113,6 +115,15 @@ def test_values_that_are_not_finite_hide_none_that_are(manifest):
     assert (number.median, half.most) == (2, np.inf)  # of one 0 fewer
     assert np.isnan(number.mean)
     assert half.histogram[1][-1] < 20
+
+
+def test_a_log_without_dense_columns(manifest, tmp_path):
+    for day, rows in enumerate(DAYS):
+        np.save(manifest.folder / shard_name(day, "dense"), np.zeros((rows, 0), np.float32))
+    schema = Schema("bare", "label", (), manifest.schema.categorical)
+    found = describe(dataclasses.replace(manifest, schema=schema), 1000, everything=True)
+    assert [feature.zeros for feature in found.categorical] == [0, 0.25, 0]
+    save(draw(found), tmp_path / "d.png")
 
 
 def test_the_figure_holds_every_column(manifest, tmp_path):

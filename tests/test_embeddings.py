@@ -134,7 +134,8 @@ def test_seeds_and_steps_change_how_halves_are_rounded():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
 @pytest.mark.parametrize(
-    ("method", "memory"), [("robe", "fp32"), ("robe", "fp16"), ("full", "fp32"), ("none", "fp32")]
+    ("method", "memory"),
+    [("robe", "fp32"), ("robe", "fp16"), ("full", "fp32"), ("mixed_precision", "fp32"), ("none", "fp32")],
 )
 def test_plan_is_what_is_allocated(method, memory, optimizer):
     data = HASHED if method == "robe" else NUMBERED

@@ -17,6 +17,7 @@ import pytest
 import run as command_line
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import Manifest
+from robe import report
 from robe.train import predict
 
 ROOT = Path(__file__).parents[1]
@@ -53,9 +54,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
-    """A run of ROBE on hashed ids and one of full tables on a dictionary."""
+    """A run of ROBE on hashed ids, and of full tables and of mixed-precision ones on a dictionary."""
     runs = tmp_path_factory.mktemp("runs")
-    for method, ids in (("robe", "hash"), ("full", "dictionary")):
+    for method, ids in (("robe", "hash"), ("full", "dictionary"), ("mixed_precision", "dictionary")):
         arguments = [
             "train",
             "--data",
@@ -108,7 +109,9 @@ def test_the_first_line_names_the_data(folder, tmp_path, capsys):
     assert "best possible on the test half (Bayes)" in out
 
 
-@pytest.mark.parametrize(("method", "ids"), [("robe", "hash"), ("full", "dictionary")])
+@pytest.mark.parametrize(
+    ("method", "ids"), [("robe", "hash"), ("full", "dictionary"), ("mixed_precision", "dictionary")]
+)
 @pytest.mark.parametrize("form", ["labelled", "unlabelled", "gz"])
 def test_predictions_from_raw_text_are_those_of_evaluation(
     method, ids, form, folder, trained, tmp_path, capsys
@@ -129,6 +132,25 @@ def test_predictions_from_raw_text_are_those_of_evaluation(
     np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits.astype(float))), rtol=1e-5)
     run("predict", trained / method, folder / ids, "--out", tmp_path / "all", capsys=capsys)
     np.testing.assert_allclose(np.loadtxt(tmp_path / "all")[-len(probabilities) :], probabilities, rtol=1e-5)
+
+
+def test_a_summary_tells_all_bytes_and_what_the_cache_did(trained):
+    summary = json.loads((trained / "mixed_precision" / "summary.json").read_text())
+    cache = summary["cache"]
+    assert cache["hits"] + cache["misses"] == summary["rows_trained"] * 26
+    assert sum(feature["hits"] for feature in cache["features"]) == cache["hits"]
+    rows = int(re.search(r"([\d,]+) rows", summary["compressed_from"])[1].replace(",", ""))
+    # Rows of 4 codes, scale and bias; places of 4 floats, a tag and a stamp.
+    places = 32 * round(0.05 * rows / 32)
+    assert summary["embedding_bytes"] == rows * 8 + places * 24
+    assert summary["compression"] == rows * 16 / summary["embedding_bytes"]
+    log = [
+        json.loads(line) for line in (trained / "mixed_precision" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [entry["hits"] for entry in log if entry["kind"] == "validation"][-1] == cache["hits"]
+    text = report.text(summary)
+    assert f"{summary['compression']:.2f}x less than the {rows * 16:,} B" in text
+    assert f"{cache['evictions']:,} rows evicted" in text
 
 
 def test_evaluate_agrees_with_the_summary(trained, capsys):
@@ -215,6 +237,8 @@ def test_plan_prints_bytes(folder, capsys):
     )
     code, out, _ = run("plan", "--data", folder / "dictionary", "--method", "full", capsys=capsys)
     assert code == 0
+    mixed = ["plan", "--preset", "mlperf", "--method", "mixed_precision", "--bits", "4"]
+    assert "6.99x in bytes" in run(*mixed, capsys=capsys)[1]
     shards = sum(path.stat().st_size - 128 for path in (folder / "dictionary").glob("day_*.npy"))
     assert re.search(rf"shards +{shards:,} B", out)
 

@@ -9,24 +9,30 @@
 - `state()`: name -> array, everything a checkpoint must hold
 - `bytes()`: item -> bytes
 - `describe()`: what a summary says of it
+- `counts()`: what it has counted in training so far, for the log
 """
 
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.full import full_table
+from robe.embeddings.mixed_precision import MixedPrecisionEmbedding, mixed_precision
 from robe.embeddings.robe import robe_array
 
+Embedding = ArrayEmbedding | MixedPrecisionEmbedding
 
-def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> ArrayEmbedding:
+
+def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> Embedding:
     """The embedding that a resolved configuration names; raises ConfigError if the data do not fit it."""
     method = config.embedding.method
     if method == "full":
         return full_table(config, data, backend, dtype)
+    if method == "mixed_precision":
+        return mixed_precision(config, data, backend)
     if method == "none":
         no_features = DataSpec(data.dense, (), "dictionary", data.fingerprint, "no categorical features")
         return full_table(config, no_features, backend, dtype)
     return robe_array(config, data, backend, dtype)
 
 
-__all__ = ["ArrayEmbedding", "create"]
+__all__ = ["ArrayEmbedding", "Embedding", "MixedPrecisionEmbedding", "create"]

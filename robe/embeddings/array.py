@@ -14,6 +14,16 @@ from robe.kernels.half import rounding_key
 from robe.kernels.hashing import SlotMap
 
 
+def check_rows(ids: np.ndarray, rows: np.ndarray | None) -> None:
+    """Raise ConfigError if an id (B, F) is not below rows (F,); None where any has a place."""
+    if rows is not None and (ids >= rows).any():
+        b, f = np.argwhere(ids >= rows)[0]
+        raise ConfigError(
+            f"feature {f} has {rows[f]} rows, but an id of the data is {ids[b, f]}; the shards are "
+            "not those of the manifest, prepare the data again"
+        )
+
+
 @dataclass
 class ArrayEmbedding:
     """`memory` (M,) read through `slot_map`; a row is token = base[f] + id.
@@ -60,12 +70,7 @@ class ArrayEmbedding:
 
     def check(self, ids: np.ndarray) -> None:
         """Raise ConfigError if an id (B, F), still on the host, has no row: kernels would read elsewhere."""
-        if self.rows is not None and (ids >= self.rows).any():
-            b, f = np.argwhere(ids >= self.rows)[0]
-            raise ConfigError(
-                f"feature {f} has {self.rows[f]} rows, but an id of the data is {ids[b, f]}; the shards are "
-                "not those of the manifest, prepare the data again"
-            )
+        check_rows(ids, self.rows)
 
     def lookup(self, ids, out) -> None:
         """Write the vectors of `ids` (B, F) to `out` (B, F, D)."""
@@ -114,6 +119,9 @@ class ArrayEmbedding:
             "embedding optimizer state": self.accumulator.nbytes,
             "embedding gradient scratch": self.gradient.nbytes,
         }
+
+    def counts(self) -> dict[str, int]:
+        return {}
 
     def describe(self) -> dict:
         """Numbers for the summary; `compression` is against the table that `compressed_from` names."""

@@ -4,9 +4,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robe.kernels.admit import COUNTED, admit_reference
+from robe.kernels.cache import EMPTY, WAYS, hash_row, set_of
 from robe.kernels.half import rounding_key
 from robe.kernels.hashing import SlotMap, slot_map, slots_reference
 from robe.kernels.interaction import out_width
+from robe.kernels.quantise import NO_ROW, Form, quantise_reference, row_bytes
+from robe.kernels.sort_rows import sort_rows_reference
 
 
 class Case(NamedTuple):
@@ -79,6 +83,71 @@ class Call(NamedTuple):
     def copy(self) -> dict:
         """The arguments with outputs of their own."""
         return {n: a.copy() if n in self.outputs else a for n, a in self.arguments.items()}
+
+
+def cached_calls(case: Case, rng) -> dict[str, Call]:
+    """Calls on a quantised table with a cache of some of its rows, of the sizes of a case.
+
+    INT8, or INT4 where the case has no signs; without a cache where its ids are the largest.
+    """
+    rows = max(1, case.memory // (case.width * max(case.features, 1)))  # of a feature
+    total, bits = rows * max(case.features, 1), 8 if case.signed else 4
+    form = Form(16 if case.memory_type == "float16" else bits, case.rows % 2 == 0, case.width)
+    table = np.empty((total, row_bytes(form)), np.uint8)
+    weights, key = rng.standard_normal((total, case.width)).astype(np.float32), rounding_key(1, 0)
+    numbers = np.arange(total, dtype=np.uint32)
+    quantise_reference(weights, numbers, key, form, table)
+    sets = 0 if case.ids == "largest" else 1 + total // (20 * WAYS)
+    tags, filled = np.full((sets, WAYS), EMPTY), np.zeros(sets, int)
+    for row in rng.permutation(total)[: 30 * sets].astype(np.uint32):
+        s = set_of(hash_row(row), sets)
+        if filled[s] < WAYS:
+            tags[s, filled[s]] = row
+            filled[s] += 1
+    values = rng.standard_normal((sets * WAYS, case.width)).astype(np.float32)
+    ids, base = case.draw_ids() % np.uint32(rows), np.arange(case.features, dtype=np.uint64) * np.uint64(rows)
+    keys, order = np.empty((2, ids.size), np.uint32)
+    sort_rows_reference(ids, base, keys, order)
+    place, before = np.empty((2, ids.size), np.int64)
+    counters = np.ones((case.features, len(COUNTED)), np.int64)
+    used = rng.integers(1, 5, (sets, WAYS)).astype(np.uint32)
+    admission = Call(
+        {
+            **{"keys": keys, "order": order, "ids": ids, "base": base, "least_used": case.rows % 2 == 0},
+            **{"step": 7, "tags": tags, "used": used, "counters": counters, "place": place, "before": before},
+        },
+        ("tags", "used", "counters", "place", "before"),
+    )
+    admitted = admission.copy()
+    admit_reference(*admitted.values())
+    looked_up = {"table": table, "form": form, "tags": tags, "values": values, "ids": ids, "base": base}
+    shape, columns = (case.rows, case.features, case.width), out_width(1 + case.features, case.width)
+    first = rng.standard_normal((case.rows, case.width)).astype(np.float32)
+    return {
+        "quantise": Call(
+            {
+                **{"rows": weights, "numbers": np.where(numbers % 5, numbers[::-1], NO_ROW), "key": key},
+                **{"form": form, "table": np.zeros_like(table)},
+            },
+            ("table",),
+        ),
+        "sort_rows": Call({"ids": ids, "base": base, "keys": keys, "order": order}, ("keys", "order")),
+        "admit": admission,
+        "cached_gather": Call(looked_up | {"out": np.full(shape, np.nan, np.float32)}, ("out",)),
+        "cached_interaction": Call(
+            looked_up | {"first": first, "out": np.full((case.rows, columns), np.nan, np.float32)}, ("out",)
+        ),
+        # Products here are exact, as in half_step.
+        "cached_step": Call(
+            {
+                **{"d_vectors": rng.integers(-4, 5, shape).astype(np.float32), "order": order},
+                **{name: admitted[name] for name in ("place", "before", "ids", "base")},
+                **{"rate": 0.125, "eps": 1e-8, "key": key, "form": form, "table": table, "values": values},
+                "accumulator": weights[: total * (case.rows % 2), 0] ** 2,
+            },
+            ("table", "values", "accumulator"),
+        ),
+    }
 
 
 def calls(case: Case, seed: int = 0) -> dict[str, Call]:
@@ -158,4 +227,5 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             *("accumulator", "parameters"),
             **{"gradient": numbers(case.memory), **step, "accumulator": memory**2, "parameters": memory},
         ),
+        **cached_calls(case, rng),
     }

@@ -1,0 +1,105 @@
+"""Look-up in quantised rows and in their cache: against the float32 rows they stand for, and EmbeddingBag.
+
+B = 2048, F = 26, D = 128, uniform ids over 26 equal tables that exceed the caches of the machine. All look up
+the same rows. `hits` has a cache with twice as many places as there are look-ups, and them in it, which is
+checked; INT8 and INT4 have none, as after a flush. `places known` gathers the cached rows without looking for
+them: what is more in `hits` is the search. The fair float32 gathers are those that do not prefetch, as ours
+does not: for whole rows of 512 bytes, prefetching made a gather twice as slow where this was written.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import numpy as np
+
+from benchmarks.measure import BenchmarkError, Effort, agree, figure, ratio, rotate, rounds, table_limit
+from benchmarks.peer import peer
+from benchmarks.workload import Workload
+from robe.backend import Backend
+from robe.config import EmbeddingConfig, ModelConfig, TrainConfig, resolve
+from robe.embeddings import MixedPrecisionEmbedding, create
+from robe.kernels import gather
+from robe.kernels.cache import WAYS, hash_row, set_of
+from robe.kernels.hashing import slot_map
+
+FULL = "float32 rows"
+FAIR = "float32 rows, not prefetched"
+KNOWN = "cached float32 rows, places known, not prefetched"
+OURS = {"INT8, hits": 8, "INT8": 8, "INT4": 4}
+LEAST_HITS = 0.99
+
+
+def ours(work: Workload, rows: int, backend: Backend) -> dict[str, Callable]:
+    """Name -> call, after the vectors of each were compared."""
+    batches = [backend.to_device(batch.ids) for batch in work.draw(rows)]
+    out = backend.empty((rows, batches[0].shape[1], work.width), "float32")
+    base = resolve(TrainConfig(ModelConfig(work.preset), EmbeddingConfig("full"), batch=rows))
+    full = create(base, work.data(), backend)
+    calls = {f"{FULL} lookup": rotate(lambda ids: full.lookup(ids, out), batches)}
+    calls[f"{FAIR} lookup"] = unprefetched(rotate(lambda ids: full.lookup(ids, out), batches))
+    full.lookup(batches[0], out)
+    expected = backend.to_host(out).copy()
+    widest = 2 / min(work.cardinalities) ** 0.5  # from the least initial weight to the largest
+    for name, bits in OURS.items():
+        look_ups = sum(ids.size for ids in batches)
+        cache = min(1.0, 2 * look_ups / sum(work.cardinalities)) if "hits" in name else 0.0
+        settings = EmbeddingConfig("mixed_precision", bits=bits, cache=cache)
+        embedding = create(dataclasses.replace(base, embedding=settings), work.data(), backend)
+        if cache:
+            for ids in batches * 2:  # rows that the first round pushed out come back in the second
+                embedding.update(ids, backend.xp.zeros_like(out), 0.0)
+            calls[f"{KNOWN} lookup"] = known(embedding, batches, out)
+        embedding.lookup(batches[0], out)
+        # A step of the codes, and what halves make of it; another where a round may have rounded anew.
+        steps = 1 + 2 * (cache > 0)
+        agree(name, backend.to_host(out), expected, 1.01 * steps * widest / (2**bits - 1))
+        calls[f"{name} lookup"] = rotate(lambda ids, e=embedding: e.lookup(ids, out), batches)
+    return calls
+
+
+def known(embedding: MixedPrecisionEmbedding, batches: list, out) -> Callable:
+    """A gather of the rows of batches from their places; BenchmarkError unless nearly all have one."""
+    backend, tags = embedding.backend, embedding.backend.to_host(embedding.tags)
+    places, hits = [], []
+    for ids in batches:
+        rows = backend.to_host(embedding.base) + backend.to_host(ids).astype(np.uint64)
+        s = set_of(hash_row(rows), len(tags))
+        there = tags[s] == rows[..., None]
+        hits.append(there.any(axis=-1).mean())
+        places.append(backend.to_device((s * WAYS + there.argmax(axis=-1)).astype(np.uint32)))
+    if np.mean(hits) < LEAST_HITS:
+        raise BenchmarkError(f"only {np.mean(hits):.1%} of the look-ups hit; no time is told of them")
+    memory = embedding.values.reshape(-1)
+    where = slot_map("table", embedding.width, 1, memory.size, signed=False)
+    base = backend.xp.zeros(embedding.features, "uint64")
+    return unprefetched(rotate(lambda ids: backend.kernels.gather(memory, ids, base, where, out), places))
+
+
+def unprefetched(call: Callable) -> Callable:
+    def wrapped():
+        with mock.patch.object(gather, "CACHE", 2**62):
+            call()
+
+    return wrapped
+
+
+def run(backend: Backend, effort: Effort) -> Iterator[dict]:
+    rows, table_bytes = effort.pick(2048, 2), min(2e9, table_limit(effort))
+    work = Workload("uniform", table_bytes)
+    jobs = {name: effort.job(call, backend.synchronize) for name, call in ours(work, rows, backend).items()}
+    settings = {"tables": "uniform", "table_bytes": table_bytes, "rows": rows, "arrays": []}
+    with peer("torch_embedding", backend, effort.seconds, **settings) as peer_jobs:
+        peer_jobs = {name: job for name, job in peer_jobs.items() if name == "one EmbeddingBag lookup"}
+        times = rounds("mixed precision", jobs | peer_jobs, effort.rounds)
+    for name, values in times.items():
+        yield figure("mixed precision", name, values, rows=rows, table_bytes=work.full_bytes)
+    for name in OURS:
+        for other in (FULL, FAIR, "one EmbeddingBag", *([KNOWN] if "hits" in name else [])):
+            if (theirs := times.get(f"{other} lookup")) is not None:
+                yield ratio(
+                    f"mixed precision: {name} lookup",
+                    f"{other} lookup, {work.full_bytes / 1e9:.3g} GB",
+                    times[f"{name} lookup"],
+                    theirs,
+                )

@@ -1,0 +1,185 @@
+"""Look up rows in the cache where they are there, and else in the quantised table.
+
+    table    (R, S)          uint8    quantised rows (quantise.py)
+    form                              how they are stored
+    tags     (sets, WAYS)    uint32   of the cache (cache.py); no sets, no cache
+    values   (sets * WAYS, D) float32
+    ids      (B, F)  uint32, base (F,) uint64   row = base[f] + id
+    out      (B, F, D) float32        written in full; may be a view whose rows out[b] are contiguous
+    first    (B, D) float32           of `cached_interaction`: interacts with those vectors, as in
+                                      gather_interaction.py, into its out (B, D + pairs)
+
+Nothing but `out` changes. A row that is not in the cache is read as admit.py and cached_step.py would put it
+there, so training may look up first and admit afterwards, and evaluating a model in mid-training leaves it
+alone.
+
+Versions: `reference` is the formula. `cpu` compares all tags of a set at once, and then copies or widens the
+row in vector registers. `cuda` gives a thread to each element; the threads of one row read the same tags.
+"""
+
+import numpy as np
+from numba import cuda, njit, prange
+from numba.extending import register_jitable
+
+from robe.kernels.cache import WAYS, hash_row, place_of, set_of, way_of
+from robe.kernels.cost import Cost
+from robe.kernels.half import from_half
+from robe.kernels.hashing import ZERO
+from robe.kernels.interaction import (
+    REORDER,
+    ROWS,
+    interact_row,
+    interaction_cost,
+    interaction_cuda,
+    interaction_reference,
+)
+from robe.kernels.lanes import copy_run, require_rows_together
+from robe.kernels.launch import launch
+from robe.kernels.quantise import code_bytes, element_at, load_half, scale_at
+
+
+def cached_gather_cost(table, form, tags, values, ids, base, out) -> Cost:
+    """Each id, the tags of its set and its quantised row read, each element written; a product and a sum."""
+    read = ids.nbytes + ids.size * (table.shape[1] + WAYS * tags.itemsize * (len(tags) > 0))
+    return Cost(read + out.nbytes, 2 * out.size)
+
+
+def cached_interaction_cost(table, form, tags, values, ids, base, first, out) -> Cost:
+    """As cached_gather, but the vectors are not written; the operations of the interaction besides."""
+    rows, features = ids.shape
+    vectors = np.broadcast_to(first[:1, None], (rows, 1 + features, first.shape[1]))
+    moved, flops = cached_gather_cost(table, form, tags, values, ids, base, vectors[:, 1:])
+    moved += first.nbytes + out.nbytes - vectors[:, 1:].nbytes
+    return Cost(moved, flops + interaction_cost(vectors, out).flops)
+
+
+def expanded(table, rows, form):
+    """Rows (N, D) float32 of those numbers in the table, on the host."""
+    codes = table[rows]
+    if form.bits == 16:
+        return codes.view(np.float16).astype(np.float32)
+    scale, bias = from_half(codes[:, code_bytes(form) :].copy().view(np.uint16)).T[:, :, None]
+    codes = codes[:, : code_bytes(form)]
+    if form.bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(rows), -1)[:, : form.width]
+    return bias + scale * codes.astype(np.float32)
+
+
+def cached_gather_reference(table, form, tags, values, ids, base, out):
+    rows = (base + ids.astype(np.uint64)).ravel()
+    vectors = expanded(table, rows, form)
+    if len(tags):
+        s = set_of(hash_row(rows), len(tags))
+        there = tags[s] == rows[:, None]
+        hit = there.any(axis=1)
+        vectors[hit] = values[s[hit] * WAYS + there[hit].argmax(axis=1)]
+    out[...] = vectors.reshape(out.shape)
+
+
+def cached_interaction_reference(table, form, tags, values, ids, base, first, out):
+    vectors = np.empty((len(ids), 1 + ids.shape[1], first.shape[1]), first.dtype)
+    vectors[:, 0] = first
+    cached_gather_reference(table, form, tags, values, ids, base, vectors[:, 1:])
+    interaction_reference(vectors, out)
+
+
+@register_jitable
+def expand(codes, form, out):
+    """Write a row of the table, codes (S,), to out (D,)."""
+    if form.bits == 16:
+        for i in range(form.width):
+            out[i] = load_half(codes, 2 * i)
+        return
+    behind = code_bytes(form)
+    scale, bias = load_half(codes, behind), load_half(codes, behind + 2)
+    if form.bits == 8:
+        for i in range(form.width):
+            out[i] = bias + scale * np.float32(codes[i])
+    else:
+        for i in range(form.width // 2):
+            out[2 * i] = bias + scale * np.float32(codes[i] & np.uint8(15))
+            out[2 * i + 1] = bias + scale * np.float32(codes[i] >> np.uint8(4))
+        if form.width % 2:
+            out[form.width - 1] = bias + scale * np.float32(codes[behind - 1] & np.uint8(15))
+
+
+@register_jitable
+def cached_row(table, form, tags, values, ids, base, out):
+    """The vectors of one row of the batch: ids (F,), out (F, D)."""
+    for f in range(ids.size):
+        row = base[f] + np.uint64(ids[f])
+        place = np.int64(-1)
+        if tags.shape[0]:
+            place = place_of(tags, row)
+        if place >= 0:
+            start = np.uint64(place) * np.uint64(form.width)
+            copy_run(values, start, ZERO, out, np.uint64(f * form.width), np.uint64(form.width))
+        else:
+            expand(table[row], form, out[f])
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def _cached_gather(table, form, tags, values, ids, base, out):
+    for b in prange(ids.shape[0]):
+        cached_row(table, form, tags, values, ids[b], base, out[b])
+
+
+def cached_gather_cpu(table, form, tags, values, ids, base, out):
+    require_rows_together(out)
+    _cached_gather(table, form, tags, values.reshape(-1), ids, base, out)
+
+
+@njit(parallel=True, nogil=True, cache=True, fastmath=REORDER)
+def _cached_interaction(table, form, tags, values, ids, base, first, out):
+    rows = ids.shape[0]
+    for tile in prange((rows + ROWS - 1) // ROWS):
+        vectors = np.empty((1 + ids.shape[1], first.shape[1]), first.dtype)
+        for b in range(tile * ROWS, min((tile + 1) * ROWS, rows)):
+            vectors[0] = first[b]
+            cached_row(table, form, tags, values, ids[b], base, vectors[1:])
+            interact_row(vectors, out[b])
+
+
+def cached_interaction_cpu(table, form, tags, values, ids, base, first, out):
+    _cached_interaction(table, form, tags, values.reshape(-1), ids, base, first, out)
+
+
+@cuda.jit
+def _cached_gather_kernel(table, form, tags, values, ids, base, out):
+    first_i, first_f, first_b = cuda.grid(3)
+    step_i, step_f, step_b = cuda.gridsize(3)
+    b = first_b
+    while b < out.shape[0]:
+        f = first_f
+        while f < out.shape[1]:
+            row, place = base[f] + np.uint64(ids[b, f]), -1
+            if tags.shape[0]:
+                s = set_of(hash_row(row), tags.shape[0])
+                way = way_of(tags, s, np.uint32(row))
+                place = s * WAYS + way if way >= 0 else -1
+            i = first_i
+            if place >= 0:
+                while i < out.shape[2]:
+                    out[b, f, i] = values[place, i]
+                    i += step_i
+            else:
+                scale, bias = scale_at(table, row, form)
+                while i < out.shape[2]:
+                    out[b, f, i] = element_at(table, row, i, scale, bias, form)
+                    i += step_i
+            f += step_f
+        b += step_b
+
+
+def cached_gather_cuda(table, form, tags, values, ids, base, out):
+    rows, features, width = out.shape
+    launch(_cached_gather_kernel, (width, features, rows), table, form, tags, values, ids, base, out)
+
+
+def cached_interaction_cuda(table, form, tags, values, ids, base, first, out):
+    vectors = np.empty_like(
+        first, shape=(len(ids), 1 + ids.shape[1], first.shape[1])
+    )  # CuPy's where `first` is
+    vectors[:, 0] = first
+    cached_gather_cuda(table, form, tags, values, ids, base, vectors[:, 1:])
+    interaction_cuda(vectors, out)

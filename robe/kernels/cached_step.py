@@ -1,0 +1,206 @@
+"""Step of the optimizer on the rows of a batch, in the cache where admit.py has found them a place.
+
+    d_vectors (B, F, D) float          gradient of the loss by the vectors; may be a strided view
+    order, place, before               the sorted look-ups of the batch, and what admit.py said of them
+    ids, base                          as in sort_rows.py
+    rate, eps                          as in adagrad.py
+    key                                rounding_key(seed, step) of half.py
+    form, table                        the quantised rows (quantise.py), brought up to date
+    values (sets * WAYS, D) float32    of the cache
+    accumulator (R,) float32           one number a row for Adagrad, or (0,): the step is that of SGD
+
+    gradient = sum over the look-ups of the row, in the order of the batch
+    x <- x - rate * gradient                                                          SGD
+    a <- a + mean of gradient^2;  x <- x - rate * gradient / (sqrt(a) + eps)          row-wise Adagrad
+
+x is a row of `values` if it has a place there. One that comes to a place is read from the table first, and
+the one it replaces is rounded and written back. A row without a place is read, stepped and rounded at once.
+
+Versions: each row, and each place, belongs to the first look-up of the row, and no two look-ups share one; so
+there are no races, and each row sums in the order of the batch. `reference` and `cpu` take one row after the
+other, `cpu` in each thread; `cuda` gives each to a thread block, with its gradient in shared memory.
+"""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+from numba import cuda, njit, prange
+
+from robe.kernels.admit import DIRECT, REPEAT, STAYS
+from robe.kernels.cache import row_at
+from robe.kernels.cached_gather import expand, expanded
+from robe.kernels.cost import Cost
+from robe.kernels.launch import launch
+from robe.kernels.quantise import (
+    TEAM,
+    element_at,
+    note_range,
+    quantise_reference,
+    scale_at,
+    store_row,
+    store_team,
+    team_shape,
+)
+
+CHUNK = 64  # look-ups that a thread of the CPU does in turn
+U32 = np.uint32
+ZERO, ONE = np.float32(0), np.float32(1)
+
+
+def cached_step_cost(
+    d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
+) -> Cost:
+    """If every row is in the cache: gradients read, what they step read and written."""
+    adagrad = len(accumulator) > 0
+    return Cost(3 * d_vectors.nbytes + 8 * order.size * adagrad, (2 + 2 * adagrad) * d_vectors.size)
+
+
+def cached_step_reference(
+    d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
+):
+    number = values.dtype.type
+    flat, rows = d_vectors.reshape(-1, form.width), (base + ids.astype(np.uint64)).ravel()[order]
+    for p, end in pairwise([*np.flatnonzero(place != REPEAT).tolist(), len(place)]):
+        slot, row = place[p], rows[p : p + 1].astype(np.uint32)
+        if slot == DIRECT or before[p] != STAYS:
+            if before[p] >= 0:
+                quantise_reference(values[slot][None], before[p : p + 1], key, form, table)
+            x = expanded(table, row, form)[0]
+        else:
+            x = values[slot].copy()
+        gradient = np.zeros(form.width, values.dtype)
+        for look_up in order[p:end]:
+            gradient += flat[look_up]
+        step = number(rate) * gradient
+        if len(accumulator):
+            accumulator[row] += (gradient * gradient).sum() / number(form.width)
+            step /= np.sqrt(accumulator[row]) + number(eps)
+        x -= step
+        if slot == DIRECT:
+            quantise_reference(x[None], row, key, form, table)
+        else:
+            values[slot] = x
+
+
+# Division in NumPy's way does not look for 0, so loops become vector code.
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+def _cached_step(
+    d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
+):
+    n, features, width, adagrad = order.size, ids.shape[1], form.width, accumulator.size > 0
+    for chunk in prange((n + CHUNK - 1) // CHUNK):
+        gradient, outside = np.empty(width, values.dtype), np.empty(width, values.dtype)
+        for p in range(chunk * CHUNK, min((chunk + 1) * CHUNK, n)):
+            slot = place[p]
+            if slot == REPEAT:
+                continue
+            row, f = row_at(ids, base, order[p])
+            x = outside if slot == DIRECT else values[slot]
+            if before[p] >= 0:
+                store_row(x, before[p], key, form, table[before[p]])
+            if slot == DIRECT or before[p] != STAYS:
+                expand(table[row], form, x)
+            gradient[:] = d_vectors[order[p] // features, f]
+            end = p + 1
+            while end < n and place[end] == REPEAT:
+                more = d_vectors[order[end] // features, f]
+                for i in range(width):
+                    gradient[i] += more[i]
+                end += 1
+            if adagrad:
+                total = ZERO
+                for i in range(width):
+                    total += gradient[i] * gradient[i]
+                accumulator[row] += total / np.float32(width)
+                root = np.float32(math.sqrt(accumulator[row])) + eps
+                for i in range(width):
+                    x[i] -= rate * gradient[i] / root
+            else:
+                for i in range(width):
+                    x[i] -= rate * gradient[i]
+            if slot == DIRECT:
+                store_row(x, row, key, form, table[row])
+
+
+def cached_step_cpu(
+    d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
+):
+    number = values.dtype.type
+    settings = (number(rate), number(eps), key, form)
+    _cached_step(d_vectors, order, place, before, ids, base, *settings, table, values, accumulator)
+
+
+@cuda.jit
+def _cached_step_kernel(
+    d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
+):
+    gradient = cuda.shared.array(0, np.float32)
+    squares = cuda.shared.array(TEAM, np.float32)
+    lows = cuda.shared.array(TEAM, np.int32)
+    highs = cuda.shared.array(TEAM, np.int32)
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    n, features = U32(order.size), U32(ids.shape[1])
+    p = U32(cuda.blockIdx.x)
+    while p < n:
+        slot, old = place[p], before[p]
+        if slot != REPEAT:
+            row, f = row_at(ids, base, order[p])
+            if old >= 0:
+                note_range(values[slot], form, lows, highs, thread, threads)
+                cuda.syncthreads()
+                store_team(values[slot], old, key, form, table[old], lows, highs, thread, threads)
+                cuda.syncthreads()
+            square = ZERO
+            i = thread
+            while i < form.width:
+                total = d_vectors[U32(order[p] // features), f, i]
+                q = U32(p + U32(1))
+                while q < n and place[q] == REPEAT:
+                    total += d_vectors[U32(order[q] // features), f, i]
+                    q = U32(q + U32(1))
+                gradient[i] = total
+                square += total * total
+                i += threads
+            root = ONE
+            if accumulator.size > 0:
+                squares[thread] = square
+                cuda.syncthreads()
+                square = ZERO
+                for t in range(threads):
+                    square += squares[t]
+                square = accumulator[row] + square / np.float32(form.width)
+                root = math.sqrt(square) + eps
+                cuda.syncthreads()
+                if thread == 0:
+                    accumulator[row] = square
+            scale, bias = scale_at(table, row, form)
+            i = thread
+            while i < form.width:
+                step = rate * gradient[i] / root
+                if slot >= 0 and old == STAYS:
+                    values[slot, i] -= step
+                elif slot >= 0:
+                    values[slot, i] = element_at(table, row, i, scale, bias, form) - step
+                else:
+                    gradient[i] = element_at(table, row, i, scale, bias, form) - step
+                i += threads
+            cuda.syncthreads()
+            if slot == DIRECT:
+                note_range(gradient, form, lows, highs, thread, threads)
+                cuda.syncthreads()
+                store_team(gradient, row, key, form, table[row], lows, highs, thread, threads)
+                cuda.syncthreads()  # the next row takes the same place
+        p = U32(p + cuda.gridDim.x)
+
+
+def cached_step_cuda(
+    d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
+):
+    number = values.dtype.type
+    settings = (number(rate), number(eps), key, form)
+    launch(
+        *(_cached_step_kernel, order.shape, d_vectors, order, place, before, ids, base, *settings),
+        *(table, values, accumulator),
+        shape=team_shape(order.size, form.width * values.itemsize),
+    )
