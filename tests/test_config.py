@@ -77,7 +77,7 @@ def test_values_that_are_not_positive_are_refused(config, option):
 
 @pytest.mark.parametrize("method", ["full", "none"])
 def test_half_precision_is_for_the_shared_array(method):
-    with pytest.raises(ConfigError, match="--memory fp16 is for --method robe; .* others are always fp32"):
+    with pytest.raises(ConfigError, match=r"--memory fp16 is for --method robe; .* others are always fp32"):
         resolve(TrainConfig(embedding=EmbeddingConfig(method, memory="fp16")))
 
 
