@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -54,19 +55,49 @@ def synth(config: Flat[SyntheticConfig]) -> None:
 @dataclasses.dataclass(frozen=True)
 class PrepareArguments(PrepareConfig):
     inputs: Argument[tuple[Path, ...]]
+    out: Path | None = None
     schema: Annotated[Schema, SchemaFile] = CRITEO
 
 
-def prepare(config: Flat[PrepareArguments]) -> None:
-    """Turn raw Criteo logs, or tables of your own, into the shards that training reads."""
-    from data_pipeline.prepare import REJECTED, prepare
+def prepare(config: Flat[PrepareArguments], verify: Path | None = None) -> None:
+    """Turn raw Criteo logs, or tables of your own, into the shards that training reads; `mpiexec` shares it.
+
+    Args:
+        verify: Write nothing, but check the bytes and values of this prepared folder.
+    """
+    from data_pipeline.dialects import report
+    from data_pipeline.prepare import REJECTED, against_published, prepare
+    from data_pipeline.prepare import verify as check
+    from data_pipeline.ranks import Ranks
     from robe.progress import progress_bar
 
-    with progress_bar("prepare", "bytes") as update:
-        manifest = prepare(config, update)
-    print(f"{config.out}: {manifest.describe()}")
-    if rejected := sum(day.rejected for day in manifest.days):
-        print(f"{rejected:,} bad lines were left out; see {config.out / REJECTED}")
+    if verify is not None:
+        if config.inputs or config.out:
+            raise ConfigError("--verify checks a folder that is there; give neither logs nor --out")
+        manifest = check(verify)
+        print(
+            f"{verify}: {manifest.describe()}; all shards are as they were written, and all values possible"
+        )
+    else:
+        if config.out is None:
+            raise ConfigError("--out: name the folder to write")
+        first = Ranks().rank == 0
+        with progress_bar("prepare", "bytes") if first else nullcontext() as update:
+            try:
+                manifest = prepare(config, update)
+            except KeyboardInterrupt:
+                sys.exit("interrupted; the same command goes on with the day or feature that was begun")
+        if not first:
+            return
+        if manifest is None:
+            print(f"{config.out}: days {config.days} are done; without --days the same command finishes it")
+            return
+        print(f"{config.out}: {manifest.describe()}")
+        print(*report(manifest), sep="\n")
+        if rejected := sum(day.rejected for day in manifest.days):
+            print(f"{rejected:,} bad lines were left out; see {config.out / REJECTED}")
+    if published := against_published(manifest):
+        print(published)
 
 
 def schema(file: Argument[Path], rows: int = 10_000) -> None:

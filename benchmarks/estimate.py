@@ -91,10 +91,10 @@ def hours(seconds: float, times: int) -> tuple[str, str]:
 
 
 def prepare_rates() -> dict[str, tuple[float, float]]:
-    """Kind of file -> rows per second and peak MiB of `prepare`, on the largest file measured."""
-    results = [json.loads(line) for line in (RESULTS / "prepare_memory.jsonl").read_text().splitlines()]
-    largest = {("gzip" if result["gzip"] else "text"): result for result in results}
-    return {kind: (result["rows_per_second"], result["peak_mib"]) for kind, result in largest.items()}
+    """Kind of file -> rows per second and peak MiB of `prepare`."""
+    results = json.loads((RESULTS / "prepare.json").read_text())
+    ours = {kind: result["readers"]["ours"] for kind, result in results.items()}
+    return {kind: (reader["rows_per_second"], reader["peak_mib"]) for kind, reader in ours.items()}
 
 
 def loader_rate(results: dict) -> float:

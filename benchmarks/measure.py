@@ -172,7 +172,18 @@ def machine(device: str) -> dict:
     import numba
     from threadpoolctl import threadpool_info
 
-    packages = ("robe-dlrm", "numpy", "numba", "cupy-cuda12x", "cupy-cuda13x", "torch")
+    packages = (
+        "robe-dlrm",
+        "numpy",
+        "numba",
+        "polars",
+        "pyarrow",
+        "pandas",
+        "isal",
+        "cupy-cuda12x",
+        "cupy-cuda13x",
+        "torch",
+    )
     cpu = next(
         (
             x.split(": ")[1]

@@ -1,16 +1,19 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear whole or not at all: at once, or after as many attempts as it takes."""
 
 import errno
+import fcntl
 import glob
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from data_pipeline.schema import DataError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SETTINGS = "settings.json"
 
 
 def check_free(out: Path) -> None:
@@ -32,20 +35,130 @@ def appearing(out: Path, share_done: Callable[[], float]) -> Iterator[Path]:
     out = out.resolve()
     _remove_leftovers(out)
     temporary = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    _make(temporary, out)
     try:
-        temporary.mkdir(parents=True)
+        with _told_if_full(out, temporary, share_done):
+            yield temporary
+            _rename(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def resuming(
+    out: Path, settings: dict, share_done: Callable[[], float], parts: list[str] | None = None
+) -> Iterator[Path]:
+    """The folder in which `out` comes to be, bit by bit; it outlives this process, and `finish` ends it.
+
+    It is `.OUT.partial`, beside `out`. What belongs to `out` goes to `data/` in it. What is done is noted
+    there in `*.done` files, `partial_name`s are of files begun. If nothing is done when an error ends this,
+    the folder is removed. Locks keep others out, and do not outlive their process.
+
+    settings: must be those that the folder was begun with, or DataError is raised.
+    parts: names of parts of the work; others may then do other parts at the same time.
+    """
+    check_free(out)
+    out = out.resolve()
+    work = work_folder(out)
+    with _locked(work, out, parts):
+        check_free(out)
+        try:
+            with _told_if_full(out, work, share_done):
+                (work / "data").mkdir(exist_ok=True)
+                _settle(work, settings)
+                yield work
+        except BaseException:
+            for part in ["*"] if parts is None else parts:
+                for begun in work.rglob(f"{part}_*.partial"):
+                    begun.unlink()
+            if parts is None and not any(work.glob("*.done")):
+                shutil.rmtree(work)
+            raise
+
+
+def work_folder(out: Path) -> Path:
+    """Where `resuming` makes `out`."""
+    return out.resolve().with_name(f".{out.resolve().name}.partial")
+
+
+def finish(work: Path, out: Path) -> None:
+    """Make `out` appear, and remove the rest of `work`."""
+    _rename(work / "data", out.resolve())
+    shutil.rmtree(work)
+
+
+def partial_name(path: Path) -> Path:
+    """What a file is called until it is whole."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def write_whole(path: Path, data: dict) -> None:
+    """Write JSON so that the file is there whole or not at all."""
+    partial = partial_name(path.with_name(f"{path.name}.{os.getpid()}"))
+    partial.write_text(json.dumps(data, indent=1) + "\n")
+    partial.replace(path)
+
+
+@contextmanager
+def _locked(work: Path, out: Path, parts: list[str] | None) -> Iterator[None]:
+    locks = [("all", fcntl.LOCK_EX)]
+    if parts is not None:
+        locks = [("all", fcntl.LOCK_SH), *((part, fcntl.LOCK_EX) for part in parts)]
+    with ExitStack() as stack:
+        _make(work, out)
+        for name, kind in locks:
+            try:
+                path = work / f"{name}.lock"
+                file = stack.enter_context(path.open("a"))
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                # The other may have removed the folder after the file was opened.
+                mine = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except (BlockingIOError, FileNotFoundError):
+                mine = False
+            if not mine:
+                raise DataError(f"{out}: another process is preparing it; wait, or choose another --out")
+        yield
+
+
+def _settle(work: Path, settings: dict) -> None:
+    """Begin with these settings, or see that they are those the folder was begun with."""
+    path, settings = work / SETTINGS, json.loads(json.dumps(settings))
+    with (work / "settings.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            write_whole(path, settings)
+    begun = json.loads(path.read_text())
+    for name, value in settings.items():
+        if begun.get(name) != value:
+            raise DataError(
+                f"{work}: was begun with {name} {begun.get(name)}, not {value}; go on with the same "
+                "settings, remove this folder, or choose another --out"
+            )
+
+
+def _make(folder: Path, out: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out}: {error.strerror}; choose another folder with --out") from None
+
+
+def _rename(folder: Path, out: Path) -> None:
     try:
-        yield temporary
-        try:
-            temporary.rename(out)
-        except OSError as error:
-            raise DataError(f"{out}: {error.strerror}; choose another folder with --out") from None
+        folder.rename(out)
+    except OSError as error:
+        raise DataError(f"{out}: {error.strerror}; choose another folder with --out") from None
+
+
+@contextmanager
+def _told_if_full(out: Path, folder: Path, share_done: Callable[[], float]) -> Iterator[None]:
+    """Raise DataError in place of the error of a full disk."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in FULL:
             raise
-        written = sum(path.stat().st_size for path in temporary.glob("*"))
+        written = sum(path.stat().st_size for path in folder.rglob("day_*"))
         free = shutil.disk_usage(out.parent).free + written
         # Some of what was read is not written yet, so more may be needed.
         share = share_done()
@@ -54,8 +167,6 @@ def appearing(out: Path, share_done: Callable[[], float]) -> Iterator[Path]:
             f"{out}: {error.strerror}; {needed} needed and {free:,} bytes were free; make room, or choose "
             "another folder with --out"
         ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _remove_leftovers(out: Path) -> None:

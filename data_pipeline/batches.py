@@ -32,11 +32,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_pipeline.dialects import Dictionary
+from data_pipeline.dialects import TRANSFORMS, encoder
 from data_pipeline.manifest import KINDS, Manifest
 from data_pipeline.raw import read_log
 from data_pipeline.schema import DataError
-from data_pipeline.torchrec import TRANSFORM
 
 BLOCK_ROWS = 4096
 WINDOW_BLOCKS = 64
@@ -217,18 +216,17 @@ def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Iterat
     The log, raw or a table, may lack the label column; the labels are then NaN. Raises DataError for a log
     that is not whole.
     """
-    if manifest.dense_transform == TRANSFORM:
+    if manifest.dense_transform not in TRANSFORMS:
         raise DataError(
             f"{path}: TorchRec's folders, of which the model learned, do not say how they are made of a log; "
             "give such a folder"
         )
-    dictionary = Dictionary.load(manifest) if manifest.ids.dialect == "dictionary" else None
+    encode = encoder(manifest)
 
     def windows():
-        for chunk in read_log(path, manifest.schema, labelled=None):
+        for chunk in read_log(path, manifest.schema, labelled=None, dense=manifest.dense_transform):
             label = np.full(len(chunk.ids), np.nan) if chunk.label is None else chunk.label
-            ids = chunk.ids if dictionary is None else dictionary.encode(chunk.ids)
-            yield Batch(label.astype(np.float32), chunk.dense, ids)
+            yield Batch(label.astype(np.float32), chunk.dense, encode(chunk.ids))
 
     return _cut(windows(), batch_size)
 

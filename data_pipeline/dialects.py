@@ -1,20 +1,48 @@
-"""The two ways to number the values of a categorical column, with the same verbs.
+"""What the values of a prepared folder mean: dialects of dense values and of ids, named in its manifest.
 
-`HashIds` keeps the 32 bits of the log, which is all that a hashed embedding needs: no pass over the data, no
-vocabulary. `Dictionary` numbers the values 1, 2, ... as training meets them, for tables that need ids without
-gaps. Either is fed the log in order by `encode(ids, learn)`.
+Dense values are what `TRANSFORMS` makes of the log's integers. An id is the 32 bits of the log (`hash`),
+these modulo N (`modulo`), or their number in a dictionary (`dictionary`), which `learn` makes of one feature
+at a time.
 """
 
 import hashlib
-from pathlib import Path
-from typing import Self
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
-from data_pipeline.manifest import Ids, Manifest
+from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
 
 DICTIONARY = "dictionary.npy"
+Order = Literal["first", "count"]
+
+# log1p takes 15 ns, a look-up one; most counts are small.
+TABLE = np.log1p(np.arange(1 << 16)).astype(np.float32)
+# The shares of rows on the so many most frequent values that `learn` reports.
+TOPS = (1, 10, 100, 1_000, 10_000, 100_000)
+# Up to this modulus there is a counter per possible value.
+COUNTED = 1 << 28
+# Values that `distinct` sorts at once.
+SORTED = 1 << 22
+
+
+def _log1p(values: np.ndarray) -> np.ndarray:
+    if values.dtype != np.int64:
+        return np.log1p(np.maximum(values, 0)).astype(np.float32)
+    result = TABLE.take(values, mode="clip")
+    large = np.flatnonzero(values >= TABLE.size)
+    # In float64, then rounded, as in the table: the result is the float32 nearest to the true value.
+    result.flat[large] = np.log1p(values.flat[large].astype(np.float64))
+    return result
+
+
+# Name -> what becomes of the dense values (n, columns) of a log, int64 or float64: float32.
+TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "log1p": _log1p,  # log(max(x, 0) + 1)
+    "none": lambda values: values.astype(np.float32),  # negative ones stay so
+}
+Dense = Literal["log1p", "none"]
 
 
 def fmix32(x: np.ndarray) -> np.ndarray:
@@ -24,62 +52,185 @@ def fmix32(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> 16)
 
 
-class HashIds:
-    """Raw ids as they are, and a count of the distinct ones in bounded memory.
+class Distinct:
+    """A count of the distinct ids of each feature in bounded memory.
 
-    The count is a k-minimum-values sketch (Bar-Yossef et al., 2002): of the hashes of a feature's ids, keep
-    the k smallest. If they are fewer, they are all there is. Else the k-th lies at a fraction of about
-    k / distinct of the range, and (k - 1) / fraction estimates the count with a standard error of
-    1 / sqrt(k - 2), 1.6% here. The hash is one to one, so distinct ids never share one.
+    It is a k-minimum-values sketch (Bar-Yossef et al., 2002): of the hashes of a feature's ids, keep the k
+    smallest. If they are fewer, they are all there is. Else the k-th lies at a fraction of about k / distinct
+    of the range, and (k - 1) / fraction estimates the count with a standard error of 1 / sqrt(k - 2), 1.6%
+    here. The hash is one to one, so distinct ids never share one. Neither order nor blocks matter.
     """
+
+    RECENT = 1 << 14
 
     def __init__(self, features: int, k: int = 4096):
         self.k = k
         self.smallest = [np.empty(0, np.uint32)] * features
+        self.waiting = [[] for _ in range(features)]  # not yet among the smallest
+        # Slot i holds the last hash that ended in i, as most have been seen just before. The first is none.
+        self.recent = np.tile(np.arange(self.RECENT, dtype=np.uint32) ^ np.uint32(1), (features, 1))
 
-    def encode(self, ids: np.ndarray, learn: bool) -> np.ndarray:
-        """Count the ids (n, F) uint32 and return them unchanged; all count, training or not."""
-        for feature, hashes in enumerate(fmix32(ids).T):
-            kept = self.smallest[feature]
-            if kept.size == self.k:  # soon so for all large features; little is then left to sort
-                hashes = hashes[hashes < kept[-1]]
-            self.smallest[feature] = np.unique(np.concatenate([kept, hashes]))[: self.k]
-        return ids
+    def add(self, ids: np.ndarray) -> None:
+        """Count ids (n, F) uint32."""
+        for feature, recent in enumerate(self.recent):
+            hashes, kept = fmix32(np.ascontiguousarray(ids[:, feature])), self.smallest[feature]
+            if kept.size == self.k:  # soon so for all large features; little is then left
+                hashes = hashes[np.flatnonzero(hashes < kept[-1])]  # twice as fast as by a mask
+            slots = (hashes & np.uint32(self.RECENT - 1)).astype(np.intp)
+            new = np.flatnonzero(recent.take(slots, mode="clip") != hashes)
+            if new.size:
+                recent[slots[new]] = hashes[new]
+                self.waiting[feature].append(hashes[new])
+                if sum(map(len, self.waiting[feature])) >= self.k:  # one by one, sorting would take most time
+                    self._settle(feature)
 
-    def describe(self) -> Ids:
-        full = [kept.size == self.k for kept in self.smallest]
-        counts = [
-            round((self.k - 1) * 2**32 / (int(kept[-1]) + 1)) if over else kept.size
-            for kept, over in zip(self.smallest, full, strict=True)
-        ]
-        return Ids("hash", tuple(counts), exact=not any(full))
+    def _settle(self, feature: int) -> None:
+        hashes = _unique(np.concatenate([self.smallest[feature], *self.waiting[feature]]))
+        self.smallest[feature], self.waiting[feature] = hashes[: self.k], []
+
+    def _settled(self) -> list[np.ndarray]:
+        for feature in range(len(self.smallest)):
+            self._settle(feature)
+        return self.smallest
+
+    def to_array(self) -> np.ndarray:
+        """All that is known, (F, k) uint64; what is no hash is 2^32."""
+        known = np.full((len(self.smallest), self.k), 1 << 32, np.uint64)
+        for row, kept in zip(known, self._settled(), strict=True):
+            row[: kept.size] = kept
+        return known
+
+    def merge(self, known: np.ndarray) -> None:
+        """Add the ids that another has counted, by its `to_array`."""
+        for feature, row in enumerate(known):
+            self.waiting[feature].append(row[row < 1 << 32].astype(np.uint32))
+            self._settle(feature)
+
+    def counts(self) -> tuple[int, ...]:
+        """The number of distinct ids per feature."""
+        return tuple(
+            kept.size if kept.size < self.k else round((self.k - 1) * 2**32 / (int(kept[-1]) + 1))
+            for kept in self._settled()
+        )
+
+    def exact(self) -> bool:
+        """Whether no count is an estimate."""
+        return all(kept.size < self.k for kept in self._settled())
+
+
+class Learned(NamedTuple):
+    """The dictionary of one feature: the values (n,) uint32 of ids 1 ... n, and figures for the reader."""
+
+    values: np.ndarray
+    report: dict
+
+
+def learn(
+    pieces: Callable[[], Iterator[np.ndarray]],
+    rows: int,
+    modulus: int | None = None,
+    min_count: int = 1,
+    order: Order = "first",
+) -> Learned:
+    """Number the values of a feature that training sees at least `min_count` times, from 1 on.
+
+    pieces: gives the column of `rows` values, anew each time, as pieces (n,) uint32.
+    modulus: count values modulo this.
+    order: `first` numbers them in order of first appearance, `count` by falling count, and ties by value.
+
+    With a modulus up to COUNTED there is one counter per possible value: up to 16 bytes * modulus, whatever
+    the log. Else there is one per value that there is, about 24 bytes each, and the column is read twice.
+    """
+    keys, size = None, modulus
+    if not _counted(modulus):
+        keys = distinct(modulo(piece, modulus) for piece in pieces())
+        size = keys.size
+    counts, appeared = np.zeros(size, np.uint32 if rows < 1 << 32 else np.uint64), []
+    for piece in pieces():
+        index = modulo(piece, modulus)
+        index = (index if keys is None else np.searchsorted(keys, index)).astype(np.intp, copy=False)
+        if order == "first":
+            new = index[counts[index] == 0]
+            values, first = np.unique(new, return_index=True)
+            appeared.append(values[np.argsort(first)].astype(np.uint32))
+        np.add.at(counts, index, counts.dtype.type(1))
+
+    if order == "first":
+        chosen = np.concatenate([np.empty(0, np.uint32), *appeared])
+        del appeared
+        chosen = chosen[counts[chosen] >= min_count]
+    else:
+        chosen = np.flatnonzero(counts >= min_count).astype(np.uint32)
+        chosen = chosen[
+            np.argsort(-counts[chosen], kind="stable")
+        ]  # no count is 0, so none stays in its place
+    kept = int(counts[chosen].sum(dtype=np.int64))
+    counts = counts[counts > 0]
+    counts.sort()
+    top = {str(n): round(int(counts[-n:].sum(dtype=np.int64)) / rows, 6) for n in TOPS if n <= counts.size}
+    report = {"distinct": counts.size, "kept": chosen.size, "rare_rows": rows - kept, "coverage": top}
+    return Learned(chosen if keys is None else keys[chosen], report)
+
+
+def distinct(pieces: Iterator[np.ndarray]) -> np.ndarray:
+    """The distinct values of a column (n,) uint32, sorted; holds them up to six times."""
+    keys, waiting, size = np.empty(0, np.uint32), [], 0
+    for piece in pieces:
+        waiting.append(_unique(piece))
+        size += waiting[-1].size
+        # Merged whenever there are as many again, each value is moved but a few times.
+        if size >= max(keys.size, SORTED):
+            keys, waiting, size = _unique(np.concatenate([keys, *waiting])), [], 0
+    return _unique(np.concatenate([keys, *waiting]))
+
+
+def _counted(modulus: int | None) -> bool:
+    return modulus is not None and modulus <= COUNTED
+
+
+def _unique(values: np.ndarray) -> np.ndarray:
+    """np.unique, which takes a hash table since NumPy 2.3: 15 times as slow where most values differ."""
+    values = np.sort(values)
+    return values[np.concatenate([[True], values[1:] != values[:-1]])] if values.size else values
+
+
+class Numbers:
+    """From the values of a feature to their ids; 0 for those not in its dictionary."""
+
+    def __init__(self, values: np.ndarray, modulus: int | None):
+        self.modulus, self.table = modulus, None
+        if not _counted(modulus):
+            self.ids = np.argsort(values).astype(np.uint32)
+            self.values = values[self.ids]
+            self.ids += 1
+        else:
+            self.table = np.zeros(modulus, np.uint32)  # memory it takes only where it is written
+            self.table[values] = np.arange(1, values.size + 1)
+
+    def find(self, column: np.ndarray) -> np.ndarray:
+        """The ids (n,) uint32 of values (n,) uint32."""
+        column = modulo(column, self.modulus)
+        if self.table is not None:
+            return self.table[column]
+        if self.values.size == 0:
+            return np.zeros(column.shape, np.uint32)
+        place = np.searchsorted(self.values, column)
+        place[place == self.values.size] = 0
+        return np.where(self.values[place] == column, self.ids[place], np.uint32(0))
 
 
 class Dictionary:
-    """Contiguous ids per feature: 0 for values that training did not see, then 1, 2, ... by first appearance.
+    """The dictionaries of all features: 8 bytes per value, or 4 per possible value if these are counted."""
 
-    A missing value (raw 0) is a value like another. Memory is 8 bytes per distinct value, and about 40 more
-    for those of one feature at a time, while they are merged.
-    """
+    def __init__(self, values: list[np.ndarray], modulus: int | None):
+        self.features = [Numbers(part, modulus) for part in values]
 
-    def __init__(self, features: int):
-        self.vocabularies = [Vocabulary() for _ in range(features)]
-
-    def encode(self, ids: np.ndarray, learn: bool = False) -> np.ndarray:
-        """Raw ids (n, F) uint32 -> contiguous ids (n, F) uint32; `learn` numbers the values not yet known."""
-        encoded = np.empty_like(ids)
-        for vocabulary, column, out in zip(self.vocabularies, ids.T, encoded.T, strict=True):
-            out[:] = vocabulary.learn(column) if learn else vocabulary.find(column)
+    def encode(self, ids: np.ndarray) -> np.ndarray:
+        """Raw ids (n, F) uint32 -> contiguous ids (n, F) uint32."""
+        encoded = np.empty(ids.shape, np.uint32)
+        for feature, column, out in zip(self.features, ids.T, encoded.T, strict=True):
+            out[:] = feature.find(column)
         return encoded
-
-    def describe(self) -> Ids:
-        return Ids("dictionary", tuple(v.size + 1 for v in self.vocabularies), exact=True)
-
-    def save(self, folder: Path) -> str:
-        """Write the values of ids 1, 2, ... of one feature after the other; returns the sha256."""
-        values = np.concatenate([v.values() for v in self.vocabularies])
-        np.save(folder / DICTIONARY, values)
-        return hashlib.sha256(values).hexdigest()
 
     @classmethod
     def load(cls, manifest: Manifest) -> Self:
@@ -94,57 +245,32 @@ class Dictionary:
         if hashlib.sha256(values).hexdigest() != manifest.dictionary_sha256:
             raise DataError(f"{path}: is not the one the manifest describes; prepare the data again")
         sizes = np.array(manifest.ids.cardinalities) - 1
-        dictionary = cls(sizes.size)
-        parts = np.split(values, np.cumsum(sizes)[:-1])
-        for vocabulary, part in zip(dictionary.vocabularies, parts, strict=True):
-            vocabulary.add(part)
-        return dictionary
+        return cls(np.split(values, np.cumsum(sizes)[:-1]), manifest.ids.modulus)
 
 
-class Vocabulary:
-    """The values of one feature: the n-th to be added has id n.
+def encoder(manifest: Manifest) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns the raw ids (n, F) uint32 of a log into those of a prepared folder."""
+    if manifest.ids.dialect == "dictionary":
+        return Dictionary.load(manifest).encode
+    return lambda ids: modulo(ids, manifest.ids.modulus)
 
-    Held as a few sorted runs of (values, ids), each at least RATIO times as large as the next, as in a
-    log-structured merge tree: a value is moved a few times, not once for every block that brings new ones.
-    """
 
-    RATIO = 8
+def modulo(ids: np.ndarray, modulus: int | None) -> np.ndarray:
+    """Ids modulo `modulus`, if there is one."""
+    return ids if modulus is None else ids % np.uint32(modulus)
 
-    def __init__(self):
-        self.size = 0
-        self.runs: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def add(self, values: np.ndarray) -> None:
-        """Append values (n,) uint32, distinct and not yet known."""
-        ids = np.arange(self.size + 1, self.size + 1 + values.size, dtype=np.uint32)
-        self.size += values.size
-        while self.runs and self.runs[-1][0].size < self.RATIO * values.size:
-            older_values, older_ids = self.runs.pop()
-            values, ids = np.concatenate([older_values, values]), np.concatenate([older_ids, ids])
-        order = np.argsort(values, kind="stable")
-        self.runs.append((values[order], ids[order]))
-
-    def find(self, column: np.ndarray) -> np.ndarray:
-        """The ids of values (n,) uint32; 0 for those not known."""
-        found = np.zeros(column.shape, np.uint32)
-        for values, ids in self.runs:
-            place = np.minimum(np.searchsorted(values, column), values.size - 1)
-            np.copyto(found, ids[place], where=values[place] == column)
-        return found
-
-    def learn(self, column: np.ndarray) -> np.ndarray:
-        """Add the values not yet known in order of appearance; the ids of all."""
-        found = self.find(column)
-        unknown = np.flatnonzero(found == 0)
-        if unknown.size:
-            values, first = np.unique(column[unknown], return_index=True)
-            self.add(values[np.argsort(first)])
-            found[unknown] = self.find(column[unknown])
-        return found
-
-    def values(self) -> np.ndarray:
-        """The values (size,) uint32 in the order of their ids."""
-        values = np.empty(self.size, np.uint32)
-        for run, ids in self.runs:
-            values[ids - 1] = run
-        return values
+def report(manifest: Manifest) -> list[str]:
+    """A few lines on the values of the categorical features."""
+    if manifest.ids.dialect != "dictionary":
+        counts = ", ".join(f"{feature['distinct']:,}" for feature in manifest.features)
+        estimated = (
+            "" if all(feature["distinct"] < 4096 for feature in manifest.features) else " (some estimated)"
+        )
+        return [f"distinct values per feature{estimated}: {counts}"]
+    lines, rows = [], manifest.rows("train")
+    for name, feature in zip(manifest.schema.categorical, manifest.features, strict=True):
+        top = ", ".join(f"top {int(n):,} {share:.1%}" for n, share in feature["coverage"].items())
+        kept = f"{feature['kept']:,} of {feature['distinct']:,} values kept"
+        lines.append(f"{name}: {kept}, {feature['rare_rows'] / rows:.2%} of rows rare; rows covered: {top}")
+    return lines

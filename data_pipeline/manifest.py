@@ -33,15 +33,34 @@ def shard_name(day: int, kind: str) -> str:
 class Ids:
     """What the numbers in the sparse shards are.
 
-    dialect: `hash`, the raw 32 bits (missing -> 0); or `dictionary`, 0 for every value that training
-        did not see, then 1, 2, ... per feature in order of first appearance.
-    cardinalities: number of distinct ids per feature; for `hash` a count of what was seen, and
-        `exact` tells whether that count is exact or estimated.
+    dialect: `hash`, the raw 32 bits (missing -> 0); `modulo`, these modulo `modulus`; or `dictionary`, per
+        feature 1, 2, ... for the values that training saw at least `min_count` times (modulo `modulus`, if
+        there is one), and 0 for all others, rare or never seen.
+    cardinalities: number of ids per feature: the modulus; those of the dictionary, 0 included; for `hash` a
+        count of the distinct ones, and `exact` tells whether that count is exact or estimated.
+    order: how the dictionary counts: `first`, by first appearance, or `count`, by falling count, ties by
+    value.
     """
 
     dialect: str
     cardinalities: tuple[int, ...]
     exact: bool
+    modulus: int | None = None
+    min_count: int = 1
+    order: str = "first"
+
+    def __str__(self) -> str:
+        modulo = [] if self.modulus is None else [f"modulo {self.modulus:,}"]
+        if self.dialect != "dictionary":
+            return modulo[0] if modulo else self.dialect
+        words = [
+            self.dialect,
+            *modulo,
+            "by first appearance" if self.order == "first" else "by falling count",
+        ]
+        if self.min_count > 1:
+            words.append(f"0 for values seen fewer than {self.min_count:,} times")
+        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -65,6 +84,11 @@ class Manifest:
     # What the generator knows of its own data (best possible AUC, ...); None for data of the world.
     synthetic: dict | None = None
     dictionary_sha256: str | None = None
+    # Per feature what a reader may want to know of its values: `distinct` ones in training (in all days, and
+    # estimated from 4096 on, unless there is a dictionary), and with a dictionary those `kept`, the
+    # `rare_rows` of training whose value was not, and the `coverage`: share of its rows on the so many most
+    # frequent values.
+    features: tuple[dict, ...] = ()
     folder: Path = field(default=Path("."), compare=False)
 
     def rows(self, split: str) -> int:
@@ -73,6 +97,7 @@ class Manifest:
     def fingerprint(self) -> str:
         """A short hash of what the columns are and what their values mean; a model asks for the same one."""
         meaning = [self.schema.fingerprint(), self.dense_transform, self.ids.dialect, self.dictionary_sha256]
+        meaning += [self.ids.modulus] if self.ids.modulus is not None else []
         return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
 
     def same_rows(self, other: "Manifest") -> bool:
@@ -86,7 +111,7 @@ class Manifest:
         """What these data are, in one line."""
         kind = "SYNTHETIC data, no click in it is real" if self.synthetic else f"{self.schema.name} data"
         sizes = ", ".join(f"{self.rows(split):,} {split}" for split in self.split)
-        return f"{kind}; rows: {sizes}; ids: {self.ids.dialect}; {self.split_note}"
+        return f"{kind}; rows: {sizes}; dense: {self.dense_transform}; ids: {self.ids}; {self.split_note}"
 
     def save(self, folder: Path) -> None:
         data = {"format": FORMAT, "version": VERSION, "schema_fingerprint": self.schema.fingerprint()}
@@ -118,19 +143,19 @@ class Manifest:
             schema = Schema.from_json(data["schema"])
             if schema.fingerprint() != data["schema_fingerprint"]:
                 raise DataError(f"{path}: the columns do not match their fingerprint; prepare the data again")
-            ids = data["ids"]
             for day, start, stop in (stretch for split in SPLITS for stretch in data["split"][split]):
                 if not 0 <= start < stop <= data["days"][day]["rows"]:
                     raise ValueError(f"rows {start} to {stop} of day {day}")
             return cls(
                 schema=schema,
                 dense_transform=data["dense_transform"],
-                ids=Ids(ids["dialect"], tuple(ids["cardinalities"]), ids["exact"]),
+                ids=Ids(**{**data["ids"], "cardinalities": tuple(data["ids"]["cardinalities"])}),
                 days=tuple(Day(**day) for day in data["days"]),
                 split={name: tuple(tuple(s) for s in part) for name, part in data["split"].items()},
                 split_note=data["split_note"],
                 synthetic=data["synthetic"],
                 dictionary_sha256=data["dictionary_sha256"],
+                features=tuple(data.get("features", ())),
                 folder=Path(folder),
             )
         except (ValueError, LookupError, TypeError) as error:

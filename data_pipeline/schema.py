@@ -145,3 +145,11 @@ PUBLIC_DATA_SETS = {
     "criteo-kaggle": (45_840_617, CRITEO_KAGGLE_CARDINALITIES),
     "criteo-tb": (4_373_472_329, CRITEO_TB_CARDINALITIES),
 }
+
+# Lines of day_0 ... day_23 of Criteo Terabyte; the same in several public loaders, e.g. that of MLPerf for
+# TorchRec.
+CRITEO_TB_ROWS = (
+    195_841_983, 199_563_535, 196_792_019, 181_115_208, 152_115_810, 172_548_507, 204_846_845, 200_801_003,
+    193_772_492, 198_424_372, 185_778_055, 153_588_700, 169_003_364, 194_216_520, 194_081_279, 187_154_596,
+    177_984_934, 163_382_602, 142_061_091, 156_534_237, 193_627_464, 192_215_183, 189_747_893, 178_274_637,
+)  # fmt: skip

@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 import xxhash
 
+from data_pipeline.dialects import TRANSFORMS
 from data_pipeline.raw import BLOCK_BYTES, BadRows, RawChunk, _blocks, ahead, matrix
 from data_pipeline.schema import CRITEO, DataError, Schema
 
@@ -62,6 +63,7 @@ def read_table(
     labelled: bool | None = True,
     bad_rows: BadRows = "error",
     on_reject: Callable[[int, str, bytes], None] | None = None,
+    dense: str = "log1p",
     first_line: int = 1,
     block_bytes: int = BLOCK_BYTES,
     slice_rows: int = SLICE_ROWS,
@@ -98,11 +100,10 @@ def read_table(
                     text = "\t".join("" if field is None else str(field) for field in fields)
                     on_reject(row, reason, text.encode().replace(b"\n", b"\\n"))
             values = values if good.all() else values.filter(good)
-            dense = matrix(values, schema.dense, np.float64)
             yield RawChunk(
                 line=part.row[good],
                 label=values[schema.label].to_numpy() if schema.label in values.columns else None,
-                dense=np.log1p(np.maximum(dense, 0)).astype(np.float32),
+                dense=TRANSFORMS[dense](matrix(values, schema.dense, np.float64)),
                 ids=matrix(values, schema.categorical, np.uint32),
                 position=part.position,
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.dialects import HashIds
+from data_pipeline.dialects import Distinct
 from data_pipeline.manifest import KINDS, Day, Ids, Manifest, shard_name
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.splits import split
@@ -40,7 +40,7 @@ def adopt(folder: Path | str) -> Manifest:
     folder = Path(folder)
     count = len(list(folder.glob("day_[0-9]*_sparse.npy")))
     width = {kind: _open(folder, 0, kind).shape[1] for kind in KINDS}
-    distinct, largest = HashIds(width["sparse"]), np.zeros(width["sparse"], np.int64)
+    distinct, largest = Distinct(width["sparse"]), np.zeros(width["sparse"], np.int64)
     days = []
     for day in range(count):
         rows = len(_open(folder, day, "labels"))
@@ -49,7 +49,8 @@ def adopt(folder: Path | str) -> Manifest:
             for block in _blocks(folder, day, kind, (rows, width[kind])):
                 hashes[kind].update(block)
                 if kind == "sparse":
-                    ids = distinct.encode(block.view(np.uint32), learn=True)
+                    ids = block.view(np.uint32)
+                    distinct.add(ids)
                     largest = np.maximum(largest, ids.max(axis=0))
         sha256 = {kind: digest.hexdigest() for kind, digest in hashes.items()}
         days.append(Day(rows, sha256, str(folder / f"day_{day}")))
@@ -57,7 +58,7 @@ def adopt(folder: Path | str) -> Manifest:
         parts, note = split([day.rows for day in days], "torchrec")
     except DataError as error:
         raise DataError(f"{folder}: {error}") from None
-    ids = distinct.describe()
+    ids = Ids("hash", distinct.counts(), distinct.exact())
     if (largest < 2 * np.array(ids.cardinalities)).all():
         ids = Ids("dictionary", tuple((largest + 1).tolist()), exact=True)
     dense, categorical = (

@@ -17,7 +17,7 @@ class DataSpec:
     """What a model has to know of a prepared data set.
 
     cardinalities: rows a full table would have, per categorical feature.
-    dialect: `hash` (ids are raw 32-bit values) or `dictionary` (ids are 0 .. cardinality - 1).
+    dialect: `hash` (ids are raw 32-bit values), `modulo` or `dictionary` (ids are 0 .. cardinality - 1).
     fingerprint: changes with the columns and the meaning of their values.
     note: where the cardinalities come from, in words.
     """
@@ -33,6 +33,7 @@ class DataSpec:
         """That of a prepared folder, from its manifest."""
         ids = manifest.ids
         note = "distinct ids in the data" + ("" if ids.exact else ", estimated")
+        note = "ids modulo that per feature" if ids.dialect == "modulo" else note
         return cls(len(manifest.schema.dense), ids.cardinalities, ids.dialect, manifest.fingerprint(), note)
 
     def require(self, fingerprint: str, where: str) -> None:
@@ -40,7 +41,8 @@ class DataSpec:
         if fingerprint != self.fingerprint:
             raise ConfigError(
                 f"{where}: its columns or ids do not mean what they meant in training; prepare the data as "
-                "the training data were (the same --ids, and for a dictionary the same folder)"
+                "the training data were (the same --ids, --max-ind-range and --dense; for a dictionary the "
+                "same folder)"
             )
 
 
@@ -233,8 +235,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
             raise ConfigError(f"--{name} must be from {least} to {most}, not {value}")
     if config.embedding.memory != "fp32" and config.embedding.method != "robe":
         raise ConfigError(
-            f"--memory {config.embedding.memory} is for --method robe; --method mixed_precision has --bits, "
-            "the others are always fp32"
+            f"--memory {config.embedding.memory} is for --method robe; that of --method "
+            f"{config.embedding.method} is "
+            + ("set by --bits" if config.embedding.method == "mixed_precision" else "always fp32")
         )
     if optimizer.decay_start is not None and optimizer.decay_steps < 1:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")

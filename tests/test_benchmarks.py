@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import embedding, estimate, limits, loader, measure, step
+from benchmarks import embedding, estimate, limits, loader, measure, prepare, step
 from benchmarks.measure import QUICK, BenchmarkError
 from benchmarks.peer import check, environment, torch_here
-from benchmarks.readme import shown, speed_table
+from benchmarks.readme import prepare_table, shown, speed_table
 from benchmarks.workload import Workload
 from robe.backend import select
 from robe.config import EmbeddingConfig, ModelConfig, TrainConfig, resolve
@@ -244,12 +244,14 @@ def test_an_estimate_of_hours(tmp_path, monkeypatch):
     cpu = {"step": {"machine": {"cores": 2}, "rows": steps}}
     rows = [{"name": "ours, shuffled", "batch": 2048, "median": 1e7}]
     loaded = {"rows": rows, "memory": [{"peak_mib": 300, "before_mib": 100}]}
-    prepared = [
-        {"gzip": g, "rows_per_second": r, "peak_mib": 200} for g, r in ((False, 7), (False, 1e6), (True, 5e5))
-    ]
+    rates = {"text": 1e6, "gzip": 5e5}
+    prepared = {
+        kind: {"readers": {"ours": {"rows_per_second": rate, "peak_mib": 200}}}
+        for kind, rate in rates.items()
+    }
     (tmp_path / "cpu.json").write_text(json.dumps(cpu))
     (tmp_path / "loader.json").write_text(json.dumps(loaded))
-    (tmp_path / "prepare_memory.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prepared))
+    (tmp_path / "prepare.json").write_text(json.dumps(prepared))
     config = resolve(TrainConfig(ModelConfig("mlperf")))
     lines = [line.split() for line in estimate.criteo_tb(config, 2**20).splitlines()]
     # 4,373,472,329 rows of 160 B from 1.11 TB; 4,195,197,692 of them in training, 2048 in 0.2 s.
@@ -308,3 +310,25 @@ def test_a_peer_that_fails_is_told(monkeypatch):
     check.cache_clear()
     with pytest.raises(BenchmarkError):
         check("cpu")
+
+
+def test_prepare_is_compared_with_bare_polars(tmp_path, monkeypatch):
+    readers = {name: prepare.READERS[name] for name in ("polars", "ours")}
+    monkeypatch.setattr(prepare, "READERS", readers)
+    prepare.main(megabytes=4, rounds=1, only="gzip", out=tmp_path / "prepare.json")
+    results = json.loads((tmp_path / "prepare.json").read_text())
+    assert list(results) == ["gzip"]
+    assert results["gzip"]["rows"] == 4 * 8192
+    found = results["gzip"]["readers"]
+    assert found["polars"]["of_polars"] == 1
+    assert found["ours"]["of_polars"] == pytest.approx(
+        found["ours"]["rows_per_second"] / found["polars"]["rows_per_second"], abs=0.01
+    )
+    assert 50 < found["ours"]["peak_mib"] < 1536
+    table = prepare_table(results)
+    assert f"| `prepare`, all written | {found['ours']['rows_per_second']:,} |" in table
+
+
+def test_a_reader_that_fails_is_no_figure(tmp_path):
+    with pytest.raises(RuntimeError, match=r"ours: .*DataError.*missing: No such file"):
+        prepare.child("ours", [tmp_path / "missing"])

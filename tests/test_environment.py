@@ -18,6 +18,7 @@ def test_environment_yml_and_pyproject_are_in_step():
     conda = dict(split(line.strip()[2:]) for line in lines if line.startswith("  - "))
     conda["xxhash"] = conda.pop("python-xxhash")  # conda-forge's xxhash is the library in C
     assert conda.pop("python") == PROJECT["requires-python"]
+    conda["isal"] = conda.pop("python-isal")  # as conda-forge calls it
     assert conda == dict(map(split, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]))
 
 

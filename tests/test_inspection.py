@@ -24,7 +24,11 @@ def compiler_trouble():
 
 
 ROOT = Path(inspection.__file__).parent
-needs_compiler = pytest.mark.skipif(compiler_trouble() is not None, reason=f"{compiler_trouble()}")
+without_compiler = pytest.mark.skipif(compiler_trouble() is not None, reason=f"{compiler_trouble()}")
+
+
+def needs_compiler(test):
+    return pytest.mark.compiler(without_compiler(test))
 
 
 def each_kernel():

@@ -1,7 +1,11 @@
+import dataclasses
 import errno
+import hashlib
 import json
 import os
+import shutil
 import subprocess
+from collections import Counter
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -11,9 +15,11 @@ import pytest
 from plain_parser import lines, parse, write
 
 from data_pipeline import prepare as module
-from data_pipeline.dialects import DICTIONARY, Dictionary
-from data_pipeline.manifest import MANIFEST, Manifest, shard_name
-from data_pipeline.prepare import REJECTED, PrepareConfig, prepare, verify
+from data_pipeline.appearing import appearing, partial_name
+from data_pipeline.batches import raw_batches
+from data_pipeline.dialects import DICTIONARY, Dictionary, encoder
+from data_pipeline.manifest import MANIFEST, Day, Ids, Manifest, shard_name
+from data_pipeline.prepare import REJECTED, PrepareConfig, against_published, prepare, verify
 from data_pipeline.raw import read_raw
 from data_pipeline.schema import CRITEO, DataError
 
@@ -164,7 +170,6 @@ def test_the_dictionary_can_be_applied_to_raw_rows(tmp_path):
     dictionary = Dictionary.load(manifest)
     (chunk,) = read_raw(files[1])
     np.testing.assert_array_equal(dictionary.encode(chunk.ids), shards(manifest, "sparse")[1])
-    assert dictionary.describe() == manifest.ids
     _, known = number([parse(line)[2] for line in texts[0]], training=40)
     saved = np.load(tmp_path / "out" / DICTIONARY)
     assert saved.dtype == np.uint32
@@ -212,11 +217,16 @@ def test_a_single_file_is_cut_by_lines_good_or_bad(tmp_path):
     assert [day.rejected for day in manifest.days] == [2, 1, 0, 1]
 
 
-def fails(tmp_path, match, *inputs, error=DataError, progress=None, **options):
-    """Preparing fails with one line and leaves nothing behind."""
+def fails(tmp_path, match, *inputs, error=DataError, progress=None, done=(), **options):
+    """Preparing fails with one line and leaves nothing behind but these days that are done."""
     before = sorted(tmp_path.iterdir())
     with pytest.raises(error, match=match) as raised:
         prepare(PrepareConfig(inputs, tmp_path / "out", **options), progress)
+    work = tmp_path / ".out.partial"
+    if done:
+        assert {path.name for path in work.glob("*.done")} == {f"day_{day}.done" for day in done}
+        assert not list(work.rglob("*.partial"))
+        shutil.rmtree(work)
     assert sorted(tmp_path.iterdir()) == before
     assert error is not DataError or len(str(raised.value).splitlines()) == 1
 
@@ -238,14 +248,14 @@ def test_a_bad_line_is_named(tmp_path, dialect, suffix, bad, reason):
     files, texts = days(tmp_path / "raw", [10, 10], suffix)
     write(files[1], [*texts[1][:7], bad, *texts[1][7:]])
     match = rf"day_1{suffix}, line 8: ({reason}).*; .*--bad-rows skip$"
-    fails(tmp_path, match, *files, ids=dialect)
+    fails(tmp_path, match, *files, ids=dialect, done=[0])
     fails(tmp_path, match, files[1], ids=dialect)
 
 
 def test_a_damaged_gzip_is_named(tmp_path):
     files, _ = days(tmp_path / "raw", [10, 200], ".gz")
     files[1].write_bytes(files[1].read_bytes()[:-100])
-    fails(tmp_path, r"day_1.gz: gzip damaged after line 0 ", *files, bad_rows="skip")
+    fails(tmp_path, r"day_1.gz: gzip damaged after line 0 ", *files, bad_rows="skip", done=[0])
 
 
 def test_inputs_that_cannot_be_used(tmp_path):
@@ -259,7 +269,7 @@ def test_inputs_that_cannot_be_used(tmp_path):
     fails(tmp_path, "missing: No such file or directory; check the path", tmp_path / "missing")
     fails(tmp_path, "raw: is a folder; name log files, or one folder alone", files[0], tmp_path / "raw")
     fails(tmp_path, "none: holds no day_0, day_1, ...; name the log files", none)
-    fails(tmp_path, "empty: empty, there is no line 1", files[0], empty)
+    fails(tmp_path, "empty: empty, there is no line 1", files[0], empty, done=[0])
     fails(tmp_path, "empty: empty, there is no line 1", empty)
     fails(tmp_path, "day_0: is the same file as .*day_0; name each file once", files[0], files[1], files[0])
     fails(tmp_path, "link: is the same file as .*day_0; name each file once", files[0], link)
@@ -270,10 +280,12 @@ def test_inputs_that_cannot_be_used(tmp_path):
 
 def test_every_split_needs_rows(tmp_path):
     files, _ = days(tmp_path / "raw", [4, 1])
-    fails(tmp_path, "day_1: 1 usable rows, but each day needs 1 and the last 2; give more", *files)
-    fails(tmp_path, "day_0, block 5 of 7: 0 usable rows", files[0])
+    fails(
+        tmp_path, "day_1: 1 usable rows, but each day needs 1 and the last 2; give more", *files, done=[0, 1]
+    )
+    fails(tmp_path, "day_0, block 5 of 7: 0 usable rows", files[0], done=range(4))
     write(files[1], [b"bad"] * 5)
-    fails(tmp_path, "day_1: 0 usable rows", files[1], files[0], bad_rows="skip")
+    fails(tmp_path, "day_1: 0 usable rows", files[1], files[0], bad_rows="skip", done=[1])
     run(files[:1], tmp_path / "enough", blocks=2)
 
 
@@ -299,7 +311,7 @@ def test_an_interruption_leaves_nothing(tmp_path):
     files, _ = days(tmp_path / "raw", [3, 2])
 
     def interrupt(*_):
-        assert list(tmp_path.glob(".out.partial-*"))
+        assert (tmp_path / ".out.partial").exists()
         raise KeyboardInterrupt
 
     fails(tmp_path, None, *files, error=KeyboardInterrupt, progress=interrupt)
@@ -309,8 +321,11 @@ def test_an_interruption_leaves_nothing(tmp_path):
 def test_a_full_disk(tmp_path, monkeypatch):
     """Every write to /dev/full fails as on a full disk."""
     files, _ = days(tmp_path / "raw", [300, 300])
-    full = {"sparse": "/dev/full"}
-    monkeypatch.setattr(module, "shard_name", lambda day, kind: full.get(kind, shard_name(day, kind)))
+
+    def full(path):
+        return Path("/dev/full") if "sparse" in path.name or "raw" in path.name else partial_name(path)
+
+    monkeypatch.setattr(module, "partial_name", full)
     # By the first error the first file has been read, and of the first day all but the ids are written.
     match = rf"out: {os.strerror(errno.ENOSPC)}; at least {{:,}} bytes are needed and [\d,]+ bytes were free"
     size, other = (file.stat().st_size for file in files)
@@ -350,6 +365,116 @@ def test_verify_names_the_broken_shard(tmp_path, kind, harm, match):
     harm(tmp_path / "out" / f"day_1_{kind}.npy")
     with pytest.raises(DataError, match=rf"day_1_{kind}\.npy: {match}"):
         verify(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "options"),
+    [
+        ("labels", 2, {}),
+        ("dense", np.float32("nan").view(np.int32), {}),
+        ("sparse", 7, {"ids": "modulo", "max_ind_range": 7}),
+        ("sparse", -1, {"ids": "dictionary"}),
+    ],
+)
+def test_verify_looks_at_the_values(tmp_path, kind, value, options):
+    files, _ = days(tmp_path / "raw", [300, 200])
+    manifest = run(files, tmp_path / "out", **options)
+    shard = np.load(tmp_path / "out" / shard_name(1, kind))
+    shard.view(np.int32)[150, -1] = value
+    np.save(tmp_path / "out" / shard_name(1, kind), shard)
+    changed = Day(200, {**manifest.days[1].sha256, kind: hashlib.sha256(shard).hexdigest()}, "")
+    dataclasses.replace(manifest, days=(manifest.days[0], changed)).save(tmp_path / "out")
+    with pytest.raises(DataError, match=rf"day_1_{kind}\.npy: row 150 holds what no {kind} may be"):
+        verify(tmp_path / "out")
+
+
+@pytest.mark.parametrize("modulus", [None, 1000])
+@pytest.mark.parametrize("min_count", [1, 3])
+@pytest.mark.parametrize("order", ["first", "count"])
+def test_dictionaries_by_plain_python(tmp_path, monkeypatch, modulus, min_count, order):
+    """Thresholds, ties, and values modulo something, from raw files to shards, in many pieces."""
+    monkeypatch.setattr(module, "PIECE", 29)
+    files, texts = days(tmp_path / "raw", [40, 30, 25])
+    options = {"max_ind_range": modulus, "min_count": min_count, "order": order}
+    manifest = run(files, tmp_path / "out", ids="dictionary", **options)
+    ids = [[value % (modulus or 2**32) for value in parse(line)[2]] for line in chain(*texts)]
+    columns = []
+    for column, report in zip(zip(*ids, strict=True), manifest.features, strict=True):
+        counts = Counter(column[:70])
+        kept = [value for value, count in counts.items() if count >= min_count]
+        if order == "count":
+            kept.sort(key=lambda value: (-counts[value], value))
+        known = {value: number for number, value in enumerate(kept, 1)}
+        columns.append([known.get(value, 0) for value in column])
+        assert (report["distinct"], report["kept"]) == (len(counts), len(kept))
+        assert report["rare_rows"] == sum(count for count in counts.values() if count < min_count)
+    found = np.concatenate(shards(manifest, "sparse")).view(np.uint32)
+    assert found.T.tolist() == columns
+    assert manifest.ids == Ids(
+        "dictionary", tuple(f["kept"] + 1 for f in manifest.features), True, modulus, min_count, order
+    )
+    (chunk,) = read_raw(files[2])
+    np.testing.assert_array_equal(encoder(manifest)(chunk.ids), shards(manifest, "sparse")[2])
+    verify(manifest.folder)
+
+
+def test_ids_modulo_and_dense_values_as_they_are(tmp_path):
+    files, texts = days(tmp_path / "raw", [40, 30])
+    manifest = run(files, tmp_path / "out", ids="modulo", max_ind_range=1000, dense="none")
+    rows = [parse(line) for line in chain(*texts)]
+    found = np.concatenate(shards(manifest, "sparse"))
+    assert found.tolist() == [[value % 1000 for value in ids] for _, _, ids in rows]
+    assert manifest.ids == Ids("modulo", (1000,) * 26, True, 1000)
+    distinct = [{"distinct": len(set(column))} for column in found.T.tolist()]
+    assert manifest.features == tuple(distinct)
+    raw = [[np.float32(int(text or 0)) for text in line.decode().split("\t")[1:14]] for line in chain(*texts)]
+    assert np.concatenate(shards(manifest, "dense")).tolist() == raw
+    batch = next(raw_batches(files[0], manifest, 40))
+    np.testing.assert_array_equal(batch.ids, shards(manifest, "sparse")[0])
+    np.testing.assert_array_equal(batch.dense, shards(manifest, "dense")[0])
+
+
+def test_what_values_mean_is_part_of_the_fingerprint(tmp_path):
+    files, _ = days(tmp_path / "raw", [40, 30])
+    dialects = [
+        {},
+        {"dense": "none"},
+        {"ids": "modulo", "max_ind_range": 1000},
+        {"ids": "modulo", "max_ind_range": 1001},
+        {"ids": "dictionary"},
+        {"ids": "dictionary", "order": "count"},
+        # The same values, but what the dictionary is asked for is not the same.
+        {"ids": "dictionary", "max_ind_range": 2**32 - 1, "order": "count"},
+    ]
+    found = [run(files, tmp_path / str(i), **options).fingerprint() for i, options in enumerate(dialects)]
+    assert len(set(found)) == len(dialects)
+
+
+def test_settings_that_do_not_go_together(tmp_path):
+    files, _ = days(tmp_path / "raw", [4, 3])
+    for match, options in (
+        ("--ids modulo: needs --max-ind-range", {"ids": "modulo"}),
+        ("--max-ind-range: not with --ids hash", {"max_ind_range": 9}),
+        ("--max-ind-range 0: must be from 1 to 4294967295", {"ids": "modulo", "max_ind_range": 0}),
+        ("--max-ind-range 4294967296: must be", {"ids": "dictionary", "max_ind_range": 2**32}),
+        ("--min-count 0: must be at least 1", {"ids": "dictionary", "min_count": 0}),
+        ("--min-count and --order: are of dictionaries", {"min_count": 2}),
+        ("--min-count and --order: are of dictionaries", {"order": "count"}),
+        ("--days 0-2: give days from 0 to 1, like", {"days": "0-2"}),
+        ("--days 1-0: give days", {"days": "1-0"}),
+        ("--days x: give days", {"days": "x"}),
+    ):
+        fails(tmp_path, match, *files, **options)
+
+
+def test_lines_are_compared_with_those_published(tmp_path):
+    files, _ = days(tmp_path / "raw", [4, 3])
+    manifest = run(files, tmp_path / "out")
+    assert against_published(manifest) is None
+    whole = Day(195_841_980, {}, "/a/day_0.gz", 3), Day(199_563_535, {}, "/a/day_1.gz")
+    assert "lines of 2 days: as published" in against_published(dataclasses.replace(manifest, days=whole))
+    cut = dataclasses.replace(manifest, days=(whole[0], Day(199_563_534, {}, "day_1")))
+    assert against_published(cut).startswith("day_1: 199,563,534 lines, but Criteo Terabyte has 199,563,535")
 
 
 def test_what_the_generator_knows_is_kept(tmp_path):
@@ -419,11 +544,11 @@ def test_a_link_to_an_empty_folder_is_followed(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    files, _ = days(tmp_path / "raw", [6, 5])
     gone = subprocess.Popen(["true"])
     gone.wait()
     names = [f".out.partial-{gone.pid}", f".out.partial-{os.getppid()}"]
     for name in names:
         (tmp_path / name).mkdir()
-    run(files, tmp_path / "out")
+    with appearing(tmp_path / "out", lambda: 0.0):
+        pass
     assert [(tmp_path / name).exists() for name in names] == [False, True]

@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plain_parser import lines, parse, write
 
-from data_pipeline.raw import count_rows, read_raw
+from data_pipeline.raw import _Layout, count_rows, read_raw
 from data_pipeline.schema import DataError, Schema
 
 SMALL = Schema("small", "label", ("d0", "d1"), ("c0", "c1"))
@@ -142,6 +142,22 @@ def test_exactly_the_lines_of_the_plain_parser_are_accepted(tmp_path_factory, te
         assert len(str(error.value).splitlines()) == 1
     else:
         read(path, SMALL)
+
+
+def test_each_byte_in_each_place():
+    """A block is checked for a few bytes only; Polars must mind all others that no field may hold."""
+    layout = _Layout(SMALL, True, "log1p")
+    fields = [b"1", b"23", b"-4", b"ab", b"0f"]
+    for column in range(5):
+        for byte in (bytes([code]) for code in range(256) if code not in b"\t\n"):
+            value = fields[column]
+            for text in (byte, byte + value, value + byte, value[:1] + byte + value[1:], byte + byte):
+                line = b"\t".join([*fields[:column], text, *fields[column + 1 :]])
+                found, expected = layout.parse(line + b"\n", 1), parse(line, 2, 2)
+                assert (found is None) == (expected is None), line
+                if found is not None:
+                    label, dense, ids = found
+                    assert (label[0], dense[0].tolist(), ids[0].tolist()) == expected
 
 
 @st.composite

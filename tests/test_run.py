@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -326,6 +327,30 @@ class TestBadInput:
             tmp_path / "out" / "rejected.tsv"
         ).read_text() == f"{raw}\t31\t1 columns instead of 40\trubbish\n"
 
+    def test_another_dialect_is_not_what_was_learned(self, folder, trained, refused, tmp_path):
+        """Ids modulo something feed full tables, and no model of other ids; nor do other dense values."""
+        options = {"modulo": ["--ids", "modulo", "--max-ind-range", "50"], "none": ["--dense", "none"]}
+        for name, dialect in options.items():
+            command_line.main(["prepare", str(folder / "raw"), "--out", str(tmp_path / name), *dialect])
+            for method in ("robe", "full"):
+                evaluate = ["evaluate", trained / method, "--data", tmp_path / name]
+                refused(*evaluate, message="do not mean what they meant in training")
+        train = ["train", "--data", tmp_path / "modulo", "--out", tmp_path / "r", "--method", "full", *TINY]
+        command_line.main([str(argument) for argument in train])
+        summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+        assert summary["embedding_parameters"] == 26 * 50 * 4
+
+    def test_verify(self, folder, refused, tmp_path, capsys):
+        shutil.copytree(folder / "hash", tmp_path / "data")
+        code, out, _ = run("prepare", "--verify", tmp_path / "data", capsys=capsys)
+        assert code == 0
+        assert "all shards are as they were written" in out
+        refused("prepare", "--verify", tmp_path / "data", "--out", tmp_path, message="give neither logs nor")
+        refused("prepare", folder / "raw", message="--out: name the folder to write")
+        shard = tmp_path / "data" / "day_1_dense.npy"
+        shard.write_bytes(shard.read_bytes()[:-1] + b"\x7f")
+        refused("prepare", "--verify", tmp_path / "data", message=f"{shard}: its bytes are not those")
+
     def test_damaged_files(self, folder, refused, tmp_path):
         packed = gzip.compress((folder / "raw" / "day_0").read_bytes())
         files = {
@@ -353,7 +378,7 @@ class TestBadInput:
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
     def test_a_full_disk(self, folder, refused, tmp_path, monkeypatch):
         """Every write to /dev/full fails as on a full disk."""
-        monkeypatch.setattr("data_pipeline.prepare.shard_name", lambda day, kind: "/dev/full")
+        monkeypatch.setattr("data_pipeline.prepare.partial_name", lambda path: Path("/dev/full"))
         message = "out: No space left on device; .*make room"
         refused("prepare", folder / "raw", "--out", tmp_path / "out", message=message)
 

@@ -14,7 +14,7 @@ CHUNK = 2**27  # weights drawn at a time
 
 def require_numbered(data: DataSpec, method: str) -> None:
     """Raise ConfigError unless ids count from 0."""
-    if data.dialect != "dictionary":
+    if data.dialect == "hash":
         raise ConfigError(
             f"{method} needs ids that count from 0, and these data hold hashed ones; prepare them with "
             "`python run.py prepare FILE --ids dictionary --out DIR`, or train --method robe"

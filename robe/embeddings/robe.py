@@ -26,9 +26,9 @@ def token_base(config: TrainConfig, data: DataSpec) -> np.ndarray:
     """(F,) uint64: what is added to an id to make its token.
 
     feature * 2^32 needs no cardinalities. The published hash counts rows on from table to table, so with
-    `affine` and a dictionary the base is the sum of the cardinalities before the feature.
+    `affine` and ids from 0 on the base is the sum of the cardinalities before the feature.
     """
-    if config.embedding.hash == "affine" and data.dialect == "dictionary":
+    if config.embedding.hash == "affine" and data.dialect != "hash":
         return np.cumsum((0, *data.cardinalities[:-1])).astype(np.uint64)
     return np.arange(len(data.cardinalities), dtype=np.uint64) << np.uint64(32)
 

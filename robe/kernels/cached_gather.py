@@ -6,8 +6,6 @@
     values   (sets * WAYS, D) float32
     ids      (B, F)  uint32, base (F,) uint64   row = base[f] + id
     out      (B, F, D) float32        written in full; may be a view whose rows out[b] are contiguous
-    first    (B, D) float32           of `cached_interaction`: interacts with those vectors, as in
-                                      gather_interaction.py, into its out (B, D + pairs)
 
 Nothing but `out` changes. A row that is not in the cache is read as admit.py and cached_step.py would put it
 there, so training may look up first and admit afterwards, and evaluating a model in mid-training leaves it
@@ -25,14 +23,6 @@ from robe.kernels.cache import WAYS, hash_row, place_of, set_of, way_of
 from robe.kernels.cost import Cost
 from robe.kernels.half import from_half
 from robe.kernels.hashing import ZERO
-from robe.kernels.interaction import (
-    REORDER,
-    ROWS,
-    interact_row,
-    interaction_cost,
-    interaction_cuda,
-    interaction_reference,
-)
 from robe.kernels.lanes import copy_run, require_rows_together
 from robe.kernels.launch import launch
 from robe.kernels.quantise import code_bytes, element_at, load_half, scale_at
@@ -42,15 +32,6 @@ def cached_gather_cost(table, form, tags, values, ids, base, out) -> Cost:
     """Each id, the tags of its set and its quantised row read, each element written; a product and a sum."""
     read = ids.nbytes + ids.size * (table.shape[1] + WAYS * tags.itemsize * (len(tags) > 0))
     return Cost(read + out.nbytes, 2 * out.size)
-
-
-def cached_interaction_cost(table, form, tags, values, ids, base, first, out) -> Cost:
-    """As cached_gather, but the vectors are not written; the operations of the interaction besides."""
-    rows, features = ids.shape
-    vectors = np.broadcast_to(first[:1, None], (rows, 1 + features, first.shape[1]))
-    moved, flops = cached_gather_cost(table, form, tags, values, ids, base, vectors[:, 1:])
-    moved += first.nbytes + out.nbytes - vectors[:, 1:].nbytes
-    return Cost(moved, flops + interaction_cost(vectors, out).flops)
 
 
 def expanded(table, rows, form):
@@ -74,13 +55,6 @@ def cached_gather_reference(table, form, tags, values, ids, base, out):
         hit = there.any(axis=1)
         vectors[hit] = values[s[hit] * WAYS + there[hit].argmax(axis=1)]
     out[...] = vectors.reshape(out.shape)
-
-
-def cached_interaction_reference(table, form, tags, values, ids, base, first, out):
-    vectors = np.empty((len(ids), 1 + ids.shape[1], first.shape[1]), first.dtype)
-    vectors[:, 0] = first
-    cached_gather_reference(table, form, tags, values, ids, base, vectors[:, 1:])
-    interaction_reference(vectors, out)
 
 
 @register_jitable
@@ -129,21 +103,6 @@ def cached_gather_cpu(table, form, tags, values, ids, base, out):
     _cached_gather(table, form, tags, values.reshape(-1), ids, base, out)
 
 
-@njit(parallel=True, nogil=True, cache=True, fastmath=REORDER)
-def _cached_interaction(table, form, tags, values, ids, base, first, out):
-    rows = ids.shape[0]
-    for tile in prange((rows + ROWS - 1) // ROWS):
-        vectors = np.empty((1 + ids.shape[1], first.shape[1]), first.dtype)
-        for b in range(tile * ROWS, min((tile + 1) * ROWS, rows)):
-            vectors[0] = first[b]
-            cached_row(table, form, tags, values, ids[b], base, vectors[1:])
-            interact_row(vectors, out[b])
-
-
-def cached_interaction_cpu(table, form, tags, values, ids, base, first, out):
-    _cached_interaction(table, form, tags, values.reshape(-1), ids, base, first, out)
-
-
 @cuda.jit
 def _cached_gather_kernel(table, form, tags, values, ids, base, out):
     first_i, first_f, first_b = cuda.grid(3)
@@ -174,12 +133,3 @@ def _cached_gather_kernel(table, form, tags, values, ids, base, out):
 def cached_gather_cuda(table, form, tags, values, ids, base, out):
     rows, features, width = out.shape
     launch(_cached_gather_kernel, (width, features, rows), table, form, tags, values, ids, base, out)
-
-
-def cached_interaction_cuda(table, form, tags, values, ids, base, first, out):
-    vectors = np.empty_like(
-        first, shape=(len(ids), 1 + ids.shape[1], first.shape[1])
-    )  # CuPy's where `first` is
-    vectors[:, 0] = first
-    cached_gather_cuda(table, form, tags, values, ids, base, vectors[:, 1:])
-    interaction_cuda(vectors, out)

@@ -16,7 +16,7 @@ OPERATIONS = {
     "sort_rows": "sort_rows",
     "admit": "admit",
     "cached_gather": "cached_gather",
-    "cached_interaction": "cached_gather",
+    "cached_interaction": "cached_interaction",
     "cached_step": "cached_step",
     "interaction": "interaction",
     "interaction_backward": "interaction",

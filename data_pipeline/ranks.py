@@ -1,0 +1,45 @@
+"""Processes that share the work, started by `mpiexec -n K` and talking through mpi4py; or just this one."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from data_pipeline.schema import DataError
+
+# How launchers tell a process that it is one of several: Open MPI; MPICH, Intel MPI and Slurm.
+SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
+
+
+class Ranks:
+    """`size` processes, of which this is number `rank`."""
+
+    def __init__(self):
+        self.rank, self.size, self.comm = 0, 1, None
+        if any(int(os.environ.get(name, 1)) > 1 for name in SIZES):
+            try:
+                from mpi4py import MPI
+            except ImportError as error:
+                raise DataError(
+                    f"several processes were started, but mpi4py cannot be loaded ({error}); "
+                    "pip install 'robe-dlrm[mpi]', or start one"
+                ) from None
+            self.comm = MPI.COMM_WORLD
+            self.rank, self.size = self.comm.rank, self.comm.size
+
+    def share(self, items: Sequence) -> Sequence:
+        """This rank's part of the items, which follow each other."""
+        bounds = [len(items) * rank // self.size for rank in (self.rank, self.rank + 1)]
+        return items[slice(*bounds)]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """No rank leaves before all have; where one fails all end, and the one tells why."""
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            others_failed = self.comm is not None and any(self.comm.allgather(failed))
+            if others_failed and not failed:
+                sys.exit(2)
