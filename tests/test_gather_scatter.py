@@ -63,6 +63,19 @@ def test_prefetching_changes_nothing(case, monkeypatch):
         np.testing.assert_allclose(found["out"], expected["out"], rtol=1e-4, atol=1e-4)
 
 
+@each_case
+def test_what_is_prefetched_is_what_will_be_read(case, monkeypatch):
+    asked = []
+    monkeypatch.setattr(gather, "prefetch_run", lambda _, start, length: asked.append((start, length)))
+    slots, _ = slots_of(case)
+    tokens = case.base() + case.draw_ids()
+    for token, expected in zip(tokens.ravel(), slots.reshape(-1, case.width), strict=True):
+        asked.clear()
+        gather.prefetch_vector(None, token, case.slot_map())
+        found = [(int(start) + k) % case.memory for start, length in asked for k in range(int(length))]
+        assert found == expected.tolist()
+
+
 @each_version("scatter_add")
 @each_case
 def test_scatter_of_integers_is_exact(case, run, rng):

@@ -21,7 +21,7 @@ from numba.extending import register_jitable
 
 from robe.kernels.cost import Cost
 from robe.kernels.half import widen, words
-from robe.kernels.hashing import ONE, ZERO, block_of, flip, place, run_at, run_from, slots_reference
+from robe.kernels.hashing import ONE, TABLE, ZERO, block_of, flip, place, run_at, run_from, slots_reference
 from robe.kernels.lanes import copy_run, prefetch_run, require_rows_together
 from robe.kernels.launch import block_shape, launch
 from robe.kernels.pieces import TILE, U32, count_pieces, piece_at, weight
@@ -80,7 +80,9 @@ def prefetch_vector(memory, token, slot_map):
     block, position = block_of(slot_map, token, element)
     while element < slot_map.width:
         start, _ = place(slot_map, token, block)
-        length = min(slot_map.block - position, slot_map.width - element)
+        length = slot_map.width - element
+        if slot_map.family != TABLE:
+            length = min(length, slot_map.block - position)
         prefetch_run(memory, start + position, length)
         block, position, element = block + ONE, ZERO, element + length
 
