@@ -46,7 +46,7 @@ from analysis import claim
 from analysis.claim import Check, Rows, Verdict, conclude, mean_interval, where
 from data_pipeline import batches, synthetic
 from data_pipeline.manifest import Manifest
-from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.prepare import Order, PrepareConfig, prepare
 from data_pipeline.synthetic import SyntheticConfig
 from robe.backend import select
 from robe.config import (
@@ -281,15 +281,15 @@ class Trainings:
         return {"kind": kind} | size | place | {"value": value}
 
 
-def synthetic_data(study: Study, cache: Path) -> Path:
-    """The prepared synthetic rows of a study, made where there are none yet."""
-    folder = cache / f"data-{study.rows}-{study.scale}-{study.zipf}-{study.decay}"
+def synthetic_data(study: Study, cache: Path, order: Order = "first") -> Path:
+    """The prepared synthetic rows of a study, made where there are none yet; order: of the ids."""
+    folder = cache / f"data-{study.rows}-{study.scale}-{study.zipf}-{study.decay}-{order}"
     raw, prepared = folder / "raw", folder / "prepared"
     if not prepared.exists():
         shutil.rmtree(raw, ignore_errors=True)
         law = {"scale": study.scale, "zipf": study.zipf, "decay": study.decay}
         synthetic.write(SyntheticConfig(raw, study.rows, days=10, **law))
-        prepare(PrepareConfig((raw,), prepared, ids="dictionary"))
+        prepare(PrepareConfig((raw,), prepared, ids="dictionary", order=order))
     shutil.rmtree(raw, ignore_errors=True)
     return prepared
 

@@ -2,11 +2,12 @@
 
     python -m benchmarks.methods [--quick] [--data PREPARED] [--methods NAME...] [--megabytes X...]
 
-The DLRM of the preset `small`, Adagrad at a constant rate, one pass over SYNTHETIC rows of the law of
-analysis/tradeoff.py, or over those given by --data. Every method at every size has its rate tuned alike: the
-one of RATES with the best AUC on the validation half, with a seed that is not used again. Then several seeds
-draw the initial weights, the order of the rows and the hashes, and what is told is the AUC and the log loss
-on the test half.
+The DLRM of the preset `small`, Adagrad at a rate that falls to 0 over the second half of one pass, over
+SYNTHETIC rows of the law of analysis/tradeoff.py, ids numbered from the most frequent value on, or over those
+given by --data (prepare them with --order count, which `frequency` counts on). Every method at every size has
+its rate tuned alike: the one of RATES with the best AUC on the validation half, with a seed that is not used
+again. Then several seeds draw the initial weights, the order of the rows and the hashes, and what is told is
+the AUC and the log loss on the test half.
 
 Trainings are kept in analysis/out/methods, as those of analysis/tradeoff.py are: a study that was stopped
 goes on, and a method or a size more trains that alone. Writes benchmarks/results/methods.json;
@@ -38,6 +39,7 @@ from robe.config import (
     NUMBERED,
     ConfigError,
     EmbeddingConfig,
+    ModelConfig,
     OptimizerConfig,
     TrainConfig,
     resolve,
@@ -94,12 +96,17 @@ def plan(methods: tuple[str, ...], sizes: list[float]) -> Iterator[Point]:
             raise ConfigError(f"no method {name!r}; choose of {'; '.join([*FIXED, *SIZED])}")
 
 
-def settings(point: Point, rate: float, seed: int, batch: int) -> TrainConfig:
+def settings(
+    embedding: EmbeddingConfig, rate: float, seed: int, batch: int, steps: int, width: int | None = None
+) -> TrainConfig:
+    """That of one pass of `steps`; the rate falls, which makes trainings of different seeds alike."""
     never = 2**31  # but at the end
+    falling = {"decay_start": steps // 2, "decay_steps": steps - steps // 2}
     return resolve(
         TrainConfig(
-            embedding=dataclasses.replace(point.embedding, hash_seed=seed),
-            optimizer=OptimizerConfig("adagrad", rate),
+            ModelConfig(width=width),
+            dataclasses.replace(embedding, hash_seed=seed),
+            OptimizerConfig("adagrad", rate, **falling),
             batch=batch,
             seed=seed,
             eval_every=never,
@@ -117,7 +124,7 @@ def measure(
     say: Callable[[str], None] = print,
 ) -> dict:
     """Train what the cache lacks, and time look-ups and steps; what results/methods.json holds."""
-    manifest = Manifest.load(study.data or synthetic_data(study, cache))
+    manifest = Manifest.load(study.data or synthetic_data(study, cache, "count"))
     say(f"data: {manifest.describe()}")
     trainings = Trainings(manifest, study.batch, cache, say)
     table = 4 * sum(trainings.spec.cardinalities) * WIDTH
@@ -125,15 +132,16 @@ def measure(
     points, left_out = [], []
     for point in plan(methods or (*FIXED, *SIZED), sizes):
         try:
-            build(settings(point, RATES[0], TUNING_SEED, study.batch), trainings.spec, trainings.backend)
+            build(config(trainings, point), trainings.spec, trainings.backend)
             points.append(point)
         except ConfigError as error:
             say(f"{point}: left out: {error}")
             left_out.append({"point": str(point), "why": str(error)})
 
     def scores(point: Point, rate: float, seed: int) -> dict:
-        config = settings(point, rate, seed, study.batch)
-        return trainings.trained(config, f"{point}, rate {rate}, seed {seed}")[0]
+        return trainings.trained(config(trainings, point, rate, seed), f"{point}, rate {rate}, seed {seed}")[
+            0
+        ]
 
     rates = {}
     for point in points:
@@ -176,6 +184,12 @@ def measure(
     }
 
 
+def config(
+    trainings: Trainings, point: Point, rate: float = RATES[0], seed: int = TUNING_SEED
+) -> TrainConfig:
+    return settings(point.embedding, rate, seed, trainings.batch, trainings.steps_per_pass)
+
+
 def timed(points: list[Point], trainings: Trainings, effort: Effort) -> Iterator[dict]:
     """Seconds of a look-up and of a training step, of each point, taking turns."""
     backend, batch = trainings.backend, trainings.batch
@@ -184,7 +198,7 @@ def timed(points: list[Point], trainings: Trainings, effort: Effort) -> Iterator
     ids = [arrays[-1] for arrays in batches]
     jobs = {}
     for i, point in enumerate(points):
-        model = build(settings(point, RATES[0], TUNING_SEED, batch), trainings.spec, backend)
+        model = build(config(trainings, point), trainings.spec, backend)
         mine = [x[:, : model.embedding.features].copy() for x in ids]
         out = model.vectors[:batch, 1:]
         jobs[f"{i} lookup"] = rotate(lambda x, m=model, o=out: m.embedding.lookup(x, o), mine)

@@ -5,8 +5,7 @@
 The DLRM of the preset `small`, but for its width, Adagrad at 0.03 that falls to 0 over the second half of one
 pass; SYNTHETIC rows of the default law of data_pipeline/synthetic.py, or those given by --data (dictionary
 ids). INT8 has a cache of 5% of the rows and INT4 one of 1%, as in arXiv 2010.11305. Differences are between
-trainings of equal seeds, and small: so there are many rows to train on, and the rate falls, which makes
-trainings of different seeds alike.
+trainings of equal seeds, and small: so there are many rows to train on.
 
 Trainings are kept in analysis/out/quality, as those of benchmarks/methods.py are. Writes
 benchmarks/results/quality.json; `python -m benchmarks.readme` then writes the table.
@@ -26,10 +25,11 @@ from analysis import claim
 from analysis.claim import mean_interval
 from analysis.tradeoff import Study, Trainings, synthetic_data
 from benchmarks.measure import machine
+from benchmarks.methods import settings
 from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
 from robe import RobeError
-from robe.config import EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
+from robe.config import EmbeddingConfig, ModelConfig, TrainConfig, resolve
 from robe.embeddings.mixed_precision import planned
 from robe.files import write_whole
 
@@ -50,22 +50,6 @@ STUDY = Study(rows=4_000_000, scale=0.02, zipf=1.2, decay=0.5, seeds=5)
 TINY = Study(rows=16_000, scale=0.005, seeds=2, batch=320)
 
 
-def settings(embedding: EmbeddingConfig, width: int, seed: int, batch: int, steps: int) -> TrainConfig:
-    never = 2**31  # but at the end
-    falling = {"decay_start": steps // 2, "decay_steps": steps - steps // 2}
-    return resolve(
-        TrainConfig(
-            ModelConfig(width=width),
-            embedding,
-            OptimizerConfig("adagrad", RATE, **falling),
-            batch=batch,
-            seed=seed,
-            eval_every=never,
-            checkpoint_every=never,
-        )
-    )
-
-
 def measure(study: Study = STUDY, cache: Path = CACHE, say: Callable[[str], None] = print) -> dict:
     """Train what the cache lacks; what results/quality.json holds."""
     manifest = Manifest.load(study.data or synthetic_data(study, cache))
@@ -75,7 +59,7 @@ def measure(study: Study = STUDY, cache: Path = CACHE, say: Callable[[str], None
     # Seed by seed, so that a study cut short has all points.
     for seed in range(1, 1 + study.seeds):
         for (width, name), summaries in found.items():
-            config = settings(METHODS[name], width, seed, study.batch, trainings.steps_per_pass)
+            config = settings(METHODS[name], RATE, seed, study.batch, trainings.steps_per_pass, width)
             summaries.append(trainings.trained(config, f"{name}, D = {width}, seed {seed}")[0])
     bayes = manifest.synthetic and manifest.synthetic["bayes"]
     rows = sum(trainings.spec.cardinalities)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from analysis.tradeoff import tables
 from benchmarks.methods import plot, table
+from benchmarks.quality import table as quality_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -85,7 +86,9 @@ PEERS = re.compile(r"26 EmbeddingBags|published|PyTorch eager")
 
 
 def shown(row: dict) -> bool:
-    """Whether the README has this row: ROBE, on uniform ids, beside what PyTorch offers instead."""
+    """Whether the README has this row: codes, or ROBE on uniform ids beside what PyTorch offers instead."""
+    if row["what"].startswith("mixed precision"):
+        return True
     ours = "ROBE" in row["what"] and not row["what"].startswith("mlperf ids")
     return ours and PEERS.match(row["peer"]) is not None and row.get("model", SHOWN[0]) in SHOWN
 
@@ -106,7 +109,8 @@ def speed_table(results: dict, shown: Callable[[dict], bool]) -> str:
     """The ratios of one results file that are `shown`, under what it was measured on."""
     machine = results["step"]["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    rows = [row for part in ("embedding", "step") for row in results[part]["rows"] if "ratio" in row]
+    parts = (results[part]["rows"] for part in ("embedding", "mixed", "step") if part in results)
+    rows = [row for part in parts for row in part if "ratio" in row]
     repeats = sorted({row["ratio"]["repeats"] for row in rows})
     lines = [
         f"{machine['device']}: {machine['cpu']}, {machine['cores']} cores, "
@@ -172,8 +176,13 @@ def methods() -> str:
     return table(json.loads((RESULTS / "methods.json").read_text()))
 
 
+def quality() -> str:
+    """Mixed precision beside the table it stands for: results/quality.json is what its benchmark wrote."""
+    return quality_table(json.loads((RESULTS / "quality.json").read_text()))
+
+
 PAGES = {
-    ROOT / "README.md": (demonstration, prepare, loader, speed, tradeoff, methods),
+    ROOT / "README.md": (demonstration, prepare, loader, speed, tradeoff, methods, quality),
     ROOT / "docs" / "speed.md": (whole_speed,),
 }
 
