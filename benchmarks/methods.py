@@ -97,7 +97,12 @@ def plan(methods: tuple[str, ...], sizes: list[float]) -> Iterator[Point]:
 
 
 def settings(
-    embedding: EmbeddingConfig, rate: float, seed: int, batch: int, steps: int, width: int | None = None
+    embedding: EmbeddingConfig,
+    optimizer: OptimizerConfig,
+    seed: int,
+    batch: int,
+    steps: int,
+    width: int | None = None,
 ) -> TrainConfig:
     """That of one pass of `steps`; the rate falls, which makes trainings of different seeds alike."""
     never = 2**31  # but at the end
@@ -106,7 +111,7 @@ def settings(
         TrainConfig(
             ModelConfig(width=width),
             dataclasses.replace(embedding, hash_seed=seed),
-            OptimizerConfig("adagrad", rate, **falling),
+            dataclasses.replace(optimizer, **falling),
             batch=batch,
             seed=seed,
             eval_every=never,
@@ -187,7 +192,8 @@ def measure(
 def config(
     trainings: Trainings, point: Point, rate: float = RATES[0], seed: int = TUNING_SEED
 ) -> TrainConfig:
-    return settings(point.embedding, rate, seed, trainings.batch, trainings.steps_per_pass)
+    optimizer = OptimizerConfig("adagrad", rate)
+    return settings(point.embedding, optimizer, seed, trainings.batch, trainings.steps_per_pass)
 
 
 def timed(points: list[Point], trainings: Trainings, effort: Effort) -> Iterator[dict]:
@@ -273,6 +279,7 @@ def main(
     methods: tuple[str, ...] = (),
     megabytes: tuple[float, ...] = (),
     seeds: int | None = None,
+    batch: int = STUDY.batch,
     quick: bool = False,
     out: Path | None = None,
 ) -> None:
@@ -283,11 +290,12 @@ def main(
         methods: Names of benchmarks/methods.py; default: all.
         megabytes: Sizes, in 10^6 bytes; default: the full table's divided by COMPRESSIONS.
         seeds: How many, two at least, besides the one for tuning.
+        batch: Rows a step; few rows need many steps.
         quick: Few rows, one rate and few repeats, to see that everything runs.
         out: The file to write; default: benchmarks/results/methods.json, or one in analysis/out if quick.
     """
-    study = dataclasses.replace(TINY if quick else STUDY, data=data)
-    study = dataclasses.replace(study, seeds=max(2, seeds or study.seeds))
+    study = TINY if quick else dataclasses.replace(STUDY, batch=batch)
+    study = dataclasses.replace(study, data=data, seeds=max(2, seeds or study.seeds))
     results = measure(methods, megabytes, study, QUICK if quick else EFFORT)
     out = out or (claim.OUT / "methods.json" if quick else RESULTS)
     write_whole(out, json.dumps(results, indent=1) + "\n")

@@ -1,11 +1,12 @@
 """Mixed precision beside the float32 table it stands for: what it costs in AUC, and how many bytes it saves.
 
-    python -m benchmarks.quality [--quick] [--data PREPARED] [--seeds N]
+    python -m benchmarks.quality [--quick] [--data PREPARED] [--seeds N] [--batch N]
 
-The DLRM of the preset `small`, but for its width, Adagrad at 0.03 that falls to 0 over the second half of one
-pass; SYNTHETIC rows of the default law of data_pipeline/synthetic.py, or those given by --data (dictionary
-ids). INT8 has a cache of 5% of the rows and INT4 one of 1%, as in arXiv 2010.11305. Differences are between
-trainings of equal seeds, and small: so there are many rows to train on.
+The DLRM of the preset `small`, but for its width, and SGD at a rate that falls from 1 to 0 over the second
+half of one pass; SYNTHETIC rows of the default law of data_pipeline/synthetic.py, or those given by --data
+(dictionary ids). INT8 has a cache of 5% of the rows and INT4 one of 1%, as in arXiv 2010.11305. With SGD all
+make the same steps, but for the rounding; Adagrad would have sums for each element of the table, and one for
+each row of codes. Differences are between trainings of equal seeds, and small: so there are many rows.
 
 Trainings are kept in analysis/out/quality, as those of benchmarks/methods.py are. Writes
 benchmarks/results/quality.json; `python -m benchmarks.readme` then writes the table.
@@ -29,7 +30,7 @@ from benchmarks.methods import settings
 from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
 from robe import RobeError
-from robe.config import EmbeddingConfig, ModelConfig, TrainConfig, resolve
+from robe.config import EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
 from robe.embeddings.mixed_precision import planned
 from robe.files import write_whole
 
@@ -44,7 +45,7 @@ METHODS = {
 }
 WIDTHS = (16, 64)
 MORE_WIDTHS = (128, 256)  # of which only the bytes are told
-RATE = 0.03
+OPTIMIZER = OptimizerConfig("sgd", 1.0)
 
 STUDY = Study(rows=4_000_000, scale=0.02, zipf=1.2, decay=0.5, seeds=5)
 TINY = Study(rows=16_000, scale=0.005, seeds=2, batch=320)
@@ -59,7 +60,8 @@ def measure(study: Study = STUDY, cache: Path = CACHE, say: Callable[[str], None
     # Seed by seed, so that a study cut short has all points.
     for seed in range(1, 1 + study.seeds):
         for (width, name), summaries in found.items():
-            config = settings(METHODS[name], RATE, seed, study.batch, trainings.steps_per_pass, width)
+            run = seed, study.batch, trainings.steps_per_pass, width
+            config = settings(METHODS[name], OPTIMIZER, *run)
             summaries.append(trainings.trained(config, f"{name}, D = {width}, seed {seed}")[0])
     bayes = manifest.synthetic and manifest.synthetic["bayes"]
     rows = sum(trainings.spec.cardinalities)
@@ -130,18 +132,24 @@ def table(results: dict) -> str:
 
 
 def main(
-    data: Path | None = None, seeds: int | None = None, quick: bool = False, out: Path | None = None
+    data: Path | None = None,
+    seeds: int | None = None,
+    batch: int = STUDY.batch,
+    quick: bool = False,
+    out: Path | None = None,
 ) -> None:
     """Compare mixed precision with the table it stands for, and write what the README's table is made of.
 
     Args:
         data: A folder made by `prepare --ids dictionary`, instead of synthetic rows.
         seeds: How many, two at least.
+        batch: Rows a step; few rows need many steps.
         quick: Few rows, to see that everything runs.
         out: The file to write; default: benchmarks/results/quality.json, or one in analysis/out if quick.
     """
-    study = dataclasses.replace(TINY if quick else STUDY, data=data)
-    results = measure(dataclasses.replace(study, seeds=max(2, seeds or study.seeds)))
+    study = TINY if quick else dataclasses.replace(STUDY, batch=batch)
+    study = dataclasses.replace(study, data=data, seeds=max(2, seeds or study.seeds))
+    results = measure(study)
     out = out or (claim.OUT / "quality.json" if quick else RESULTS)
     write_whole(out, json.dumps(results, indent=1) + "\n")
     print(table(json.loads(json.dumps(results))))

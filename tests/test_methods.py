@@ -8,10 +8,11 @@ import pytest
 from analysis import tradeoff
 from benchmarks import measure, methods
 from benchmarks.measure import QUICK
-from robe.config import ConfigError
+from robe.config import ConfigError, OptimizerConfig
 from robe.optim import learning_rate
 
 CHOSEN = ("full", "none", "robe", "quotient_remainder")
+ADAGRAD = OptimizerConfig("adagrad", 0.1)
 SIZES = (0.02, 0.001)  # MB; two rows a feature, and fewer weights than quotients and remainders take
 
 
@@ -111,12 +112,12 @@ def test_one_half_chooses_the_rate_and_the_other_is_told(cache, monkeypatch):
 
 def test_seeds_draw_the_hash_too():
     embedding = next(methods.plan(("robe",), [1.0])).embedding
-    made = [methods.settings(embedding, 0.1, seed, 8, 31) for seed in (1, 2)]
+    made = [methods.settings(embedding, ADAGRAD, seed, 8, 31) for seed in (1, 2)]
     assert [config.embedding.hash_seed for config in made] == [1, 2]
 
 
 def test_the_rate_falls_over_the_second_half():
-    optimizer = methods.settings(methods.FIXED["full"], 0.1, 1, 8, 31).optimizer
+    optimizer = methods.settings(methods.FIXED["full"], ADAGRAD, 1, 8, 31).optimizer
     rates = [learning_rate(optimizer, step) for step in range(31)]
     assert rates[:15] == [0.1] * 15
     assert 0 < rates[30] < 0.001
