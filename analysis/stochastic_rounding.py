@@ -2,20 +2,21 @@
 
 Claims (our derivation), for the table of mixed_precision (robe/embeddings/mixed_precision.py):
 
-1. One weight. It lies on a grid of width h, takes N steps of s, 0 < s < h, and is rounded after each. Rounded
-   to the nearest it moves by N h where s >= h/2, and never where s < h/2, however large N. Rounded at random
-   it goes up by h with the chance p = s / h each time, whatever came before, so it moves by h times a binomial
-   number: its mean is N s, and its variance N p (1 - p) h^2 = N s (h - s).
+1. One weight. It lies on a grid of width h, takes N steps of s, 0 < s < h, and is rounded after each. To the
+   nearest it moves by N h where s >= h/2, and never where s < h/2, however large N. At random it goes up by h
+   with the chance p = s / h each time, whatever came before, so it moves by h times a binomial number: its
+   mean is N s, and its variance N p (1 - p) h^2 = N s (h - s).
 2. Training. What is lost is worth AUC: at INT4 and at INT8 a DLRM whose rows are rounded at random ends above
    the same rounded to the nearest, with every seed, and more so at INT4, whose grid is 17 times as wide.
 
 Conditions: of the first, that the ends of the row stay, and with them its scale and bias, and that the weight
-begins on the grid. In training neither holds, but a step is right on average there too, given all before, with
-a variance of h^2 / 4 at most. Of the second: preset `small` without a cache, so that every step is rounded;
-SYNTHETIC rows of the default law, or those given by --data; SGD at the rate 1. That is the plain case: its
-steps are as small as the gradients, and all tables take the same ones. (Adagrad's are larger for rare rows,
-and it counts by element in full tables, by row here.) Intervals are Student's, 95%, over the seeds, of
-differences between trainings with equal seeds; these draw the first weights and the order of the rows.
+begins on the grid. In training neither holds, but there too each rounding is right on average, given all
+before, with a variance of h^2 / 4 at most. Of the second: preset `small` without a cache, so that every step
+is rounded; SYNTHETIC rows of the default law, or those given by --data; SGD at the rate 1. That is the plain
+case: its steps are as small as the gradients, and all tables take the same ones. (Adagrad's are larger for
+rare rows, and it counts by element in full tables, by row here.) Intervals are Student's, 95%, over the
+seeds, of differences between trainings with equal seeds; these draw the first weights and the order of the
+rows.
 
 Measured: `quantise` and `cached_gather`, as an update rounds and a look-up reads, in 4, 8 and 16 bits (of
 halves h = 2^-10 from 1 on); and trainings, which are kept in analysis/out/stochastic_rounding, as
@@ -105,7 +106,7 @@ def measure(
     given = {name: value for name, value in given.items() if value is not None}
     study = dataclasses.replace(study or (QUICK if quick else STUDY), **given)
     trained = list(trainings(study, (4,) if quick else (8, 4), cache, say))
-    return [*moves(2**12 if quick else 2**14, seed), *trained]
+    return [*moves(2**11 if quick else 2**14, seed), *trained]
 
 
 def moves(rows: int, seed: int) -> Iterator[dict]:
@@ -201,11 +202,9 @@ def trainings(study: Study, bits: tuple[int, ...], cache: Path, say: Callable[[s
             )
             _, log = made.trained(resolve(config), f"{point}, seed {seed}")
             for e in log:
-                place = {"point": point, "seed": seed, "step": e["step"]}
-                place["passes"] = e["step"] / made.steps_per_pass
-                yield (
-                    {"kind": "test_auc"} | place | {"value": e["auc"], "synthetic": bool(manifest.synthetic)}
-                )
+                row = {"kind": "test_auc", "synthetic": bool(manifest.synthetic), "point": point}
+                row |= {"seed": seed, "step": e["step"], "passes": e["step"] / made.steps_per_pass}
+                yield row | {"value": e["auc"]}
 
 
 def final(rows: claim.Rows) -> dict[str, np.ndarray]:
@@ -284,7 +283,7 @@ def plot(rows: claim.Rows):
     path.set_title("one weight (INT8)")
 
     colors = {FULL: "k"} | {name_of(b, r): c for b, c in ((8, "C0"), (4, "C1")) for r in ROUNDINGS}
-    for point, auc in final(rows).items():
+    for point in final(rows):
         steps, _, curves = curve(rows, point)
         middle, half = np.array([mean_interval(at) for at in curves.T]).T
         style = "--" if point.endswith("nearest") else "-"
@@ -292,7 +291,7 @@ def plot(rows: claim.Rows):
         training.fill_between(steps, middle - half, middle + half, color=colors[point], alpha=0.15)
     source = "SYNTHETIC data" if where(rows, kind="test_auc")[0]["synthetic"] else "real data"
     training.set(xlabel="training steps", ylabel="test AUC")
-    training.set_title(f"DLRM without a cache, {source}, {auc.size} seeds, 95%")
+    training.set_title(f"DLRM without a cache, {source}, {len(curves)} seeds, 95%")
     for axes in (path, training):
         axes.legend(fontsize="small")
     return figure
