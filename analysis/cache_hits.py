@@ -79,8 +79,8 @@ def lfu(p: np.ndarray, ways: int) -> float:
 
 
 def lru(p: np.ndarray, ways: int) -> float:
-    """The same, to 1e-6: the integral by the trapezoidal rule in log t, whose integrand is smooth and vanishes
-    at both ends."""
+    """The same, to 1e-6: the integral by the trapezoidal rule in log t, in which it is smooth and vanishes at
+    both ends."""
     if len(p) <= ways:
         return float(p.sum())
     rate = p / p.sum()

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from itertools import permutations, product
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -472,22 +471,22 @@ def test_policies_that_are_mistaken_for_each_other_are_found(analysis):
     assert any(what.startswith("LRU look-up by") for what in bad)
 
 
-def test_a_cache_that_forgets_who_came_last_is_found(monkeypatch):
-    """All rows came at step 1: the first way is always the one to leave, and the others stay as they came."""
+def test_a_cache_that_lost_half_of_its_ways_is_found(monkeypatch):
+    """They hold rows that are never looked up and never leave."""
+
+    class Halved(cache_hits.Cache):
+        def __init__(self, sets, policy):
+            super().__init__(sets, policy)
+            self.tags[:, ::2], self.used[:, ::2] = 10_000 + np.arange(16), 2**31
+
     p, sets = cache_hits.law_of(500, 1.0), 2
-    rate = cache_hits.bound(p, sets)["LRU"]
-
-    def off():
-        parts = cache_hits.hit_rates(p, sets, "LRU", 1, 20_000, "warm", np.random.default_rng(0))
-        return abs(claim.z_mean(parts, rate))
-
-    assert off() < claim.RIGHT
-    backend = select("cpu")
-    kernels = SimpleNamespace(
-        sort_rows=backend.kernels.sort_rows, admit=lambda *a: backend.kernels.admit(*a[:5], 1, *a[6:])
-    )
-    monkeypatch.setattr(cache_hits, "select", lambda name: SimpleNamespace(kernels=kernels))
-    assert off() > claim.WRONG
+    right = cache_hits.bound(p, sets)["LRU"]
+    half = sum(cache_hits.lru(p[rows], 16) for rows in cache_hits.sets_of(500, sets))
+    for cache, rate, other in ((cache_hits.Cache, right, half), (Halved, half, right)):
+        monkeypatch.setattr(cache_hits, "Cache", cache)
+        parts = cache_hits.hit_rates(p, sets, "LRU", 1, 8000, "warm", np.random.default_rng(0))
+        assert abs(claim.z_mean(parts, rate)) < claim.RIGHT
+        assert abs(claim.z_mean(parts, other)) > claim.WRONG
 
 
 # The command
