@@ -15,14 +15,15 @@ yes and no. Both are exact. Che's approximation (2002) replaces that number by i
 mean, to both sides alike, and what this does to a hit rate is of second order. Here Che's is off by less than
 TOLERANCE, 0.0005, which the exact formula tells.
 
-The hit rate is the mean over sets, weighed by P. The price of sets: LFU hits less than in one set of as many
-places, since some sets hold more frequent rows than others, and each gives one place to strangers.
+The hit rate is the mean over sets, weighed by P. Sets have a price: one set of as many places would have more
+hits, since some sets get more of the frequent rows than others. (Under LFU each also leaves one place to
+whoever comes.)
 
-Conditions: independent look-ups from a law that does not change (what a day changes, LRU follows and LFU does
-not). LFU from an empty cache need not settle as said: the row used least leaves at once, whoever it is, so a
-frequent row may come back for long. Batches: a hit is told by what was there before the batch, which is the
-same in the mean; those of LRU are judged here too. Of LFU they must be small against the sets: where two rows
-that a set lacks come in one batch, the second takes the place of a frequent row that the batch did not touch.
+Conditions: independent look-ups from a law that does not change. LFU from an empty cache need not settle as
+said: the row used least leaves at once, whoever it is, so a frequent row may come back for long. Batches: a
+hit is told by what was there before the batch, which is the same in the mean; those of LRU are judged here
+too. Of LFU they must be small against the sets: where two rows that a set lacks come in one batch, the second
+takes the place of a frequent row that the batch did not touch.
 
 Measured: the counters of `sort_rows` and `admit`, the kernels that models run, on Zipf-distributed rows.
 
@@ -263,16 +264,18 @@ def plot(rows: claim.Rows):
     alphas = list(dict.fromkeys(row["alpha"] for row in rows))
     for i, alpha in enumerate(alphas):
         here = [row for row in where(rows, alpha=alpha, batch=1) if row["start"] != "empty"]
+        by_size.plot([], [], f"C{i}", label=f"alpha = {alpha:g}")
         for policy, style in (("LFU", "-"), ("LRU", ":")):
             some = where(here, policy=policy)
             share = [row["share"] for row in some]
-            by_size.plot(share, [row[policy] for row in some], f"C{i}{style}", label=f"{policy}, {alpha:g}")
+            by_size.plot(share, [row[policy] for row in some], f"C{i}{style}")
             draw_points(by_size, share, some, f"C{i}", "o" if policy == "LFU" else "s")
         by_size.plot(share, [row["top places"] for row in some], "k--", linewidth=0.8)
-    by_size.plot([], [], "k--", linewidth=0.8, label="the most frequent rows")
+    for style, label in (("ko-", "LFU"), ("ks:", "LRU"), ("k--", "the most frequent rows")):
+        by_size.plot([], [], style, markersize=4, linewidth=0.8, label=label)
     by_size.set(xscale="log", xlabel="places, as a share of all rows", ylabel="share of look-ups that hit")
     by_size.set(title="lines: theory; points: the kernels, 95%", ylim=(0, 1))
-    by_size.legend(fontsize="small", ncols=2, title="policy, alpha", title_fontsize="small")
+    by_size.legend(fontsize="small", ncols=2, loc="lower right")
     claim.ticks(by_size, share)
     by_size.set_xticklabels([f"{value:.1%}" for value in sorted(share)])
 

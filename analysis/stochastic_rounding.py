@@ -37,6 +37,7 @@ import tyro
 
 from analysis import claim
 from analysis.claim import RIGHT, WRONG, Check, mean_interval, where
+from analysis.sketch import trials
 from analysis.tradeoff import Study, Trainings, curve, synthetic_data
 from data_pipeline.manifest import Manifest
 from robe.backend import select
@@ -118,8 +119,8 @@ def moves(rows: int, seed: int) -> Iterator[dict]:
         grid = HALVES if bits == 16 else GRID
         for share, most in STEPS.items():
             for rounding in ROUNDINGS:
-                form = Form(bits, rounding == "stochastic", WIDTH)
-                for steps, moved, stays in stepped(form, grid, share * grid, most, rows, seed):
+                form, draws = Form(bits, rounding == "stochastic", WIDTH), int(trials(seed, 1, bits, most)[0])
+                for steps, moved, stays in stepped(form, grid, share * grid, most, rows, draws):
                     columns = {"kind": "moved", "bits": bits, "share": share, "rounding": rounding}
                     columns |= {"steps": steps, "grid": grid, "ends_stay": stays}
                     yield from compare(columns, moved)
