@@ -257,10 +257,10 @@ def combine(factors, vectors, out, i):
 @register_jitable
 def prefetch_run(array, start, length):
     """Ask for the cache lines of a run that will be needed soon."""
-    k = ZERO
+    k, line = ZERO, np.uint64(64 // array.itemsize)
     while k < length:
         _prefetch(array, start + k)
-        k += SIXTEEN
+        k += line
 
 
 def require_rows_together(array: np.ndarray) -> None:
