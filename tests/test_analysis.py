@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from itertools import product
+from itertools import permutations, product
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +14,7 @@ import pytest
 import run as command_line
 from analysis import (
     approximation_bounds,
+    cache_hits,
     claim,
     convergence,
     hash_quality,
@@ -21,6 +22,7 @@ from analysis import (
     memory_fetches,
     report,
     sketch,
+    stochastic_rounding,
     tables,
 )
 from robe.backend import select
@@ -28,7 +30,10 @@ from robe.config import ConfigError
 from robe.kernels.hashing import slot_map, slots_reference
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("hash_variance", "approximation_bounds", "memory_fetches", "hash_quality", "convergence")
+NAMES = (
+    *("hash_variance", "approximation_bounds", "memory_fetches", "hash_quality", "convergence"),
+    *("stochastic_rounding", "cache_hits"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def analysis(tmp_path_factory):
     carry_out = claim.carry_out
 
     def kept(script, *arguments, **options):
-        result = carry_out(script, *arguments, **options)
+        result = carry_out(script, *arguments, **options, cache=out / "cache")
         results[Path(script.__file__).stem] = result
         return result
 
@@ -63,8 +68,8 @@ def test_all_claims_hold(analysis):
 def test_the_report_is_complete_in_itself(analysis):
     results, out = analysis
     page = (out / "report.html").read_text()
-    assert "All 5 claims hold" in page
-    assert page.count("data:image/png;base64,") == 5
+    assert "All 7 claims hold" in page
+    assert page.count("data:image/png;base64,") == 7
     assert not re.search(r'(src|href)="https?:', page)
     for name, result in results.items():
         assert (out / f"{name}.csv").read_text().count("\n") == len(result.rows) + 1
@@ -347,6 +352,141 @@ def test_the_least_error_is_that_of_the_normal_equations():
     left = truth - shared @ theta
     found = convergence.least_error(slots, signs, truth, law, memory)
     assert found == pytest.approx(left @ moment @ left, rel=1e-6)
+
+
+# stochastic_rounding
+
+
+def without(rows, kind):
+    return [row for row in rows if row["kind"] != kind]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (lambda n, s, h: (n * s, n * h**2 / 12), "bits at random"),
+        # Off by one part in a hundred.
+        (lambda n, s, h: (n * s * 1.01, n * s * (h - s)), "bits at random"),
+        (lambda n, s, h: (0.0, 0.0), "bits to the nearest"),
+    ],
+)
+def test_a_wrong_formula_of_rounding_is_found(wrong, told, analysis, monkeypatch):
+    right = stochastic_rounding.bound
+    random = told == "bits at random"
+    monkeypatch.setattr(
+        stochastic_rounding,
+        "bound",
+        lambda *place: wrong(*place[:3]) if (place[3] == "stochastic") == random else right(*place),
+    )
+    rows = without(analysis[0]["stochastic_rounding"].rows, "moved")
+    bad = failed(stochastic_rounding, [*rows, *stochastic_rounding.moves(2**10, 0)])
+    assert len(bad) == 3
+    assert all(told in what for what in bad)
+
+
+def test_a_wrong_formula_that_is_right_is_not_rejected(analysis, monkeypatch):
+    wrong = stochastic_rounding.WRONG_FORMULAS
+    for name, (_, case) in list(wrong.items()):
+        monkeypatch.setitem(
+            wrong, name, (lambda *place, r=case["rounding"]: stochastic_rounding.bound(*place, r), case)
+        )
+    rows = without(analysis[0]["stochastic_rounding"].rows, "moved")
+    bad = failed(stochastic_rounding, [*rows, *stochastic_rounding.moves(2**10, 0)])
+    assert bad == [f"rejected: {name}" for name in wrong]
+
+
+def test_rounding_that_is_not_as_random_as_it_says_is_found(analysis, monkeypatch):
+    """To the nearest after all, and with the same draws at each step, whose mean is right."""
+    rows = without(analysis[0]["stochastic_rounding"].rows, "moved")
+    form, key = stochastic_rounding.Form, stochastic_rounding.rounding_key
+    for name, faulty in (
+        ("Form", lambda bits, random, width: form(bits, False, width)),
+        ("rounding_key", lambda seed, step: key(seed, 0)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(stochastic_rounding, name, faulty)
+            bad = failed(stochastic_rounding, [*rows, *stochastic_rounding.moves(2**10, 0)])
+        assert sum("at random" in what for what in bad) == 3
+
+
+def test_trainings_whose_names_are_mixed_up_are_found(analysis):
+    rows = analysis[0]["stochastic_rounding"].rows
+    names = [f"INT4 {rounding}" for rounding in stochastic_rounding.ROUNDINGS]
+    swapped = dict(zip(names, names[::-1], strict=True))
+    for seeds in ({1}, {1, 2, 3, 4}):
+        mixed = [
+            row | {"point": swapped.get(row["point"], row["point"])} if row.get("seed") in seeds else row
+            for row in rows
+        ]
+        assert any(
+            what.startswith("INT4 rounded at random beats") for what in failed(stochastic_rounding, mixed)
+        )
+
+
+def test_trainings_need_ids_that_count(tmp_path):
+    command_line.main(["synth", "--out", str(tmp_path / "raw"), "--rows", "2000", "--days", "2"])
+    command_line.main(["prepare", str(tmp_path / "raw"), "--out", str(tmp_path / "prepared")])
+    with pytest.raises(ConfigError, match="prepared with --ids dictionary"):
+        stochastic_rounding.measure(quick=True, data=tmp_path / "prepared", cache=tmp_path)
+
+
+# cache_hits
+
+
+def test_rates_of_lru_are_those_of_its_stationary_law():
+    """King's (1971): the rows used last are r1, r2, ... with p1 * p2 / (1 - p1) * p3 / (1 - p1 - p2) ..."""
+    p = cache_hits.law_of(7, 0.9) * 0.4  # a set that sees 40% of all look-ups
+    for ways in (1, 2, 3, 4):  # Che's is off by 0.0004 at least
+        hits = 0.0
+        for rows in permutations(range(len(p)), ways):
+            q, left, chance = p / p.sum(), 1.0, 1.0
+            for row in rows:
+                chance, left = chance * q[row] / left, left - q[row]
+            hits += chance * p[list(rows)].sum()
+        assert cache_hits.lru(p, ways) == pytest.approx(hits, abs=1e-6)
+    assert cache_hits.lru(p, 1) == pytest.approx(cache_hits.lfu(p, 1), abs=1e-6)
+    assert cache_hits.lru(p, 7) == cache_hits.lfu(p, 8) == cache_hits.che(p, 7) == pytest.approx(0.4)
+
+
+def test_lfu_keeps_all_but_the_last_place():
+    """By hand: of 4 rows in 3 places 2 stay, and the last passes between the others."""
+    p = np.array([0.4, 0.3, 0.2, 0.1])
+    assert cache_hits.lfu(p, 3) == pytest.approx(0.7 + (0.04 + 0.01) / 0.3)
+
+
+@pytest.mark.parametrize(
+    ("theory", "wrong"),
+    [("LFU", "one way"), ("LFU", "LRU"), ("LRU", "LFU"), ("LRU", "top places"), ("Che", "LRU, one set")],
+)
+def test_a_wrong_theory_of_hits_is_found(theory, wrong, analysis):
+    rows = [row | {theory: row[wrong]} for row in analysis[0]["cache_hits"].rows]
+    assert any(what.startswith(theory) for what in failed(cache_hits, rows))
+
+
+def test_policies_that_are_mistaken_for_each_other_are_found(analysis):
+    other = {"LFU": "LRU", "LRU": "LFU"}
+    rows = [row | {"policy": other[row["policy"]]} for row in analysis[0]["cache_hits"].rows]
+    bad = failed(cache_hits, rows)
+    assert any(what.startswith("LFU look-up by") for what in bad)
+    assert any(what.startswith("LRU look-up by") for what in bad)
+
+
+def test_a_cache_that_lost_half_of_its_ways_is_found(monkeypatch):
+    """They hold rows that are never looked up and never leave."""
+
+    class Halved(cache_hits.Cache):
+        def __init__(self, sets, policy):
+            super().__init__(sets, policy)
+            self.tags[:, ::2], self.used[:, ::2] = 10_000 + np.arange(16), 2**31
+
+    p, sets = cache_hits.law_of(500, 1.0), 2
+    right = cache_hits.bound(p, sets)["LRU"]
+    half = sum(cache_hits.lru(p[rows], 16) for rows in cache_hits.sets_of(500, sets))
+    for cache, rate, other in ((cache_hits.Cache, right, half), (Halved, half, right)):
+        monkeypatch.setattr(cache_hits, "Cache", cache)
+        parts = cache_hits.hit_rates(p, sets, "LRU", 1, 8000, "warm", np.random.default_rng(0))
+        assert abs(claim.z_mean(parts, rate)) < claim.RIGHT
+        assert abs(claim.z_mean(parts, other)) > claim.WRONG
 
 
 # The command
