@@ -21,29 +21,17 @@ from numba.extending import register_jitable
 
 from robe.kernels.cache import WAYS, hash_row, place_of, set_of, way_of
 from robe.kernels.cost import Cost
-from robe.kernels.half import from_half
+from robe.kernels.groups import expand, expanded
 from robe.kernels.hashing import ZERO
 from robe.kernels.lanes import copy_run, require_rows_together
 from robe.kernels.launch import launch
-from robe.kernels.quantise import code_bytes, element_at, load_half, scale_at
+from robe.kernels.quantise import element_at, scale_at
 
 
 def cached_gather_cost(table, form, tags, values, ids, base, out) -> Cost:
     """Each id, the tags of its set and its quantised row read, each element written; a product and a sum."""
     read = ids.nbytes + ids.size * (table.shape[1] + WAYS * tags.itemsize * (len(tags) > 0))
     return Cost(read + out.nbytes, 2 * out.size)
-
-
-def expanded(table, rows, form):
-    """Rows (N, D) float32 of those numbers in the table, on the host."""
-    codes = table[rows]
-    if form.bits == 16:
-        return codes.view(np.float16).astype(np.float32)
-    scale, bias = from_half(codes[:, code_bytes(form) :].copy().view(np.uint16)).T[:, :, None]
-    codes = codes[:, : code_bytes(form)]
-    if form.bits == 4:
-        codes = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(rows), -1)[:, : form.width]
-    return bias + scale * codes.astype(np.float32)
 
 
 def cached_gather_reference(table, form, tags, values, ids, base, out):
@@ -58,26 +46,6 @@ def cached_gather_reference(table, form, tags, values, ids, base, out):
 
 
 @register_jitable
-def expand(codes, form, out):
-    """Write a row of the table, codes (S,), to out (D,)."""
-    if form.bits == 16:
-        for i in range(form.width):
-            out[i] = load_half(codes, 2 * i)
-        return
-    behind = code_bytes(form)
-    scale, bias = load_half(codes, behind), load_half(codes, behind + 2)
-    if form.bits == 8:
-        for i in range(form.width):
-            out[i] = bias + scale * np.float32(codes[i])
-    else:
-        for i in range(form.width // 2):
-            out[2 * i] = bias + scale * np.float32(codes[i] & np.uint8(15))
-            out[2 * i + 1] = bias + scale * np.float32(codes[i] >> np.uint8(4))
-        if form.width % 2:
-            out[form.width - 1] = bias + scale * np.float32(codes[behind - 1] & np.uint8(15))
-
-
-@register_jitable
 def cached_row(table, form, tags, values, ids, base, out):
     """The vectors of one row of the batch: ids (F,), out (F, D)."""
     for f in range(ids.size):
@@ -89,7 +57,7 @@ def cached_row(table, form, tags, values, ids, base, out):
             start = np.uint64(place) * np.uint64(form.width)
             copy_run(values, start, ZERO, out, np.uint64(f * form.width), np.uint64(form.width))
         else:
-            expand(table[row], form, out[f])
+            expand(table, row, form, out[f])
 
 
 @njit(parallel=True, nogil=True, cache=True)

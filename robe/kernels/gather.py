@@ -1,6 +1,7 @@
 """Look up: vectors[b, f, i] = sign * memory[slot], for the rows `ids` names.
 
-    memory   (M,)    float    the shared weights; float16 is read as float32 (half.py)
+    memory   (M,)    float    the shared weights; float16 is read as float32 (half.py), and so are codes in
+                              groups, (R, S) uint8 (groups.py)
     ids      (B, F)  uint32   categorical values
     base     (F,)    uint64   token = base[f] + id
     slot_map                  where each element of a row lives (hashing.py)
@@ -20,9 +21,10 @@ from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
 from robe.kernels.cost import Cost
-from robe.kernels.half import widen, words
+from robe.kernels.groups import copy_slots, fetch, prefetch_slots, quantised, stored_weight_bytes
+from robe.kernels.half import words
 from robe.kernels.hashing import ONE, ZERO, block_of, flip, place, run_at, run_from, slots_reference
-from robe.kernels.lanes import copy_run, prefetch_run, require_rows_together
+from robe.kernels.lanes import require_rows_together
 from robe.kernels.launch import block_shape, launch
 from robe.kernels.pieces import TILE, U32, count_pieces, piece_at, weight
 from robe.kernels.vector import in_fours, store4
@@ -36,14 +38,15 @@ AHEAD = 4
 
 
 def gather_cost(memory, ids, base, slot_map, out) -> Cost:
-    """Each id and weight read, each element written; one change of sign per element."""
-    moved = ids.nbytes + out.size * memory.itemsize + out.nbytes
-    return Cost(moved, out.size if slot_map.signed else 0)
+    """Each id and weight read, each element written; a change of sign, a product and a sum per element."""
+    moved = ids.nbytes + int(out.size * stored_weight_bytes(memory, slot_map)) + out.nbytes
+    return Cost(moved, out.size * (int(slot_map.signed) + 2 * quantised(memory)))
 
 
 def gather_reference(memory, ids, base, slot_map, out):
     slots, signs = slots_reference(slot_map, base + ids.astype(np.uint64))
-    out[...] = memory[slots] * signs.astype(memory.dtype)
+    weights = fetch(memory, slot_map, slots.astype(np.uint64)) if quantised(memory) else memory[slots]
+    out[...] = weights * signs.astype(weights.dtype)
 
 
 @register_jitable
@@ -63,7 +66,7 @@ def gather_row(memory, ids, following, base, slot_map, prefetches, out):
         start, word = place(slot_map, token, block)
         while True:
             slot, length, bits = run_from(slot_map, start, word, position, element)
-            copy_run(memory, slot, bits, out, row + element, length)
+            copy_slots(memory, slot_map, slot, bits, out, row + element, length)
             element += length
             position += length
             if element >= slot_map.width:
@@ -81,7 +84,7 @@ def prefetch_vector(memory, token, slot_map):
     while element < slot_map.width:
         start, _ = place(slot_map, token, block)
         length = min(slot_map.block - position, slot_map.width - element)
-        prefetch_run(memory, start + position, length)
+        prefetch_slots(memory, slot_map, start + position, length)
         block, position, element = block + ONE, ZERO, element + length
 
 
@@ -109,7 +112,7 @@ def _gather_elements_kernel(memory, ids, base, slot_map, out):
             i = first_i
             while i < out.shape[2]:
                 slot, _, bits = run_at(slot_map, token, np.uint64(i))
-                out[b, f, i] = flip(widen(memory[slot]), bits, 0)
+                out[b, f, i] = flip(fetch(memory, slot_map, slot), bits, 0)
                 i += step_i
             b += step_b
         f += step_f
@@ -145,10 +148,10 @@ def _gather_kernel(memory, ids, base, slot_map, pieces, shift, out):  # out (B, 
                 out,
                 rows[p],
                 columns[p] + k,
-                weight(memory, slot, bits, 0),
-                weight(memory, slot, bits, 1),
-                weight(memory, slot, bits, 2),
-                weight(memory, slot, bits, 3),
+                weight(memory, slot_map, slot, bits, 0),
+                weight(memory, slot_map, slot, bits, 1),
+                weight(memory, slot_map, slot, bits, 2),
+                weight(memory, slot_map, slot, bits, 3),
             )
             e = U32(e + 4 * threads)
         cuda.syncthreads()  # the next tile takes the same place

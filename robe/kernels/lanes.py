@@ -8,7 +8,7 @@ say the same, run instead.
 
 A run goes between `memory` (M,) and the contiguous `vectors` (F, D) of one row of a batch, whose elements are
 counted 0 .. F * D - 1; element k of it is negated where bit k of `bits` is set. `memory` may be the bits of
-halves (half.py), which are widened as they are read.
+halves (half.py), which are widened as they are read; groups of codes (groups.py) have a copy of their own.
 """
 
 import numpy as np
@@ -57,6 +57,10 @@ def _signed(context, builder, array_type, array, index, bits, lanes):
     value = builder.load(_vector_pointer(context, builder, array_type, array, index, lanes), align=size // 8)
     if array_type.dtype == types.uint16:
         size, value = 32, _widened(builder, value, lanes)
+    return _negated(builder, value, bits, lanes, size)
+
+
+def _negated(builder, value, bits, lanes, size):
     integers = ir.VectorType(ir.IntType(size), lanes)
     negative = builder.bitcast(builder.trunc(bits, ir.IntType(lanes)), ir.VectorType(ir.IntType(1), lanes))
     minus, plus = (ir.Constant(integers, [bit] * lanes) for bit in (1 << (size - 1), 0))
@@ -83,6 +87,62 @@ def _copy_lanes(typing, source, s, bits, out, o, lanes):
         return context.get_dummy_value()
 
     return types.void(source, s, bits, out, o, lanes), code
+
+
+def _codes(builder, byte, element, bits, lanes):
+    """`lanes` codes from an element on as one vector of bytes; byte(i): pointer to byte i of the row.
+
+    Of 4 bits, the first, third, ... lie in the same half of neighbouring bytes, the others in the other half
+    of those, or, from an odd element on, of the bytes that follow.
+    """
+    pair = ir.VectorType(ir.IntType(8), lanes)
+    codes = cgutils.alloca_once(builder, pair)
+    with builder.if_else(builder.icmp_unsigned("==", bits, bits.type(8))) as (eight, four):
+        with eight:
+            pointer = builder.bitcast(byte(element), pair.as_pointer())
+            builder.store(builder.load(pointer, align=1), codes)
+        with four:
+            kind = ir.IntType(max(8, 4 * lanes))
+            odd, at = builder.and_(element, element.type(1)), builder.lshr(element, element.type(1))
+            first, second = (builder.bitcast(byte(i), kind.as_pointer()) for i in (at, builder.add(at, odd)))
+            shift = builder.mul(kind(4), builder.trunc(odd, kind) if kind.width < 64 else odd)
+            mask = kind(int("0f" * (kind.width // 8), 16))
+            even = builder.and_(builder.lshr(builder.load(first, align=1), shift), mask)
+            if lanes == 1:
+                found = builder.bitcast(even, pair)
+            else:
+                shift = builder.sub(kind(4), shift)
+                others = builder.and_(builder.lshr(builder.load(second, align=1), shift), mask)
+                half = ir.VectorType(ir.IntType(8), lanes // 2)
+                order = [i // 2 + i % 2 * lanes // 2 for i in range(lanes)]
+                order = ir.Constant(ir.VectorType(ir.IntType(32), lanes), order)
+                found = builder.shuffle_vector(
+                    builder.bitcast(even, half), builder.bitcast(others, half), order
+                )
+            builder.store(found, codes)
+    return builder.load(codes)
+
+
+@intrinsic(prefer_literal=True)
+def expand_lanes(typing, table, row, element, bits, scale, bias, signs, out, o, lanes):
+    def code(context, builder, signature, arguments):
+        table_type, lanes = signature.args[0], signature.args[9].literal_value
+        table, row, element, bits, scale, bias, signs, out, o, _ = arguments
+        shape = context.make_array(table_type)(context, builder, table).shape
+        start = builder.mul(row, builder.extract_value(shape, 1))
+
+        def byte(i):
+            return _pointer(context, builder, table_type, table, builder.add(start, i))
+
+        numbers, floats = (ir.VectorType(kind, lanes) for kind in (ir.IntType(32), ir.FloatType()))
+        number = builder.sitofp(builder.zext(_codes(builder, byte, element, bits, lanes), numbers), floats)
+        product = builder.fmul(_splat(builder, scale, lanes), number)
+        value = _negated(builder, builder.fadd(_splat(builder, bias, lanes), product), signs, lanes, 32)
+        target = _vector_pointer(context, builder, signature.args[7], out, o, lanes)
+        builder.store(value, target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(table, row, element, bits, scale, bias, signs, out, o, lanes), code
 
 
 @intrinsic(prefer_literal=True)
@@ -172,6 +232,15 @@ if config.DISABLE_JIT or config.BOUNDSCHECK:
             vectors[f, i] = flip(widen(memory[s + np.uint64(k)]), bits, k)
 
     @register_jitable
+    def expand_lanes(table, row, element, bits, scale, bias, signs, out, o, lanes):
+        for k in range(lanes):
+            i = element + np.uint64(k)
+            code = (
+                table[row, i] if bits == 8 else table[row, i >> ONE] >> np.uint8(4 * (i & ONE)) & np.uint8(15)
+            )
+            out.flat[o + np.uint64(k)] = flip(bias + scale * np.float32(code), signs, k)
+
+    @register_jitable
     def _add_lanes(vectors, s, bits, scale, memory, o, lanes):
         for k in range(lanes):
             f, i = divmod(s + np.uint64(k), np.uint64(vectors.shape[1]))
@@ -257,10 +326,10 @@ def combine(factors, vectors, out, i):
 @register_jitable
 def prefetch_run(array, start, length):
     """Ask for the cache lines of a run that will be needed soon."""
-    k = ZERO
+    k, line = ZERO, SIXTYFOUR // np.uint64(array.itemsize)
     while k < length:
         _prefetch(array, start + k)
-        k += SIXTEEN
+        k += line
 
 
 def require_rows_together(array: np.ndarray) -> None:

@@ -1,0 +1,176 @@
+"""Arrays of weights in 8 or 4 bits, for inference: read as float32, in groups with a scale and a bias each.
+
+Such a `memory` is (R, S) uint8: its rows are groups of G consecutive weights, each stored as the rows of
+quantise.py are, S = row_bytes(form). A group of a table is a row, G = D; one of a ROBE array has G = GROUP
+weights, and the last one is filled up. So
+
+    weight of a slot = element (slot mod G) of group (slot div G)
+
+S tells 8 bits from 4 (a group of one weight looks the same in both), the slot map tells G, and the type of an
+array tells that it is one: kernels take it where they take floats, and choose when they are compiled.
+
+The functions below run on NumPy arrays, or compiled, as those of hashing.py.
+"""
+
+import numpy as np
+from numba import types
+from numba.extending import overload, register_jitable
+
+from robe.kernels.half import from_half, widen
+from robe.kernels.hashing import ONE, TABLE, ZERO, divide
+from robe.kernels.lanes import EIGHT, SIXTEEN, copy_run, expand_lanes, prefetch_run
+from robe.kernels.quantise import Form, code_bytes, element_at, load_half, scale_at
+
+GROUP, SHIFT, LAST, ENDS = np.uint64(64), np.uint64(6), np.uint64(63), np.uint64(4)
+
+
+def quantised(memory) -> bool:
+    return memory.dtype == np.uint8
+
+
+def stored_weight_bytes(memory, slot_map) -> float:
+    """Bytes that must be read for each weight of a look-up, at the least: codes, and the scale and bias that
+    a block or a row shares."""
+    if not quantised(memory):
+        return memory.itemsize
+    together, codes = int(group_length(slot_map)), memory.shape[1] - 4
+    block = together if slot_map.family == TABLE else min(int(slot_map.block), int(slot_map.width), together)
+    return codes / together + 4 / block
+
+
+@register_jitable
+def group_length(slot_map):
+    """G."""
+    return slot_map.width if slot_map.family == TABLE else GROUP
+
+
+@register_jitable
+def group_of(slot_map, slot):
+    """(number of the group of a slot, its place there)."""
+    if slot_map.family == TABLE:  # its block is a row
+        return divide(slot, slot_map.block, slot_map.block_reciprocal)
+    return slot >> SHIFT, slot & LAST
+
+
+@register_jitable
+def form_of(memory, slot_map):
+    length = np.int64(group_length(slot_map))
+    return Form(8 if memory.shape[1] == length + 4 else 4, False, length)
+
+
+@register_jitable
+def fetch_code(memory, slot_map, slot):
+    group, element = group_of(slot_map, slot)
+    form = form_of(memory, slot_map)
+    scale, bias = scale_at(memory, group, form)
+    return element_at(memory, group, element, scale, bias, form)
+
+
+def fetch(memory, slot_map, slot):
+    """The weight of a slot, of any array, as a float."""
+    return fetch_code(memory, slot_map, slot) if quantised(memory) else widen(memory[slot])
+
+
+@overload(fetch)
+def _fetch(memory, slot_map, slot):
+    if memory.dtype == types.uint8:
+        return lambda memory, slot_map, slot: fetch_code(memory, slot_map, slot)
+    return lambda memory, slot_map, slot: widen(memory[slot])
+
+
+@register_jitable
+def expand_run(table, group, element, bits, signs, vectors, o, length):
+    """Write a group from that element on, with signs, to element o of the vectors and on; bits: 8 or 4."""
+    behind = table.shape[1] - 4
+    scale, bias = load_half(table, group, behind), load_half(table, group, behind + 2)
+    while length >= SIXTEEN:
+        expand_lanes(table, group, element, bits, scale, bias, signs, vectors, o, 16)
+        element, o, length, signs = element + SIXTEEN, o + SIXTEEN, length - SIXTEEN, signs >> SIXTEEN
+    if length >= EIGHT:
+        expand_lanes(table, group, element, bits, scale, bias, signs, vectors, o, 8)
+        element, o, length, signs = element + EIGHT, o + EIGHT, length - EIGHT, signs >> EIGHT
+    while length > ZERO:
+        expand_lanes(table, group, element, bits, scale, bias, signs, vectors, o, 1)
+        element, o, length, signs = element + ONE, o + ONE, length - ONE, signs >> ONE
+
+
+@register_jitable
+def expand(table, row, form, vectors):
+    """Write a row of a table of any form to vectors (D,)."""
+    if form.bits == 16:
+        for i in range(form.width):
+            vectors[i] = load_half(table, row, 2 * i)
+    else:
+        expand_run(table, np.uint64(row), ZERO, form.bits, ZERO, vectors, ZERO, np.uint64(form.width))
+
+
+def expanded(table, rows, form):
+    """Rows (N, D) float32 of those numbers in the table, on the host."""
+    codes = table[rows]
+    if form.bits == 16:
+        return codes.view(np.float16).astype(np.float32)
+    scale, bias = from_half(codes[:, code_bytes(form) :].copy().view(np.uint16)).T[:, :, None]
+    codes = codes[:, : code_bytes(form)]
+    if form.bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(rows), -1)[:, : form.width]
+    return bias + scale * codes.astype(np.float32)
+
+
+@register_jitable
+def expand_slots(memory, slot_map, slot, signs, vectors, o, length):
+    bits = form_of(memory, slot_map).bits
+    group, element = group_of(slot_map, slot)
+    while length > ZERO:
+        count = min(length, group_length(slot_map) - element)
+        expand_run(memory, group, element, bits, signs, vectors, o, count)
+        # Signs last for 64 elements; a shift by 64 means nothing.
+        group, element, o, length, signs = (
+            group + ONE,
+            ZERO,
+            o + count,
+            length - count,
+            signs >> (count & LAST),
+        )
+
+
+@register_jitable
+def prefetch_codes(memory, slot_map, slot, length):
+    group, element = group_of(slot_map, slot)
+    size = np.uint64(memory.shape[1])
+    first = group * size + (element if size == group_length(slot_map) + ENDS else element >> ONE)
+    last, _ = group_of(slot_map, slot + length - ONE)
+    end = (last + ONE) * size
+    prefetch_run(memory, first, end - first)
+    prefetch_run(memory, end - ONE, ONE)  # scale and bias, which may begin a line
+
+
+def prefetch_slots(memory, slot_map, slot, length):
+    """`prefetch_run` of lanes.py, of any array."""
+    if quantised(memory):
+        prefetch_codes(memory, slot_map, slot, length)
+    else:
+        prefetch_run(memory, slot, length)
+
+
+@overload(prefetch_slots)
+def _prefetch_slots(memory, slot_map, slot, length):
+    if memory.dtype == types.uint8:
+        return prefetch_codes
+    return lambda memory, slot_map, slot, length: prefetch_run(memory, slot, length)
+
+
+def copy_slots(memory, slot_map, slot, signs, vectors, o, length):
+    """`copy_run` of lanes.py, of any array."""
+    if quantised(memory):
+        expand_slots(memory, slot_map, slot, signs, vectors, o, length)
+    else:
+        copy_run(memory, slot, signs, vectors, o, length)
+
+
+@overload(copy_slots)
+def _copy_slots(memory, slot_map, slot, signs, vectors, o, length):
+    if memory.dtype == types.uint8:
+        return expand_slots
+    return lambda memory, slot_map, slot, signs, vectors, o, length: copy_run(
+        memory, slot, signs, vectors, o, length
+    )
