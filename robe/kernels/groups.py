@@ -79,19 +79,29 @@ def _fetch(memory, slot_map, slot):
 
 
 @register_jitable
-def expand_run(table, group, element, bits, signs, vectors, o, length):
-    """Write a group from that element on, with signs, to element o of the vectors and on; bits: 8 or 4."""
-    behind = table.shape[1] - 4
-    scale, bias = load_half(table, group, behind), load_half(table, group, behind + 2)
-    while length >= SIXTEEN:
-        expand_lanes(table, group, element, bits, scale, bias, signs, vectors, o, 16)
-        element, o, length, signs = element + SIXTEEN, o + SIXTEEN, length - SIXTEEN, signs >> SIXTEEN
-    if length >= EIGHT:
-        expand_lanes(table, group, element, bits, scale, bias, signs, vectors, o, 8)
-        element, o, length, signs = element + EIGHT, o + EIGHT, length - EIGHT, signs >> EIGHT
-    while length > ZERO:
-        expand_lanes(table, group, element, bits, scale, bias, signs, vectors, o, 1)
-        element, o, length, signs = element + ONE, o + ONE, length - ONE, signs >> ONE
+def expand_run(table, group, element, size, bits, ends, signs, vectors, o, length):
+    """Write `length` weights, from an element of a group on, with signs to element o of the vectors and on.
+
+    size: G; bits: 8 or 4; ends: (scale, bias) of the group, or of it and the next: then the weights may go on
+    there. Which do is chosen in the lanes of a register, since a branch would be taken as often as not, and
+    each part would have a rest to write one by one. The last register is filled up with weights that were
+    written before.
+    """
+    k = ZERO
+    if length >= SIXTEEN:
+        while k + SIXTEEN < length:
+            expand_lanes(table, group, element + k, size, bits, ends, signs >> (k & LAST), vectors, o + k, 16)
+            k += SIXTEEN
+        k = length - SIXTEEN
+        expand_lanes(table, group, element + k, size, bits, ends, signs >> (k & LAST), vectors, o + k, 16)
+    elif length >= EIGHT:
+        expand_lanes(table, group, element, size, bits, ends, signs, vectors, o, 8)
+        k = length - EIGHT
+        expand_lanes(table, group, element + k, size, bits, ends, signs >> k, vectors, o + k, 8)
+    else:
+        while k < length:
+            expand_lanes(table, group, element + k, size, bits, ends, signs >> k, vectors, o + k, 1)
+            k += ONE
 
 
 @register_jitable
@@ -101,7 +111,8 @@ def expand(table, row, form, vectors):
         for i in range(form.width):
             vectors[i] = load_half(table, row, 2 * i)
     else:
-        expand_run(table, np.uint64(row), ZERO, form.bits, ZERO, vectors, ZERO, np.uint64(form.width))
+        row, width = np.uint64(row), np.uint64(form.width)
+        expand_run(table, row, ZERO, width, form.bits, scale_at(table, row, form), ZERO, vectors, ZERO, width)
 
 
 def expanded(table, rows, form):
@@ -118,30 +129,25 @@ def expanded(table, rows, form):
 
 @register_jitable
 def expand_slots(memory, slot_map, slot, signs, vectors, o, length):
-    bits = form_of(memory, slot_map).bits
-    group, element = group_of(slot_map, slot)
+    form, size = form_of(memory, slot_map), group_length(slot_map)
     while length > ZERO:
-        count = min(length, group_length(slot_map) - element)
-        expand_run(memory, group, element, bits, signs, vectors, o, count)
-        # Signs last for 64 elements; a shift by 64 means nothing.
-        group, element, o, length, signs = (
-            group + ONE,
-            ZERO,
-            o + count,
-            length - count,
-            signs >> (count & LAST),
-        )
+        group, element = group_of(slot_map, slot)
+        ends, count = scale_at(memory, group, form), min(length, size)
+        if slot_map.family == TABLE:
+            expand_run(memory, group, element, size, form.bits, ends, signs, vectors, o, count)
+        else:
+            both = ends + scale_at(memory, group + np.uint64(element + count > size), form)
+            expand_run(memory, group, element, size, form.bits, both, signs, vectors, o, count)
+        slot, o, length = slot + count, o + count, length - count  # signed runs end after 64
 
 
 @register_jitable
 def prefetch_codes(memory, slot_map, slot, length):
     group, element = group_of(slot_map, slot)
-    size = np.uint64(memory.shape[1])
-    first = group * size + (element if size == group_length(slot_map) + ENDS else element >> ONE)
     last, _ = group_of(slot_map, slot + length - ONE)
-    end = (last + ONE) * size
-    prefetch_run(memory, first, end - first)
-    prefetch_run(memory, end - ONE, ONE)  # scale and bias, which may begin a line
+    size, half = np.uint64(memory.shape[1]), np.uint64(form_of(memory, slot_map).bits == 4)
+    prefetch_run(memory, group * size + (element >> half), (length >> half) + ENDS)
+    prefetch_run(memory, (last + ONE) * size - ONE, ONE)  # scale and bias, which may begin a line
 
 
 def prefetch_slots(memory, slot_map, slot, length):
