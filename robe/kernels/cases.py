@@ -6,7 +6,7 @@ import numpy as np
 
 from robe.kernels.admit import COUNTED, admit_reference
 from robe.kernels.cache import EMPTY, WAYS, hash_row, set_of
-from robe.kernels.groups import group_length
+from robe.kernels.groups import group_length, store_groups
 from robe.kernels.half import rounding_key
 from robe.kernels.hashing import SlotMap, slot_map, slots_reference
 from robe.kernels.interaction import out_width
@@ -36,9 +36,8 @@ class Case(NamedTuple):
         if self.memory_type not in BITS:
             return memory.astype(self.memory_type)
         form = Form(BITS[self.memory_type], False, int(group_length(self.slot_map())))
-        rows = np.pad(memory, (0, -memory.size % form.width), "edge").reshape(-1, form.width)
-        groups = np.zeros((len(rows), row_bytes(form)), np.uint8)
-        quantise_reference(rows, np.arange(len(rows), dtype=np.uint32), rounding_key(0, 0), form, groups)
+        groups = np.zeros((-(-memory.size // form.width), row_bytes(form)), np.uint8)
+        store_groups(memory, form, quantise_reference, groups)
         return groups
 
     def base(self) -> np.ndarray:

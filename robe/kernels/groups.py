@@ -16,7 +16,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
-from robe.kernels.half import from_half, widen
+from robe.kernels.half import from_half, rounding_key, widen
 from robe.kernels.hashing import ONE, TABLE, ZERO, divide
 from robe.kernels.lanes import EIGHT, SIXTEEN, copy_run, expand_lanes, prefetch_run
 from robe.kernels.quantise import Form, code_bytes, element_at, load_half, scale_at
@@ -36,6 +36,16 @@ def stored_weight_bytes(memory, slot_map) -> float:
     together, codes = int(group_length(slot_map)), memory.shape[1] - 4
     block = together if slot_map.family == TABLE else min(int(slot_map.block), int(slot_map.width), together)
     return codes / together + 4 / block
+
+
+def store_groups(weights, form, quantise, groups) -> None:
+    """Write weights (n,) float32 to the first of `groups` (R, S), with a version of `quantise`.
+
+    What the last one lacks is more of the last weight, which changes no scale.
+    """
+    rows = np.pad(weights, (0, -weights.size % form.width), "edge").reshape(-1, form.width)
+    numbers = np.arange(len(rows), dtype=np.uint32)
+    quantise(rows, numbers, rounding_key(0, 0), form, groups)
 
 
 @register_jitable
@@ -116,14 +126,14 @@ def expand(table, row, form, vectors):
 
 
 def expanded(table, rows, form):
-    """Rows (N, D) float32 of those numbers in the table, on the host."""
+    """Rows (N, D) float32 of those numbers (or a slice) of the table, on the host."""
     codes = table[rows]
     if form.bits == 16:
         return codes.view(np.float16).astype(np.float32)
     scale, bias = from_half(codes[:, code_bytes(form) :].copy().view(np.uint16)).T[:, :, None]
     codes = codes[:, : code_bytes(form)]
     if form.bits == 4:
-        codes = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(rows), -1)[:, : form.width]
+        codes = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), -1)[:, : form.width]
     return bias + scale * codes.astype(np.float32)
 
 

@@ -69,6 +69,7 @@ def slot_map(family: str, width: int, block: int, memory: int, seed: int = 0, si
         raise ValueError(f"need width >= 1 and 1 <= block <= memory, not {width=}, {block=}, {memory=}")
     if family == "affine" and memory > P:
         raise ValueError(f"the affine hash reaches {P} weights at most, not {memory}; use the hash `mix`")
+    starts = memory - block + 1
     block = width if family == "table" else block
     c, b, a = np.random.RandomState(seed % 2**32).randint(0, int(P), 50)[:3]  # as published
     with np.errstate(over="ignore"):
@@ -84,8 +85,8 @@ def slot_map(family: str, width: int, block: int, memory: int, seed: int = 0, si
         block=U64(block),
         block_reciprocal=reciprocal(block),
         memory=U64(memory),
-        starts=U64(memory - block + 1),
-        starts_reciprocal=reciprocal(memory - block + 1),
+        starts=U64(starts),
+        starts_reciprocal=reciprocal(starts),
     )
 
 
