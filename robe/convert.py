@@ -100,10 +100,13 @@ def convert(
     before = trained.embedding.describe()
     del trained  # writing takes memory too
     checkpoint.save(run, model, new, data, position)
-    names = ("method", "embedding_parameters", "embedding_bytes")
+    names, bits = ("method", "embedding_parameters", "embedding_bytes"), config.embedding.bits
+    stored = config.embedding.memory
+    if config.embedding.method == "mixed_precision":
+        stored = "fp16" if bits == 16 else f"int{bits}"
     return {
         "steps": position.step,
-        "before": {name: before[name] for name in names} | {"memory": config.embedding.memory},
+        "before": {name: before[name] for name in names} | {"memory": stored},
         "memory": new.embedding.memory,
         **found,
         **model.embedding.describe(),

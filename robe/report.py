@@ -31,7 +31,7 @@ def converted_text(run: Path, summary: dict) -> str:
     sizes = [f"{part['method']} {part['memory']} {part['embedding_bytes']:,} B" for part in (before, summary)]
     lines = [
         f"{run}: written; embedding {sizes[0]} -> {sizes[1]}, "
-        f"{before['embedding_bytes'] / summary['embedding_bytes']:.2f}x smaller",
+        f"{summary['embedding_bytes'] / before['embedding_bytes']:.1%} of the bytes",
         f"weights: relative RMS error {summary['relative_rms_error']:.3g}, largest error "
         f"{summary['largest_error']:.3g}",
     ]

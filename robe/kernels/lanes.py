@@ -249,7 +249,7 @@ if config.DISABLE_JIT or config.BOUNDSCHECK:
         for k in range(lanes):
             beyond, i = element + np.uint64(k) >= size, element + np.uint64(k)
             row, i = (group + ONE, i - size) if beyond else (group, i)
-            scale, bias = (ends[2], ends[3]) if beyond else (ends[0], ends[1])
+            scale, bias = (ends[-2], ends[-1]) if beyond else (ends[0], ends[1])
             four = (table[row, i >> ONE] >> np.uint8(4 * (i & ONE))) & np.uint8(15)
             code = table[row, i] if bits == 8 else four
             out.flat[o + np.uint64(k)] = flip(bias + scale * np.float32(code), signs, k)
