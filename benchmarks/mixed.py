@@ -3,14 +3,12 @@
 B = 2048, F = 26, D = 128, uniform ids over 26 equal tables that exceed the caches of the machine. All look up
 the same rows. `hits` has a cache with twice as many places as there are look-ups, and them in it, which is
 checked; INT8 and INT4 have none, as after a flush. `places known` gathers the cached rows without looking for
-them: what is more in `hits` is the search. The fair float32 gathers are those that do not prefetch, as these
-do not. `full INT8` is the table converted for inference, which prefetches, as `float32 rows` do; `ROBE` is an
+them: what is more in `hits` is the search. `full INT8` is the table converted for inference; `ROBE` is an
 array of 25 million weights (Z = 32), in float32 and converted. `inference` interacts the vectors too.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from unittest import mock
 
 import numpy as np
 
@@ -21,14 +19,12 @@ from robe.backend import Backend
 from robe.config import CODE_BITS, EmbeddingConfig, ModelConfig, TrainConfig, resolve
 from robe.convert import convert_embedding, converted_config
 from robe.embeddings import MixedPrecisionEmbedding, create
-from robe.kernels import gather
 from robe.kernels.cache import WAYS, hash_row, set_of
 from robe.kernels.hashing import slot_map
 from robe.kernels.interaction import out_width
 
 FULL = "float32 rows"
-FAIR = "float32 rows, not prefetched"
-KNOWN = "cached float32 rows, places known, not prefetched"
+KNOWN = "cached float32 rows, places known"
 OURS = {"INT8, hits": 8, "INT8": 8, "INT4": 4}
 CODES, ARRAY = "full INT8", "ROBE"
 ARRAY_WEIGHTS, BLOCK = 25_000_000, 32  # 100 MB in float32
@@ -43,7 +39,6 @@ def ours(work: Workload, rows: int, backend: Backend) -> dict[str, Callable]:
     base = resolve(TrainConfig(ModelConfig(work.preset), EmbeddingConfig("full"), batch=rows))
     full = create(base, work.data(), backend)
     calls = {f"{FULL} lookup": rotate(lambda ids: full.lookup(ids, out), batches)}
-    calls[f"{FAIR} lookup"] = unprefetched(rotate(lambda ids: full.lookup(ids, out), batches))
     full.lookup(batches[0], out)
     expected = backend.to_host(out).copy()
     widest = 2 / min(work.cardinalities) ** 0.5  # from the least initial weight to the largest
@@ -113,15 +108,7 @@ def known(embedding: MixedPrecisionEmbedding, batches: list, out) -> Callable:
     memory = embedding.values.reshape(-1)
     where = slot_map("table", embedding.width, 1, memory.size, signed=False)
     base = backend.xp.zeros(embedding.features, "uint64")
-    return unprefetched(rotate(lambda ids: backend.kernels.gather(memory, ids, base, where, out), places))
-
-
-def unprefetched(call: Callable) -> Callable:
-    def wrapped():
-        with mock.patch.object(gather, "CACHE", 2**62):
-            call()
-
-    return wrapped
+    return rotate(lambda ids: backend.kernels.gather(memory, ids, base, where, out), places)
 
 
 def run(backend: Backend, effort: Effort) -> Iterator[dict]:
@@ -136,7 +123,7 @@ def run(backend: Backend, effort: Effort) -> Iterator[dict]:
     for name, values in times.items():
         yield figure("mixed precision", name, values, rows=rows, table_bytes=work.full_bytes)
     for name in OURS:
-        for other in (FULL, FAIR, "one EmbeddingBag", *([KNOWN] if "hits" in name else [])):
+        for other in (FULL, "one EmbeddingBag", *([KNOWN] if "hits" in name else [])):
             if (theirs := times.get(f"{other} lookup")) is not None:
                 yield ratio(
                     f"mixed precision: {name} lookup",

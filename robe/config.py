@@ -97,8 +97,9 @@ class EmbeddingConfig:
     """Size of mixed_precision's cache as a share of all rows, 0 for none. Default: 0.01 with 4 bits, else
     0.05."""
 
-    policy: Literal["lru", "lfu"] = "lru"
-    """Which row of a full set leaves the cache: the one used least recently, or least often since it came."""
+    policy: Literal["lru", "lfu"] = "lfu"
+    """Which row of a full set leaves the cache: the one used least recently, or least often since it came.
+    lfu keeps the frequent rows where a batch wants more rows than the cache holds; lru follows a drift."""
 
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     """How mixed_precision rounds: at random, so that the mean is right, or to the nearest."""

@@ -69,6 +69,19 @@ def test_prefetching_changes_nothing(case, monkeypatch):
         np.testing.assert_allclose(found["out"], expected["out"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("case", [c for c in CASES if c.rows > 1], ids=lambda c: c.name)
+def test_what_is_prefetched_is_what_will_be_read(case, monkeypatch):
+    """Of the vectors AHEAD of each, in the same row of the batch or the next one."""
+    asked = []
+    monkeypatch.setattr(gather, "prefetch_run", lambda _, start, length: asked.append((start, length)))
+    monkeypatch.setattr(gather, "copy_run", lambda *_: None)
+    ids, slots = case.draw_ids(), slots_of(case)[0]
+    gather.gather_row(None, ids[0], ids[1], case.base(), case.slot_map(), True, None)
+    found = [(int(start) + k) % case.memory for start, length in asked for k in range(int(length))]
+    expected = slots[:2].reshape(-1, case.width)[gather.AHEAD :][: case.features]
+    assert found == expected.ravel().tolist()
+
+
 @each_version("scatter_add")
 @each_case
 def test_scatter_of_integers_is_exact(case, run, rng):

@@ -11,19 +11,22 @@ Nothing but `out` changes. A row that is not in the cache is read as admit.py an
 there, so training may look up first and admit afterwards, and evaluating a model in mid-training leaves it
 alone.
 
-Versions: `reference` is the formula. `cpu` compares all tags of a set at once, and then copies or widens the
-row in vector registers. `cuda` gives a thread to each element; the threads of one row read the same tags.
+Versions: `reference` is the formula. `cpu` compares all tags of a set at once, asks for rows ahead of their
+turn, as gather.py does, and then copies or widens them in vector registers. `cuda` gives a thread to each
+element; the threads of one row read the same tags.
 """
 
 import numpy as np
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
-from robe.kernels.cache import WAYS, hash_row, place_of, set_of, way_of
+from robe.kernels.cache import NOWHERE, WAYS, hash_row, place_of, set_of, way_of
 from robe.kernels.cost import Cost
+from robe.kernels.gather import AHEAD
 from robe.kernels.groups import expand, expanded
 from robe.kernels.hashing import ZERO
-from robe.kernels.lanes import copy_run, require_rows_together
+from robe.kernels.interaction import ROWS
+from robe.kernels.lanes import copy_run, prefetch_run, require_rows_together
 from robe.kernels.launch import launch
 from robe.kernels.quantise import element_at, scale_at
 
@@ -46,24 +49,58 @@ def cached_gather_reference(table, form, tags, values, ids, base, out):
 
 
 @register_jitable
-def cached_row(table, form, tags, values, ids, base, out):
-    """The vectors of one row of the batch: ids (F,), out (F, D)."""
+def find_place(tags, row):
+    """`place_of`, or NOWHERE without a cache."""
+    return place_of(tags, row) if tags.shape[0] else np.int64(NOWHERE)
+
+
+@register_jitable
+def find_places(tags, ids, base, places):
+    """Write where in the cache each of the rows of one row of the batch is, ids (F,), to places (F,)."""
     for f in range(ids.size):
-        row = base[f] + np.uint64(ids[f])
-        place = np.int64(-1)
-        if tags.shape[0]:
-            place = place_of(tags, row)
-        if place >= 0:
-            start = np.uint64(place) * np.uint64(form.width)
-            copy_run(values, start, ZERO, out, np.uint64(f * form.width), np.uint64(form.width))
+        places[f] = find_place(tags, base[f] + np.uint64(ids[f]))
+
+
+@register_jitable
+def prefetch_row(table, values, width, row, place):
+    if place >= 0:
+        prefetch_run(values, np.uint64(place) * width, width)
+    else:
+        size = np.uint64(table.shape[1])
+        prefetch_run(table, row * size, size)
+
+
+@register_jitable
+def cached_row(table, form, tags, values, ids, places, following, following_places, base, out):
+    """The vectors of one row of the batch: ids (F,), their places (F,), out (F, D).
+
+    The places of the row that comes next, `following` (F,), are found on the way; what is asked for ahead at
+    the end of this row are vectors of that one.
+    """
+    features, width = ids.size, np.uint64(form.width)
+    for f in range(features):
+        following_places[f] = find_place(tags, base[f] + np.uint64(following[f]))
+        g = f + AHEAD - features
+        if g < 0:
+            prefetch_row(table, values, width, base[f + AHEAD] + np.uint64(ids[f + AHEAD]), places[f + AHEAD])
+        elif g <= f:
+            prefetch_row(table, values, width, base[g] + np.uint64(following[g]), following_places[g])
+        if places[f] >= 0:
+            copy_run(values, np.uint64(places[f]) * width, ZERO, out, np.uint64(f) * width, width)
         else:
-            expand(table, row, form, out[f])
+            expand(table, base[f] + np.uint64(ids[f]), form, out[f])
 
 
 @njit(parallel=True, nogil=True, cache=True)
 def _cached_gather(table, form, tags, values, ids, base, out):
-    for b in prange(ids.shape[0]):
-        cached_row(table, form, tags, values, ids[b], base, out[b])
+    rows = ids.shape[0]
+    for tile in prange((rows + ROWS - 1) // ROWS):
+        first, last = tile * ROWS, min((tile + 1) * ROWS, rows)
+        places = np.empty((2, ids.shape[1]), np.int64)
+        find_places(tags, ids[first], base, places[0])
+        for b in range(first, last):
+            k, following = (b - first) % 2, ids[min(b + 1, last - 1)]
+            cached_row(table, form, tags, values, ids[b], places[k], following, places[1 - k], base, out[b])
 
 
 def cached_gather_cpu(table, form, tags, values, ids, base, out):

@@ -16,6 +16,7 @@ from robe.kernels.cached_gather import (
     cached_gather_cuda,
     cached_gather_reference,
     cached_row,
+    find_places,
 )
 from robe.kernels.cost import Cost
 from robe.kernels.interaction import (
@@ -48,10 +49,16 @@ def cached_interaction_reference(table, form, tags, values, ids, base, first, ou
 def _cached_interaction(table, form, tags, values, ids, base, first, out):
     rows = ids.shape[0]
     for tile in prange((rows + ROWS - 1) // ROWS):
+        start, last = tile * ROWS, min((tile + 1) * ROWS, rows)
         vectors = np.empty((1 + ids.shape[1], first.shape[1]), first.dtype)
-        for b in range(tile * ROWS, min((tile + 1) * ROWS, rows)):
+        places = np.empty((2, ids.shape[1]), np.int64)
+        find_places(tags, ids[start], base, places[0])
+        for b in range(start, last):
             vectors[0] = first[b]
-            cached_row(table, form, tags, values, ids[b], base, vectors[1:])
+            k, following = (b - start) % 2, ids[min(b + 1, last - 1)]
+            cached_row(
+                table, form, tags, values, ids[b], places[k], following, places[1 - k], base, vectors[1:]
+            )
             interact_row(vectors, out[b])
 
 

@@ -78,7 +78,7 @@ CASES = [
     Case("affine, Z = M", 4, 2, 16, 64, 64, "affine", signed=False),
     Case("affine, Z does not divide D", 4, 2, 20, 8, 90, "affine", signed=False),
     Case("affine, largest ids", 3, 26, 16, 16, 997, "affine", signed=False, ids="largest"),
-    Case("full table", 8, 3, 16, 16, 3 * 10 * 16, "table", signed=False),
+    Case("full table", 8, 3, 16, 1, 3 * 10 * 16, "table", signed=False),
     Case("halves, Z = 1", 5, 3, 8, 1, 50, memory_type="float16"),
     Case("halves, Z = D", 6, 4, 16, 16, 1000, memory_type="float16"),
     Case("halves, Z does not divide D", 5, 3, 24, 10, 509, memory_type="float16"),

@@ -10,7 +10,8 @@
 Versions: `reference` makes the tensors of slots and signs, which is what the formula says and what the
 published PyTorch code does. `cpu` hashes once per block and copies runs of consecutive weights; nothing
 of the size of `out` is made besides it. Only the first block of a row takes a division, the next ones
-follow it, and a large array is prefetched some vectors ahead. `cuda_elements` gives one thread to each
+follow it, and a large array is prefetched some vectors ahead. The rows of a full table are copied without
+what only blocks need, which is 1.4 times as fast at 2 GB. `cuda_elements` gives one thread to each
 element, which hashes where it lies, some sixty instructions for four bytes. `cuda` hashes once per piece
 (pieces.py), and each thread copies four neighbours and writes them at once; it needs rows of float32 at
 multiples of 16 bytes and pieces of at least four elements, and is `cuda_elements` otherwise.
@@ -23,7 +24,7 @@ from numba.extending import register_jitable
 from robe.kernels.cost import Cost
 from robe.kernels.groups import copy_slots, fetch, prefetch_slots, quantised, stored_weight_bytes
 from robe.kernels.half import words
-from robe.kernels.hashing import ONE, ZERO, block_of, flip, place, run_at, run_from, slots_reference
+from robe.kernels.hashing import ONE, TABLE, ZERO, block_of, flip, place, run_at, run_from, slots_reference
 from robe.kernels.lanes import require_rows_together
 from robe.kernels.launch import block_shape, launch
 from robe.kernels.pieces import TILE, U32, count_pieces, piece_at, weight
@@ -52,13 +53,15 @@ def gather_reference(memory, ids, base, slot_map, out):
 @register_jitable
 def gather_row(memory, ids, following, base, slot_map, prefetches, out):
     """The vectors of one row of the batch: ids (F,), following (F,) those of the next row, out (F, D)."""
+    if slot_map.family == TABLE:
+        return gather_table_row(memory, ids, following, base, slot_map, prefetches, out)
     features = ids.size
     for f in range(features):
         if prefetches:
-            if f + AHEAD < features:
+            g = f + AHEAD - features
+            if g < 0:
                 prefetch_vector(memory, base[f + AHEAD] + np.uint64(ids[f + AHEAD]), slot_map)
-            elif f + AHEAD - features < features:
-                g = f + AHEAD - features
+            elif g < features:
                 prefetch_vector(memory, base[g] + np.uint64(following[g]), slot_map)
         token, element = base[f] + np.uint64(ids[f]), ZERO
         row = np.uint64(f) * slot_map.width
@@ -74,6 +77,21 @@ def gather_row(memory, ids, following, base, slot_map, prefetches, out):
             if position == slot_map.block:
                 block, position = block + ONE, ZERO
                 start, word = place(slot_map, token, block)
+
+
+@register_jitable
+def gather_table_row(memory, ids, following, base, slot_map, prefetches, out):
+    """The same of a full table."""
+    features, width = ids.size, slot_map.width
+    for f in range(features):
+        g = f + AHEAD - features
+        if prefetches and g < features:
+            token = (
+                base[g] + np.uint64(following[g]) if g >= 0 else base[f + AHEAD] + np.uint64(ids[f + AHEAD])
+            )
+            prefetch_slots(memory, slot_map, token * width, width)
+        start = (base[f] + np.uint64(ids[f])) * width
+        copy_slots(memory, slot_map, start, ZERO, out, np.uint64(f) * width, width)
 
 
 @register_jitable

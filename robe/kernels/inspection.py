@@ -205,9 +205,9 @@ def kernels(operation: str) -> dict[str, Started]:
             signature, shared = tuple(map(typeof, arguments)), further[1] if further else 0
             started = Started(kernel, signature, int(np.prod(threads)), shared)
             if found.setdefault(function.__name__, started).signature != signature:
-                found.setdefault(f"{function.__name__} of halves", started)
+                found.setdefault(f"{function.__name__} of {stored}", started)
 
-    for memory_type in ("float32", "float16"):
+    for memory_type, stored in (("float32", "floats"), ("float16", "halves"), ("int8", "codes")):
         # The rows of a batch matter to the number of blocks only.
         call = calls(BENCH._replace(rows=256, memory_type=memory_type))[operation]
         with mock.patch("robe.kernels.launch.start", note):

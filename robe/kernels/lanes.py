@@ -340,7 +340,7 @@ def combine(factors, vectors, out, i):
 @register_jitable
 def prefetch_run(array, start, length):
     """Ask for the cache lines of a run that will be needed soon."""
-    k, line = ZERO, SIXTYFOUR // np.uint64(array.itemsize)
+    k, line = ZERO, np.uint64(64 // array.itemsize)
     while k < length:
         _prefetch(array, start + k)
         k += line
