@@ -342,11 +342,12 @@ def test_what_is_refused_leaves_nothing(converted, trained, tmp_path, capsys):
         assert len(err.splitlines()) == 1
         assert not (tmp_path / "a").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "there"]
-    code, _, err = run("train", "--resume", converted / "full-int4", capsys=capsys)
-    assert code == 2
-    assert "is for inference" in err
-    assert not (converted / "full-int4" / "metrics.jsonl").exists()
-    assert not (converted / "full-int4" / ".lock").exists()
+    for name in ("full-int4", "full-robe"):
+        code, _, err = run("train", "--resume", converted / name, capsys=capsys)
+        assert code == 2
+        assert "is for inference" in err
+        assert not (converted / name / "metrics.jsonl").exists()
+        assert not (converted / name / ".lock").exists()
     code, _, err = run("train", "--memory", "int8", "--out", tmp_path / "t", *TINY, capsys=capsys)
     assert code == 2
     assert "--memory int8 of --method robe is for inference" in err

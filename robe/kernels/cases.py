@@ -86,13 +86,13 @@ CASES = [
     Case("INT8, Z = 1", 5, 3, 8, 1, 150, memory_type="int8"),
     Case("INT8, Z = D", 6, 4, 32, 32, 1000, memory_type="int8"),
     Case("INT8, Z > 64, and the last group is not full", 3, 2, 128, 128, 4099, memory_type="int8"),
-    Case("INT8, full table, D odd", 8, 3, 33, 33, 3 * 10 * 33, "table", signed=False, memory_type="int8"),
+    Case("INT8, full table, D odd", 8, 3, 33, 1, 3 * 10 * 33, "table", signed=False, memory_type="int8"),
     Case("INT4, Z = 1", 5, 3, 8, 1, 150, memory_type="int4"),
     Case("INT4, Z = D", 6, 4, 32, 32, 1000, memory_type="int4"),
     Case("INT4, Z does not divide D", 5, 3, 45, 19, 509, memory_type="int4"),
     Case("INT4, every block wraps", 4, 3, 70, 70, 70, memory_type="int4"),
     Case("INT4, unsigned", 4, 3, 150, 150, 600, signed=False, memory_type="int4"),
-    Case("INT4, full table, D odd", 8, 3, 33, 33, 3 * 10 * 33, "table", signed=False, memory_type="int4"),
+    Case("INT4, full table, D odd", 8, 3, 33, 1, 3 * 10 * 33, "table", signed=False, memory_type="int4"),
 ]
 
 

@@ -154,10 +154,12 @@ def expand_slots(memory, slot_map, slot, signs, vectors, o, length):
 @register_jitable
 def prefetch_codes(memory, slot_map, slot, length):
     group, element = group_of(slot_map, slot)
-    last, _ = group_of(slot_map, slot + length - ONE)
+    last, end = group_of(slot_map, slot + length - ONE)
     size, half = np.uint64(memory.shape[1]), np.uint64(form_of(memory, slot_map).bits == 4)
     prefetch_run(memory, group * size + (element >> half), (length >> half) + ENDS)
-    prefetch_run(memory, (last + ONE) * size - ONE, ONE)  # scale and bias, which may begin a line
+    # The end of the codes, and scale and bias, may each begin a line.
+    prefetch_run(memory, last * size + (end >> half), ONE)
+    prefetch_run(memory, (last + ONE) * size - ENDS, ONE)
 
 
 def prefetch_slots(memory, slot_map, slot, length):
