@@ -210,6 +210,8 @@ def test_a_table_loses_to_an_array_what_the_formula_says(compression, block):
             total += float(((x - found) ** 2).sum(dtype=np.float64))
         return total
 
+    in_order = [x.ravel() for _, x in table_rows(source, target, data)]
+    np.testing.assert_array_equal(np.concatenate(in_order), source.memory)
     change = np.float32(0.01) * np.random.default_rng(0).standard_normal(target.weights, np.float32)
     assert residual(target.memory) < min(residual(target.memory + change), residual(target.memory - change))
 
@@ -266,7 +268,13 @@ def test_a_converted_run_evaluates_and_predicts_as_floats_of_its_weights_would(
 ):
     made_of, _ = name.split("-")
     model, spec = command_line.load_model(converted / name, "cpu")
-    config, *_ = checkpoint.read_state(checkpoint.latest(converted / name))
+    config, _, position = checkpoint.read_state(checkpoint.latest(converted / name))
+    source, _ = command_line.load_model(trained / made_of, "cpu")
+    np.testing.assert_array_equal(model.dense_parameters, source.dense_parameters)
+    if made_of == "mixed_precision":
+        source.embedding.steps = position.step
+        source.embedding.flush()
+        assert source.embedding.table.tobytes() == model.embedding.memory.tobytes()
     floats = build(
         resolve(dataclasses.replace(config, embedding=dataclasses.replace(config.embedding, memory="fp32"))),
         spec,
