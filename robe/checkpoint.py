@@ -121,7 +121,7 @@ def load_weights(checkpoint: Path, model: DLRM) -> None:
         with safe_open(path, "numpy") as file:
             state, parts = model.state(), {name: file.get_slice(name) for name in file.keys()}
             if {
-                name: (tuple(part.get_shape()), DTYPES[part.get_dtype()]) for name, part in parts.items()
+                name: (tuple(part.get_shape()), DTYPES.get(part.get_dtype())) for name, part in parts.items()
             } != {name: (array.shape, array.dtype) for name, array in state.items()}:
                 raise CheckpointError(
                     f"{path}: its arrays do not fit the configuration; {_remedy(checkpoint)}"

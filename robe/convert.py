@@ -2,7 +2,8 @@
 
 Weights are rounded to the nearest. A mixed-precision table that keeps its bits is flushed instead, so what
 its cache held is rounded as in training. Besides source and target there is one chunk of weights at a time
-(and, of a ROBE array, a count for each of its weights).
+(and, of a ROBE array, a count for each of its weights); the source is let go before the target is written, of
+which safetensors makes a copy.
 
 The best ROBE array for a given table x of n weights has in each of its M slots the mean of the weights that
 share it, each with its sign; what is read from it, x^, is then the projection of x on all tables that such
