@@ -47,8 +47,13 @@ class Position:
         return Position(self.step + 1, self.epoch, self.epoch_step + 1)
 
 
-def save(run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: Position) -> Path:
-    """Write checkpoint `step_NNNNNNNN` of a run and drop all but the newest ones."""
+def save(
+    run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: Position, again: str | None = None
+) -> Path:
+    """Write checkpoint `step_NNNNNNNN` of a run and drop all but the newest ones.
+
+    again: what to do once there is room for it; default: go on with the run.
+    """
     folder = run / "checkpoints"
     target, partial = folder / f"step_{position.step:08d}", folder / ".partial"
     weights = partial / "weights.safetensors"
@@ -74,7 +79,8 @@ def save(run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: 
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
-            f"{target}: cannot be written ({error}); make room, then go on with `run.py train --resume {run}`"
+            f"{target}: cannot be written ({error}); make room, then "
+            + (again or f"go on with `run.py train --resume {run}`")
         ) from None
     for old in saved(run)[:-KEPT]:
         shutil.rmtree(old)

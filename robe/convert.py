@@ -100,7 +100,7 @@ def convert(
     found = convert_embedding(trained.embedding, model.embedding, data)
     before = trained.embedding.describe()
     del trained  # writing takes memory too
-    checkpoint.save(run, model, new, data, position)
+    checkpoint.save(run, model, new, data, position, "convert again")
     names, bits = ("method", "embedding_parameters", "embedding_bytes"), config.embedding.bits
     stored = config.embedding.memory
     if config.embedding.method == "mixed_precision":

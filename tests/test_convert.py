@@ -1,6 +1,7 @@
 """Arrays of codes, and runs converted for inference: what is read, what is lost, and what is refused."""
 
 import dataclasses
+import errno
 import json
 import math
 
@@ -360,6 +361,18 @@ def test_what_is_refused_leaves_nothing(converted, trained, tmp_path, capsys):
     assert code == 2
     assert "--memory int8 of --method robe is for inference" in err
     assert not (tmp_path / "t").exists()
+
+
+def test_a_full_disk_leaves_nothing(trained, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    code, _, err = run("convert", trained / "full", "--to", "int8", "--out", tmp_path / "a", capsys=capsys)
+    assert code == 2
+    assert "No space left on device" in err
+    assert err.rstrip().endswith("make room, then convert again")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_errors_add_up():
