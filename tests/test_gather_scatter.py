@@ -58,8 +58,8 @@ def test_gather_into_a_strided_view_leaves_the_rest_alone(case, run, dtype):
 @each_case
 def test_prefetching_changes_nothing(case, monkeypatch):
     """As large arrays are looked up: the same vectors, whichever of them lie ahead."""
-    for module in (gather, gather_interaction):
-        monkeypatch.setattr(module, "CACHE", -1)
+    monkeypatch.setattr(gather, "CACHE", -1)
+    monkeypatch.setattr(gather, "CACHE_OF_CODES", -1)
     for operation in ("gather", "gather_interaction"):
         call = calls(case)[operation]
         expected, found = call.copy(), call.copy()

@@ -18,7 +18,7 @@ from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
 from robe.kernels.cost import Cost
-from robe.kernels.gather import CACHE, gather_cuda, gather_reference, gather_row
+from robe.kernels.gather import gather_cuda, gather_reference, gather_row, out_of_cache
 from robe.kernels.groups import stored_weight_bytes
 from robe.kernels.half import words
 from robe.kernels.interaction import (
@@ -70,7 +70,7 @@ def _gather_interaction(memory, ids, base, slot_map, prefetches, first, out):
 
 
 def gather_interaction_cpu(memory, ids, base, slot_map, first, out):
-    _gather_interaction(words(memory), ids, base, slot_map, memory.nbytes > CACHE, first, out)
+    _gather_interaction(words(memory), ids, base, slot_map, out_of_cache(memory), first, out)
 
 
 def gather_interaction_cuda_apart(memory, ids, base, slot_map, first, out):
