@@ -22,7 +22,16 @@ from data_pipeline.prepare import PrepareConfig
 from data_pipeline.schema import CRITEO, PUBLIC_DATA_SETS, DataError, Schema, load_schema
 from data_pipeline.synthetic import SyntheticConfig
 from robe import RobeError
-from robe.config import NUMBERED, ConfigError, DataSpec, EmbeddingConfig, TrainConfig, from_json, resolve
+from robe.config import (
+    NUMBERED,
+    ConfigError,
+    DataSpec,
+    EmbeddingConfig,
+    TrainConfig,
+    from_json,
+    require_trainable,
+    resolve,
+)
 from robe.timeline import Timeline, no_phase
 
 # Options are named after their fields alone: --block, not --config.embedding.block.
@@ -174,6 +183,7 @@ def train(
         run = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.embedding.method}"
         baseline = baseline or data is None
         data = data or demo_data("dictionary" if config.embedding.method in NUMBERED else "hash")
+    require_trainable(config)
     manifest = Manifest.load(data)
     print(f"data: {data}: {manifest.describe()}")
     if resume is not None and not manifest.same_rows(Manifest.load(run / "data")):
@@ -222,26 +232,10 @@ def evaluate(
         split: Which rows; the line that describes the data says which these are.
         backend: Where to compute.
     """
-    from robe import metrics
-    from robe.progress import Watched, progress_bar
-    from robe.train import predict
-
-    model, spec = load_model(run, backend)
-    manifest = Manifest.load(data or read_run(run)[1]["data"])
-    spec.require(manifest.fingerprint(), str(manifest.folder))
-    if data is None and not manifest.same_rows(Manifest.load(run / "data")):
-        raise ConfigError(
-            f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with --data"
-        )
-    rows = Rows(manifest, split)
-    with progress_bar("evaluate", "rows") as update:
-        watched = Watched(rows.batches, rows.count, update)
-        label, logits = predict(model, watched)
-        result = watched.pace() | metrics.summary(label, logits)
+    manifest, pace, found = evaluation(run, data, split, backend)
     description = {"folder": str(manifest.folder), "description": manifest.describe()}
-    print(
-        json.dumps({"run": str(run), "data": description, "split": split} | result, indent=1, allow_nan=False)
-    )
+    result = {"run": str(run), "data": description, "split": split} | pace | found
+    print(json.dumps(result, indent=1, allow_nan=False))
 
 
 def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: BackendName = "auto") -> None:
@@ -270,6 +264,45 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
     with progress_bar("predict", "rows") as update:
         count = write_probabilities(model, Watched(batches, total, update).batches(EVALUATION_BATCH), out)
     print(f"{out}: {count:,} probabilities")
+
+
+def convert(
+    run: Argument[Path],
+    to: Literal["fp32", "fp16", "int8", "int4", "robe"],
+    out: Path,
+    compression: float | None = None,
+    block: int | None = None,
+) -> None:
+    """Make a new run of a trained one, for inference: its embedding in other memory, or as a ROBE array.
+
+    Args:
+        run: The folder of a run.
+        to: fp32, fp16, int8, int4: what a weight is stored in. robe: the ROBE array nearest to the tables.
+        out: The new folder.
+        compression: Of --to robe: the weights of the tables are divided by this; default: 100.
+        block: Of --to robe: block length Z; default: 16.
+    """
+    from data_pipeline.appearing import appearing
+    from robe import checkpoint, report
+    from robe.convert import convert, converted_config
+
+    newest, (_, settings) = checkpoint.latest(run), read_run(run)
+    config, spec, position = checkpoint.read_state(newest)
+    new = converted_config(config, spec, to, compression, block)
+    with appearing(out, lambda: 0.0) as folder:
+        shutil.copytree(run / "data", folder / "data")
+        described = {"converted_from": str(run.resolve()), "data": Manifest.load(run / "data").describe()}
+        summary = described | convert(newest, config, new, spec, position, folder)
+        write_settings(folder, new, settings["data"], False)
+        report.write_summary(folder, summary)
+    print(report.converted_text(out, summary), flush=True)
+    try:
+        before, after = (evaluation(folder, None, "test", "auto")[2] for folder in (run, out))
+    except (DataError, RobeError) as error:
+        print(f"not evaluated: {error}")
+        return
+    report.write_summary(out, summary | {"test": after, "test_before": before})
+    print(report.compared_text(before, after))
 
 
 def plan(
@@ -417,9 +450,12 @@ def create_run(run: Path, config: TrainConfig, manifest: Manifest, baseline: boo
         manifest.save(folder / "data")
         if manifest.dictionary_sha256 is not None:
             shutil.copy(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
-        origin = str(manifest.folder.resolve())
-        settings = {"config": dataclasses.asdict(config), "data": origin, "baseline": baseline}
-        (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+        write_settings(folder, config, str(manifest.folder.resolve()), baseline)
+
+
+def write_settings(folder: Path, config: TrainConfig, data: str, baseline: bool) -> None:
+    settings = {"config": dataclasses.asdict(config), "data": data, "baseline": baseline}
+    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def read_run(run: Path) -> tuple[TrainConfig, dict]:
@@ -431,6 +467,26 @@ def read_run(run: Path) -> tuple[TrainConfig, dict]:
         return resolve(from_json(settings["config"])), settings
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path}: not the settings of a run ({error}); give the folder of a run") from None
+
+
+def evaluation(run: Path, data: Path | None, split: str, backend: str) -> tuple[Manifest, dict, dict]:
+    """(the data, speed, metrics) of a run on a split of a folder, or of that of the run."""
+    from robe import metrics
+    from robe.progress import Watched, progress_bar
+    from robe.train import predict
+
+    model, spec = load_model(run, backend)
+    manifest = Manifest.load(data or read_run(run)[1]["data"])
+    spec.require(manifest.fingerprint(), str(manifest.folder))
+    if data is None and not manifest.same_rows(Manifest.load(run / "data")):
+        raise ConfigError(
+            f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with --data"
+        )
+    rows = Rows(manifest, split)
+    with progress_bar("evaluate", "rows") as update:
+        watched = Watched(rows.batches, rows.count, update)
+        label, logits = predict(model, watched)
+        return manifest, watched.pace(), metrics.summary(label, logits)
 
 
 def load_model(run: Path, backend: str):
@@ -459,7 +515,10 @@ def demo_data(dialect: str) -> Path:
 
 COMMANDS = {
     f.__name__: f
-    for f in (train, evaluate, predict, synth, schema, prepare, describe, plan, doctor, kernels, analyze)
+    for f in (
+        *(train, evaluate, predict, convert, synth, schema, prepare, describe),
+        *(plan, doctor, kernels, analyze),
+    )
 }
 
 

@@ -45,8 +45,8 @@ def trained_table(run: Path | None = None, seed: int = 0, steps: int = 300) -> n
     if run is not None:
         newest = checkpoint.latest(run)
         config, spec, _ = checkpoint.read_state(newest)
-        if config.embedding.method != "full":
-            raise ConfigError(f"{run}: not a run with full tables; train one with --method full")
+        if (config.embedding.method, config.embedding.memory) != ("full", "fp32"):
+            raise ConfigError(f"{run}: not a run with full tables in fp32; train one with --method full")
         model = build(config, spec, select("cpu"))
         checkpoint.load_weights(newest, model)
         return model.embedding.memory.reshape(-1, model.embedding.width)

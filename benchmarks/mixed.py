@@ -3,7 +3,8 @@
 B = 2048, F = 26, D = 128, uniform ids over 26 equal tables that exceed the caches of the machine. All look up
 the same rows. `hits` has a cache with twice as many places as there are look-ups, and them in it, which is
 checked; INT8 and INT4 have none, as after a flush. `places known` gathers the cached rows without looking for
-them: what is more in `hits` is the search.
+them: what is more in `hits` is the search. `full INT8` is the table converted for inference; `ROBE` is an
+array of 25 million weights (Z = 32), in float32 and converted. `inference` interacts the vectors too.
 """
 
 import dataclasses
@@ -15,14 +16,19 @@ from benchmarks.measure import BenchmarkError, Effort, agree, figure, ratio, rot
 from benchmarks.peer import peer
 from benchmarks.workload import Workload
 from robe.backend import Backend
-from robe.config import EmbeddingConfig, ModelConfig, TrainConfig, resolve
+from robe.config import CODE_BITS, EmbeddingConfig, ModelConfig, TrainConfig, resolve
+from robe.convert import convert_embedding, converted_config
 from robe.embeddings import MixedPrecisionEmbedding, create
 from robe.kernels.cache import WAYS, hash_row, set_of
 from robe.kernels.hashing import slot_map
+from robe.kernels.interaction import out_width
 
 FULL = "float32 rows"
 KNOWN = "cached float32 rows, places known"
 OURS = {"INT8, hits": 8, "INT8": 8, "INT4": 4}
+CODES, ARRAY = "full INT8", "ROBE"
+ARRAY_WEIGHTS, BLOCK = 25_000_000, 32  # 100 MB in float32
+ARRAYS = {f"{ARRAY} INT8": "int8", f"{ARRAY} INT4": "int4"}
 LEAST_HITS = 0.99
 
 
@@ -53,6 +59,40 @@ def ours(work: Workload, rows: int, backend: Backend) -> dict[str, Callable]:
     return calls
 
 
+def converted(work: Workload, rows: int, backend: Backend, weights: int) -> dict[str, Callable]:
+    """Likewise, of tables and ROBE arrays of codes, beside the floats that they were made of."""
+    batches = [backend.to_device(batch.ids) for batch in work.draw(rows)]
+    out = backend.empty((rows, batches[0].shape[1], work.width), "float32")
+    first = backend.to_device(np.random.default_rng(0).standard_normal((rows, work.width), np.float32))
+    interacted = backend.empty((rows, out_width(1 + out.shape[1], work.width)), "float32")
+    base = resolve(TrainConfig(ModelConfig(work.preset), EmbeddingConfig("full"), batch=rows))
+    array = EmbeddingConfig(weights=weights, block=BLOCK)
+    calls, data = {}, work.data()
+    for floats, settings, names in (
+        (FULL, base.embedding, {CODES: "int8"}),
+        (ARRAY, array, ARRAYS),
+    ):
+        config = dataclasses.replace(base, embedding=settings)
+        source = create(config, data, backend)
+        made = {floats: source}
+        source.lookup(batches[0], out)
+        expected = backend.to_host(out).copy()
+        for name, memory in names.items():
+            made[name] = create(converted_config(config, data, memory, None, None), data, backend)
+            lost = convert_embedding(source, made[name], data)
+            made[name].lookup(batches[0], out)
+            agree(name, backend.to_host(out), expected, lost["largest_error"])
+            # Half of a step from the least to the largest weight of a group, and what halves make of it.
+            widest = 2 * float(abs(expected).max()) / (2 ** CODE_BITS[memory] - 1)
+            agree(f"{name}, weights", np.array(lost["largest_error"]), np.zeros(()), 1.01 * widest / 2)
+        for name, embedding in made.items():
+            calls[f"{name} lookup"] = rotate(lambda ids, e=embedding: e.lookup(ids, out), batches)
+            calls[f"{name} inference"] = rotate(
+                lambda ids, e=embedding: e.interact(ids, first, interacted), batches
+            )
+    return calls
+
+
 def known(embedding: MixedPrecisionEmbedding, batches: list, out) -> Callable:
     """A gather of the rows of batches from their places; BenchmarkError unless nearly all have one."""
     backend, tags = embedding.backend, embedding.backend.to_host(embedding.tags)
@@ -74,7 +114,8 @@ def known(embedding: MixedPrecisionEmbedding, batches: list, out) -> Callable:
 def run(backend: Backend, effort: Effort) -> Iterator[dict]:
     rows, table_bytes = effort.pick(2048, 2), min(2e9, table_limit(effort))
     work = Workload("uniform", table_bytes)
-    jobs = {name: effort.job(call, backend.synchronize) for name, call in ours(work, rows, backend).items()}
+    calls = ours(work, rows, backend) | converted(work, rows, backend, effort.pick(ARRAY_WEIGHTS, 25_000))
+    jobs = {name: effort.job(call, backend.synchronize) for name, call in calls.items()}
     settings = {"tables": "uniform", "table_bytes": table_bytes, "rows": rows, "arrays": []}
     with peer("torch_embedding", backend, effort.seconds, **settings) as peer_jobs:
         peer_jobs = {name: job for name, job in peer_jobs.items() if name == "one EmbeddingBag lookup"}
@@ -90,3 +131,7 @@ def run(backend: Backend, effort: Effort) -> Iterator[dict]:
                     times[f"{name} lookup"],
                     theirs,
                 )
+    for of, name in ((FULL, CODES), *((ARRAY, name) for name in ARRAYS)):
+        for call in ("lookup", "inference"):
+            codes, floats = f"{name} {call}", f"{of} {call}"
+            yield ratio(f"codes: {codes}", floats, times[codes], times[floats])

@@ -12,14 +12,19 @@ import os
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from robe import RobeError, __version__
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json
 from robe.model import DLRM
 
 FORMAT, VERSION = "robe-dlrm-checkpoint", 1
+PART = 2**28  # bytes read at a time
+DTYPES = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16"},
+    **{"I64": "int64", "U32": "uint32", "U8": "uint8"},
+}
 KEPT = 2  # checkpoints that stay when newer ones come; two, so that a damaged last one is no loss
 
 
@@ -42,8 +47,13 @@ class Position:
         return Position(self.step + 1, self.epoch, self.epoch_step + 1)
 
 
-def save(run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: Position) -> Path:
-    """Write checkpoint `step_NNNNNNNN` of a run and drop all but the newest ones."""
+def save(
+    run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: Position, again: str | None = None
+) -> Path:
+    """Write checkpoint `step_NNNNNNNN` of a run and drop all but the newest ones.
+
+    again: what to do once there is room for it; default: go on with the run.
+    """
     folder = run / "checkpoints"
     target, partial = folder / f"step_{position.step:08d}", folder / ".partial"
     weights = partial / "weights.safetensors"
@@ -69,7 +79,8 @@ def save(run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: 
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
-            f"{target}: cannot be written ({error}); make room, then go on with `run.py train --resume {run}`"
+            f"{target}: cannot be written ({error}); make room, then "
+            + (again or f"go on with `run.py train --resume {run}`")
         ) from None
     for old in saved(run)[:-KEPT]:
         shutil.rmtree(old)
@@ -113,16 +124,22 @@ def load_weights(checkpoint: Path, model: DLRM) -> None:
         expected = json.loads((checkpoint / "state.json").read_text())["weights_sha256"]
         if _sha256(path) != expected:
             raise CheckpointError(f"{path}: truncated or altered (sha256 differs); {_remedy(checkpoint)}")
-        arrays = load_file(path)
+        with safe_open(path, "numpy") as file:
+            state, parts = model.state(), {name: file.get_slice(name) for name in file.keys()}
+            if {
+                name: (tuple(part.get_shape()), DTYPES.get(part.get_dtype())) for name, part in parts.items()
+            } != {name: (array.shape, array.dtype) for name, array in state.items()}:
+                raise CheckpointError(
+                    f"{path}: its arrays do not fit the configuration; {_remedy(checkpoint)}"
+                )
+            for name, part in parts.items():
+                array = state[name]
+                rows = max(1, PART * len(array) // max(1, array.nbytes))
+                for start in range(0, len(array), rows):
+                    stop = min(start + rows, len(array))
+                    array[start:stop] = model.backend.to_device(part[start:stop])
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {_remedy(checkpoint)}") from None
-    state = model.state()
-    if {name: (a.shape, a.dtype) for name, a in arrays.items()} != {
-        name: (a.shape, a.dtype) for name, a in state.items()
-    }:
-        raise CheckpointError(f"{path}: its arrays do not fit the configuration; {_remedy(checkpoint)}")
-    for name, array in arrays.items():
-        state[name][...] = model.backend.to_device(array)
 
 
 def _remedy(checkpoint: Path) -> str:

@@ -85,9 +85,10 @@ class EmbeddingConfig:
     """Weights start uniform in (-a, a). Default of full: a = 1/sqrt(rows) per table, as in DLRM. Of
     robe: a = sqrt(features / rows of all tables), which gives the virtual table the same energy."""
 
-    memory: Literal["fp32", "fp16"] = "fp32"
-    """What a weight of the ROBE array is stored in. fp16 takes 2 bytes instead of 4; it is read as float32,
-    and rounded at random when a step has changed it, up or down so that its mean is right."""
+    memory: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
+    """What a weight is stored in. fp16, of robe, takes 2 bytes instead of 4; it is read as float32, and
+    rounded at random when a step has changed it, up or down so that its mean is right. int8 and int4, and
+    fp16 of other methods, are for inference: `convert` makes them of a trained run."""
 
     bits: Literal[4, 8, 16] = 8
     """Of a weight of mixed_precision: 4 or 8 with a scale and a bias a row, or 16 (a half)."""
@@ -128,8 +129,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    optimizer: Literal["sgd", "adagrad"] | None = None
-    """sgd or adagrad."""
+    optimizer: Literal["sgd", "adagrad", "none"] | None = None
+    """sgd or adagrad; none: a model that was converted for inference, and is not trained further."""
 
     lr: float | None = None
     """Learning rate."""
@@ -203,6 +204,7 @@ PRESETS = {
 
 DEFAULT_COMPRESSION = 100.0
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}  # of the embedding
+CODE_BITS = {"int8": 8, "int4": 4}  # of a weight of it, besides scales and biases
 
 # Methods whose ids have to count from 0.
 NUMBERED = ("full", "mixed_precision", "quotient_remainder", "frequency", "tensor_train")
@@ -246,15 +248,26 @@ def resolve(config: TrainConfig) -> TrainConfig:
     ):
         if not least <= value <= most:
             raise ConfigError(f"--{name} must be from {least} to {most}, not {value}")
-    if config.embedding.memory != "fp32" and config.embedding.method != "robe":
+    memory, method = config.embedding.memory, config.embedding.method
+    if memory != "fp32" and method in ("mixed_precision", "none"):
         raise ConfigError(
-            f"--memory {config.embedding.memory} is for --method robe; that of --method "
-            f"{config.embedding.method} is "
-            + ("set by --bits" if config.embedding.method == "mixed_precision" else "always fp32")
+            f"--memory {memory} is not for --method {method}, "
+            + ("whose memory is set by --bits" if method == "mixed_precision" else "which stores nothing")
         )
     if optimizer.decay_start is not None and optimizer.decay_steps < 1:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
     return config
+
+
+def require_trainable(config: TrainConfig) -> None:
+    """Raise ConfigError for what is made by converting, and only looked up in."""
+    memory, method = config.embedding.memory, config.embedding.method
+    if memory in CODE_BITS or (memory == "fp16" and method != "robe") or config.optimizer.optimizer == "none":
+        what = "--optimizer none" if config.optimizer.optimizer == "none" else f"--memory {memory}"
+        raise ConfigError(
+            f"{what} of --method {method} is for inference; train in fp32, then `python run.py convert "
+            f"RUN --to {memory} --out NEW`, whose result is not trained further"
+        )
 
 
 def budget(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) -> int:
@@ -264,6 +277,10 @@ def budget(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) 
         raise ConfigError("give one of --weights, --megabytes and --compression, not several")
     if config.weights is not None:
         weights = config.weights
+    elif config.megabytes is not None and config.memory in CODE_BITS:
+        raise ConfigError(
+            f"--megabytes does not count --memory {config.memory}; give --weights or --compression"
+        )
     elif config.megabytes is not None:
         weights = int(config.megabytes * 1e6 / WEIGHT_BYTES[config.memory])
     else:

@@ -1,7 +1,7 @@
 """How many bytes a configuration needs, item by item, without allocating any of them."""
 
-from robe.config import WEIGHT_BYTES, DataSpec, TrainConfig
-from robe.embeddings import stored_weights
+from robe.config import CODE_BITS, DataSpec, TrainConfig
+from robe.embeddings import stored_bytes, stored_weights
 from robe.embeddings.mixed_precision import planned
 from robe.kernels.interaction import out_width
 from robe.model import buffer_rows, layer_shapes
@@ -16,11 +16,13 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
     """
     method, width = config.embedding.method, config.model.width
     weights = stored_weights(config, data)
-    stored = weights * WEIGHT_BYTES[config.embedding.memory]
+    stored = stored_bytes(config, data)
     layers = [shape for part in layer_shapes(config, data).values() for shape in part]
     dense = sum(n_in * n_out + n_out for n_in, n_out in layers)
-    adagrad = config.optimizer.optimizer == "adagrad"
-    summed = adagrad or config.embedding.memory == "fp16"  # gradients, before a step
+    optimizer, stores = config.optimizer.optimizer, config.embedding.memory
+    adagrad = optimizer == "adagrad"
+    kept_sums = adagrad and stores not in CODE_BITS
+    summed = kept_sums or (stores == "fp16" and optimizer != "none")  # gradients, before a step
     vectors = 1 + (0 if method == "none" else len(data.cardinalities))
     # Per row: outputs and gradients of inputs of all layers, vectors and their gradients, what the
     # interaction writes, loss and gradient of the logit.
@@ -29,10 +31,10 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
     columns = 1 + data.dense + len(data.cardinalities)
     embedding = {
         "embedding weights": stored,
-        "embedding optimizer state": adagrad * weights * FLOAT,
+        "embedding optimizer state": kept_sums * weights * FLOAT,
         "embedding gradient scratch": summed * weights * FLOAT,
     }
-    kept = stored + adagrad * weights * FLOAT
+    kept = stored + kept_sums * weights * FLOAT
     if method == "mixed_precision":
         embedding, kept = planned(config, data)
     memory = {

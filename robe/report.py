@@ -4,7 +4,8 @@ import json
 import math
 from pathlib import Path
 
-from robe.config import WEIGHT_BYTES, DataSpec, TrainConfig
+from robe.config import DataSpec, TrainConfig
+from robe.embeddings import stored_weights
 from robe.files import write_whole
 from robe.train import read_log
 
@@ -15,9 +16,45 @@ def finish(run: Path, summary: dict) -> str:
     summary: of robe.train.train, with `data` (a description), `bayes` (the best possible metrics per split,
     or None) and, where there is such a run in RUN/without_categories, its summary as `without_categories`.
     """
-    write_whole(run / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_summary(run, summary)
     draw_curves(run, summary)
     return text(summary)
+
+
+def write_summary(run: Path, summary: dict) -> None:
+    write_whole(run / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+
+
+def converted_text(run: Path, summary: dict) -> str:
+    """What was converted to the new run, and what it cost."""
+    before, lost = summary["before"], summary["energy_share_lost"]
+    sizes = [f"{part['method']} {part['memory']} {part['embedding_bytes']:,} B" for part in (before, summary)]
+    lines = [
+        f"{run}: written; embedding {sizes[0]} -> {sizes[1]}, "
+        f"{summary['embedding_bytes'] / before['embedding_bytes']:.1%} of the bytes",
+        f"weights: relative RMS error {summary['relative_rms_error']:.3g}, largest error "
+        f"{summary['largest_error']:.3g}",
+    ]
+    if (expected := summary.get("expected_energy_share_lost")) is not None:
+        stored, weights = summary["embedding_parameters"], before["embedding_parameters"]
+        lines.append(
+            f"share of the energy of the table that is lost: {lost:.4f}; expected of independent weights: "
+            f"{expected:.4f}"
+        )
+        if weights > stored:
+            lines.append(
+                f"warning: {stored:,} weights cannot approximate a trained table of {weights:,}, whatever "
+                "the hash; what works is to train in the array: train --method robe instead"
+            )
+    return "\n".join(lines)
+
+
+def compared_text(before: dict, after: dict) -> str:
+    """Test metrics of a run, and of the one converted from it."""
+    return (
+        f"test ({after['rows']:,} rows): AUC {number(before['auc'])} -> {number(after['auc'])}, "
+        f"log loss {before['log_loss']:.4f} -> {after['log_loss']:.4f}"
+    )
 
 
 def number(value: float | None, less: float | None = 0.0) -> str:
@@ -122,9 +159,8 @@ def plan_text(plan: dict[str, dict[str, int]], config: TrainConfig, data: DataSp
     if config.embedding.method == "mixed_precision":
         lines.append(f"compression of the table and its cache against it: {table / stored:.2f}x in bytes")
     elif stored:
-        fewer = table / stored  # bytes
+        fewer = table / 4 / stored_weights(config, data)
         lines.append(
-            f"compression of the embedding weights against it: "
-            f"{fewer * WEIGHT_BYTES[config.embedding.memory] / 4:.1f}x, {fewer:.1f}x in bytes"
+            f"compression of the embedding weights against it: {fewer:.1f}x, {table / stored:.1f}x in bytes"
         )
     return "\n".join(lines)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from conftest import each_version, needs_simulator
 
-from robe.kernels import adagrad, gather, gather_interaction, interaction_scatter, scatter_add
-from robe.kernels.cases import CASES, calls
+from robe.kernels import adagrad, gather, gather_interaction, groups, interaction_scatter, scatter_add
+from robe.kernels.cases import BITS, CASES, calls
+from robe.kernels.groups import expanded, form_of
 from robe.kernels.hashing import run_at, slots_reference
 from robe.kernels.interaction import out_width
 from robe.kernels.operations import version
@@ -30,11 +31,16 @@ def poisoned(case, dtype=np.float32):
 @each_case
 def test_gather_of_arange_is_the_slot_map(case, run):
     slots, signs = slots_of(case)
-    # Halves hold the numbers up to 2,048 exactly.
-    memory = (1 + np.arange(case.memory) % 2048).astype(case.memory_type)
+    # Halves hold the numbers up to 2,048 exactly; of codes, what they stand for.
+    weights = (1 + np.arange(case.memory) % 2048).astype(np.float32)
+    memory = case.stored(weights)
+    if case.memory_type in BITS:
+        form = form_of(memory, case.slot_map())
+        assert form.bits == BITS[case.memory_type]
+        weights = expanded(memory, np.arange(len(memory)), form).ravel()[: case.memory]
     out = poisoned(case)
     run(memory, case.draw_ids(), case.base(), case.slot_map(), out)
-    np.testing.assert_array_equal(out, signs * (1 + slots % 2048))
+    np.testing.assert_array_equal(out, signs * weights[slots])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -52,8 +58,8 @@ def test_gather_into_a_strided_view_leaves_the_rest_alone(case, run, dtype):
 @each_case
 def test_prefetching_changes_nothing(case, monkeypatch):
     """As large arrays are looked up: the same vectors, whichever of them lie ahead."""
-    for module in (gather, gather_interaction):
-        monkeypatch.setattr(module, "CACHE", -1)
+    monkeypatch.setattr(gather, "CACHE", -1)
+    monkeypatch.setattr(gather, "CACHE_OF_CODES", -1)
     for operation in ("gather", "gather_interaction"):
         call = calls(case)[operation]
         expected, found = call.copy(), call.copy()
@@ -67,13 +73,33 @@ def test_prefetching_changes_nothing(case, monkeypatch):
 def test_what_is_prefetched_is_what_will_be_read(case, monkeypatch):
     """Of the vectors AHEAD of each, in the same row of the batch or the next one."""
     asked = []
-    monkeypatch.setattr(gather, "prefetch_run", lambda _, start, length: asked.append((start, length)))
-    monkeypatch.setattr(gather, "copy_run", lambda *_: None)
+    monkeypatch.setattr(gather, "prefetch_slots", lambda *run: asked.append(run[2:]))
+    monkeypatch.setattr(gather, "copy_slots", lambda *_: None)
     ids, slots = case.draw_ids(), slots_of(case)[0]
     gather.gather_row(None, ids[0], ids[1], case.base(), case.slot_map(), True, None)
     found = [(int(start) + k) % case.memory for start, length in asked for k in range(int(length))]
     expected = slots[:2].reshape(-1, case.width)[gather.AHEAD :][: case.features]
     assert found == expected.ravel().tolist()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.memory_type in BITS], ids=lambda c: c.name)
+def test_all_cache_lines_of_codes_are_prefetched(case, monkeypatch):
+    """Those of the codes of a run, and of the scales and biases of its groups."""
+    lines = set()
+
+    def prefetch(memory, start, length):
+        lines.update((start + k) // 64 for k in range(0, int(length), 64))
+
+    monkeypatch.setattr(groups, "prefetch_run", prefetch)
+    where, memory = case.slot_map(), case.stored(np.zeros(case.memory, np.float32))
+    length, size, half = int(groups.group_length(where)), memory.shape[1], case.memory_type == "int4"
+    for token in case.base() + case.draw_ids().astype(np.uint64).ravel()[: case.features]:
+        slot, count, _ = run_at(where, token, np.uint64(0))
+        lines.clear()
+        groups.prefetch_slots(memory, where, slot, count)
+        for s in range(int(slot), int(slot + count)):
+            row = s // length * size
+            assert {(row + (s % length >> half)) // 64, (row + size - 4) // 64} <= lines
 
 
 @each_version("scatter_add")
@@ -94,7 +120,7 @@ def test_scatter_of_integers_is_exact(case, run, rng):
     np.testing.assert_array_equal(out, -expected)
 
 
-@each_case
+@pytest.mark.parametrize("case", [c for c in CASES if c.memory_type not in BITS], ids=lambda c: c.name)
 def test_scatter_is_the_adjoint_of_gather(case, backend, rng):
     """<gather(w), g> = <w, scatter(g)>, with the inner products summed exactly in integers."""
     memory = rng.integers(-4, 5, case.memory).astype(case.memory_type)

@@ -197,6 +197,19 @@ def test_halves_are_read_as_such():
 
 
 @needs_compiler
+def test_codes_are_read_as_such():
+    """Likewise, a byte at a time, and a weight's place in its group takes no division."""
+    codes = {name: kernel for name, kernel in each_kernel().items() if name.endswith(" of codes")}
+    assert {name.split()[0] for name in codes} == {
+        *("_gather_kernel", "_gather_elements_kernel", "_gather_interaction_kernel"),
+    }
+    for started in codes.values():
+        text = inspection.ptx(started, "9.0")
+        assert re.search(r"ld\.global(\.nc)?\.u8", text)
+        assert not re.search(r"(div|rem)\.[us]64", text)
+
+
+@needs_compiler
 @pytest.mark.parametrize("capability", inspection.REPORTED)
 def test_the_gather_writes_four_floats_at_once(capability):
     text = inspection.ptx(inspection.kernels("gather")["_gather_kernel"], capability)

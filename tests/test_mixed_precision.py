@@ -19,8 +19,8 @@ from robe.config import ConfigError, EmbeddingConfig, OptimizerConfig
 from robe.embeddings import create
 from robe.kernels import admit, cached_step
 from robe.kernels.cache import EMPTY, WAYS, hash_row, set_of
-from robe.kernels.cached_gather import expanded
 from robe.kernels.cases import CASES, calls
+from robe.kernels.groups import expanded
 from robe.kernels.half import from_half, rounding_key
 from robe.kernels.quantise import NO_ROW, Form, code_bytes, quantise_reference, row_bytes
 from robe.model import build

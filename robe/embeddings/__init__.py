@@ -15,8 +15,8 @@
 import dataclasses
 
 from robe.backend import Backend
-from robe.config import NUMBERED, ConfigError, DataSpec, TrainConfig
-from robe.embeddings.array import ArrayEmbedding
+from robe.config import NUMBERED, WEIGHT_BYTES, ConfigError, DataSpec, TrainConfig
+from robe.embeddings.array import ArrayEmbedding, group_form
 from robe.embeddings.composed import ComposedEmbedding
 from robe.embeddings.compositional import compositional_tables
 from robe.embeddings.frequency import frequency_tables
@@ -26,7 +26,9 @@ from robe.embeddings.mixed_precision import MixedPrecisionEmbedding, mixed_preci
 from robe.embeddings.quotient_remainder import quotient_remainder_tables, quotient_remainder_weights
 from robe.embeddings.robe import robe_array, stored_robe_weights
 from robe.embeddings.tables import capped_weights
-from robe.embeddings.tensor_train import tensor_train_weights, tensor_trains
+from robe.embeddings.tensor_train import tensor_train_tables, tensor_train_weights, tensor_trains
+from robe.kernels.groups import GROUP
+from robe.kernels.quantise import row_bytes
 
 Embedding = ArrayEmbedding | ComposedEmbedding | MixedPrecisionEmbedding
 
@@ -62,6 +64,19 @@ def stored_weights(config: TrainConfig, data: DataSpec) -> int:
     return METHODS[method][1](config, used(method, data))
 
 
+def stored_bytes(config: TrainConfig, data: DataSpec) -> int:
+    """In how many bytes it stores them."""
+    settings, weights, width = config.embedding, stored_weights(config, data), config.model.width
+    if settings.memory in WEIGHT_BYTES:
+        return weights * WEIGHT_BYTES[settings.memory]
+    if settings.method == "tensor_train":
+        groups = tensor_train_tables(config, data)
+    else:
+        length = {"robe": int(GROUP), "compositional": width // settings.chunks}.get(settings.method, width)
+        groups = [(-(-weights // length), length)]
+    return sum(rows * row_bytes(group_form(settings, length)) for rows, length in groups)
+
+
 def used(method: str, data: DataSpec) -> DataSpec:
     """What a method sees of the data."""
     if method == "none":
@@ -69,4 +84,11 @@ def used(method: str, data: DataSpec) -> DataSpec:
     return data
 
 
-__all__ = ["ArrayEmbedding", "Embedding", "MixedPrecisionEmbedding", "create", "stored_weights"]
+__all__ = [
+    "ArrayEmbedding",
+    "Embedding",
+    "MixedPrecisionEmbedding",
+    "create",
+    "stored_bytes",
+    "stored_weights",
+]

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from robe.backend import Backend
-from robe.config import ConfigError, OptimizerConfig
+from robe.config import CODE_BITS, ConfigError, EmbeddingConfig, OptimizerConfig
+from robe.kernels.groups import GROUP, group_length, quantised
 from robe.kernels.half import rounding_key
 from robe.kernels.hashing import SlotMap
+from robe.kernels.quantise import Form, row_bytes
 
 
 def check_rows(ids: np.ndarray, rows: np.ndarray | None) -> None:
@@ -23,6 +25,16 @@ def check_rows(ids: np.ndarray, rows: np.ndarray | None) -> None:
             f"feature {f} has {rows[f]} rows, but an id of the data is {ids[b, f]}; the shards are "
             "not those of the manifest, prepare the data again"
         )
+
+
+def group_form(config: EmbeddingConfig, length: int = int(GROUP)) -> Form | None:
+    """How groups of `length` weights are stored, to the nearest; None where weights are floats."""
+    return Form(CODE_BITS[config.memory], False, length) if config.memory in CODE_BITS else None
+
+
+def no_groups(weights: int, form: Form) -> np.ndarray:
+    """An array of codes for so many weights, all 0: only what was trained before is loaded to it."""
+    return np.zeros((-(-weights // form.width), row_bytes(form)), np.uint8)
 
 
 @dataclass
@@ -37,7 +49,7 @@ class ArrayEmbedding:
     """
 
     method: str
-    memory: Any  # (M,) float, or float16
+    memory: Any  # (M,) float, or float16; or (R, S) uint8 of kernels/groups.py, for inference
     base: Any  # (F,) uint64
     slot_map: SlotMap
     optimizer: OptimizerConfig
@@ -53,9 +65,21 @@ class ArrayEmbedding:
     gradient: Any = field(init=False)  # (M,) scratch, all 0 between steps, for Adagrad and halves; else (0,)
 
     def __post_init__(self):
-        dtype, size = "float32" if self.halves else self.memory.dtype, self.memory.size
-        self.accumulator = self.backend.xp.zeros(size * self.adagrad, dtype)
-        self.gradient = self.backend.xp.zeros(size * (self.adagrad or self.halves), dtype)
+        summed = self.adagrad or (self.halves and self.optimizer.optimizer != "none")
+        self.accumulator = self.backend.xp.zeros(self.weights * self.adagrad, self.dtype)
+        self.gradient = self.backend.xp.zeros(self.weights * summed, self.dtype)
+
+    @property
+    def weights(self) -> int:
+        if not quantised(self.memory):
+            return int(self.memory.size)
+        # The last group of an array may not be full; the map of an empty table has one weight.
+        return min(int(self.slot_map.memory), len(self.memory) * int(group_length(self.slot_map)))
+
+    @property
+    def dtype(self):
+        """What a weight is read as."""
+        return "float32" if self.halves or quantised(self.memory) else self.memory.dtype
 
     @property
     def halves(self) -> bool:
@@ -63,7 +87,7 @@ class ArrayEmbedding:
 
     @property
     def adagrad(self) -> bool:
-        return self.optimizer.optimizer == "adagrad"
+        return self.optimizer.optimizer == "adagrad" and not quantised(self.memory)
 
     @property
     def features(self) -> int:
@@ -140,7 +164,7 @@ class ArrayEmbedding:
 
     def describe(self) -> dict:
         """Numbers for the summary; `compression` is against the table that `compressed_from` names."""
-        return description(self, int(self.memory.size), int(self.memory.nbytes))
+        return description(self, self.weights, int(self.memory.nbytes))
 
 
 def description(embedding, stored: int, size: int) -> dict:

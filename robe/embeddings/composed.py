@@ -48,7 +48,7 @@ class ComposedEmbedding:
     def _rows(self, ids) -> list:
         rows = []
         for part in self.parts.values():
-            rows.append(self.backend.empty((len(ids), part.features, part.width), part.memory.dtype))
+            rows.append(self.backend.empty((len(ids), part.features, part.width), part.dtype))
             part.lookup(ids, rows[-1])
         return rows
 
@@ -67,5 +67,5 @@ class ComposedEmbedding:
         return {}
 
     def describe(self) -> dict:
-        memories = [part.memory for part in self.parts.values()]
-        return description(self, sum(m.size for m in memories), sum(m.nbytes for m in memories))
+        parts = self.parts.values()
+        return description(self, sum(p.weights for p in parts), sum(int(p.memory.nbytes) for p in parts))

@@ -112,9 +112,13 @@ class MixedPrecisionEmbedding:
 
     def flush(self) -> None:
         """Write all rows of the cache back to the table, and empty it."""
-        key = rounding_key(self.seed, self.steps + 1)
-        self.backend.kernels.quantise(self.values, self.tags.reshape(-1), key, self.form, self.table)
+        self.write_back(self.table)
         self.tags[...] = EMPTY
+
+    def write_back(self, table) -> None:
+        """Write all rows of the cache to a table, (R, S) as its own."""
+        key = rounding_key(self.seed, self.steps + 1)
+        self.backend.kernels.quantise(self.values, self.tags.reshape(-1), key, self.form, table)
 
     def _where(self, ids) -> tuple:
         return self.table, self.form, self.tags, self.values, ids, self.base

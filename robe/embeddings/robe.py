@@ -6,7 +6,7 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import ConfigError, DataSpec, TrainConfig, robe_weights
-from robe.embeddings.array import ArrayEmbedding
+from robe.embeddings.array import ArrayEmbedding, group_form, no_groups
 from robe.kernels.hashing import slot_map
 
 
@@ -44,10 +44,13 @@ def robe_array(config: TrainConfig, data: DataSpec, backend: Backend, dtype="flo
         where = slot_map(settings.hash, width, settings.block, weights, settings.hash_seed, settings.sign)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    bound = settings.init_bound or initial_bound(data.cardinalities)
-    memory = np.random.default_rng([config.seed, 1]).random(weights, np.float32)
-    stored = "float16" if settings.memory == "fp16" else dtype
-    memory = ((2 * memory - 1) * np.float32(bound)).astype(stored, copy=False)
+    if (form := group_form(settings)) is not None:
+        memory = no_groups(weights, form)
+    else:
+        bound = settings.init_bound or initial_bound(data.cardinalities)
+        memory = np.random.default_rng([config.seed, 1]).random(weights, np.float32)
+        stored = "float16" if settings.memory == "fp16" else dtype
+        memory = ((2 * memory - 1) * np.float32(bound)).astype(stored, copy=False)
     return ArrayEmbedding(
         "robe",
         backend.to_device(memory),

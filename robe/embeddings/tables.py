@@ -7,7 +7,7 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import ConfigError, DataSpec, TrainConfig, budget
-from robe.embeddings.array import ArrayEmbedding
+from robe.embeddings.array import ArrayEmbedding, group_form, no_groups
 from robe.kernels.hashing import slot_map
 
 CHUNK = 2**27  # weights drawn at a time
@@ -21,14 +21,18 @@ def tables(
     width: of a row; default: D. stream: of random numbers. more: of ArrayEmbedding.
     """
     width = width or config.model.width
-    memory = np.empty((int(sum(rows)), width), dtype)
-    for start, drawn in initial_rows(rows, bounds, width, np.random.default_rng([config.seed, stream])):
-        memory[start : start + len(drawn)] = drawn
+    weights, form = int(sum(rows)) * width, group_form(config.embedding, width)
+    if form is None:
+        memory = np.empty(weights, "float16" if config.embedding.memory == "fp16" else dtype)
+        for start, drawn in initial_rows(rows, bounds, width, np.random.default_rng([config.seed, stream])):
+            memory[start * width :][: drawn.size] = drawn.reshape(-1)
+    else:
+        memory = no_groups(weights, form)
     return ArrayEmbedding(
         config.embedding.method,
-        backend.to_device(memory.reshape(-1)),
+        backend.to_device(memory),
         backend.to_device(table_base(rows)),
-        slot_map("table", width, 1, max(1, memory.size), signed=False),
+        slot_map("table", width, 1, max(1, weights), signed=False),
         config.optimizer,
         backend,
         **(whole(config, data) | more),

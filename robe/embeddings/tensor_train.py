@@ -45,6 +45,15 @@ def core_weights(config: TrainConfig, data: DataSpec, rank: int) -> np.ndarray:
     return core_widths(config.model.width, rank) @ digits(data.cardinalities)
 
 
+def tensor_train_tables(config: TrainConfig, data: DataSpec) -> list[tuple[int, int]]:
+    """(rows, width) of each core, and of the tables that are kept whole."""
+    rank, n = best_rank(config, data), np.array(data.cardinalities)
+    cored = core_weights(config, data, rank) < n * config.model.width
+    rows = digits(n[cored]).sum(axis=1).tolist()
+    widths = core_widths(config.model.width, rank)
+    return [*zip(rows, widths, strict=True), (int(n[~cored].sum()), config.model.width)]
+
+
 def stored(config: TrainConfig, data: DataSpec, rank: int) -> int:
     full = np.array(data.cardinalities) * config.model.width
     return int(np.minimum(full, core_weights(config, data, rank)).sum())

@@ -23,30 +23,18 @@ from numba.extending import register_jitable
 from robe.kernels.cache import NOWHERE, WAYS, hash_row, place_of, set_of, way_of
 from robe.kernels.cost import Cost
 from robe.kernels.gather import AHEAD
-from robe.kernels.half import from_half
+from robe.kernels.groups import expand, expanded
 from robe.kernels.hashing import ZERO
 from robe.kernels.interaction import ROWS
 from robe.kernels.lanes import copy_run, prefetch_run, require_rows_together
 from robe.kernels.launch import launch
-from robe.kernels.quantise import code_bytes, element_at, load_half, scale_at
+from robe.kernels.quantise import element_at, scale_at
 
 
 def cached_gather_cost(table, form, tags, values, ids, base, out) -> Cost:
     """Each id, the tags of its set and its quantised row read, each element written; a product and a sum."""
     read = ids.nbytes + ids.size * (table.shape[1] + WAYS * tags.itemsize * (len(tags) > 0))
     return Cost(read + out.nbytes, 2 * out.size)
-
-
-def expanded(table, rows, form):
-    """Rows (N, D) float32 of those numbers in the table, on the host."""
-    codes = table[rows]
-    if form.bits == 16:
-        return codes.view(np.float16).astype(np.float32)
-    scale, bias = from_half(codes[:, code_bytes(form) :].copy().view(np.uint16)).T[:, :, None]
-    codes = codes[:, : code_bytes(form)]
-    if form.bits == 4:
-        codes = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(rows), -1)[:, : form.width]
-    return bias + scale * codes.astype(np.float32)
 
 
 def cached_gather_reference(table, form, tags, values, ids, base, out):
@@ -58,26 +46,6 @@ def cached_gather_reference(table, form, tags, values, ids, base, out):
         hit = there.any(axis=1)
         vectors[hit] = values[s[hit] * WAYS + there[hit].argmax(axis=1)]
     out[...] = vectors.reshape(out.shape)
-
-
-@register_jitable
-def expand(codes, form, out):
-    """Write a row of the table, codes (S,), to out (D,)."""
-    if form.bits == 16:
-        for i in range(form.width):
-            out[i] = load_half(codes, 2 * i)
-        return
-    behind = code_bytes(form)
-    scale, bias = load_half(codes, behind), load_half(codes, behind + 2)
-    if form.bits == 8:
-        for i in range(form.width):
-            out[i] = bias + scale * np.float32(codes[i])
-    else:
-        for i in range(form.width // 2):
-            out[2 * i] = bias + scale * np.float32(codes[i] & np.uint8(15))
-            out[2 * i + 1] = bias + scale * np.float32(codes[i] >> np.uint8(4))
-        if form.width % 2:
-            out[form.width - 1] = bias + scale * np.float32(codes[behind - 1] & np.uint8(15))
 
 
 @register_jitable
@@ -120,7 +88,7 @@ def cached_row(table, form, tags, values, ids, places, following, following_plac
         if places[f] >= 0:
             copy_run(values, np.uint64(places[f]) * width, ZERO, out, np.uint64(f) * width, width)
         else:
-            expand(table[base[f] + np.uint64(ids[f])], form, out[f])
+            expand(table, base[f] + np.uint64(ids[f]), form, out[f])
 
 
 @njit(parallel=True, nogil=True, cache=True)

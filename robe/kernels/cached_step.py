@@ -29,8 +29,8 @@ from numba import cuda, njit, prange
 
 from robe.kernels.admit import DIRECT, REPEAT, STAYS
 from robe.kernels.cache import row_at
-from robe.kernels.cached_gather import expand, expanded
 from robe.kernels.cost import Cost
+from robe.kernels.groups import expand, expanded
 from robe.kernels.launch import launch
 from robe.kernels.quantise import (
     TEAM,
@@ -100,7 +100,7 @@ def _cached_step(
             if before[p] >= 0:
                 store_row(x, before[p], key, form, table[before[p]])
             if slot == DIRECT or before[p] != STAYS:
-                expand(table[row], form, x)
+                expand(table, row, form, x)
             gradient[:] = d_vectors[order[p] // features, f]
             end = p + 1
             while end < n and place[end] == REPEAT:

@@ -6,11 +6,14 @@ import numpy as np
 
 from robe.kernels.admit import COUNTED, admit_reference
 from robe.kernels.cache import EMPTY, WAYS, hash_row, set_of
+from robe.kernels.groups import group_length, store_groups
 from robe.kernels.half import rounding_key
 from robe.kernels.hashing import SlotMap, slot_map, slots_reference
 from robe.kernels.interaction import out_width
 from robe.kernels.quantise import NO_ROW, Form, quantise_reference, row_bytes
 from robe.kernels.sort_rows import sort_rows_reference
+
+BITS = {"int8": 8, "int4": 4}
 
 
 class Case(NamedTuple):
@@ -22,11 +25,20 @@ class Case(NamedTuple):
     memory: int  # M
     family: str = "mix"
     signed: bool = True
-    memory_type: str = "float32"  # or "float16", of what a look-up reads
+    memory_type: str = "float32"  # or "float16", "int8", "int4", of what a look-up reads
     ids: str = "random"  # or "repeated": every row the same; or "largest": all 2^32 - 1
 
     def slot_map(self) -> SlotMap:
         return slot_map(self.family, self.width, self.block, self.memory, seed=7, signed=self.signed)
+
+    def stored(self, memory: np.ndarray) -> np.ndarray:
+        """Weights (M,) float32 as an array of the type that a look-up of this case reads."""
+        if self.memory_type not in BITS:
+            return memory.astype(self.memory_type)
+        form = Form(BITS[self.memory_type], False, int(group_length(self.slot_map())))
+        groups = np.zeros((-(-memory.size // form.width), row_bytes(form)), np.uint8)
+        store_groups(memory, form, quantise_reference, groups)
+        return groups
 
     def base(self) -> np.ndarray:
         """(F,) uint64: tokens are feature * 2^32 + id, but rows of a full table are counted on."""
@@ -71,6 +83,16 @@ CASES = [
     Case("halves, Z = D", 6, 4, 16, 16, 1000, memory_type="float16"),
     Case("halves, Z does not divide D", 5, 3, 24, 10, 509, memory_type="float16"),
     Case("halves, Z > 64", 3, 2, 128, 128, 4099, memory_type="float16"),
+    Case("INT8, Z = 1", 5, 3, 8, 1, 150, memory_type="int8"),
+    Case("INT8, Z = D", 6, 4, 32, 32, 1000, memory_type="int8"),
+    Case("INT8, Z > 64, and the last group is not full", 3, 2, 128, 128, 4099, memory_type="int8"),
+    Case("INT8, full table, D odd", 8, 3, 33, 1, 3 * 10 * 33, "table", signed=False, memory_type="int8"),
+    Case("INT4, Z = 1", 5, 3, 8, 1, 150, memory_type="int4"),
+    Case("INT4, Z = D", 6, 4, 32, 32, 1000, memory_type="int4"),
+    Case("INT4, Z does not divide D", 5, 3, 45, 19, 509, memory_type="int4"),
+    Case("INT4, every block wraps", 4, 3, 70, 70, 70, memory_type="int4"),
+    Case("INT4, unsigned", 4, 3, 150, 150, 600, signed=False, memory_type="int4"),
+    Case("INT4, full table, D odd", 8, 3, 33, 1, 3 * 10 * 33, "table", signed=False, memory_type="int4"),
 ]
 
 
@@ -164,7 +186,7 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
     rows = {"ids": case.draw_ids(), "base": case.base(), "slot_map": case.slot_map()}
     vectors = (case.rows, case.features, case.width)
     memory, zeros = numbers(case.memory), np.zeros(case.memory, np.float32)
-    looked_up, touched = memory.astype(case.memory_type), zeros.copy()
+    looked_up, touched = case.stored(memory), zeros.copy()
     slots, _ = slots_reference(rows["slot_map"], rows["base"] + rows["ids"].astype(np.uint64))
     touched[slots] = rng.integers(-4, 5, slots.shape)
     step = {"rate": 0.1, "eps": 1e-8}

@@ -1,6 +1,7 @@
 """Look up: vectors[b, f, i] = sign * memory[slot], for the rows `ids` names.
 
-    memory   (M,)    float    the shared weights; float16 is read as float32 (half.py)
+    memory   (M,)    float    the shared weights; float16 is read as float32 (half.py), and so are codes in
+                              groups, (R, S) uint8 (groups.py)
     ids      (B, F)  uint32   categorical values
     base     (F,)    uint64   token = base[f] + id
     slot_map                  where each element of a row lives (hashing.py)
@@ -21,9 +22,10 @@ from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
 from robe.kernels.cost import Cost
-from robe.kernels.half import widen, words
+from robe.kernels.groups import copy_slots, fetch, prefetch_slots, quantised, stored_weight_bytes
+from robe.kernels.half import words
 from robe.kernels.hashing import ONE, TABLE, ZERO, block_of, flip, place, run_at, run_from, slots_reference
-from robe.kernels.lanes import copy_run, prefetch_run, require_rows_together
+from robe.kernels.lanes import require_rows_together
 from robe.kernels.launch import block_shape, launch
 from robe.kernels.pieces import TILE, U32, count_pieces, piece_at, weight
 from robe.kernels.vector import in_fours, store4
@@ -31,27 +33,36 @@ from robe.kernels.vector import in_fours, store4
 # Above this many bytes a ROBE array falls out of the caches, and waiting for memory costs more than hashing
 # a vector early to prefetch it: slower by a fifth at 10 MB, twice as fast at 100 MB.
 CACHE = 2**24
+# Codes take longer to expand than floats to copy, so fewer reads are under way at a time: with prefetching
+# slower by a fifth at 1 MB, faster by 1.4 times at 4 MB and three times at 14 MB.
+CACHE_OF_CODES = 2**21
 # Vectors asked for ahead of the one that is copied. 2 and 4 are alike; with 8 or a row of the batch, more
 # cache lines are asked for than a core can await, and half of the gain may be lost.
 AHEAD = 4
 
 
 def gather_cost(memory, ids, base, slot_map, out) -> Cost:
-    """Each id and weight read, each element written; one change of sign per element."""
-    moved = ids.nbytes + out.size * memory.itemsize + out.nbytes
-    return Cost(moved, out.size if slot_map.signed else 0)
+    """Each id and weight read, each element written; a change of sign, a product and a sum per element."""
+    moved = ids.nbytes + int(out.size * stored_weight_bytes(memory, slot_map)) + out.nbytes
+    return Cost(moved, out.size * (int(slot_map.signed) + 2 * quantised(memory)))
 
 
 def gather_reference(memory, ids, base, slot_map, out):
     slots, signs = slots_reference(slot_map, base + ids.astype(np.uint64))
-    out[...] = memory[slots] * signs.astype(memory.dtype)
+    weights = fetch(memory, slot_map, slots.astype(np.uint64)) if quantised(memory) else memory[slots]
+    out[...] = weights * signs.astype(weights.dtype)
+
+
+def out_of_cache(memory) -> bool:
+    """Whether an array is so large that it should be prefetched."""
+    return memory.nbytes > (CACHE_OF_CODES if quantised(memory) else CACHE)
 
 
 @register_jitable
 def gather_row(memory, ids, following, base, slot_map, prefetches, out):
     """The vectors of one row of the batch: ids (F,), following (F,) those of the next row, out (F, D)."""
     if slot_map.family == TABLE:
-        return gather_table_row(memory, ids, following, base, slot_map.width, prefetches, out)
+        return gather_table_row(memory, ids, following, base, slot_map, prefetches, out)
     features = ids.size
     for f in range(features):
         if prefetches:
@@ -66,7 +77,7 @@ def gather_row(memory, ids, following, base, slot_map, prefetches, out):
         start, word = place(slot_map, token, block)
         while True:
             slot, length, bits = run_from(slot_map, start, word, position, element)
-            copy_run(memory, slot, bits, out, row + element, length)
+            copy_slots(memory, slot_map, slot, bits, out, row + element, length)
             element += length
             position += length
             if element >= slot_map.width:
@@ -77,18 +88,18 @@ def gather_row(memory, ids, following, base, slot_map, prefetches, out):
 
 
 @register_jitable
-def gather_table_row(memory, ids, following, base, width, prefetches, out):
-    """The same of a full table of rows of that width."""
-    features = ids.size
+def gather_table_row(memory, ids, following, base, slot_map, prefetches, out):
+    """The same of a full table."""
+    features, width = ids.size, slot_map.width
     for f in range(features):
         g = f + AHEAD - features
         if prefetches and g < features:
             token = (
                 base[g] + np.uint64(following[g]) if g >= 0 else base[f + AHEAD] + np.uint64(ids[f + AHEAD])
             )
-            prefetch_run(memory, token * width, width)
+            prefetch_slots(memory, slot_map, token * width, width)
         start = (base[f] + np.uint64(ids[f])) * width
-        copy_run(memory, start, ZERO, out, np.uint64(f) * width, width)
+        copy_slots(memory, slot_map, start, ZERO, out, np.uint64(f) * width, width)
 
 
 @register_jitable
@@ -99,7 +110,7 @@ def prefetch_vector(memory, token, slot_map):
     while element < slot_map.width:
         start, _ = place(slot_map, token, block)
         length = min(slot_map.block - position, slot_map.width - element)
-        prefetch_run(memory, start + position, length)
+        prefetch_slots(memory, slot_map, start + position, length)
         block, position, element = block + ONE, ZERO, element + length
 
 
@@ -112,7 +123,7 @@ def _gather(memory, ids, base, slot_map, prefetches, out):
 
 def gather_cpu(memory, ids, base, slot_map, out):
     require_rows_together(out)
-    _gather(words(memory), ids, base, slot_map, memory.nbytes > CACHE, out)
+    _gather(words(memory), ids, base, slot_map, out_of_cache(memory), out)
 
 
 @cuda.jit
@@ -127,7 +138,7 @@ def _gather_elements_kernel(memory, ids, base, slot_map, out):
             i = first_i
             while i < out.shape[2]:
                 slot, _, bits = run_at(slot_map, token, np.uint64(i))
-                out[b, f, i] = flip(widen(memory[slot]), bits, 0)
+                out[b, f, i] = flip(fetch(memory, slot_map, slot), bits, 0)
                 i += step_i
             b += step_b
         f += step_f
@@ -163,10 +174,10 @@ def _gather_kernel(memory, ids, base, slot_map, pieces, shift, out):  # out (B, 
                 out,
                 rows[p],
                 columns[p] + k,
-                weight(memory, slot, bits, 0),
-                weight(memory, slot, bits, 1),
-                weight(memory, slot, bits, 2),
-                weight(memory, slot, bits, 3),
+                weight(memory, slot_map, slot, bits, 0),
+                weight(memory, slot_map, slot, bits, 1),
+                weight(memory, slot_map, slot, bits, 2),
+                weight(memory, slot_map, slot, bits, 3),
             )
             e = U32(e + 4 * threads)
         cuda.syncthreads()  # the next tile takes the same place

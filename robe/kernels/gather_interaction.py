@@ -18,7 +18,8 @@ from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
 from robe.kernels.cost import Cost
-from robe.kernels.gather import CACHE, gather_cuda, gather_reference, gather_row
+from robe.kernels.gather import gather_cuda, gather_reference, gather_row, out_of_cache
+from robe.kernels.groups import stored_weight_bytes
 from robe.kernels.half import words
 from robe.kernels.interaction import (
     PAIRS,
@@ -43,7 +44,7 @@ def gather_interaction_cost(memory, ids, base, slot_map, first, out) -> Cost:
     rows, features = ids.shape
     vectors = np.broadcast_to(first[:1, None], (rows, 1 + features, first.shape[1]))
     _, flops = interaction_cost(vectors, out)
-    read = ids.nbytes + ids.size * first.shape[1] * memory.itemsize + first.nbytes
+    read = ids.nbytes + int(ids.size * first.shape[1] * stored_weight_bytes(memory, slot_map)) + first.nbytes
     return Cost(read + out.nbytes, flops)
 
 
@@ -69,7 +70,7 @@ def _gather_interaction(memory, ids, base, slot_map, prefetches, first, out):
 
 
 def gather_interaction_cpu(memory, ids, base, slot_map, first, out):
-    _gather_interaction(words(memory), ids, base, slot_map, memory.nbytes > CACHE, first, out)
+    _gather_interaction(words(memory), ids, base, slot_map, out_of_cache(memory), first, out)
 
 
 def gather_interaction_cuda_apart(memory, ids, base, slot_map, first, out):
@@ -113,10 +114,10 @@ def _gather_interaction_kernel(memory, ids, base, slot_map, shift, first, out):
                 e1 = min(U32(e + threads), U32(elements - U32(1)))
                 e2 = min(U32(e1 + threads), U32(elements - U32(1)))
                 e3 = min(U32(e2 + threads), U32(elements - U32(1)))
-                i0, x0 = element_of(memory, slots, signs, places, shift, e)
-                i1, x1 = element_of(memory, slots, signs, places, shift, e1)
-                i2, x2 = element_of(memory, slots, signs, places, shift, e2)
-                i3, x3 = element_of(memory, slots, signs, places, shift, e3)
+                i0, x0 = element_of(memory, slot_map, slots, signs, places, shift, e)
+                i1, x1 = element_of(memory, slot_map, slots, signs, places, shift, e1)
+                i2, x2 = element_of(memory, slot_map, slots, signs, places, shift, e2)
+                i3, x3 = element_of(memory, slot_map, slots, signs, places, shift, e3)
                 staged[i0], staged[i1], staged[i2], staged[i3] = x0, x1, x2, x3
                 e = U32(e + 4 * threads)
             cuda.syncthreads()
@@ -128,11 +129,11 @@ def _gather_interaction_kernel(memory, ids, base, slot_map, shift, first, out):
 
 
 @register_jitable
-def element_of(memory, slots, signs, places, shift, e):
+def element_of(memory, slot_map, slots, signs, places, shift, e):
     """(place, value) of element e of the pieces in shared memory."""
     p = U32(e >> shift)
     k = U32(e - (p << shift))
-    return places[p] + k, weight(memory, slots[p], signs[p], k)
+    return places[p] + k, weight(memory, slot_map, slots[p], signs[p], k)
 
 
 def gather_interaction_cuda(memory, ids, base, slot_map, first, out):

@@ -13,7 +13,7 @@ p of a block of Z elements, and blocks are placed in `memory` (M weights) as a w
     affine  the published implementation's map (github.com/apd10/robez); c = i // Z, p = i mod Z
             start = ((token * A + c * B + C) mod P) mod (M - Z + 1)
             slot  = start + p                                                        (not circular)
-    table   no hash: slot = token * D + i, the ordinary full table, M = rows * D
+    table   no hash: slot = token * D + i, the ordinary full table, M = rows * D; its block is a row
 
 The sign of an element is -1 where bit (p mod 64) of mix64(word + (p // 64 + 1) * KS) is set, if the map
 is signed. `affine` has signs only as an experiment (the published code has none); its word is then that
@@ -69,6 +69,8 @@ def slot_map(family: str, width: int, block: int, memory: int, seed: int = 0, si
         raise ValueError(f"need width >= 1 and 1 <= block <= memory, not {width=}, {block=}, {memory=}")
     if family == "affine" and memory > P:
         raise ValueError(f"the affine hash reaches {P} weights at most, not {memory}; use the hash `mix`")
+    starts = memory - block + 1
+    block = width if family == "table" else block
     c, b, a = np.random.RandomState(seed % 2**32).randint(0, int(P), 50)[:3]  # as published
     with np.errstate(over="ignore"):
         key = mix64(U64(seed % 2**64) + K1)
@@ -83,8 +85,8 @@ def slot_map(family: str, width: int, block: int, memory: int, seed: int = 0, si
         block=U64(block),
         block_reciprocal=reciprocal(block),
         memory=U64(memory),
-        starts=U64(memory - block + 1),
-        starts_reciprocal=reciprocal(memory - block + 1),
+        starts=U64(starts),
+        starts_reciprocal=reciprocal(starts),
     )
 
 

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -193,24 +193,25 @@ def cpu_code(operation: str, form: str) -> str:
 
 @cache
 def kernels(operation: str) -> dict[str, Started]:
-    """The CUDA kernels in an operation's file that its versions start, by name; those for halves besides."""
+    """The CUDA kernels in an operation's file that its versions start, by name; those for halves and codes
+    besides."""
     if config.ENABLE_CUDASIM:
         raise InspectionError("the simulator compiles nothing; unset NUMBA_ENABLE_CUDASIM")
     found = {}
 
-    def note(kernel, shape, arguments):
+    def note(stored, kernel, shape, arguments):
         _, threads, *further = shape
         function = kernel.py_func
         if function.__module__ == module(operation).__name__:
             signature, shared = tuple(map(typeof, arguments)), further[1] if further else 0
             started = Started(kernel, signature, int(np.prod(threads)), shared)
             if found.setdefault(function.__name__, started).signature != signature:
-                found.setdefault(f"{function.__name__} of halves", started)
+                found.setdefault(f"{function.__name__} of {stored}", started)
 
-    for memory_type in ("float32", "float16"):
+    for memory_type, stored in (("float32", "floats"), ("float16", "halves"), ("int8", "codes")):
         # The rows of a batch matter to the number of blocks only.
         call = calls(BENCH._replace(rows=256, memory_type=memory_type))[operation]
-        with mock.patch("robe.kernels.launch.start", note):
+        with mock.patch("robe.kernels.launch.start", partial(note, stored)):
             for name, run in versions(operation).items():
                 if name.startswith("cuda"):
                     run(*call.copy().values())

@@ -8,7 +8,7 @@ say the same, run instead.
 
 A run goes between `memory` (M,) and the contiguous `vectors` (F, D) of one row of a batch, whose elements are
 counted 0 .. F * D - 1; element k of it is negated where bit k of `bits` is set. `memory` may be the bits of
-halves (half.py), which are widened as they are read.
+halves (half.py), which are widened as they are read; groups of codes (groups.py) have a copy of their own.
 """
 
 import numpy as np
@@ -57,6 +57,10 @@ def _signed(context, builder, array_type, array, index, bits, lanes):
     value = builder.load(_vector_pointer(context, builder, array_type, array, index, lanes), align=size // 8)
     if array_type.dtype == types.uint16:
         size, value = 32, _widened(builder, value, lanes)
+    return _negated(builder, value, bits, lanes, size)
+
+
+def _negated(builder, value, bits, lanes, size):
     integers = ir.VectorType(ir.IntType(size), lanes)
     negative = builder.bitcast(builder.trunc(bits, ir.IntType(lanes)), ir.VectorType(ir.IntType(1), lanes))
     minus, plus = (ir.Constant(integers, [bit] * lanes) for bit in (1 << (size - 1), 0))
@@ -83,6 +87,75 @@ def _copy_lanes(typing, source, s, bits, out, o, lanes):
         return context.get_dummy_value()
 
     return types.void(source, s, bits, out, o, lanes), code
+
+
+def _codes(builder, byte, element, bits, lanes):
+    """`lanes` codes from an element on as one vector of bytes; byte(i): pointer to byte i of the codes.
+
+    Of 4 bits, the first, third, ... lie in the same half of neighbouring bytes, the others in the other half
+    of those, or, from an odd element on, of the bytes that follow.
+    """
+    vector = ir.VectorType(ir.IntType(8), lanes)
+    codes = cgutils.alloca_once(builder, vector)
+    with builder.if_else(builder.icmp_unsigned("==", bits, bits.type(8))) as (eight, four):
+        with eight:
+            builder.store(builder.load(builder.bitcast(byte(element), vector.as_pointer()), align=1), codes)
+        with four:
+            kind = ir.IntType(max(8, 4 * lanes))
+            odd, at = builder.and_(element, element.type(1)), builder.lshr(element, element.type(1))
+            shift = builder.mul(kind(4), odd if kind == odd.type else builder.trunc(odd, kind))
+            mask = kind(int("0f" * (kind.width // 8), 16))
+
+            def halves(i, shift):
+                word = builder.load(builder.bitcast(byte(i), kind.as_pointer()), align=1)
+                half = ir.VectorType(ir.IntType(8), kind.width // 8)
+                return builder.bitcast(builder.and_(builder.lshr(word, shift), mask), half)
+
+            found = halves(at, shift)
+            if lanes > 1:
+                others = halves(builder.add(at, odd), builder.sub(kind(4), shift))
+                order = [i // 2 + i % 2 * lanes // 2 for i in range(lanes)]
+                order = ir.Constant(ir.VectorType(ir.IntType(32), lanes), order)
+                found = builder.shuffle_vector(found, others, order)
+            builder.store(found, codes)
+    return builder.load(codes)
+
+
+@intrinsic(prefer_literal=True)
+def expand_lanes(typing, table, group, element, size, bits, ends, signs, out, o, lanes):
+    def code(context, builder, signature, arguments):
+        table_type, out_type, lanes = signature.args[0], signature.args[7], signature.args[9].literal_value
+        table, group, element, size, bits, ends, signs, out, o, _ = arguments
+        shape = context.make_array(table_type)(context, builder, table).shape
+        start = builder.mul(group, builder.extract_value(shape, 1))
+        number, byte = ir.IntType(64), ir.IntType(8)
+
+        def codes(offset):
+            def at(i):
+                i = builder.add(builder.add(start, i), number(offset))
+                return _pointer(context, builder, table_type, table, i)
+
+            return _codes(builder, at, element, bits, lanes)
+
+        ends = [_splat(builder, end, lanes) for end in cgutils.unpack_tuple(builder, ends)]
+        scale, bias, found = *ends[:2], codes(0)
+        if len(ends) > 2:
+            # Lanes from `left` on are in the next group, 4 bytes further on.
+            left = builder.sub(size, element)
+            left = builder.select(builder.icmp_signed("<", left, number(0)), number(0), left)
+            left = builder.select(builder.icmp_signed(">", left, number(lanes)), number(lanes), left)
+            lane = ir.Constant(ir.VectorType(byte, lanes), list(range(lanes)))
+            beyond = builder.icmp_unsigned(">=", lane, _splat(builder, builder.trunc(left, byte), lanes))
+            here, there = (scale, bias, found), (*ends[2:], codes(4))
+            scale, bias, found = (builder.select(beyond, b, a) for a, b in zip(here, there, strict=True))
+        integers, floats = (ir.VectorType(kind, lanes) for kind in (ir.IntType(32), ir.FloatType()))
+        found = builder.zext(found, integers)
+        value = builder.fadd(bias, builder.fmul(scale, builder.sitofp(found, floats)))
+        target = _vector_pointer(context, builder, out_type, out, o, lanes)
+        builder.store(_negated(builder, value, signs, lanes, 32), target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(table, group, element, size, bits, ends, signs, out, o, lanes), code
 
 
 @intrinsic(prefer_literal=True)
@@ -170,6 +243,16 @@ if config.DISABLE_JIT or config.BOUNDSCHECK:
         for k in range(lanes):
             f, i = divmod(o + np.uint64(k), np.uint64(vectors.shape[1]))
             vectors[f, i] = flip(widen(memory[s + np.uint64(k)]), bits, k)
+
+    @register_jitable
+    def expand_lanes(table, group, element, size, bits, ends, signs, out, o, lanes):
+        for k in range(lanes):
+            beyond, i = element + np.uint64(k) >= size, element + np.uint64(k)
+            row, i = (group + ONE, i - size) if beyond else (group, i)
+            scale, bias = (ends[-2], ends[-1]) if beyond else (ends[0], ends[1])
+            four = (table[row, i >> ONE] >> np.uint8(4 * (i & ONE))) & np.uint8(15)
+            code = table[row, i] if bits == 8 else four
+            out.flat[o + np.uint64(k)] = flip(bias + scale * np.float32(code), signs, k)
 
     @register_jitable
     def _add_lanes(vectors, s, bits, scale, memory, o, lanes):

@@ -17,7 +17,7 @@ import numpy as np
 from numba import config
 from numba.extending import register_jitable
 
-from robe.kernels.half import widen
+from robe.kernels.groups import fetch
 from robe.kernels.hashing import TABLE, U64, flip, run_at
 
 U32 = np.uint32
@@ -53,6 +53,6 @@ def around(slot, size):
 
 
 @register_jitable
-def weight(memory, slot, bits, k):
+def weight(memory, slot_map, slot, bits, k):
     """Element k of a piece."""
-    return flip(widen(memory[around(slot + U64(k), memory.size)]), bits, k)
+    return flip(fetch(memory, slot_map, around(slot + U64(k), slot_map.memory)), bits, k)

@@ -161,8 +161,8 @@ def store_half(out, at, bits):
 
 
 @register_jitable
-def load_half(codes, at):
-    return from_half(U32(codes[at]) | U32(codes[at + 1]) << U32(8))
+def load_half(table, row, at):
+    return from_half(U32(table[row, at]) | U32(table[row, at + 1]) << U32(8))
 
 
 @register_jitable
@@ -210,18 +210,19 @@ def scale_at(table, row, form):
     """(scale, bias) of a row of the table as floats; (1, 0) where there are none."""
     if form.bits == 16:
         return ONE, NOTHING
-    codes, at = table[row], code_bytes(form)
-    return load_half(codes, at), load_half(codes, at + 2)
+    at = code_bytes(form)
+    return load_half(table, row, at), load_half(table, row, at + 2)
 
 
 @register_jitable
 def element_at(table, row, i, scale, bias, form):
     """Element i of a row of the table."""
     if form.bits == 16:
-        return load_half(table[row], 2 * i)
+        return load_half(table, row, 2 * i)
     if form.bits == 8:
         return bias + scale * np.float32(table[row, i])
-    code = U32(table[row, i >> 1]) >> U32(4 * (i & 1)) & U32(15)
+    i = U32(i)
+    code = U32(table[row, i >> U32(1)]) >> U32(U32(4) * (i & U32(1))) & U32(15)
     return bias + scale * np.float32(code)
 
 

@@ -1,0 +1,210 @@
+"""Trained models made smaller, for inference: other memory for the same weights, or a ROBE array of a table.
+
+Weights are rounded to the nearest. A mixed-precision table that keeps its bits is flushed instead, so what
+its cache held is rounded as in training. Besides source and target there is one chunk of weights at a time
+(and, of a ROBE array, a count for each of its weights); the source is let go before the target is written, of
+which safetensors makes a copy.
+
+The best ROBE array for a given table x of n weights has in each of its M slots the mean of the weights that
+share it, each with its sign; what is read from it, x^, is then the projection of x on all tables that such
+an array can stand for. For independent weights E ||x - x^||^2 / ||x||^2 = 1 - M occ / n, where occ, which is
+1 - (1 - Z/M)^(n/Z), is the share of slots in use: nearly all is lost where n is much larger than M. A trained
+array does not approximate a table; that is why it works and this does not.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from robe import checkpoint
+from robe.backend import select
+from robe.checkpoint import Position
+from robe.config import ConfigError, DataSpec, EmbeddingConfig, TrainConfig, budget, resolve
+from robe.embeddings import ArrayEmbedding, ComposedEmbedding, Embedding, MixedPrecisionEmbedding
+from robe.kernels.groups import expanded, form_of, group_length, quantised, store_groups
+from robe.model import build
+
+CHUNK = 2**22  # weights
+LARGEST_HALF = 65504
+
+
+@dataclass
+class Difference:
+    """Of weights x and what is read for them after conversion, over all chunks so far."""
+
+    energy: float = 0.0
+    lost: float = 0.0
+    largest: float = 0.0
+
+    def add(self, x: np.ndarray, read: np.ndarray) -> None:
+        self.energy += float(np.vdot(x, x.astype(np.float64)))
+        error = (x.astype(np.float64) - read).ravel()
+        self.lost += float(error @ error)
+        self.largest = max(self.largest, float(abs(error).max(initial=0.0)))
+
+    def summary(self) -> dict[str, float]:
+        share = self.lost / self.energy if self.energy else 0.0
+        return {
+            "relative_rms_error": math.sqrt(share),
+            "largest_error": self.largest,
+            "energy_share_lost": share,
+        }
+
+
+def converted_config(
+    config: TrainConfig, data: DataSpec, to: str, compression: float | None, block: int | None
+) -> TrainConfig:
+    """The configuration of the new run; raises ConfigError where there is no such conversion."""
+    settings = config.embedding
+    method = settings.method
+    if to != "robe" and (compression, block) != (None, None):
+        raise ConfigError(f"--compression and --block are for --to robe; --to {to} keeps every weight")
+    if method == "none":
+        raise ConfigError("a model without categorical features has no embedding to convert")
+    if to == "robe":
+        if method not in ("full", "mixed_precision"):
+            raise ConfigError(
+                f"--to robe takes tables (--method full or mixed_precision), not --method {method}; train "
+                "--method robe instead"
+            )
+        new = EmbeddingConfig("robe", compression=compression, block=block or EmbeddingConfig.block)
+    elif method == "mixed_precision":
+        new = EmbeddingConfig("full", memory=to)
+    elif settings.memory == to:
+        raise ConfigError(f"its embedding is stored in {to} already")
+    else:
+        new = dataclasses.replace(settings, memory=to)
+        if settings.megabytes is not None:  # which would be other weights now
+            weights = budget(settings, config.model.width, data.cardinalities)
+            new = dataclasses.replace(new, megabytes=None, weights=weights)
+    optimizer = dataclasses.replace(config.optimizer, optimizer="none")
+    return resolve(dataclasses.replace(config, embedding=new, optimizer=optimizer))
+
+
+def convert(
+    source: Path, config: TrainConfig, new: TrainConfig, data: DataSpec, position: Position, run: Path
+) -> dict:
+    """Write checkpoint `source`, of `config`, as one of the configuration `new` to the folder `run`.
+
+    Returns the summary of the new run, but for what is known of its data.
+    """
+    backend = select("cpu", config.precision)
+    trained, model = build(config, data, backend), build(new, data, backend)
+    checkpoint.load_weights(source, trained)
+    trained.embedding.steps = position.step
+    model.dense_parameters[...] = trained.dense_parameters
+    found = convert_embedding(trained.embedding, model.embedding, data)
+    before = trained.embedding.describe()
+    del trained  # writing takes memory too
+    checkpoint.save(run, model, new, data, position, "convert again")
+    names, bits = ("method", "embedding_parameters", "embedding_bytes"), config.embedding.bits
+    stored = config.embedding.memory
+    if config.embedding.method == "mixed_precision":
+        stored = "fp16" if bits == 16 else f"int{bits}"
+    return {
+        "steps": position.step,
+        "before": {name: before[name] for name in names} | {"memory": stored},
+        "memory": new.embedding.memory,
+        **found,
+        **model.embedding.describe(),
+        "dense_parameters": int(model.dense_parameters.size),
+    }
+
+
+def convert_embedding(source: Embedding, target: Embedding, data: DataSpec) -> dict[str, float]:
+    """Fill `target` with what `source` holds; returns what was lost."""
+    difference, method = Difference(), source.describe()["method"]
+    if target.method == "robe" != method:
+        project(source, target, data, difference)
+        return difference.summary() | {"expected_energy_share_lost": expected_loss(target)}
+    parts = (e.parts.values() if isinstance(e, ComposedEmbedding) else (e,) for e in (source, target))
+    for one, other in zip(*parts, strict=True):
+        same_codes = isinstance(one, MixedPrecisionEmbedding) and one.table.shape == other.memory.shape
+        if same_codes and quantised(other.memory):
+            other.memory[...] = one.table
+            one.write_back(other.memory)
+        else:
+            for start, weights in chunks(one):
+                write(other, start, weights)
+        for start, weights in chunks(one):
+            difference.add(weights, read(other, start, start + weights.size))
+    return difference.summary()
+
+
+def chunks(embedding: ArrayEmbedding | MixedPrecisionEmbedding) -> Iterator[tuple[int, np.ndarray]]:
+    """(slot of the first, weights (n,) float32) of all, whole groups or rows at a time."""
+    if isinstance(embedding, MixedPrecisionEmbedding):
+        size, length = len(embedding.table) * embedding.width, embedding.width
+    else:
+        size, length = embedding.weights, int(group_length(embedding.slot_map))
+    step = length * max(1, CHUNK // length)
+    for start in range(0, size, step):
+        yield start, read(embedding, start, min(start + step, size))
+
+
+def read(embedding: ArrayEmbedding | MixedPrecisionEmbedding, start: int, stop: int) -> np.ndarray:
+    """Weights (stop - start,) float32 as look-ups read them; `start` begins a group or row."""
+    if isinstance(embedding, MixedPrecisionEmbedding):
+        rows = np.arange(start // embedding.width, stop // embedding.width, dtype=np.uint32)[:, None]
+        out = np.empty((len(rows), 1, embedding.width), np.float32)
+        where = embedding.table, embedding.form, embedding.tags, embedding.values
+        embedding.backend.kernels.cached_gather(*where, rows, np.zeros(1, np.uint64), out)
+        return out.reshape(-1)
+    memory = embedding.memory
+    if not quantised(memory):
+        return memory[start:stop].astype(np.float32)
+    form = form_of(memory, embedding.slot_map)
+    rows = slice(start // int(form.width), -(-stop // int(form.width)))
+    return expanded(memory, rows, form).reshape(-1)[: stop - start]
+
+
+def write(embedding: ArrayEmbedding, start: int, weights: np.ndarray) -> None:
+    """Store weights (n,) float32 from a slot on that begins a group, to the nearest."""
+    memory = embedding.memory
+    if quantised(memory):
+        form = form_of(memory, embedding.slot_map)
+        groups = memory[start // int(form.width) :]
+        store_groups(weights, form, embedding.backend.kernels.quantise, groups)
+    else:
+        if memory.dtype == np.float16:
+            weights = np.clip(weights, -LARGEST_HALF, LARGEST_HALF)
+        memory[start : start + weights.size] = weights
+
+
+def project(source, target: ArrayEmbedding, data: DataSpec, difference: Difference) -> None:
+    """Fill a ROBE array with the means of the weights of tables that share its slots."""
+    kernels, where, sums = target.backend.kernels, target.slot_map, target.memory
+    counts = np.zeros_like(sums)
+    sums[...] = 0
+    for rows, x in table_rows(source, target, data):
+        kernels.scatter_add(x, *rows, where, 1, sums)
+        kernels.scatter_add(np.ones_like(x), *rows, where._replace(signed=False), 1, counts)
+    sums /= np.maximum(counts, 1)
+    for rows, x in table_rows(source, target, data):
+        found = np.empty_like(x)
+        kernels.gather(target.memory, *rows, where, found)
+        difference.add(x, found)
+
+
+def table_rows(source, target: ArrayEmbedding, data: DataSpec) -> Iterator[tuple]:
+    """((ids (n, 1), base (1,) of `target`), vectors (n, 1, D)) of all rows of the tables, some at a time."""
+    width, first = source.width, 0
+    step = max(1, CHUNK // width)
+    for f, count in enumerate(data.cardinalities):
+        for start in range(0, count, step):
+            ids = np.arange(start, min(start + step, count), dtype=np.uint32)[:, None]
+            slot = (first + start) * width
+            x = read(source, slot, slot + len(ids) * width)
+            yield (ids, target.base[f : f + 1]), x.reshape(len(ids), 1, width)
+        first += count
+
+
+def expected_loss(target: ArrayEmbedding) -> float:
+    """E ||x - x^||^2 / ||x||^2 for a table of independent weights."""
+    m, block, n = int(target.slot_map.memory), int(target.slot_map.block), target.table_weights
+    used = -math.expm1(n / block * math.log1p(-block / m)) if block < m else 1.0
+    return 1 - m * used / n
