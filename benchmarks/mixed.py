@@ -15,10 +15,10 @@ import numpy as np
 from benchmarks.measure import BenchmarkError, Effort, agree, figure, ratio, rotate, rounds, table_limit
 from benchmarks.peer import peer
 from benchmarks.workload import Workload
-from robe.backend import Backend
+from robe.backend import Backend, select
 from robe.config import CODE_BITS, EmbeddingConfig, ModelConfig, TrainConfig, resolve
 from robe.convert import convert_embedding, converted_config
-from robe.embeddings import MixedPrecisionEmbedding, create
+from robe.embeddings import ArrayEmbedding, MixedPrecisionEmbedding, create
 from robe.kernels.cache import WAYS, hash_row, set_of
 from robe.kernels.hashing import slot_map
 from robe.kernels.interaction import out_width
@@ -61,6 +61,12 @@ def ours(work: Workload, rows: int, backend: Backend) -> dict[str, Callable]:
 
 def converted(work: Workload, rows: int, backend: Backend, weights: int) -> dict[str, Callable]:
     """Likewise, of tables and ROBE arrays of codes, beside the floats that they were made of."""
+    host = select("cpu")  # where runs are converted
+
+    def moved(embedding: ArrayEmbedding) -> ArrayEmbedding:
+        arrays = {name: backend.to_device(getattr(embedding, name)) for name in ("memory", "base")}
+        return dataclasses.replace(embedding, **arrays, backend=backend)
+
     batches = [backend.to_device(batch.ids) for batch in work.draw(rows)]
     out = backend.empty((rows, batches[0].shape[1], work.width), "float32")
     first = backend.to_device(np.random.default_rng(0).standard_normal((rows, work.width), np.float32))
@@ -73,13 +79,14 @@ def converted(work: Workload, rows: int, backend: Backend, weights: int) -> dict
         (ARRAY, array, ARRAYS),
     ):
         config = dataclasses.replace(base, embedding=settings)
-        source = create(config, data, backend)
-        made = {floats: source}
-        source.lookup(batches[0], out)
+        source = create(config, data, host)
+        made = {floats: moved(source)}
+        made[floats].lookup(batches[0], out)
         expected = backend.to_host(out).copy()
         for name, memory in names.items():
-            made[name] = create(converted_config(config, data, memory, None, None), data, backend)
-            lost = convert_embedding(source, made[name], data)
+            target = create(converted_config(config, data, memory, None, None), data, host)
+            lost = convert_embedding(source, target, data)
+            made[name] = moved(target)
             made[name].lookup(batches[0], out)
             agree(name, backend.to_host(out), expected, lost["largest_error"])
             # Half of a step from the least to the largest weight of a group, and what halves make of it.
