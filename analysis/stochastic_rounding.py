@@ -186,10 +186,6 @@ def trainings(study: Study, optimizer: str, bits: tuple[int, ...], cache: Path, 
     if study.seeds < 2:
         raise ConfigError(f"{study.seeds} seeds: an interval needs 2")
     manifest = Manifest.load(study.data or synthetic_data(study, cache))
-    if manifest.ids.dialect != "dictionary":
-        raise ConfigError(
-            f"{study.data}: tables need ids that count; give data prepared with --ids dictionary"
-        )
     say(f"data: {manifest.describe()}")
     made = Trainings(manifest, study.batch, cache, say)
     every = max(1, made.steps_per_pass // EVALUATIONS)
