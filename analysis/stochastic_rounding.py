@@ -185,7 +185,7 @@ def trainings(study: Study, optimizer: str, bits: tuple[int, ...], cache: Path, 
     """Rows of the test AUC on the way, seed by seed."""
     if study.seeds < 2:
         raise ConfigError(f"{study.seeds} seeds: an interval needs 2")
-    manifest = Manifest.load(study.data or synthetic_data(study, cache))
+    manifest = rows_of(study, cache, say)
     say(f"data: {manifest.describe()}")
     made = Trainings(manifest, study.batch, cache, say)
     every = max(1, made.steps_per_pass // EVALUATIONS)
@@ -205,6 +205,16 @@ def trainings(study: Study, optimizer: str, bits: tuple[int, ...], cache: Path, 
                 row = {"kind": "test_auc", "synthetic": bool(manifest.synthetic), "point": point}
                 row |= {"seed": seed, "step": e["step"], "passes": e["step"] / made.steps_per_pass}
                 yield row | {"value": e["auc"]}
+
+
+def rows_of(study: Study, cache: Path, say: Callable[[str], None]) -> Manifest:
+    """The data of a study, or the synthetic ones where no table can have their ids."""
+    if study.data is not None:
+        manifest = Manifest.load(study.data)
+        if manifest.ids.dialect != "hash":
+            return manifest
+        say(f"{study.data}: a table needs ids that count (prepare --ids dictionary); synthetic rows instead")
+    return Manifest.load(synthetic_data(study, cache))
 
 
 def final(rows: claim.Rows) -> dict[str, np.ndarray]:
@@ -312,7 +322,7 @@ def main(
     Args:
         quick: Fewer weights and rows, and INT4 only is trained.
         seed: Of the weights' roundings.
-        data: A folder made by `prepare --ids dictionary`, instead of synthetic rows.
+        data: A folder made by `prepare --ids dictionary` (or modulo), instead of synthetic rows.
         optimizer: Of the trainings.
         seeds: How many trainings of each kind.
         passes: Over the training rows.

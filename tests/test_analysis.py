@@ -1,5 +1,6 @@
 """The scripts in analysis/: their claims hold, and a wrong formula, a bad hash or a wrong condition shows."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -423,11 +424,17 @@ def test_trainings_whose_names_are_mixed_up_are_found(analysis):
         )
 
 
-def test_trainings_need_ids_that_count(tmp_path):
+def test_without_ids_that_count_the_rows_are_synthetic(tmp_path):
     command_line.main(["synth", "--out", str(tmp_path / "raw"), "--rows", "2000", "--days", "2"])
-    command_line.main(["prepare", str(tmp_path / "raw"), "--out", str(tmp_path / "prepared")])
-    with pytest.raises(ConfigError, match=r"prepare them with .* --ids dictionary"):
-        stochastic_rounding.measure(quick=True, data=tmp_path / "prepared", cache=tmp_path)
+    folders = {ids: tmp_path / ids for ids in ("hash", "dictionary")}
+    for ids, folder in folders.items():
+        command_line.main(["prepare", str(tmp_path / "raw"), "--out", str(folder), "--ids", ids])
+    said = []
+    for ids, rows in (("dictionary", 2000), ("hash", 900)):
+        tiny = dataclasses.replace(stochastic_rounding.QUICK, rows=900, data=folders[ids])
+        manifest = stochastic_rounding.rows_of(tiny, tmp_path, said.append)
+        assert (manifest.ids.dialect, sum(day.rows for day in manifest.days)) == ("dictionary", rows)
+    assert [text.split(":")[0] for text in said] == [str(folders["hash"])]
 
 
 # cache_hits
