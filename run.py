@@ -182,8 +182,8 @@ def train(
         config = resolve(config)
         run = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.embedding.method}"
         baseline = baseline or data is None
-        data = data or demo_data("dictionary" if config.embedding.method in NUMBERED else "hash")
     require_trainable(config)
+    data = data or demo_data("dictionary" if config.embedding.method in NUMBERED else "hash")
     manifest = Manifest.load(data)
     print(f"data: {data}: {manifest.describe()}")
     if resume is not None and not manifest.same_rows(Manifest.load(run / "data")):
