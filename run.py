@@ -285,6 +285,7 @@ def convert(
     from data_pipeline.appearing import appearing
     from robe import checkpoint, report
     from robe.convert import convert, converted_config
+    from robe.progress import progress_bar
 
     newest, (_, settings) = checkpoint.latest(run), read_run(run)
     config, spec, position = checkpoint.read_state(newest)
@@ -292,7 +293,8 @@ def convert(
     with appearing(out, lambda: 0.0) as folder:
         shutil.copytree(run / "data", folder / "data")
         described = {"converted_from": str(run.resolve()), "data": Manifest.load(run / "data").describe()}
-        summary = described | convert(newest, config, new, spec, position, folder)
+        with progress_bar("convert", "weights") as update:
+            summary = described | convert(newest, config, new, spec, position, folder, update)
         write_settings(folder, new, settings["data"], False)
         report.write_summary(folder, summary)
     print(report.converted_text(out, summary), flush=True)

@@ -68,7 +68,7 @@ SIZED = {
 }
 COMPRESSIONS = (10, 30, 100, 1000)  # the sizes, if none are given
 
-STUDY = Study(seeds=3)
+STUDY = Study(rows=500_000, seeds=3)
 EFFORT = Effort(rounds=5, seconds=0.03)
 TINY = Study(rows=16_000, scale=0.005, seeds=2, batch=320, rates=(0.03,))
 

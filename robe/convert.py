@@ -14,7 +14,7 @@ array does not approximate a table; that is why it works and this does not.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,11 @@ from robe.model import build
 
 CHUNK = 2**22  # weights
 LARGEST_HALF = 65504
+Progress = Callable[[int, int], None]
+
+
+def unwatched(done: int, total: int) -> None:
+    pass
 
 
 @dataclass
@@ -86,10 +91,17 @@ def converted_config(
 
 
 def convert(
-    source: Path, config: TrainConfig, new: TrainConfig, data: DataSpec, position: Position, run: Path
+    source: Path,
+    config: TrainConfig,
+    new: TrainConfig,
+    data: DataSpec,
+    position: Position,
+    run: Path,
+    progress: Progress = unwatched,
 ) -> dict:
     """Write checkpoint `source`, of `config`, as one of the configuration `new` to the folder `run`.
 
+    progress: is told how many weights of how many are done.
     Returns the summary of the new run, but for what is known of its data.
     """
     backend = select("cpu", config.precision)
@@ -97,7 +109,7 @@ def convert(
     checkpoint.load_weights(source, trained)
     trained.embedding.steps = position.step
     model.dense_parameters[...] = trained.dense_parameters
-    found = convert_embedding(trained.embedding, model.embedding, data)
+    found = convert_embedding(trained.embedding, model.embedding, data, progress)
     before = trained.embedding.describe()
     del trained  # writing takes memory too
     checkpoint.save(run, model, new, data, position, "convert again")
@@ -115,23 +127,27 @@ def convert(
     }
 
 
-def convert_embedding(source: Embedding, target: Embedding, data: DataSpec) -> dict[str, float]:
+def convert_embedding(
+    source: Embedding, target: Embedding, data: DataSpec, progress: Progress = unwatched
+) -> dict[str, float]:
     """Fill `target` with what `source` holds; returns what was lost."""
-    difference, method = Difference(), source.describe()["method"]
-    if target.method == "robe" != method:
-        project(source, target, data, difference)
+    difference, described = Difference(), source.describe()
+    if target.method == "robe" != described["method"]:
+        project(source, target, data, difference, progress)
         return difference.summary() | {"expected_energy_share_lost": expected_loss(target)}
     parts = (e.parts.values() if isinstance(e, ComposedEmbedding) else (e,) for e in (source, target))
+    done, total = 0, described["embedding_parameters"]
     for one, other in zip(*parts, strict=True):
         same_codes = isinstance(one, MixedPrecisionEmbedding) and one.table.shape == other.memory.shape
-        if same_codes and quantised(other.memory):
+        if flushed := same_codes and quantised(other.memory):
             other.memory[...] = one.table
             one.write_back(other.memory)
-        else:
-            for start, weights in chunks(one):
-                write(other, start, weights)
         for start, weights in chunks(one):
+            if not flushed:
+                write(other, start, weights)
             difference.add(weights, read(other, start, start + weights.size))
+            done += weights.size
+            progress(done, total)
     return difference.summary()
 
 
@@ -175,19 +191,25 @@ def write(embedding: ArrayEmbedding, start: int, weights: np.ndarray) -> None:
         memory[start : start + weights.size] = weights
 
 
-def project(source, target: ArrayEmbedding, data: DataSpec, difference: Difference) -> None:
+def project(
+    source, target: ArrayEmbedding, data: DataSpec, difference: Difference, progress: Progress
+) -> None:
     """Fill a ROBE array with the means of the weights of tables that share its slots."""
     kernels, where, sums = target.backend.kernels, target.slot_map, target.memory
-    counts = np.zeros_like(sums)
+    counts, done = np.zeros_like(sums), 0
     sums[...] = 0
     for rows, x in table_rows(source, target, data):
         kernels.scatter_add(x, *rows, where, 1, sums)
         kernels.scatter_add(np.ones_like(x), *rows, where._replace(signed=False), 1, counts)
+        done += x.size
+        progress(done, 2 * target.table_weights)
     sums /= np.maximum(counts, 1)
     for rows, x in table_rows(source, target, data):
         found = np.empty_like(x)
         kernels.gather(target.memory, *rows, where, found)
         difference.add(x, found)
+        done += x.size
+        progress(done, 2 * target.table_weights)
 
 
 def table_rows(source, target: ArrayEmbedding, data: DataSpec) -> Iterator[tuple]:

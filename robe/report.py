@@ -135,10 +135,11 @@ def draw_curves(run: Path, summary: dict) -> None:
         line = {"color": "black", "linestyle": "--", "linewidth": 1, "label": "best possible, validation"}
         loss_axes.axhline(bayes["validation"]["log_loss"], **line)
         auc_axes.axhline(bayes["validation"]["auc"], **line)
-    for axes, ylabel in ((loss_axes, "log loss (nats)"), (auc_axes, "AUC")):
+    places = (loss_axes, "log loss (nats)", "upper right"), (auc_axes, "AUC", "lower right")
+    for axes, ylabel, place in places:  # looking for the best place of a legend takes seconds on long curves
         axes.set(xlabel="training steps", ylabel=ylabel)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc=place)
     size = f", {summary['compression']:.0f}x smaller than the full table" if summary["compression"] else ""
     source = "SYNTHETIC data" if summary["data"].startswith("SYNTHETIC") else "real data"
     figure.suptitle(f"DLRM, {summary['method']} embeddings{size}, {source}")

@@ -79,7 +79,11 @@ def test_a_converted_embedding_reads_what_its_weights_stand_for(method, memory):
     than half of its scale; and what is made of the codes is these floats."""
     _, source = made(method)
     _, target = made(method, memory)
-    lost = convert_embedding(source, target, NUMBERED)
+    seen = []
+    lost = convert_embedding(source, target, NUMBERED, lambda *counts: seen.append(counts))
+    total = source.describe()["embedding_parameters"]
+    assert seen == sorted(seen)
+    assert seen[-1] == (total, total)
     _, floats = made(method)
     largest = 0.0
     for before, stored, plain in zip(arrays(source), arrays(target), arrays(floats), strict=True):
@@ -194,7 +198,10 @@ def test_a_table_loses_to_an_array_what_the_formula_says(compression, block):
         config = dataclasses.replace(config, embedding=dataclasses.replace(config.embedding, hash_seed=seed))
         source, target = create(full, data, select("cpu")), create(config, data, select("cpu"))
         source.memory[:] = np.random.default_rng(seed).standard_normal(source.memory.size)
-        found = convert_embedding(source, target, data)
+        seen = []
+        found = convert_embedding(source, target, data, lambda *counts: seen.append(counts))
+        assert seen == sorted(seen)
+        assert seen[-1] == (2 * source.weights, 2 * source.weights)
         lost.append(found["energy_share_lost"])
         assert found["relative_rms_error"] == pytest.approx(math.sqrt(lost[-1]))
     expected = expected_loss(target)
