@@ -191,14 +191,14 @@ def test_halves_saturate():
 def test_a_table_loses_to_an_array_what_the_formula_says(compression, block):
     """Independent weights; and no array nearby is better."""
     data = DataSpec(13, (3000, 1500), "dictionary", "", "test")
-    lost = []
+    lost, seen = [], []
     for seed in range(8):
         full = dataclasses.replace(embedding_settings("none", method="full"), seed=seed)
         config = converted_config(full, data, "robe", compression, block)
         config = dataclasses.replace(config, embedding=dataclasses.replace(config.embedding, hash_seed=seed))
         source, target = create(full, data, select("cpu")), create(config, data, select("cpu"))
         source.memory[:] = np.random.default_rng(seed).standard_normal(source.memory.size)
-        seen = []
+        seen.clear()
         found = convert_embedding(source, target, data, lambda *counts: seen.append(counts))
         assert seen == sorted(seen)
         assert seen[-1] == (2 * source.weights, 2 * source.weights)
