@@ -34,8 +34,8 @@ from robe.kernels.vector import in_fours, store4
 # a vector early to prefetch it: slower by a fifth at 10 MB, twice as fast at 100 MB.
 CACHE = 2**24
 # Codes take longer to expand than floats to copy, so fewer reads are under way at a time: with prefetching
-# slower by a fifth at 1 MB, faster by 1.4 times at 4 MB and three times at 14 MB.
-CACHE_OF_CODES = 2**21
+# slower by a seventh at 1 MB (Z = 32), faster by a fifth at 4 MB and 2.5 times at 15 MB.
+CACHE_OF_CODES = 2**22
 # Vectors asked for ahead of the one that is copied. 2 and 4 are alike; with 8 or a row of the batch, more
 # cache lines are asked for than a core can await, and half of the gain may be lost.
 AHEAD = 4
