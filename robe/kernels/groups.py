@@ -170,7 +170,7 @@ def prefetch_slots(memory, slot_map, slot, length):
         prefetch_run(memory, slot, length)
 
 
-@overload(prefetch_slots)
+@overload(prefetch_slots, jit_options={"forceinline": True})
 def _prefetch_slots(memory, slot_map, slot, length):
     if memory.dtype == types.uint8:
         return prefetch_codes
@@ -185,7 +185,7 @@ def copy_slots(memory, slot_map, slot, signs, vectors, o, length):
         copy_run(memory, slot, signs, vectors, o, length)
 
 
-@overload(copy_slots)
+@overload(copy_slots, jit_options={"forceinline": True})
 def _copy_slots(memory, slot_map, slot, signs, vectors, o, length):
     if memory.dtype == types.uint8:
         return expand_slots
