@@ -109,14 +109,16 @@ def speed_table(results: dict, shown: Callable[[dict], bool]) -> str:
     """The ratios of one results file that are `shown`, under what it was measured on."""
     machine = results["step"]["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    parts = (results[part]["rows"] for part in ("embedding", "mixed", "step") if part in results)
-    rows = [row for part in parts for row in part if "ratio" in row]
+    parts = {name: results[name] for name in ("embedding", "mixed", "step") if name in results}
+    rows = [row for part in parts.values() for row in part["rows"] if "ratio" in row]
     repeats = sorted({row["ratio"]["repeats"] for row in rows})
+    dates = "; ".join(f"{name}: {part['machine']['date']}" for name, part in parts.items())
+    used = max(part["machine"]["cores_used_by_others"] for part in parts.values())
     lines = [
         f"{machine['device']}: {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['os']}; {versions}; {machine['date']}. "
-        f"Medians, and quartiles of the ratio, over {' or '.join(map(str, repeats))} rounds, while other "
-        f"programs used {machine['cores_used_by_others']:.2f} cores.",
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['os']}; {versions}. Measured in parts "
+        f"({dates}). Medians, and quartiles of the ratio, over {' or '.join(map(str, repeats))} rounds, "
+        f"while other programs used up to {used:.2f} cores.",
         "",
         "| ours | time | beside | time | times as fast | fastest turns | share of the limit |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import embedding, estimate, limits, loader, measure, prepare, step
+from benchmarks import embedding, estimate, limits, loader, measure, mixed, prepare, step
 from benchmarks.measure import QUICK, BenchmarkError
 from benchmarks.peer import check, environment, torch_here
 from benchmarks.readme import prepare_table, shown, speed_table
@@ -164,7 +164,8 @@ def test_quick_run_on_every_backend(backend, without_peers):
     """What needs no PyTorch; in the simulator, the code for a GPU too."""
     rows = [*embedding.run(backend, QUICK)]
     if backend.name == "cpu":
-        rows += [*limits.run(backend, QUICK), *step.run(backend, QUICK, step.CASES[:1])]
+        rows += [*limits.run(backend, QUICK), *mixed.run(backend, QUICK)]
+        rows += step.run(backend, QUICK, step.CASES[:1])
     for row in rows:
         values = row["ratio"] if "ratio" in row else row
         assert 0 < values["range"][0] <= values["median"] <= values["range"][1]
@@ -203,17 +204,24 @@ def test_the_table_of_the_readme():
     kernel = measure.ratio("ROBE look-up", "26 EmbeddingBags", times, times / 2, times / 2)
     model = measure.ratio("step, ROBE", "PyTorch eager", times, 3 * times)
     part = {"machine": machine, "rows": [measure.figure("a", "b", times)]}
+    codes = measure.ratio("codes: INT8", "floats", times, times)
     results = {
         "embedding": part | {"rows": [*part["rows"], kernel, kernel | {"peer": "copy"}]},
+        "mixed": {"machine": machine | {"date": "2026-02-02", "cores_used_by_others": 0.3}, "rows": [codes]},
         "step": part | {"rows": [model | {"model": ["mlperf", 2048]}, model | {"model": ["mlperf", 99]}]},
     }
     text = speed_table(results, shown)
-    assert text.startswith("cpu (Numba, 2 threads): Some CPU, 2 cores, 16 GiB, Linux; numpy 2.4; 2026-01-01.")
+    assert text.startswith(
+        "cpu (Numba, 2 threads): Some CPU, 2 cores, 16 GiB, Linux; numpy 2.4. Measured in parts (embedding: "
+        "2026-01-01; mixed: 2026-02-02; step: 2026-01-01). "
+    )
+    assert text.splitlines()[0].endswith("while other programs used up to 0.30 cores.")
     assert text.splitlines()[4:] == [
         "| ROBE look-up | 2 ms | 26 EmbeddingBags | 1 ms | 0.50 (0.50-0.50) | 0.50 | 50% |",
+        "| codes: INT8 | 2 ms | floats | 2 ms | 1.00 (1.00-1.00) | 1.00 |  |",
         "| step, ROBE | 2 ms | PyTorch eager | 6 ms | 3.00 (3.00-3.00) | 3.00 |  |",
     ]
-    assert len(speed_table(results, lambda row: True).splitlines()) == 4 + 4
+    assert len(speed_table(results, lambda row: True).splitlines()) == 4 + 5
 
 
 def test_the_loader_is_measured(tmp_path, monkeypatch):
