@@ -274,6 +274,17 @@ def plot(results: dict):
     return figure
 
 
+def given(study: Study, data: Path | None, seeds: int | None) -> Study:
+    """A study on the rows and with the seeds that were asked for."""
+    return dataclasses.replace(study, data=data, seeds=max(2, seeds or study.seeds))
+
+
+def finish(results: dict, table: Callable[[dict], str], out: Path) -> None:
+    write_whole(out, json.dumps(results, indent=1) + "\n")
+    print(table(results))
+    print(f"{out}: written")
+
+
 def main(
     data: Path | None = None,
     methods: tuple[str, ...] = (),
@@ -295,12 +306,8 @@ def main(
         out: The file to write; default: benchmarks/results/methods.json, or one in analysis/out if quick.
     """
     study = TINY if quick else dataclasses.replace(STUDY, batch=batch)
-    study = dataclasses.replace(study, data=data, seeds=max(2, seeds or study.seeds))
-    results = measure(methods, megabytes, study, QUICK if quick else EFFORT)
-    out = out or (claim.OUT / "methods.json" if quick else RESULTS)
-    write_whole(out, json.dumps(results, indent=1) + "\n")
-    print(table(results))
-    print(f"{out}: written")
+    results = measure(methods, megabytes, given(study, data, seeds), QUICK if quick else EFFORT)
+    finish(results, table, out or (claim.OUT / "methods.json" if quick else RESULTS))
 
 
 if __name__ == "__main__":

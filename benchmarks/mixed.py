@@ -32,15 +32,12 @@ ARRAYS = {f"{ARRAY} INT8": "int8", f"{ARRAY} INT4": "int4"}
 LEAST_HITS = 0.99
 
 
-def ours(work: Workload, rows: int, backend: Backend) -> dict[str, Callable]:
-    """Name -> call, after the vectors of each were compared."""
+def cached(work: Workload, rows: int, backend: Backend, expected: np.ndarray) -> dict[str, Callable]:
+    """Name -> call, of mixed precision, after its vectors were compared with those of the first batch."""
     batches = [backend.to_device(batch.ids) for batch in work.draw(rows)]
     out = backend.empty((rows, batches[0].shape[1], work.width), "float32")
-    base = resolve(TrainConfig(ModelConfig(work.preset), EmbeddingConfig("full"), batch=rows))
-    full = create(base, work.data(), backend)
-    calls = {f"{FULL} lookup": rotate(lambda ids: full.lookup(ids, out), batches)}
-    full.lookup(batches[0], out)
-    expected = backend.to_host(out).copy()
+    base = resolve(TrainConfig(ModelConfig(work.preset), batch=rows))
+    calls = {}
     widest = 2 / min(work.cardinalities) ** 0.5  # from the least initial weight to the largest
     for name, bits in OURS.items():
         look_ups = sum(ids.size for ids in batches)
@@ -59,8 +56,11 @@ def ours(work: Workload, rows: int, backend: Backend) -> dict[str, Callable]:
     return calls
 
 
-def converted(work: Workload, rows: int, backend: Backend, weights: int) -> dict[str, Callable]:
-    """Likewise, of tables and ROBE arrays of codes, beside the floats that they were made of."""
+def converted(
+    work: Workload, rows: int, backend: Backend, weights: int
+) -> tuple[dict[str, Callable], np.ndarray]:
+    """(name -> call, of tables and ROBE arrays of codes, beside the floats that they were made of; vectors of
+    the first batch in the float32 tables)."""
     host = select("cpu")  # where runs are converted
 
     def moved(embedding: ArrayEmbedding) -> ArrayEmbedding:
@@ -73,7 +73,7 @@ def converted(work: Workload, rows: int, backend: Backend, weights: int) -> dict
     interacted = backend.empty((rows, out_width(1 + out.shape[1], work.width)), "float32")
     base = resolve(TrainConfig(ModelConfig(work.preset), EmbeddingConfig("full"), batch=rows))
     array = EmbeddingConfig(weights=weights, block=BLOCK)
-    calls, data = {}, work.data()
+    calls, looked_up, data = {}, {}, work.data()
     for floats, settings, names in (
         (FULL, base.embedding, {CODES: "int8"}),
         (ARRAY, array, ARRAYS),
@@ -82,7 +82,7 @@ def converted(work: Workload, rows: int, backend: Backend, weights: int) -> dict
         source = create(config, data, host)
         made = {floats: moved(source)}
         made[floats].lookup(batches[0], out)
-        expected = backend.to_host(out).copy()
+        expected = looked_up[floats] = backend.to_host(out).copy()
         for name, memory in names.items():
             target = create(converted_config(config, data, memory, None, None), data, host)
             lost = convert_embedding(source, target, data)
@@ -97,7 +97,7 @@ def converted(work: Workload, rows: int, backend: Backend, weights: int) -> dict
             calls[f"{name} inference"] = rotate(
                 lambda ids, e=embedding: e.interact(ids, first, interacted), batches
             )
-    return calls
+    return calls, looked_up[FULL]
 
 
 def known(embedding: MixedPrecisionEmbedding, batches: list, out) -> Callable:
@@ -121,7 +121,8 @@ def known(embedding: MixedPrecisionEmbedding, batches: list, out) -> Callable:
 def run(backend: Backend, effort: Effort) -> Iterator[dict]:
     rows, table_bytes = effort.pick(2048, 2), min(2e9, table_limit(effort))
     work = Workload("uniform", table_bytes)
-    calls = ours(work, rows, backend) | converted(work, rows, backend, effort.pick(ARRAY_WEIGHTS, 25_000))
+    calls, vectors = converted(work, rows, backend, effort.pick(ARRAY_WEIGHTS, 25_000))
+    calls |= cached(work, rows, backend, vectors)
     jobs = {name: effort.job(call, backend.synchronize) for name, call in calls.items()}
     settings = {"tables": "uniform", "table_bytes": table_bytes, "rows": rows, "arrays": []}
     with peer("torch_embedding", backend, effort.seconds, **settings) as peer_jobs:

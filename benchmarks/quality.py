@@ -15,7 +15,6 @@ benchmarks/results/quality.json; `python -m benchmarks.readme` then writes the t
 import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,13 +25,12 @@ from analysis import claim
 from analysis.claim import mean_interval
 from analysis.tradeoff import Study, Trainings, synthetic_data
 from benchmarks.measure import machine
-from benchmarks.methods import settings
+from benchmarks.methods import finish, given, settings
 from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
 from robe import RobeError
 from robe.config import EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
 from robe.embeddings.mixed_precision import planned
-from robe.files import write_whole
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 CACHE = claim.OUT / "quality"
@@ -148,12 +146,8 @@ def main(
         out: The file to write; default: benchmarks/results/quality.json, or one in analysis/out if quick.
     """
     study = TINY if quick else dataclasses.replace(STUDY, batch=batch)
-    study = dataclasses.replace(study, data=data, seeds=max(2, seeds or study.seeds))
-    results = measure(study)
-    out = out or (claim.OUT / "quality.json" if quick else RESULTS)
-    write_whole(out, json.dumps(results, indent=1) + "\n")
-    print(table(json.loads(json.dumps(results))))
-    print(f"{out}: written")
+    results = measure(given(study, data, seeds))
+    finish(results, table, out or (claim.OUT / "quality.json" if quick else RESULTS))
 
 
 if __name__ == "__main__":

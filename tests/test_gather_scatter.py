@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 from conftest import each_version, needs_simulator
 
-from robe.kernels import adagrad, gather, gather_interaction, groups, interaction_scatter, scatter_add
+from robe.kernels import adagrad, gather, gather_interaction, groups, interaction_scatter, lanes, scatter_add
 from robe.kernels.cases import BITS, CASES, calls
-from robe.kernels.groups import expanded, form_of
-from robe.kernels.hashing import run_at, slots_reference
+from robe.kernels.groups import GROUP, expanded, form_of, store_groups
+from robe.kernels.hashing import run_at, slot_map, slots_reference
 from robe.kernels.interaction import out_width
 from robe.kernels.operations import version
 from robe.kernels.pieces import count_pieces
+from robe.kernels.quantise import Form, row_bytes
 from robe.kernels.vector import in_fours, store4
 
 pytestmark = pytest.mark.kernels
@@ -100,6 +101,37 @@ def test_all_cache_lines_of_codes_are_prefetched(case, monkeypatch):
         for s in range(int(slot), int(slot + count)):
             row = s // length * size
             assert {(row + (s % length >> half)) // 64, (row + size - 4) // 64} <= lines
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("block", [1, 7, 16, 20, 64, 100])
+def test_codes_are_read_from_every_slot(block, bits, rng):
+    """Runs begin and end anywhere in a group of codes, and go on in the next one, which has another scale."""
+    width, slots = 100, 3 * int(GROUP) + 10
+    form, where = Form(bits, False, int(GROUP)), slot_map("mix", width, block, slots, seed=3)
+    weights = (rng.standard_normal(slots) * 10.0 ** rng.integers(-3, 3, slots)).astype(np.float32)
+    memory = np.empty((4, row_bytes(form)), np.uint8)
+    store_groups(weights, form, version("quantise", "reference"), memory)
+    ids, base = np.arange(5000, dtype=np.uint32)[:, None], np.zeros(1, np.uint64)
+    first = slots_reference(where, ids[:, 0].astype(np.uint64))[0][:, 0]
+    assert len(np.unique(first)) == slots  # rows begin everywhere
+    out = np.full((len(ids), 1, width), np.nan, np.float32)
+    expected = out.copy()
+    version("gather", "cpu")(memory, ids, base, where, out)
+    floats = expanded(memory, slice(None), form).ravel()[:slots]
+    version("gather", "reference")(floats, ids, base, where, expected)
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_every_line_of_a_run_is_asked_for(monkeypatch):
+    for array in (np.empty(1000, np.float32), np.empty(1000, np.uint16), np.empty((10, 100), np.uint8)):
+        asked = []
+        monkeypatch.setattr(lanes, "_prefetch", lambda _, index, asked=asked: asked.append(int(index)))
+        lanes.prefetch_run(array, np.uint64(7), np.uint64(200))
+        places = np.array(asked) * array.itemsize
+        assert places[0] == 7 * array.itemsize
+        assert (np.diff(places) == 64).all()
+        assert places[-1] + 64 >= 207 * array.itemsize > places[-1]
 
 
 @each_version("scatter_add")

@@ -94,9 +94,10 @@ def gather_table_row(memory, ids, following, base, slot_map, prefetches, out):
     for f in range(features):
         g = f + AHEAD - features
         if prefetches and g < features:
-            token = (
-                base[g] + np.uint64(following[g]) if g >= 0 else base[f + AHEAD] + np.uint64(ids[f + AHEAD])
-            )
+            if g < 0:
+                token = base[f + AHEAD] + np.uint64(ids[f + AHEAD])
+            else:
+                token = base[g] + np.uint64(following[g])
             prefetch_slots(memory, slot_map, token * width, width)
         start = (base[f] + np.uint64(ids[f])) * width
         copy_slots(memory, slot_map, start, ZERO, out, np.uint64(f) * width, width)
