@@ -203,7 +203,7 @@ def train(
         try:
             summary = fit(model, config, manifest, rows, run, timeline if profile else no_phase)
             if profile:
-                from robe.kernels.inspection import limits
+                from robe.kernels.workbench.inspection import limits
 
                 timeline.write(run / "trace.json")
                 print(timeline.text(limits(backend)))
@@ -357,7 +357,7 @@ def kernels(
             registers without a name: those of all kernels, for several compute capabilities.
         cc: Compute capability to compile for; no GPU is needed.
     """
-    from robe.kernels import inspection
+    from robe.kernels.workbench import inspection
 
     if action == "list":
         lines = inspection.listing()

@@ -53,7 +53,7 @@ from analysis.claim import RIGHT, WRONG, Check, where
 from analysis.hash_variance import bound as variance_bound
 from analysis.sketch import as_blocks, chunks, draw, project, recover, trials
 from analysis.tables import WIDTH, trained_table, zipf_rows
-from robe.kernels.hashing import slot_map, slots_reference
+from robe.kernels.parts.hashing import slot_map, slots_reference
 
 LEVEL = 0.999  # of the intervals that verdicts rest on; those drawn are of 95%
 DELTA = 0.05

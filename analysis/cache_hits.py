@@ -1,7 +1,7 @@
 """What share of look-ups hits a cache of 32 ways to a set, for LFU and for LRU.
 
 Claim. Rows are looked up independently, each with its own chance p_r, and hashed to sets of W = 32 places
-(robe/kernels/cache.py). In a set whose chances sum to P, the share of look-ups that hit is
+(robe/kernels/parts/cache.py). In a set whose chances sum to P, the share of look-ups that hit is
 
     LFU    (sum of the W - 1 largest p + sum of p^2 over the others / sum of p over the others) / P
     LRU    sum over r of p_r^2 / P * integral of exp(-p_r t) Prob(fewer than W others are seen in t) dt
@@ -44,7 +44,7 @@ from analysis.claim import RIGHT, WRONG, Check, where
 from analysis.tables import zipf_rows
 from robe.backend import select
 from robe.kernels.admit import COUNTED
-from robe.kernels.cache import EMPTY, WAYS, hash_row, set_of
+from robe.kernels.parts.cache import EMPTY, WAYS, hash_row, set_of
 
 MOST = 4_000_000  # look-ups of a trace
 PARTS = 40  # of a trace, whose means give the interval

@@ -20,7 +20,7 @@ Claims (our derivation, linear models):
 
 Conditions: as said in each; non-linear models and Adagrad are not covered.
 
-Measured: with the hash of robe/kernels/hashing.py and several seeds of it. The formulas of signed hashing
+Measured: with the hash of kernels/parts/hashing.py and several seeds of it. The formulas of signed hashing
 must be rejected for unsigned, and the floor L alone for large rates.
 
     python analysis/convergence.py [--quick] [--seed N] [--out DIR]

@@ -24,7 +24,7 @@ average over its seeds, but:
 Conditions: 4 blocks a row; ids that are consecutive, 1024 apart, random or, with --data, real. The faults of
 `affine` are part of the verdict: were they not found, the measurement would be at fault.
 
-Measured: robe/kernels/hashing.py against ideal starts from NumPy's PCG64, over many seeds.
+Measured: robe/kernels/parts/hashing.py against ideal starts from NumPy's PCG64, over many seeds.
 
     python analysis/hash_quality.py [--quick] [--seed N] [--out DIR] [--data FILE_OR_FOLDER]
 """
@@ -45,7 +45,7 @@ from analysis.sketch import chunks, many, project, trials
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import Manifest
 from data_pipeline.raw import read_raw
-from robe.kernels.hashing import slot_map, slots_reference
+from robe.kernels.parts.hashing import slot_map, slots_reference
 
 FAMILIES = ("ideal", "mix", "affine")
 BLOCKS = 4  # of a row

@@ -24,7 +24,7 @@ Conditions: starts and signs are independent and random; element signs need only
 signs need fours. Z need not divide n, and 2Z may exceed M.
 
 Measured: by enumeration of all starts and signs of small cases, which must agree to 1e-9; and under the hash
-of robe/kernels/hashing.py with many seeds, on vectors of seven kinds. Seven wrong formulas must be rejected.
+of kernels/parts/hashing.py with many seeds, on vectors of seven kinds. Seven wrong formulas must be rejected.
 
     python analysis/hash_variance.py [--quick] [--seed N] [--out DIR] [--run RUN]
 """

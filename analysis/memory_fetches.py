@@ -43,7 +43,7 @@ import tyro
 from analysis import claim
 from analysis.claim import RIGHT, WRONG, Check, where
 from robe.backend import select
-from robe.kernels.hashing import slot_map
+from robe.kernels.parts.hashing import slot_map
 
 FAMILIES = ("mix", "affine")
 LINE = 16  # float32 in the 64 bytes of a CPU's cache line

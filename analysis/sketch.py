@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from robe.kernels.hashing import K1, SlotMap, mix64, slot_map, slots_reference
+from robe.kernels.parts.hashing import K1, SlotMap, mix64, slot_map, slots_reference
 
 CHUNK = 2**18  # elements hashed at a time: what fits into the caches
 

@@ -42,9 +42,9 @@ from analysis.tradeoff import Study, Trainings, curve, synthetic_data
 from data_pipeline.manifest import Manifest
 from robe.backend import select
 from robe.config import ConfigError, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
-from robe.kernels.cache import EMPTY, WAYS
-from robe.kernels.half import rounding_key
-from robe.kernels.quantise import Form, row_bytes
+from robe.kernels.parts.cache import EMPTY, WAYS
+from robe.kernels.parts.codes import Form, row_bytes
+from robe.kernels.parts.half import rounding_key
 
 CACHE = claim.OUT / "stochastic_rounding"
 STUDY = Study(rows=1_000_000, scale=0.02, zipf=1.2, decay=0.5, seeds=5, passes=1)

@@ -13,8 +13,8 @@ from benchmarks.measure import Effort, agree, figure, rotate, rounds, table_limi
 from benchmarks.workload import Workload
 from robe.backend import Backend
 from robe.config import ModelConfig, TrainConfig, resolve
-from robe.kernels.inspection import copy
-from robe.kernels.lanes import prefetch_run
+from robe.kernels.parts.lanes import prefetch_run
+from robe.kernels.workbench.inspection import copy
 from robe.model import layer_shapes
 
 ROW = 128  # float32: 512 bytes, a row of mlperf's tables

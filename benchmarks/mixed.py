@@ -19,9 +19,9 @@ from robe.backend import Backend, select
 from robe.config import CODE_BITS, EmbeddingConfig, ModelConfig, TrainConfig, resolve
 from robe.convert import convert_embedding, converted_config
 from robe.embeddings import ArrayEmbedding, MixedPrecisionEmbedding, create
-from robe.kernels.cache import WAYS, hash_row, set_of
-from robe.kernels.hashing import slot_map
 from robe.kernels.interaction import out_width
+from robe.kernels.parts.cache import WAYS, hash_row, set_of
+from robe.kernels.parts.hashing import slot_map
 
 FULL = "float32 rows"
 KNOWN = "cached float32 rows, places known"

@@ -158,7 +158,7 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
         raise BackendError(
             f"{model} has no {precision}; use --precision fp32, or --backend cpu to emulate it"
         )
-    # The stream of all kernels and CuPy functions, see kernels/launch.py.
+    # The stream of all kernels and CuPy functions, see kernels/parts/launch.py.
     compute = cupy.cuda.Stream.null
     streams = Streams(
         cupy.empty,

@@ -25,7 +25,7 @@ from robe.backend import select
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, EmbeddingConfig, TrainConfig, budget, resolve
 from robe.embeddings import ArrayEmbedding, ComposedEmbedding, Embedding, MixedPrecisionEmbedding
-from robe.kernels.groups import expanded, form_of, group_length, quantised, store_groups
+from robe.kernels.parts.groups import expanded, form_of, group_length, quantised, store_groups
 from robe.model import build
 
 CHUNK = 2**22  # weights

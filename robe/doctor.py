@@ -11,7 +11,7 @@ import numpy as np
 from robe import metrics
 from robe.backend import cuda_trouble, select, simulator
 from robe.config import DataSpec, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
-from robe.kernels.cases import CASES
+from robe.kernels.workbench.cases import CASES
 from robe.model import build
 from robe.threads import THREAD_POLICY
 from robe.train import versions

@@ -10,8 +10,8 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from robe.kernels.cost import Cost, Limits
 from robe.kernels.operations import version
+from robe.kernels.parts.cost import Cost, Limits
 
 # What times a phase: `with phase("forward"): ...`
 Phase = Callable[[str], AbstractContextManager]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from robe.backend import cuda_trouble, select, simulator
-from robe.kernels.inspection import versions_here
 from robe.kernels.operations import version
+from robe.kernels.workbench.inspection import versions_here
 
 # The backends that these tests run, besides the reference. They hand over host arrays, which only the
 # simulator takes as a device's.

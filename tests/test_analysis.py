@@ -28,7 +28,7 @@ from analysis import (
 )
 from robe.backend import select
 from robe.config import ConfigError
-from robe.kernels.hashing import slot_map, slots_reference
+from robe.kernels.parts.hashing import slot_map, slots_reference
 
 ROOT = Path(__file__).parents[1]
 NAMES = (

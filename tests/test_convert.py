@@ -30,8 +30,8 @@ from robe.convert import (
 )
 from robe.embeddings import create
 from robe.embeddings.composed import ComposedEmbedding
-from robe.kernels.groups import expanded, form_of
-from robe.kernels.quantise import scale_at
+from robe.kernels.parts.codes import scale_at
+from robe.kernels.parts.groups import expanded, form_of
 from robe.model import build
 from robe.plan import plan
 from robe.train import predict

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from recipes import ROOT, blocks, shell
 
-from robe.kernels.hashing import locate, run_at, slot_map
 from robe.kernels.operations import OPERATIONS
+from robe.kernels.parts.hashing import locate, run_at, slot_map
 
 PAGE = "debugging.md"
 RUN, TYPED = ([text for _, text in blocks(PAGE, kind)] for kind in ("run", "type"))

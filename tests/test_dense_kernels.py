@@ -5,8 +5,8 @@ import pytest
 from conftest import each_version, needs_simulator
 
 from robe.kernels import gather_interaction, interaction, interaction_scatter
-from robe.kernels.cases import CASES, calls
 from robe.kernels.operations import version
+from robe.kernels.workbench.cases import CASES, calls
 
 pytestmark = pytest.mark.kernels
 

@@ -5,15 +5,16 @@ import numpy as np
 import pytest
 from conftest import each_version, needs_simulator
 
-from robe.kernels import adagrad, gather, gather_interaction, groups, interaction_scatter, lanes, scatter_add
-from robe.kernels.cases import BITS, CASES, calls
-from robe.kernels.groups import GROUP, expanded, form_of, store_groups
-from robe.kernels.hashing import run_at, slot_map, slots_reference
+from robe.kernels import adagrad, gather, gather_interaction, interaction_scatter, scatter_add
 from robe.kernels.interaction import out_width
 from robe.kernels.operations import version
-from robe.kernels.pieces import count_pieces
-from robe.kernels.quantise import Form, row_bytes
-from robe.kernels.vector import in_fours, store4
+from robe.kernels.parts import groups, lanes
+from robe.kernels.parts.codes import Form, row_bytes
+from robe.kernels.parts.groups import GROUP, expanded, form_of, store_groups
+from robe.kernels.parts.hashing import run_at, slot_map, slots_reference
+from robe.kernels.parts.pieces import count_pieces
+from robe.kernels.parts.vector import in_fours, store4
+from robe.kernels.workbench.cases import BITS, CASES, calls
 
 pytestmark = pytest.mark.kernels
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

@@ -6,10 +6,10 @@ import pytest
 from conftest import each_version
 
 from robe.kernels import half_step
-from robe.kernels.cases import CASES, calls
-from robe.kernels.half import from_half, random_bits, rounding_key, to_half, words
-from robe.kernels.hashing import slot_map
 from robe.kernels.operations import version
+from robe.kernels.parts.half import from_half, random_bits, rounding_key, to_half, words
+from robe.kernels.parts.hashing import slot_map
+from robe.kernels.workbench.cases import CASES, calls
 
 DRAWS = 2**13
 HALVES = np.arange(2**16, dtype=np.uint32).astype(np.uint16)

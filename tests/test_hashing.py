@@ -12,8 +12,8 @@ import pytest
 from conftest import VERSIONS
 from numba import cuda, njit
 
-from robe.kernels import hashing
-from robe.kernels.hashing import P, run_at, slot_map, slots_reference
+from robe.kernels.parts import hashing
+from robe.kernels.parts.hashing import P, run_at, slot_map, slots_reference
 
 pytestmark = pytest.mark.kernels
 GOLDEN = json.loads((Path(__file__).parent / "golden_hash.json").read_text())
@@ -158,10 +158,10 @@ def test_an_edit_to_the_hash_reaches_kernels_compiled_before(tmp_path):
     """Numba's cache would miss it: gather.py itself does not change."""
     source = Path(hashing.__file__).parents[1]
     ignore = shutil.ignore_patterns("__pycache__")
-    copy = shutil.copytree(source, tmp_path / "robe", ignore=ignore) / "kernels" / "hashing.py"
+    copy = shutil.copytree(source, tmp_path / "robe", ignore=ignore) / "kernels" / "parts" / "hashing.py"
     program = (
         "import numpy as np; from robe.kernels.gather import gather_cpu; "
-        "from robe.kernels.hashing import slot_map; out = np.empty((1, 1, 4)); "
+        "from robe.kernels.parts.hashing import slot_map; out = np.empty((1, 1, 4)); "
         "gather_cpu(np.arange(1e6), np.zeros((1, 1), np.uint32), np.zeros(1, np.uint64), "
         "slot_map('mix', 4, 4, 10**6, signed=False), out); print(int(out[0, 0, 0]))"
     )

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robe.kernels import bias_relu, inspection
-from robe.kernels.cases import CASES, calls
-from robe.kernels.inspection import InspectionError
+from robe.kernels import bias_relu
 from robe.kernels.operations import OPERATIONS, version, versions
+from robe.kernels.workbench import inspection
+from robe.kernels.workbench.cases import CASES, calls
+from robe.kernels.workbench.inspection import InspectionError
 
 
 def compiler_trouble():
@@ -74,7 +75,7 @@ def test_cpu_code_calls_no_128_bit_division(tmp_path):
     """LLVM may make one; where no library in the process has it, compiling the kernel ends the process."""
     # Those that take a slot map: nothing else divides numbers of 64 bits.
     program = """if True:
-        from robe.kernels.cases import CASES, calls
+        from robe.kernels.workbench.cases import CASES, calls
         from robe.kernels.operations import version
         for operation, call in calls(CASES[1]).items():
             if "slot_map" in call.arguments:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import needs_simulator
 
-from robe.kernels import launch
-from robe.kernels.cases import CASES, calls
-from robe.kernels.launch import block_shape, launch_shape
 from robe.kernels.operations import OPERATIONS, version, versions
+from robe.kernels.parts import launch
+from robe.kernels.parts.launch import block_shape, launch_shape
+from robe.kernels.workbench.cases import CASES, calls
 
 pytestmark = pytest.mark.kernels
 

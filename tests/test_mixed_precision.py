@@ -18,11 +18,12 @@ from robe.backend import select
 from robe.config import ConfigError, EmbeddingConfig, OptimizerConfig
 from robe.embeddings import create
 from robe.kernels import admit, cached_step
-from robe.kernels.cache import EMPTY, WAYS, hash_row, set_of
-from robe.kernels.cases import CASES, calls
-from robe.kernels.groups import expanded
-from robe.kernels.half import from_half, rounding_key
-from robe.kernels.quantise import NO_ROW, Form, code_bytes, quantise_reference, row_bytes
+from robe.kernels.parts.cache import EMPTY, WAYS, hash_row, set_of
+from robe.kernels.parts.codes import NO_ROW, Form, code_bytes, row_bytes
+from robe.kernels.parts.groups import expanded
+from robe.kernels.parts.half import from_half, rounding_key
+from robe.kernels.quantise import quantise_reference
+from robe.kernels.workbench.cases import CASES, calls
 from robe.model import build
 from robe.train import predict
 

@@ -24,7 +24,7 @@ from robe.embeddings import create, stored_weights
 from robe.embeddings.quotient_remainder import divisor, divisors
 from robe.embeddings.tables import capped_rows
 from robe.embeddings.tensor_train import best_rank, core_weights, digits, factors
-from robe.kernels.hashing import K1, mix64, slot_map
+from robe.kernels.parts.hashing import K1, mix64, slot_map
 from robe.model import build
 from robe.plan import plan
 
@@ -99,7 +99,7 @@ def test_rare_values_share_the_last_row():
 
 
 def test_chunks_are_hashed_by_themselves():
-    """By the mixer of kernels/hashing.py; features 1, 3 and 4 fit whole, and keep their rows."""
+    """By the mixer of kernels/parts/hashing.py; features 1, 3 and 4 fit whole, and keep their rows."""
     embedding = make("compositional", hash_seed=5)
     rows, (ids, _) = capped_rows(settings("compositional"), DATA), draw()
     key = int(slot_map("mix", 1, 1, 1, seed=5).key)

@@ -7,7 +7,7 @@ import pytest
 from test_model import batch, make
 
 from robe.backend import select
-from robe.kernels.cost import Cost, Limits
+from robe.kernels.parts.cost import Cost, Limits
 from robe.timeline import Timeline
 
 

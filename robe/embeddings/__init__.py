@@ -21,14 +21,14 @@ from robe.embeddings.composed import ComposedEmbedding
 from robe.embeddings.compositional import compositional_tables
 from robe.embeddings.frequency import frequency_tables
 from robe.embeddings.full import full_table, full_weights
-from robe.embeddings.hashing import hashed_tables
 from robe.embeddings.mixed_precision import MixedPrecisionEmbedding, mixed_precision
+from robe.embeddings.modulo import hashed_tables
 from robe.embeddings.quotient_remainder import quotient_remainder_tables, quotient_remainder_weights
 from robe.embeddings.robe import robe_array, stored_robe_weights
 from robe.embeddings.tables import capped_weights
 from robe.embeddings.tensor_train import tensor_train_tables, tensor_train_weights, tensor_trains
-from robe.kernels.groups import GROUP
-from robe.kernels.quantise import row_bytes
+from robe.kernels.parts.codes import row_bytes
+from robe.kernels.parts.groups import GROUP
 
 Embedding = ArrayEmbedding | ComposedEmbedding | MixedPrecisionEmbedding
 

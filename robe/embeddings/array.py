@@ -11,10 +11,10 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import CODE_BITS, ConfigError, EmbeddingConfig, OptimizerConfig
-from robe.kernels.groups import GROUP, group_length, quantised
-from robe.kernels.half import rounding_key
-from robe.kernels.hashing import SlotMap
-from robe.kernels.quantise import Form, row_bytes
+from robe.kernels.parts.codes import Form, row_bytes
+from robe.kernels.parts.groups import GROUP, group_length, quantised
+from robe.kernels.parts.half import rounding_key
+from robe.kernels.parts.hashing import SlotMap
 
 
 def check_rows(ids: np.ndarray, rows: np.ndarray | None) -> None:
@@ -49,7 +49,7 @@ class ArrayEmbedding:
     """
 
     method: str
-    memory: Any  # (M,) float, or float16; or (R, S) uint8 of kernels/groups.py, for inference
+    memory: Any  # (M,) float, or float16; or (R, S) uint8 of kernels/parts/groups.py, for inference
     base: Any  # (F,) uint64
     slot_map: SlotMap
     optimizer: OptimizerConfig

@@ -13,7 +13,7 @@ from robe.backend import Backend
 from robe.config import ConfigError, DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.tables import capped_rows, initial_bounds, tables
-from robe.kernels.hashing import slot_map, word_of
+from robe.kernels.parts.hashing import slot_map, word_of
 
 HALF = np.uint64(32)
 

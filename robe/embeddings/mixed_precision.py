@@ -27,9 +27,9 @@ from robe.config import ConfigError, DataSpec, OptimizerConfig, TrainConfig
 from robe.embeddings.array import check_rows
 from robe.embeddings.tables import initial_bounds, initial_rows, table_base
 from robe.kernels.admit import COUNTED
-from robe.kernels.cache import EMPTY, WAYS
-from robe.kernels.half import rounding_key
-from robe.kernels.quantise import Form, row_bytes
+from robe.kernels.parts.cache import EMPTY, WAYS
+from robe.kernels.parts.codes import Form, row_bytes
+from robe.kernels.parts.half import rounding_key
 
 
 @dataclass

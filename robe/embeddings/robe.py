@@ -7,7 +7,7 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import ConfigError, DataSpec, TrainConfig, robe_weights
 from robe.embeddings.array import ArrayEmbedding, group_form, no_groups
-from robe.kernels.hashing import slot_map
+from robe.kernels.parts.hashing import slot_map
 
 
 def initial_bound(cardinalities: tuple[int, ...]) -> float:

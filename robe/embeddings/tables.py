@@ -8,7 +8,7 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import ConfigError, DataSpec, TrainConfig, budget
 from robe.embeddings.array import ArrayEmbedding, group_form, no_groups
-from robe.kernels.hashing import slot_map
+from robe.kernels.parts.hashing import slot_map
 
 CHUNK = 2**27  # weights drawn at a time
 

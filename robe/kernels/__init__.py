@@ -19,7 +19,7 @@ def _cache_folder() -> Path:
     hash; it would go on running the old code. A name made of all the sources leaves no stale kernel.
     """
     here = Path(__file__).parent
-    sources = b"".join(path.read_bytes() for path in sorted(here.glob("*.py")))
+    sources = b"".join(path.read_bytes() for path in sorted(here.rglob("*.py")))
     cache = here / "__pycache__"
     if not os.access(here, os.W_OK):
         cache = Path.home() / ".cache" / "robe-dlrm"
@@ -29,6 +29,6 @@ def _cache_folder() -> Path:
 if "NUMBA_CACHE_DIR" not in os.environ:
     numba.config.CACHE_DIR = str(_cache_folder())
 if numba.config.ENABLE_CUDASIM:
-    from robe.kernels.simulator import repair
+    from robe.kernels.parts.simulator import repair
 
     repair()

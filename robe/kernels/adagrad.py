@@ -14,8 +14,8 @@ import numpy as np
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
-from robe.kernels.cost import Cost
-from robe.kernels.launch import launch
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.launch import launch
 
 
 def adagrad_cost(gradient, rate, eps, accumulator, parameters) -> Cost:

@@ -21,12 +21,12 @@ import numpy as np
 from numba import cuda, get_num_threads, njit, prange
 
 from robe.kernels.adagrad import adagrad_cuda, adagrad_reference, adagrad_step
-from robe.kernels.cost import Cost
-from robe.kernels.hashing import U64
-from robe.kernels.lanes import adagrad_run
-from robe.kernels.launch import block_shape, launch
-from robe.kernels.pieces import TILE, U32, around, count_pieces, piece_at
-from robe.kernels.runs import find_runs, most_runs, own_runs, room_for_runs
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.hashing import U64
+from robe.kernels.parts.lanes import adagrad_run
+from robe.kernels.parts.launch import block_shape, launch
+from robe.kernels.parts.pieces import TILE, U32, around, count_pieces, piece_at
+from robe.kernels.parts.spans import find_runs, most_runs, own_runs, room_for_runs
 from robe.kernels.scatter_add import (
     scatter_add_cpu,
     scatter_add_cuda,

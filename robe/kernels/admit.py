@@ -29,9 +29,9 @@ import numpy as np
 from numba import cuda, get_num_threads, njit, prange
 from numba.extending import register_jitable
 
-from robe.kernels.cache import EMPTY, WAYS, row_at, set_of, way_of
-from robe.kernels.cost import Cost
-from robe.kernels.launch import launch
+from robe.kernels.parts.cache import EMPTY, WAYS, row_at, set_of, way_of
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.launch import launch
 
 # What is counted of each feature: look-ups, twice; then rows.
 COUNTED = ("hits", "misses", "loads", "evictions", "direct")

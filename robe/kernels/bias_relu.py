@@ -17,8 +17,8 @@ fixed, whatever the launch.
 import numpy as np
 from numba import cuda, njit, prange
 
-from robe.kernels.cost import Cost
-from robe.kernels.launch import launch
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.launch import launch
 
 TILE = 64  # rows that one thread of the CPU adds up
 ROWS = 32  # rows that one CUDA thread adds up

@@ -12,8 +12,8 @@ import numpy as np
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
-from robe.kernels.cost import Cost
-from robe.kernels.launch import launch
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.launch import launch
 
 ZERO, ONE = np.float32(0), np.float32(1)
 

@@ -1,6 +1,6 @@
 """Look up rows in the cache where they are there, and else in the quantised table.
 
-    table    (R, S)          uint8    quantised rows (quantise.py)
+    table    (R, S)          uint8    quantised rows (codes.py)
     form                              how they are stored
     tags     (sets, WAYS)    uint32   of the cache (cache.py); no sets, no cache
     values   (sets * WAYS, D) float32
@@ -20,15 +20,15 @@ import numpy as np
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
-from robe.kernels.cache import NOWHERE, WAYS, hash_row, place_of, set_of, way_of
-from robe.kernels.cost import Cost
 from robe.kernels.gather import AHEAD
-from robe.kernels.groups import expand, expanded
-from robe.kernels.hashing import ZERO
 from robe.kernels.interaction import ROWS
-from robe.kernels.lanes import copy_run, prefetch_run, require_rows_together
-from robe.kernels.launch import launch
-from robe.kernels.quantise import element_at, scale_at
+from robe.kernels.parts.cache import NOWHERE, WAYS, hash_row, place_of, set_of, way_of
+from robe.kernels.parts.codes import element_at, scale_at
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.groups import expand, expanded
+from robe.kernels.parts.hashing import ZERO
+from robe.kernels.parts.lanes import copy_run, prefetch_run, require_rows_together
+from robe.kernels.parts.launch import launch
 
 
 def cached_gather_cost(table, form, tags, values, ids, base, out) -> Cost:

@@ -18,7 +18,6 @@ from robe.kernels.cached_gather import (
     cached_row,
     find_places,
 )
-from robe.kernels.cost import Cost
 from robe.kernels.interaction import (
     REORDER,
     ROWS,
@@ -27,6 +26,7 @@ from robe.kernels.interaction import (
     interaction_cuda,
     interaction_reference,
 )
+from robe.kernels.parts.cost import Cost
 
 
 def cached_interaction_cost(table, form, tags, values, ids, base, first, out) -> Cost:

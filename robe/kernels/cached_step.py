@@ -5,7 +5,7 @@
     ids, base                          as in sort_rows.py
     rate, eps                          as in adagrad.py
     key                                rounding_key(seed, step) of half.py
-    form, table                        the quantised rows (quantise.py), brought up to date
+    form, table                        the quantised rows (codes.py), brought up to date
     values (sets * WAYS, D) float32    of the cache
     accumulator (R,) float32           one number a row for Adagrad, or (0,): the step is that of SGD
 
@@ -28,20 +28,12 @@ import numpy as np
 from numba import cuda, njit, prange
 
 from robe.kernels.admit import DIRECT, REPEAT, STAYS
-from robe.kernels.cache import row_at
-from robe.kernels.cost import Cost
-from robe.kernels.groups import expand, expanded
-from robe.kernels.launch import launch
-from robe.kernels.quantise import (
-    TEAM,
-    element_at,
-    note_range,
-    quantise_reference,
-    scale_at,
-    store_row,
-    store_team,
-    team_shape,
-)
+from robe.kernels.parts.cache import row_at
+from robe.kernels.parts.codes import TEAM, element_at, note_range, scale_at, store_row, store_team, team_shape
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.groups import expand, expanded
+from robe.kernels.parts.launch import launch
+from robe.kernels.quantise import quantise_reference
 
 CHUNK = 64  # look-ups that a thread of the CPU does in turn
 U32 = np.uint32

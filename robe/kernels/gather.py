@@ -21,14 +21,24 @@ import numpy as np
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
-from robe.kernels.cost import Cost
-from robe.kernels.groups import copy_slots, fetch, prefetch_slots, quantised, stored_weight_bytes
-from robe.kernels.half import words
-from robe.kernels.hashing import ONE, TABLE, ZERO, block_of, flip, place, run_at, run_from, slots_reference
-from robe.kernels.lanes import require_rows_together
-from robe.kernels.launch import block_shape, launch
-from robe.kernels.pieces import TILE, U32, count_pieces, piece_at, weight
-from robe.kernels.vector import in_fours, store4
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.groups import copy_slots, fetch, prefetch_slots, quantised, stored_weight_bytes
+from robe.kernels.parts.half import words
+from robe.kernels.parts.hashing import (
+    ONE,
+    TABLE,
+    ZERO,
+    block_of,
+    flip,
+    place,
+    run_at,
+    run_from,
+    slots_reference,
+)
+from robe.kernels.parts.lanes import require_rows_together
+from robe.kernels.parts.launch import block_shape, launch
+from robe.kernels.parts.pieces import TILE, U32, count_pieces, piece_at, weight
+from robe.kernels.parts.vector import in_fours, store4
 
 # Above this many bytes a ROBE array falls out of the caches, and waiting for memory costs more than hashing
 # a vector early to prefetch it: slower by a fifth at 10 MB, twice as fast at 100 MB.

@@ -17,10 +17,7 @@ import numpy as np
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
-from robe.kernels.cost import Cost
 from robe.kernels.gather import gather_cuda, gather_reference, gather_row, out_of_cache
-from robe.kernels.groups import stored_weight_bytes
-from robe.kernels.half import words
 from robe.kernels.interaction import (
     PAIRS,
     REORDER,
@@ -33,8 +30,11 @@ from robe.kernels.interaction import (
     interaction_shape,
     stride_of,
 )
-from robe.kernels.launch import launch
-from robe.kernels.pieces import TILE, U32, count_pieces, piece_at, weight
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.groups import stored_weight_bytes
+from robe.kernels.parts.half import words
+from robe.kernels.parts.launch import launch
+from robe.kernels.parts.pieces import TILE, U32, count_pieces, piece_at, weight
 
 PIECES = TILE // 2  # hashed at a time: the model's rows have some hundred, and shared memory is short
 

@@ -28,12 +28,12 @@ import numpy as np
 from numba import cuda, get_num_threads, njit, prange
 from numba.extending import register_jitable
 
-from robe.kernels.cost import Cost
-from robe.kernels.half import from_half, random_bits, to_half, words
-from robe.kernels.hashing import U64
-from robe.kernels.launch import block_shape, launch
-from robe.kernels.pieces import TILE, U32, around, count_pieces, piece_at
-from robe.kernels.runs import find_runs, most_runs, own_runs, room_for_runs
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.half import from_half, random_bits, to_half, words
+from robe.kernels.parts.hashing import U64
+from robe.kernels.parts.launch import block_shape, launch
+from robe.kernels.parts.pieces import TILE, U32, around, count_pieces, piece_at
+from robe.kernels.parts.spans import find_runs, most_runs, own_runs, room_for_runs
 
 
 def half_step_cost(ids, base, slot_map, rate, eps, key, gradient, accumulator, out) -> Cost:

@@ -21,9 +21,9 @@ import numpy as np
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
-from robe.kernels.cost import Cost
-from robe.kernels.lanes import combine
-from robe.kernels.launch import block_shape, launch
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.lanes import combine
+from robe.kernels.parts.launch import block_shape, launch
 
 ROWS = 16  # of a batch, that a thread of the CPU does in turn
 

@@ -20,8 +20,6 @@ Where a row takes more than 48 KB, it is `cuda_apart`. `cuda_deterministic` is `
 import numpy as np
 from numba import cuda
 
-from robe.kernels.cost import Cost
-from robe.kernels.hashing import U64, flip
 from robe.kernels.interaction import (
     SUMS,
     interaction_backward_cost,
@@ -33,8 +31,10 @@ from robe.kernels.interaction import (
     sum_tile,
     tiles_of,
 )
-from robe.kernels.launch import launch
-from robe.kernels.pieces import U32, around, count_pieces, piece_at
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.hashing import U64, flip
+from robe.kernels.parts.launch import launch
+from robe.kernels.parts.pieces import U32, around, count_pieces, piece_at
 from robe.kernels.scatter_add import (
     scatter_add_cpu,
     scatter_add_cuda,

@@ -6,7 +6,7 @@
     out       (M,)    float     added to
 
 Versions: `reference` is `np.add.at`, one addition after the other. `cpu` lists the runs of the batch
-(runs.py) and splits `out` in as many ranges as there are threads: each thread goes through the list in the
+(parts/spans.py) and splits `out` in as many ranges as there are threads: each thread goes through the list in the
 order of the batch and adds what falls into its own range, so no two threads ever write the same slot, and
 every slot sums in the order of the batch however many threads there are. `cuda_elements` gives one thread
 to each element, which hashes where it goes and adds atomically: correct, but in no fixed order, so float
@@ -20,12 +20,12 @@ import numpy as np
 from numba import cuda, get_num_threads, njit, prange
 from numba.extending import register_jitable
 
-from robe.kernels.cost import Cost
-from robe.kernels.hashing import U64, flip, run_at, slots_reference
-from robe.kernels.lanes import add_run, require_rows_together
-from robe.kernels.launch import block_shape, launch
-from robe.kernels.pieces import TILE, U32, around, count_pieces, piece_at
-from robe.kernels.runs import find_runs, most_runs, own_runs, room_for_runs
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.hashing import U64, flip, run_at, slots_reference
+from robe.kernels.parts.lanes import add_run, require_rows_together
+from robe.kernels.parts.launch import block_shape, launch
+from robe.kernels.parts.pieces import TILE, U32, around, count_pieces, piece_at
+from robe.kernels.parts.spans import find_runs, most_runs, own_runs, room_for_runs
 
 ZERO, ONE = np.float32(0), U64(1)
 

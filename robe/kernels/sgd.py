@@ -6,8 +6,8 @@ gradient (N,) float, parameters (N,) float; rate: the learning rate
 import numpy as np
 from numba import cuda, njit, prange
 
-from robe.kernels.cost import Cost
-from robe.kernels.launch import launch
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.launch import launch
 
 
 def sgd_cost(gradient, rate, parameters) -> Cost:

@@ -12,9 +12,9 @@ the lowest on (radix sort), in one thread.
 import numpy as np
 from numba import cuda, njit
 
-from robe.kernels.cache import hash_row, row_at
-from robe.kernels.cost import Cost
-from robe.kernels.launch import launch
+from robe.kernels.parts.cache import hash_row, row_at
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.launch import launch
 
 U32 = np.uint32
 DIGIT = 11  # bits

@@ -5,9 +5,9 @@ import pytest
 from conftest import on_a_device
 
 from robe.backend import ATOMIC, select
-from robe.kernels import launch
-from robe.kernels.cases import CASES, calls
 from robe.kernels.operations import OPERATIONS, module, version
+from robe.kernels.parts import launch
+from robe.kernels.workbench.cases import CASES, calls
 from robe.matmul import rounded
 
 pytestmark = on_a_device

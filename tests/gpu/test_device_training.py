@@ -13,7 +13,7 @@ import run as command_line
 from robe.backend import select
 from robe.config import EmbeddingConfig, OptimizerConfig
 from robe.feed import Streams, feed
-from robe.kernels import launch
+from robe.kernels.parts import launch
 from robe.model import build
 
 pytestmark = on_a_device

@@ -5,12 +5,13 @@ from typing import NamedTuple
 import numpy as np
 
 from robe.kernels.admit import COUNTED, admit_reference
-from robe.kernels.cache import EMPTY, WAYS, hash_row, set_of
-from robe.kernels.groups import group_length, store_groups
-from robe.kernels.half import rounding_key
-from robe.kernels.hashing import SlotMap, slot_map, slots_reference
 from robe.kernels.interaction import out_width
-from robe.kernels.quantise import NO_ROW, Form, quantise_reference, row_bytes
+from robe.kernels.parts.cache import EMPTY, WAYS, hash_row, set_of
+from robe.kernels.parts.codes import NO_ROW, Form, row_bytes
+from robe.kernels.parts.groups import group_length, store_groups
+from robe.kernels.parts.half import rounding_key
+from robe.kernels.parts.hashing import SlotMap, slot_map, slots_reference
+from robe.kernels.quantise import quantise_reference
 from robe.kernels.sort_rows import sort_rows_reference
 
 BITS = {"int8": 8, "int4": 4}

@@ -17,8 +17,8 @@ import numpy as np
 from numba import config
 from numba.extending import register_jitable
 
-from robe.kernels.groups import fetch
-from robe.kernels.hashing import TABLE, U64, flip, run_at
+from robe.kernels.parts.groups import fetch
+from robe.kernels.parts.hashing import TABLE, U64, flip, run_at
 
 U32 = np.uint32
 TILE = 8 if config.ENABLE_CUDASIM else 256  # pieces

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robe.kernels.hashing import slot_map, slots_reference
-from robe.kernels.runs import find_runs, most_runs
+from robe.kernels.parts.hashing import slot_map, slots_reference
+from robe.kernels.parts.spans import find_runs, most_runs
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

@@ -1,7 +1,7 @@
 """Arrays of weights in 8 or 4 bits, for inference: read as float32, in groups with a scale and a bias each.
 
 Such a `memory` is (R, S) uint8: its rows are groups of G consecutive weights, each stored as the rows of
-quantise.py are, S = row_bytes(form). A group of a table is a row, G = D; one of a ROBE array has G = GROUP
+codes.py are, S = row_bytes(form). A group of a table is a row, G = D; one of a ROBE array has G = GROUP
 weights, and the last one is filled up. So
 
     weight of a slot = element (slot mod G) of group (slot div G)
@@ -16,10 +16,10 @@ import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
-from robe.kernels.half import from_half, rounding_key, widen
-from robe.kernels.hashing import ONE, TABLE, ZERO, divide
-from robe.kernels.lanes import EIGHT, SIXTEEN, copy_run, expand_lanes, prefetch_run
-from robe.kernels.quantise import Form, code_bytes, element_at, load_half, scale_at
+from robe.kernels.parts.codes import Form, code_bytes, element_at, load_half, scale_at
+from robe.kernels.parts.half import from_half, rounding_key, widen
+from robe.kernels.parts.hashing import ONE, TABLE, ZERO, divide
+from robe.kernels.parts.lanes import EIGHT, SIXTEEN, copy_run, expand_lanes, prefetch_run
 
 GROUP, SHIFT, LAST, ENDS = np.uint64(64), np.uint64(6), np.uint64(63), np.uint64(4)
 

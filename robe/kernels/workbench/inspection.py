@@ -22,9 +22,9 @@ import numpy as np
 from numba import config, cuda, njit, prange, typeof
 
 from robe import RobeError
-from robe.kernels.cases import CASES, Case, calls
-from robe.kernels.cost import Limits
 from robe.kernels.operations import OPERATIONS, module, version, versions
+from robe.kernels.parts.cost import Limits
+from robe.kernels.workbench.cases import CASES, Case, calls
 
 # Warps that an SM of each compute capability holds, blocks, KB of shared memory, and how many of these the
 # system takes with each block unless the linker counts them, as from 9.0 on. Every SM has 65,536 registers.
@@ -211,7 +211,7 @@ def kernels(operation: str) -> dict[str, Started]:
     for memory_type, stored in (("float32", "floats"), ("float16", "halves"), ("int8", "codes")):
         # The rows of a batch matter to the number of blocks only.
         call = calls(BENCH._replace(rows=256, memory_type=memory_type))[operation]
-        with mock.patch("robe.kernels.launch.start", partial(note, stored)):
+        with mock.patch("robe.kernels.parts.launch.start", partial(note, stored)):
             for name, run in versions(operation).items():
                 if name.startswith("cuda"):
                     run(*call.copy().values())

@@ -18,7 +18,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
-from robe.kernels.hashing import K2, U64, mix64, word_of
+from robe.kernels.parts.hashing import K2, U64, mix64, word_of
 
 U32 = np.uint32
 SIGN, NO_SIGN, BITS = U32(0x8000), U32(0x7FFF), U32(13)

@@ -7,8 +7,8 @@ A row of `runs` is (slot, length, sign bits, element): the weights from `slot` o
 import numpy as np
 from numba.extending import register_jitable
 
-from robe.kernels.hashing import ONE, TABLE, ZERO, SlotMap, block_of, place, run_from
-from robe.kernels.lanes import prefetch_run
+from robe.kernels.parts.hashing import ONE, TABLE, ZERO, SlotMap, block_of, place, run_from
+from robe.kernels.parts.lanes import prefetch_run
 
 LIST_BYTES = 2**23
 

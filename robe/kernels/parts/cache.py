@@ -13,9 +13,9 @@ from llvmlite import ir
 from numba import config, types
 from numba.extending import intrinsic, register_jitable
 
-from robe.kernels.hashing import LOW32, U64
-from robe.kernels.lanes import _splat, _vector_pointer
-from robe.kernels.quantise import NO_ROW
+from robe.kernels.parts.codes import NO_ROW
+from robe.kernels.parts.hashing import LOW32, U64
+from robe.kernels.parts.lanes import _splat, _vector_pointer
 
 WAYS = 32
 EMPTY = NO_ROW

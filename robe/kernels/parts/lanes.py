@@ -18,8 +18,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
 from robe.kernels.adagrad import adagrad_step
-from robe.kernels.half import widen
-from robe.kernels.hashing import ONE, ZERO, flip
+from robe.kernels.parts.half import widen
+from robe.kernels.parts.hashing import ONE, ZERO, flip
 
 EIGHT, SIXTEEN, SIXTYFOUR = np.uint64(8), np.uint64(16), np.uint64(64)  # 16 float32 are a cache line
 
