@@ -12,7 +12,6 @@ from unittest import mock
 import numpy as np
 import pytest
 
-import run as command_line
 from analysis import (
     approximation_bounds,
     cache_hits,
@@ -26,6 +25,7 @@ from analysis import (
     stochastic_rounding,
     tables,
 )
+from robe import cli as command_line
 from robe.backend import select
 from robe.config import ConfigError
 from robe.kernels.parts.hashing import slot_map, slots_reference

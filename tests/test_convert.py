@@ -13,10 +13,10 @@ from test_run import TINY, run
 from test_run import folder as folder
 from test_run import trained as trained
 
-import run as command_line
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import Manifest
 from robe import checkpoint
+from robe import cli as command_line
 from robe.backend import select
 from robe.config import ConfigError, DataSpec, require_trainable, resolve
 from robe.convert import (

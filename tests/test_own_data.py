@@ -9,9 +9,9 @@ import polars as pl
 import pytest
 from recipes import ROOT, blocks, shell
 
-import run as command_line
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import Manifest
+from robe import cli as command_line
 from robe.metrics import auc
 
 PAGE = "own_data.md"

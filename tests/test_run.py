@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import run as command_line
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import Manifest
+from robe import cli as command_line
 from robe import report
 from robe.train import predict
 

@@ -6,11 +6,11 @@ import re
 import numpy as np
 import pytest
 
-import run as command_line
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import Manifest
 from data_pipeline.prepare import verify
 from data_pipeline.schema import DataError
+from robe import cli as command_line
 
 TINY = ["--bottom", "8", "--width", "4", "--top", "8", "--batch", "64", "--block", "4"]
 ROWS = 201  # of each of three days

@@ -6,7 +6,7 @@
     out       (M,)    float     added to
 
 Versions: `reference` is `np.add.at`, one addition after the other. `cpu` lists the runs of the batch
-(parts/spans.py) and splits `out` in as many ranges as there are threads: each thread goes through the list in the
+(parts/spans.py) and splits `out` in as many ranges as there are threads: each goes through the list in the
 order of the batch and adds what falls into its own range, so no two threads ever write the same slot, and
 every slot sums in the order of the batch however many threads there are. `cuda_elements` gives one thread
 to each element, which hashes where it goes and adds atomically: correct, but in no fixed order, so float

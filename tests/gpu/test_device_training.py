@@ -9,7 +9,7 @@ from conftest import on_a_device
 from test_run import TINY, run
 from test_train import DATA, config, rows, train_model, weights_of
 
-import run as command_line
+from robe import cli as command_line
 from robe.backend import select
 from robe.config import EmbeddingConfig, OptimizerConfig
 from robe.feed import Streams, feed
