@@ -12,7 +12,7 @@ The streams, events and arrays are CuPy's; tests put in a device of their own th
 late and in as odd an order as it may.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +29,8 @@ class Streams:
     """What feeding needs of a device.
 
     empty, pinned: (shape, dtype) -> an array on the device, or on the host where the device can read it.
-    event: a new event, with `record(stream)` and `synchronize()`; one never recorded makes nobody wait.
+    event: a new event, with `record(stream)` and `synchronize()`. Nobody waits for one that was never
+        recorded.
     compute, copies: streams, with `wait_event(event)`.
     """
 
@@ -44,20 +45,20 @@ class Slot:
     """Room for one batch of up to `rows` rows, on both sides."""
 
     def __init__(self, arrays, rows: int, streams: Streams):
-        places = [((rows, *array.shape[1:]), array.dtype) for array in arrays]
-        self.pinned = [streams.pinned(*place) for place in places]
-        self.arrays = [streams.empty(*place) for place in places]
+        kinds = [((rows, *array.shape[1:]), array.dtype) for array in arrays]
+        self.pinned = [streams.pinned(shape, dtype) for shape, dtype in kinds]
+        self.arrays = [streams.empty(shape, dtype) for shape, dtype in kinds]
         self.copied, self.used = streams.event(), streams.event()
-        # What had this memory before may still be read by work that is queued.
+        # Work that is still queued may read what lay in this memory before.
         self.used.record(streams.compute)
 
 
-def feed(streams: Streams, batches: Iterator, rows: int, phase: Phase = no_phase) -> Iterator:
+def feed(streams: Streams, batches: Generator, rows: int, phase: Phase = no_phase) -> Generator:
     """Yield each (tag, arrays from the host) as (tag, arrays on the device), valid until the next.
 
     rows: the most rows (size of the first axis) a batch has. Nothing is allocated after the second batch.
     """
-    slots = []
+    slots: list[Slot] = []
     with closing(batches):
         try:
             for turn, (tag, arrays) in enumerate(batches):
@@ -80,18 +81,19 @@ def feed(streams: Streams, batches: Iterator, rows: int, phase: Phase = no_phase
                 slot.copied.synchronize()
 
 
-def fetch(streams: Streams, results: Iterator, rows: int) -> Iterator:
+def fetch(streams: Streams, results: Generator, rows: int) -> Generator:
     """Yield each (tag, array on the device) as (tag, array on the host), valid until the next.
 
     Results come one late: the work for the next is queued before the host waits for this one.
     """
-    slots, late = [], None
+    slots: list[tuple] = []
+    late = None
     with closing(results):
         try:
             for turn, (tag, array) in enumerate(results):
                 if turn < SLOTS:
-                    place = (rows, *array.shape[1:]), array.dtype
-                    slots.append((streams.pinned(*place), streams.event()))
+                    pinned = streams.pinned((rows, *array.shape[1:]), array.dtype)
+                    slots.append((pinned, streams.event()))
                 pinned, copied = slots[turn % SLOTS]
                 host = pinned[: len(array)]
                 array.get(stream=streams.compute, out=host, blocking=False)

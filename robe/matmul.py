@@ -30,9 +30,9 @@ def rounded(x: np.ndarray, bits: int) -> np.ndarray:
 def product(a, b, out) -> None:
     """a b by NumPy, the same bytes however many threads its BLAS has.
 
-    OpenBLAS adds up a long sum in parts, and two threads cut it elsewhere than one unless its length
-    is a multiple of 32 (found by trying all lengths up to 3,000 on one machine, where sums of up to 448 are
-    never cut, nor those of 479 in the MLPerf model's first product). The rest is a small product of its own.
+    OpenBLAS adds up a long sum in parts, and two threads cut it elsewhere than one unless its length is a
+    multiple of 32. (All lengths up to 3,000 were tried on one machine: sums of up to 448 are never cut, nor
+    those of 479 in the MLPerf model's first product.) The rest is a small product of its own.
     """
     length = a.shape[1]
     whole = length // 32 * 32
@@ -88,7 +88,7 @@ class Gemm:
         fast = precision == "tf32"
         self.compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if fast else cublas.CUBLAS_COMPUTE_32F
         self.one, self.zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-        self.words = [None, None]  # (N,) uint16: room for both inputs in bfloat16
+        self.words: list[Any] = [None, None]  # (N,) uint16: room for both inputs in bfloat16
 
     def __call__(self, a, b, out) -> None:
         if self.type != self.float32:
@@ -98,19 +98,21 @@ class Gemm:
         if turned:
             raise ValueError("the rows of `out` must be in one piece")
         operation = self.cublas.CUBLAS_OP_N, self.cublas.CUBLAS_OP_T
-        self.cublas.gemmEx(
-            *(self.handle, operation[b_turned], operation[a_turned]),
-            *(out.shape[1], out.shape[0], a.shape[1], self.one.ctypes.data),
-            *(b.data.ptr, self.type, b_step, a.data.ptr, self.type, a_step, self.zero.ctypes.data),
-            *(out.data.ptr, self.float32, out_step, self.compute, self.cublas.CUBLAS_GEMM_DEFAULT),
-        )
+        left = b.data.ptr, self.type, b_step
+        right = a.data.ptr, self.type, a_step
+        result = out.data.ptr, self.float32, out_step
+        sizes = out.shape[1], out.shape[0], a.shape[1]
+        one, zero = self.one.ctypes.data, self.zero.ctypes.data
+        turns = operation[b_turned], operation[a_turned]
+        how = self.compute, self.cublas.CUBLAS_GEMM_DEFAULT
+        self.cublas.gemmEx(self.handle, *turns, *sizes, one, *left, *right, zero, *result, *how)
 
-    def shortened(self, matrix, place: int):
-        """The matrix in bfloat16, in room that is made for the largest and used again."""
+    def shortened(self, matrix, side: int):
+        """The matrix in bfloat16, in a buffer that fits the largest matrix seen on that side of a product."""
         turned, _ = as_columns(matrix)
         matrix = matrix.T if turned else matrix
-        if self.words[place] is None or self.words[place].size < matrix.size:
-            self.words[place] = self.empty(matrix.size, np.uint16)
-        words = self.words[place][: matrix.size].reshape(matrix.shape)
+        if self.words[side] is None or self.words[side].size < matrix.size:
+            self.words[side] = self.empty(matrix.size, np.uint16)
+        words = self.words[side][: matrix.size].reshape(matrix.shape)
         self.to_bf16(matrix, words)
         return words.T if turned else words

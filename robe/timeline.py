@@ -32,8 +32,8 @@ class Event(NamedTuple):
 class Timeline:
     """Collects phases; call it with a name, `with timeline("forward"): ...`.
 
-    synchronize: waits for the device, so that a phase ends when its work does. That keeps a GPU from working
-    ahead: phases are told truly, the whole runs slower than without.
+    synchronize: waits for the device, so that a phase ends when its work does. So phases are timed truly, but
+    the GPU cannot work ahead, and the whole runs slower.
     """
 
     def __init__(self, synchronize: Callable[[], None]):
