@@ -13,7 +13,7 @@ from benchmarks.measure import Effort, agree, figure, rotate, rounds, table_limi
 from benchmarks.workload import Workload
 from robe.backend import Backend
 from robe.config import ModelConfig, TrainConfig, resolve
-from robe.kernels.parts.lanes import prefetch_run
+from robe.kernels.parts.lanes import prefetch_span
 from robe.kernels.workbench.inspection import copy
 from robe.model import layer_shapes
 
@@ -35,7 +35,7 @@ def rows_numba(table, rows, ahead, out):
     """out[n] = table[rows[n]], a cache line at a time asked for `ahead` rows before, if ahead > 0."""
     for n in prange(rows.size):
         if ahead and n + ahead < rows.size:
-            prefetch_run(table, np.uint64(rows[n + ahead]) * np.uint64(ROW), np.uint64(ROW))
+            prefetch_span(table, np.uint64(rows[n + ahead]) * np.uint64(ROW), np.uint64(ROW))
         start = np.uint64(rows[n]) * np.uint64(ROW)
         for i in range(ROW):
             out[n, i] = table[start + np.uint64(i)]

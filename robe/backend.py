@@ -22,7 +22,7 @@ from robe.timeline import no_phase
 
 NAMES = ("auto", "reference", "cpu", "cuda")
 # Operations whose CUDA version adds atomically, in no fixed order, and has a slower one in a fixed order.
-ATOMIC = ("scatter_add", "adagrad_scatter", "interaction_scatter")
+ATOMIC = ("scatter_add", "interaction_scatter")
 
 
 class BackendError(RobeError):

@@ -9,7 +9,7 @@ import pytest
 
 from robe import backend
 from robe.backend import select
-from robe.kernels import adagrad_scatter, interaction_scatter, scatter_add
+from robe.kernels import interaction_scatter, scatter_add
 from robe.kernels.operations import OPERATIONS, version
 
 
@@ -17,7 +17,7 @@ from robe.kernels.operations import OPERATIONS, version
 def fixed_order(monkeypatch):
     """Stand-ins for the versions in a fixed order, and a device that runs nothing."""
     kernels = {}
-    for module in (scatter_add, adagrad_scatter, interaction_scatter):
+    for module in (scatter_add, interaction_scatter):
         name = module.__name__.split(".")[-1]
         kernels[name] = object()
         monkeypatch.setattr(module, f"{name}_cuda_deterministic", kernels[name], raising=False)

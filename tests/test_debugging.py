@@ -8,7 +8,7 @@ import pytest
 from recipes import ROOT, blocks, shell
 
 from robe.kernels.operations import OPERATIONS
-from robe.kernels.parts.hashing import locate, run_at, slot_map
+from robe.kernels.parts.hashing import locate, slot_map, span_at
 
 PAGE = "debugging.md"
 RUN, TYPED = ([text for _, text in blocks(PAGE, kind)] for kind in ("run", "type"))
@@ -33,7 +33,7 @@ def test_a_cuda_kernel_in_the_simulator(copy):
     done = shell(RUN[0], copy, TYPED[0])
     assert done.returncode == 0, done.stderr
     where, token, element = slot_map("mix", 8, 4, 1000), np.uint64(8), np.uint64(4)
-    slot, _, bits = run_at(where, token, element)
+    slot, _, bits = span_at(where, token, element)
     assert f"({slot}, {int(bits) & 1}, {float(slot)})" in done.stdout
     assert str([int(x) for x in locate(where, token, element)]) in done.stdout
 
@@ -46,7 +46,7 @@ def test_a_cpu_kernel_without_the_compiler(copy):
         RUN[1],
     )
     done = shell(command, copy, TYPED[1])
-    slot, length, bits = run_at(slot_map("mix", 8, 4, 1000), np.uint64(7), np.uint64(0))
+    slot, length, bits = span_at(slot_map("mix", 8, 4, 1000), np.uint64(7), np.uint64(0))
     assert f"({slot}, {length}, {bits})" in done.stdout
     assert f"{'-' if bits & np.uint64(1) else ''}{slot}." in done.stdout.replace(" ", "")
 

@@ -11,7 +11,7 @@ from robe.kernels.operations import version
 from robe.kernels.parts import groups, lanes
 from robe.kernels.parts.codes import Form, row_bytes
 from robe.kernels.parts.groups import GROUP, expanded, form_of, store_groups
-from robe.kernels.parts.hashing import run_at, slot_map, slots_reference
+from robe.kernels.parts.hashing import slot_map, slots_reference, span_at
 from robe.kernels.parts.pieces import count_pieces
 from robe.kernels.parts.vector import in_fours, store4
 from robe.kernels.workbench.cases import BITS, CASES, calls
@@ -92,11 +92,11 @@ def test_all_cache_lines_of_codes_are_prefetched(case, monkeypatch):
     def prefetch(memory, start, length):
         lines.update((start + k) // 64 for k in range(0, int(length), 64))
 
-    monkeypatch.setattr(groups, "prefetch_run", prefetch)
+    monkeypatch.setattr(groups, "prefetch_span", prefetch)
     where, memory = case.slot_map(), case.stored(np.zeros(case.memory, np.float32))
     length, size, half = int(groups.group_length(where)), memory.shape[1], case.memory_type == "int4"
     for token in case.base() + case.draw_ids().astype(np.uint64).ravel()[: case.features]:
-        slot, count, _ = run_at(where, token, np.uint64(0))
+        slot, count, _ = span_at(where, token, np.uint64(0))
         lines.clear()
         groups.prefetch_slots(memory, where, slot, count)
         for s in range(int(slot), int(slot + count)):
@@ -128,7 +128,7 @@ def test_every_line_of_a_run_is_asked_for(monkeypatch):
     for array in (np.empty(1000, np.float32), np.empty(1000, np.uint16), np.empty((10, 100), np.uint8)):
         asked = []
         monkeypatch.setattr(lanes, "_prefetch", lambda _, index, asked=asked: asked.append(int(index)))
-        lanes.prefetch_run(array, np.uint64(7), np.uint64(200))
+        lanes.prefetch_span(array, np.uint64(7), np.uint64(200))
         places = np.array(asked) * array.itemsize
         assert places[0] == 7 * array.itemsize
         assert (np.diff(places) == 64).all()
@@ -214,9 +214,9 @@ def test_cpu_scatter_adds_in_the_order_of_the_batch(case, reference, rng):
         numba.set_num_threads(available)
 
 
-@each_version("adagrad_scatter")
+@each_version("adagrad_step")
 @each_case
-def test_adagrad_scatter(case, run, rng):
+def test_adagrad_step(case, run, rng):
     """Two steps against Adagrad on the dense gradient; untouched slots keep their bits."""
     rows = (case.draw_ids(), case.base(), case.slot_map())
     start = rng.standard_normal(case.memory).astype(np.float32)
@@ -225,7 +225,8 @@ def test_adagrad_scatter(case, run, rng):
     gradient = np.zeros(case.memory, np.float32)
     for _ in range(2):
         d_vectors = rng.integers(-4, 5, (case.rows, case.features, case.width)).astype(np.float32)
-        run(d_vectors, *rows, 0.1, 1e-8, gradient, accumulator, out)
+        scatter_add.scatter_add_reference(d_vectors, *rows, 1, gradient)
+        run(*rows, 0.1, 1e-8, gradient, accumulator, out)
         assert not gradient.any()
         dense = np.zeros(case.memory, np.float32)
         scatter_add.scatter_add_reference(d_vectors, *rows, 1, dense)
@@ -313,7 +314,7 @@ def test_cost_of_a_fused_step():
 def test_blocks_are_read_as_runs():
     """What makes blocks fast: a row of an aligned block is one run, up to 64 signs at a time."""
     where = CASES[2].slot_map()  # Z = D = 16
-    lengths = [int(run_at(where, np.uint64(token), np.uint64(0))[1]) for token in range(100)]
+    lengths = [int(span_at(where, np.uint64(token), np.uint64(0))[1]) for token in range(100)]
     wrapped = sum(length < 16 for length in lengths)
     assert wrapped < 10  # only the 15 starts of 1000 that reach over the end of the array
     assert max(lengths) == 16

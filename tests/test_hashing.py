@@ -13,7 +13,7 @@ from conftest import VERSIONS
 from numba import cuda, njit
 
 from robe.kernels.parts import hashing
-from robe.kernels.parts.hashing import P, run_at, slot_map, slots_reference
+from robe.kernels.parts.hashing import P, slot_map, slots_reference, span_at
 
 pytestmark = pytest.mark.kernels
 GOLDEN = json.loads((Path(__file__).parent / "golden_hash.json").read_text())
@@ -44,13 +44,13 @@ def slot_and_sign_oracle(family, token, i, width, block, memory, seed):
 
 @njit
 def compiled_slot_and_sign(where, token, element):
-    slot, length, bits = run_at(where, token, element)
+    slot, length, bits = span_at(where, token, element)
     return slot, length, bits
 
 
 @cuda.jit
 def _run_kernel(where, token, element, out):
-    out[0], out[1], out[2] = run_at(where, token[0], element[0])
+    out[0], out[1], out[2] = span_at(where, token[0], element[0])
 
 
 def cuda_slot_and_sign(where, token, element):
@@ -59,7 +59,7 @@ def cuda_slot_and_sign(where, token, element):
     return out
 
 
-RUNS = [run_at, compiled_slot_and_sign] + [cuda_slot_and_sign] * ("cuda" in VERSIONS)
+RUNS = [span_at, compiled_slot_and_sign] + [cuda_slot_and_sign] * ("cuda" in VERSIONS)
 
 
 def random_cases(count, seed):
@@ -106,7 +106,7 @@ def test_runs_cover_the_row_and_agree_with_slots():
         slots, signs = slots_reference(where, np.array([token], np.uint64))
         element = 0
         while element < width:
-            slot, length, bits = (int(x) for x in run_at(where, np.uint64(token), np.uint64(element)))
+            slot, length, bits = (int(x) for x in span_at(where, np.uint64(token), np.uint64(element)))
             assert list(slots[0, element : element + length]) == list(range(slot, slot + length))
             assert list(signs[0, element : element + length]) == [
                 1 - 2 * (bits >> k & 1) for k in range(length)

@@ -94,9 +94,13 @@ def test_cpu_code_calls_no_128_bit_division(tmp_path):
 
 
 def test_source_and_cpu_code():
-    assert "def gather_reference" in inspection.show("gather", "source", "9.0")
-    assert re.search(r"^define .*_gather", inspection.show("gather", "llvm", "9.0"), re.MULTILINE)
-    for operation in ("scatter_add", "adagrad_scatter"):
+    text = inspection.show("gather", "source", "9.0")
+    assert "def gather_reference" in text
+    for walk in ("rows", "elements", "pieces"):
+        assert f"\n# parts/walks.py\ndef {walk}(" in text
+    assert "def spans(" not in text
+    assert re.search(r"^define .*rows.*walk", inspection.show("gather", "llvm", "9.0"), re.MULTILINE)
+    for operation in ("scatter_add", "adagrad_step"):
         assert "ret" in inspection.show(operation, "asm", "9.0")
 
 

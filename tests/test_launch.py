@@ -20,7 +20,6 @@ NAMES = ("Z = 1", "Z does not divide D", "M = Z: every block wraps", "repeated i
 CUDA = [(operation, name) for operation in OPERATIONS for name in versions(operation) if "cuda" in name]
 # Atomic sums have no order.
 UNORDERED = {("scatter_add", "cuda"), ("scatter_add", "cuda_elements")}
-UNORDERED |= {("adagrad_scatter", "cuda"), ("adagrad_scatter", "cuda_sweep")}
 UNORDERED |= {("interaction_scatter", "cuda"), ("interaction_scatter", "cuda_apart")}
 
 

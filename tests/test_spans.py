@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robe.kernels.parts.hashing import slot_map, slots_reference
-from robe.kernels.parts.spans import find_runs, most_runs
+from robe.kernels.parts.spans import find_spans, most_spans
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -19,10 +19,10 @@ def test_runs_are_the_slot_map_and_no_more_than_foreseen(data):
     ids = np.array([data.draw(st.integers(0, 2**32 - 1)) for _ in range(2)], np.uint32)
     base = np.array([0, 2**32], np.uint64)
 
-    most = 2 * most_runs(where)
+    most = 2 * most_spans(where)
     # Room for more than there may be, to see a run too many.
     runs = np.full((most + 2 * width, 4), 2**63, np.uint64)
-    count = find_runs(ids, base, where, runs)
+    count = find_spans(ids, base, where, runs)
     assert count <= most
 
     slots, signs = slots_reference(where, base + ids)

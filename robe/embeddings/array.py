@@ -134,7 +134,8 @@ class ArrayEmbedding:
             key = rounding_key(self.seed, self.steps)
             kernels.half_step(*rows, rate, self.optimizer.eps, key, *state)
         elif self.adagrad:
-            kernels.adagrad_scatter(d_vectors, *rows, rate, self.optimizer.eps, *state)
+            kernels.scatter_add(d_vectors, *rows, 1, self.gradient)
+            kernels.adagrad_step(*rows, rate, self.optimizer.eps, *state)
         else:
             kernels.scatter_add(d_vectors, *rows, -rate, self.memory)
         self.steps += 1

@@ -5,7 +5,7 @@
     gradient, accumulator, parameters (N,) float; rate: the learning rate; eps: keeps 0 / 0 away
 
 A gradient of exactly 0 changes nothing, which is why a step may pass over slots no row of a batch
-touched (`adagrad_scatter.py`).
+touched (`adagrad_step.py`).
 """
 
 import math
@@ -30,15 +30,21 @@ def adagrad_reference(gradient, rate, eps, accumulator, parameters):
 
 
 @register_jitable
-def adagrad_step(i, gradient, rate, eps, accumulator, parameters):
+def descent(i, gradient, rate, eps, accumulator):
+    """What is taken from weight i; its accumulator grows by the gradient's square."""
     accumulator[i] += gradient * gradient
-    parameters[i] -= rate * gradient / (math.sqrt(accumulator[i]) + eps)
+    return rate * gradient / (math.sqrt(accumulator[i]) + eps)
+
+
+@register_jitable
+def step_weight(i, gradient, rate, eps, accumulator, parameters):
+    parameters[i] -= descent(i, gradient, rate, eps, accumulator)
 
 
 @njit(parallel=True, nogil=True, cache=True)
 def _adagrad(gradient, rate, eps, accumulator, parameters):
     for i in prange(parameters.size):
-        adagrad_step(i, gradient[i], rate, eps, accumulator, parameters)
+        step_weight(i, gradient[i], rate, eps, accumulator, parameters)
 
 
 def adagrad_cpu(gradient, rate, eps, accumulator, parameters):
@@ -50,7 +56,7 @@ def adagrad_cpu(gradient, rate, eps, accumulator, parameters):
 def _adagrad_kernel(gradient, rate, eps, accumulator, parameters):
     i = np.uint64(cuda.grid(1))  # unsigned: see sgd.py
     while i < np.uint64(parameters.size):
-        adagrad_step(i, gradient[i], rate, eps, accumulator, parameters)
+        step_weight(i, gradient[i], rate, eps, accumulator, parameters)
         i += np.uint64(cuda.gridsize(1))
 
 

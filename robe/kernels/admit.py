@@ -7,9 +7,9 @@
     step          number of the batch, from 1 on
     tags, used    (sets, WAYS)       of the cache (cache.py), brought up to date
     counters      (F, len(COUNTED))  int64, added to
-    place         (B * F,) int64     of the first look-up of each row in `order`: its place in the cache, or
+    entry         (B * F,) int64     of the first look-up of each row in `order`: its entry in the cache, or
                                      DIRECT if there is none; REPEAT for the rest
-    before        (B * F,) int64     there: the row that has to leave the place, NOBODY if it was empty, or
+    before        (B * F,) int64     there: the row that has to leave the entry, NOBODY if it was empty, or
                                      STAYS if the row was there before; elsewhere STAYS
 
 A set first notes which rows of the batch it holds. Then each of the others, in the order of their hash, takes
@@ -42,18 +42,18 @@ U32, U64 = np.uint32, np.uint64
 MOST = U32(2**32 - 1)
 
 
-def admit_cost(keys, order, ids, base, least_used, step, tags, used, counters, place, before) -> Cost:
-    """The sorted rows read, their places written; the tags of a set read for each."""
-    moved = keys.nbytes + order.nbytes + ids.nbytes + place.nbytes + before.nbytes
+def admit_cost(keys, order, ids, base, least_used, step, tags, used, counters, entry, before) -> Cost:
+    """The sorted rows read, their entries written; the tags of a set read for each."""
+    moved = keys.nbytes + order.nbytes + ids.nbytes + entry.nbytes + before.nbytes
     return Cost(moved + keys.size * WAYS * tags.itemsize, 0)
 
 
-def admit_reference(keys, order, ids, base, least_used, step, tags, used, counters, place, before):
+def admit_reference(keys, order, ids, base, least_used, step, tags, used, counters, entry, before):
     features, sets = ids.shape[1], len(tags)
     rows = (base + ids.astype(np.uint64)).ravel()[order]
     starts = [p for p in range(len(keys)) if p == 0 or keys[p] != keys[p - 1]]
     counts = dict(zip(starts, np.diff([*starts, len(keys)]).tolist(), strict=True))
-    place[...], before[...] = REPEAT, STAYS
+    entry[...], before[...] = REPEAT, STAYS
     touched, waiting = set(), []
     for p in starts:
         s = int(set_of(keys[p], sets))
@@ -62,7 +62,7 @@ def admit_reference(keys, order, ids, base, least_used, step, tags, used, counte
         feature[HIT if len(found) else MISS] += counts[p]
         if len(found):
             way = int(found[0])
-            place[p] = s * WAYS + way
+            entry[p] = s * WAYS + way
             touched.add((s, way))
             used[s, way] = min(int(used[s, way]) + counts[p], int(MOST)) if least_used else step
         else:
@@ -71,7 +71,7 @@ def admit_reference(keys, order, ids, base, least_used, step, tags, used, counte
         ways = [way for way in range(WAYS) if (s, way) not in touched] if sets else []
         feature = counters[order[p] % features]
         if not ways:
-            place[p] = DIRECT
+            entry[p] = DIRECT
             feature[OUTSIDE] += 1
             continue
         way = min(ways, key=lambda way: -1 if tags[s, way] == EMPTY else int(used[s, way]))
@@ -81,7 +81,7 @@ def admit_reference(keys, order, ids, base, least_used, step, tags, used, counte
         else:
             before[p] = NOBODY
         feature[LOAD] += 1
-        tags[s, way], place[p] = rows[p], s * WAYS + way
+        tags[s, way], entry[p] = rows[p], s * WAYS + way
         used[s, way] = counts[p] if least_used else step
         touched.add((s, way))
 
@@ -117,52 +117,52 @@ def group_end(keys, p, last):
 
 
 @register_jitable
-def admit_set(first, last, keys, order, ids, base, least_used, step, tags, used, place, before):
+def admit_set(first, last, keys, order, ids, base, least_used, step, tags, used, entry, before):
     """The look-ups `first` to `last`, all of one set."""
     s, touched, missing, p = set_of(keys[first], tags.shape[0]), U32(0), False, first
     while p < last:
         end = group_end(keys, p, last)
         for q in range(p, end):
-            place[q], before[q] = REPEAT, STAYS
-        place[p] = DIRECT
+            entry[q], before[q] = REPEAT, STAYS
+        entry[p] = DIRECT
         row, _ = row_at(ids, base, order[p])
         way = way_of(tags, s, row)
         if way < 0:
             missing = True
         else:
-            place[p], touched = s * WAYS + way, U32(touched | U32(1) << U32(way))
+            entry[p], touched = s * WAYS + way, U32(touched | U32(1) << U32(way))
             used[s, way] = min(U64(used[s, way]) + U64(end - p), U64(MOST)) if least_used else U64(step)
         p = end
     p = first
     while missing and p < last:
-        if place[p] == DIRECT:
+        if entry[p] == DIRECT:
             way = victim(tags, used, s, touched)
             if way < 0:
                 return
             before[p] = NOBODY if tags[s, way] == EMPTY else np.int64(tags[s, way])
-            place[p], touched = s * WAYS + way, U32(touched | U32(1) << U32(way))
+            entry[p], touched = s * WAYS + way, U32(touched | U32(1) << U32(way))
             tags[s, way], _ = row_at(ids, base, order[p])
             used[s, way] = U64(group_end(keys, p, last) - p) if least_used else U64(step)
         p += 1
 
 
 @register_jitable
-def admit_none(p, keys, place, before):
+def admit_none(p, keys, entry, before):
     """Look-up p of those sorted, where there is no cache."""
-    place[p] = REPEAT if p > 0 and keys[p - 1] == keys[p] else DIRECT
+    entry[p] = REPEAT if p > 0 and keys[p - 1] == keys[p] else DIRECT
     before[p] = STAYS
 
 
 @register_jitable
-def what_happened(p, keys, order, ids, base, place, before):
+def what_happened(p, keys, order, ids, base, entry, before):
     """(feature, look-ups, whether they hit) of the row whose first look-up is p."""
     _, f = row_at(ids, base, order[p])
-    hit = place[p] != DIRECT and before[p] == STAYS
+    hit = entry[p] != DIRECT and before[p] == STAYS
     return f, group_end(keys, p, keys.size) - p, hit
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def _admit(keys, order, ids, base, least_used, step, owners, tags, used, counters, place, before):
+def _admit(keys, order, ids, base, least_used, step, owners, tags, used, counters, entry, before):
     sets, n = tags.shape[0], keys.size
     counts = np.zeros((owners, counters.shape[0], counters.shape[1]), np.int64)
     for owner in prange(owners):
@@ -175,15 +175,15 @@ def _admit(keys, order, ids, base, least_used, step, owners, tags, used, counter
             if sets:
                 while end < n and set_of(keys[end], sets) == set_of(keys[p], sets):
                     end += 1
-                admit_set(p, end, keys, order, ids, base, least_used, step, tags, used, place, before)
+                admit_set(p, end, keys, order, ids, base, least_used, step, tags, used, entry, before)
             else:
-                admit_none(p, keys, place, before)
+                admit_none(p, keys, entry, before)
             for q in range(p, end):
-                if place[q] != REPEAT:
-                    f, look_ups, hit = what_happened(q, keys, order, ids, base, place, before)
+                if entry[q] != REPEAT:
+                    f, look_ups, hit = what_happened(q, keys, order, ids, base, entry, before)
                     counts[owner, f, HIT if hit else MISS] += look_ups
                     counts[owner, f, LOAD] += before[q] != STAYS
-                    counts[owner, f, OUTSIDE] += place[q] == DIRECT
+                    counts[owner, f, OUTSIDE] += entry[q] == DIRECT
                     if before[q] >= 0:
                         counts[owner, feature_of(base, before[q]), EVICTION] += 1
             p = end
@@ -191,46 +191,46 @@ def _admit(keys, order, ids, base, least_used, step, owners, tags, used, counter
         counters += counts[owner]
 
 
-def admit_cpu(keys, order, ids, base, least_used, step, tags, used, counters, place, before):
+def admit_cpu(keys, order, ids, base, least_used, step, tags, used, counters, entry, before):
     # The number of owners is an argument since Numba cannot cache a kernel that asks for it.
     owners = get_num_threads()
-    _admit(keys, order, ids, base, least_used, step, owners, tags, used, counters, place, before)
+    _admit(keys, order, ids, base, least_used, step, owners, tags, used, counters, entry, before)
 
 
 @cuda.jit
-def _admit_kernel(keys, order, ids, base, least_used, step, tags, used, place, before):
+def _admit_kernel(keys, order, ids, base, least_used, step, tags, used, entry, before):
     sets, n = tags.shape[0], U32(keys.size)
     p = U32(cuda.grid(1))
     while p < n:
         if sets == 0:
-            admit_none(p, keys, place, before)
+            admit_none(p, keys, entry, before)
         else:
             s = set_of(keys[p], sets)
             if p == 0 or set_of(keys[p - 1], sets) != s:
                 end = U32(p + 1)
                 while end < n and set_of(keys[end], sets) == s:
                     end = U32(end + 1)
-                admit_set(p, end, keys, order, ids, base, least_used, step, tags, used, place, before)
+                admit_set(p, end, keys, order, ids, base, least_used, step, tags, used, entry, before)
         p = U32(p + cuda.gridsize(1))
 
 
 @cuda.jit
-def _count_kernel(keys, order, ids, base, place, before, counters):
+def _count_kernel(keys, order, ids, base, entry, before, counters):
     p = U32(cuda.grid(1))
     while p < U32(keys.size):
-        if place[p] != REPEAT:
-            f, look_ups, hit = what_happened(p, keys, order, ids, base, place, before)
+        if entry[p] != REPEAT:
+            f, look_ups, hit = what_happened(p, keys, order, ids, base, entry, before)
             cuda.atomic.add(counters, (f, HIT if hit else MISS), look_ups)
             if before[p] != STAYS:
                 cuda.atomic.add(counters, (f, LOAD), 1)
-            if place[p] == DIRECT:
+            if entry[p] == DIRECT:
                 cuda.atomic.add(counters, (f, OUTSIDE), 1)
             if before[p] >= 0:
                 cuda.atomic.add(counters, (feature_of(base, before[p]), EVICTION), 1)
         p = U32(p + cuda.gridsize(1))
 
 
-def admit_cuda(keys, order, ids, base, least_used, step, tags, used, counters, place, before):
+def admit_cuda(keys, order, ids, base, least_used, step, tags, used, counters, entry, before):
     batch = (keys, order, ids, base)
-    launch(_admit_kernel, keys.shape, *batch, least_used, U32(step), tags, used, place, before)
-    launch(_count_kernel, keys.shape, *batch, place, before, counters)
+    launch(_admit_kernel, keys.shape, *batch, least_used, U32(step), tags, used, entry, before)
+    launch(_count_kernel, keys.shape, *batch, entry, before, counters)

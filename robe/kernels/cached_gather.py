@@ -17,18 +17,16 @@ element; the threads of one row read the same tags.
 """
 
 import numpy as np
-from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
 from robe.kernels.gather import AHEAD
-from robe.kernels.interaction import ROWS
-from robe.kernels.parts.cache import NOWHERE, WAYS, hash_row, place_of, set_of, way_of
+from robe.kernels.parts.cache import NOWHERE, WAYS, entry_of, hash_row, set_of, way_of
 from robe.kernels.parts.codes import element_at, scale_at
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.groups import expand, expanded
 from robe.kernels.parts.hashing import ZERO
-from robe.kernels.parts.lanes import copy_run, prefetch_run, require_rows_together
-from robe.kernels.parts.launch import launch
+from robe.kernels.parts.lanes import copy_span, prefetch_span, require_rows_together
+from robe.kernels.parts.walks import elements, rows, walk_elements
 
 
 def cached_gather_cost(table, form, tags, values, ids, base, out) -> Cost:
@@ -38,103 +36,98 @@ def cached_gather_cost(table, form, tags, values, ids, base, out) -> Cost:
 
 
 def cached_gather_reference(table, form, tags, values, ids, base, out):
-    rows = (base + ids.astype(np.uint64)).ravel()
-    vectors = expanded(table, rows, form)
+    looked_up = (base + ids.astype(np.uint64)).ravel()
+    vectors = expanded(table, looked_up, form)
     if len(tags):
-        s = set_of(hash_row(rows), len(tags))
-        there = tags[s] == rows[:, None]
+        s = set_of(hash_row(looked_up), len(tags))
+        there = tags[s] == looked_up[:, None]
         hit = there.any(axis=1)
         vectors[hit] = values[s[hit] * WAYS + there[hit].argmax(axis=1)]
     out[...] = vectors.reshape(out.shape)
 
 
 @register_jitable
-def find_place(tags, row):
-    """`place_of`, or NOWHERE without a cache."""
-    return place_of(tags, row) if tags.shape[0] else np.int64(NOWHERE)
+def find_entry(tags, row):
+    """`entry_of`, or NOWHERE without a cache."""
+    return entry_of(tags, row) if tags.shape[0] else np.int64(NOWHERE)
 
 
 @register_jitable
-def find_places(tags, ids, base, places):
-    """Write where in the cache each of the rows of one row of the batch is, ids (F,), to places (F,)."""
-    for f in range(ids.size):
-        places[f] = find_place(tags, base[f] + np.uint64(ids[f]))
-
-
-@register_jitable
-def prefetch_row(table, values, width, row, place):
-    if place >= 0:
-        prefetch_run(values, np.uint64(place) * width, width)
+def prefetch_row(table, values, width, row, entry):
+    if entry >= 0:
+        prefetch_span(values, np.uint64(entry) * width, width)
     else:
         size = np.uint64(table.shape[1])
-        prefetch_run(table, row * size, size)
+        prefetch_span(table, row * size, size)
 
 
 @register_jitable
-def cached_row(table, form, tags, values, ids, places, following, following_places, base, out):
-    """The vectors of one row of the batch: ids (F,), their places (F,), out (F, D).
+def begin(state, form, base, b, ids):
+    """Where in the cache the rows of two rows of the batch are, (2, F): those of row b are found."""
+    tags, entries = state[1], np.empty((2, ids.size), np.int64)
+    for f in range(ids.size):
+        entries[b % 2, f] = find_entry(tags, base[f] + np.uint64(ids[f]))
+    return entries
 
-    The places of the row that comes next, `following` (F,), are found on the way; what is asked for ahead at
-    the end of this row are vectors of that one.
+
+@register_jitable
+def read(state, form, base, entries, b, ids, following, out):
+    """The vectors of row b of the batch, out (F, D).
+
+    While they are copied, the rows of the next one are looked for in the cache, so that prefetching can run
+    on into it.
     """
+    table, tags, values = state[0], state[1], state[2]
+    here, ahead = entries[b % 2], entries[1 - b % 2]
     features, width = ids.size, np.uint64(form.width)
     for f in range(features):
-        following_places[f] = find_place(tags, base[f] + np.uint64(following[f]))
+        ahead[f] = find_entry(tags, base[f] + np.uint64(following[f]))
         g = f + AHEAD - features
         if g < 0:
-            prefetch_row(table, values, width, base[f + AHEAD] + np.uint64(ids[f + AHEAD]), places[f + AHEAD])
+            prefetch_row(table, values, width, base[f + AHEAD] + np.uint64(ids[f + AHEAD]), here[f + AHEAD])
         elif g <= f:
-            prefetch_row(table, values, width, base[g] + np.uint64(following[g]), following_places[g])
-        if places[f] >= 0:
-            copy_run(values, np.uint64(places[f]) * width, ZERO, out, np.uint64(f) * width, width)
+            prefetch_row(table, values, width, base[g] + np.uint64(following[g]), ahead[g])
+        if here[f] >= 0:
+            copy_span(values, np.uint64(here[f]) * width, ZERO, out, np.uint64(f) * width, width)
         else:
             expand(table, base[f] + np.uint64(ids[f]), form, out[f])
 
 
-@njit(parallel=True, nogil=True, cache=True)
-def _cached_gather(table, form, tags, values, ids, base, out):
-    rows = ids.shape[0]
-    for tile in prange((rows + ROWS - 1) // ROWS):
-        first, last = tile * ROWS, min((tile + 1) * ROWS, rows)
-        places = np.empty((2, ids.shape[1]), np.int64)
-        find_places(tags, ids[first], base, places[0])
-        for b in range(first, last):
-            k, following = (b - first) % 2, ids[min(b + 1, last - 1)]
-            cached_row(table, form, tags, values, ids[b], places[k], following, places[1 - k], base, out[b])
+@register_jitable
+def _read(state, form, base, entries, b, ids, following):
+    read(state, form, base, entries, b, ids, following, state[3][b])
+
+
+_cached_gather = rows(begin, _read)
 
 
 def cached_gather_cpu(table, form, tags, values, ids, base, out):
     require_rows_together(out)
-    _cached_gather(table, form, tags, values.reshape(-1), ids, base, out)
+    _cached_gather((table, tags, values.reshape(-1), out), form, ids, base)
 
 
-@cuda.jit
-def _cached_gather_kernel(table, form, tags, values, ids, base, out):
-    first_i, first_f, first_b = cuda.grid(3)
-    step_i, step_f, step_b = cuda.gridsize(3)
-    b = first_b
-    while b < out.shape[0]:
-        f = first_f
-        while f < out.shape[1]:
-            row, place = base[f] + np.uint64(ids[b, f]), -1
-            if tags.shape[0]:
-                s = set_of(hash_row(row), tags.shape[0])
-                way = way_of(tags, s, np.uint32(row))
-                place = s * WAYS + way if way >= 0 else -1
-            i = first_i
-            if place >= 0:
-                while i < out.shape[2]:
-                    out[b, f, i] = values[place, i]
-                    i += step_i
-            else:
-                scale, bias = scale_at(table, row, form)
-                while i < out.shape[2]:
-                    out[b, f, i] = element_at(table, row, i, scale, bias, form)
-                    i += step_i
-            f += step_f
-        b += step_b
+@register_jitable
+def _find(state, form, row):
+    """(entry in the cache or NOWHERE, scale, bias) of a row."""
+    table, tags, _, _ = state
+    entry = np.int64(NOWHERE)
+    if tags.shape[0]:
+        s = set_of(hash_row(row), tags.shape[0])
+        way = way_of(tags, s, np.uint32(row))
+        entry = s * WAYS + way if way >= 0 else entry
+    scale, bias = scale_at(table, row, form) if entry < 0 else (np.float32(1), np.float32(0))
+    return entry, scale, bias
+
+
+@register_jitable
+def _read_element(state, form, row, found, b, f, i):
+    table, _, values, out = state
+    entry, scale, bias = found
+    out[b, f, i] = values[entry, i] if entry >= 0 else element_at(table, row, i, scale, bias, form)
+
+
+_cached_gather_kernel = elements(_find, _read_element)
 
 
 def cached_gather_cuda(table, form, tags, values, ids, base, out):
-    rows, features, width = out.shape
-    launch(_cached_gather_kernel, (width, features, rows), table, form, tags, values, ids, base, out)
+    walk_elements(_cached_gather_kernel, ids, base, form, (table, tags, values, out))

@@ -9,24 +9,24 @@ into a few kilobytes that stay in the first-level cache, and interacts them ther
 """
 
 import numpy as np
-from numba import njit, prange
+from numba.extending import register_jitable
 
 from robe.kernels.cached_gather import (
+    begin,
     cached_gather_cost,
     cached_gather_cuda,
     cached_gather_reference,
-    cached_row,
-    find_places,
+    read,
 )
 from robe.kernels.interaction import (
     REORDER,
-    ROWS,
     interact_row,
     interaction_cost,
     interaction_cuda,
     interaction_reference,
 )
 from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.walks import rows
 
 
 def cached_interaction_cost(table, form, tags, values, ids, base, first, out) -> Cost:
@@ -45,25 +45,26 @@ def cached_interaction_reference(table, form, tags, values, ids, base, first, ou
     interaction_reference(vectors, out)
 
 
-@njit(parallel=True, nogil=True, cache=True, fastmath=REORDER)
-def _cached_interaction(table, form, tags, values, ids, base, first, out):
-    rows = ids.shape[0]
-    for tile in prange((rows + ROWS - 1) // ROWS):
-        start, last = tile * ROWS, min((tile + 1) * ROWS, rows)
-        vectors = np.empty((1 + ids.shape[1], first.shape[1]), first.dtype)
-        places = np.empty((2, ids.shape[1]), np.int64)
-        find_places(tags, ids[start], base, places[0])
-        for b in range(start, last):
-            vectors[0] = first[b]
-            k, following = (b - start) % 2, ids[min(b + 1, last - 1)]
-            cached_row(
-                table, form, tags, values, ids[b], places[k], following, places[1 - k], base, vectors[1:]
-            )
-            interact_row(vectors, out[b])
+@register_jitable
+def _begin(state, form, base, b, ids):
+    first = state[3]
+    vectors = np.empty((1 + ids.size, first.shape[1]), first.dtype)
+    return begin(state, form, base, b, ids), vectors
+
+
+@register_jitable
+def _interact(state, form, base, kept, b, ids, following):
+    (entries, vectors), first, out = kept, state[3], state[4]
+    vectors[0] = first[b]
+    read(state, form, base, entries, b, ids, following, vectors[1:])
+    interact_row(vectors, out[b])
+
+
+_cached_interaction = rows(_begin, _interact, fastmath=REORDER)
 
 
 def cached_interaction_cpu(table, form, tags, values, ids, base, first, out):
-    _cached_interaction(table, form, tags, values.reshape(-1), ids, base, first, out)
+    _cached_interaction((table, tags, values.reshape(-1), first, out), form, ids, base)
 
 
 def cached_interaction_cuda(table, form, tags, values, ids, base, first, out):

@@ -1,7 +1,7 @@
-"""Step of the optimizer on the rows of a batch, in the cache where admit.py has found them a place.
+"""Step of the optimizer on the rows of a batch, in the cache where admit.py has found them a entry.
 
     d_vectors (B, F, D) float          gradient of the loss by the vectors; may be a strided view
-    order, place, before               the sorted look-ups of the batch, and what admit.py said of them
+    order, entry, before               the sorted look-ups of the batch, and what admit.py said of them
     ids, base                          as in sort_rows.py
     rate, eps                          as in adagrad.py
     key                                rounding_key(seed, step) of half.py
@@ -13,10 +13,10 @@
     x <- x - rate * gradient                                                          SGD
     a <- a + mean of gradient^2;  x <- x - rate * gradient / (sqrt(a) + eps)          row-wise Adagrad
 
-x is a row of `values` if it has a place there. One that comes to a place is read from the table first, and
-the one it replaces is rounded and written back. A row without a place is read, stepped and rounded at once.
+x is a row of `values` if it has a entry there. One that comes to a entry is read from the table first, and
+the one it replaces is rounded and written back. A row without a entry is read, stepped and rounded at once.
 
-Versions: each row, and each place, belongs to the first look-up of the row, and no two look-ups share one; so
+Versions: each row, and each entry, belongs to the first look-up of the row, and no two look-ups share one; so
 there are no races, and each row sums in the order of the batch. `reference` and `cpu` take one row after the
 other, `cpu` in each thread; `cuda` gives each to a thread block, with its gradient in shared memory.
 """
@@ -41,7 +41,7 @@ ZERO, ONE = np.float32(0), np.float32(1)
 
 
 def cached_step_cost(
-    d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
+    d_vectors, order, entry, before, ids, base, rate, eps, key, form, table, values, accumulator
 ) -> Cost:
     """If every row is in the cache: gradients read, what they step read and written."""
     adagrad = len(accumulator) > 0
@@ -49,12 +49,12 @@ def cached_step_cost(
 
 
 def cached_step_reference(
-    d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
+    d_vectors, order, entry, before, ids, base, rate, eps, key, form, table, values, accumulator
 ):
     number = values.dtype.type
     flat, rows = d_vectors.reshape(-1, form.width), (base + ids.astype(np.uint64)).ravel()[order]
-    for p, end in pairwise([*np.flatnonzero(place != REPEAT).tolist(), len(place)]):
-        slot, row = place[p], rows[p : p + 1].astype(np.uint32)
+    for p, end in pairwise([*np.flatnonzero(entry != REPEAT).tolist(), len(entry)]):
+        slot, row = entry[p], rows[p : p + 1].astype(np.uint32)
         if slot == DIRECT or before[p] != STAYS:
             if before[p] >= 0:
                 quantise_reference(values[slot][None], before[p : p + 1], key, form, table)
@@ -78,13 +78,13 @@ def cached_step_reference(
 # Division in NumPy's way does not look for 0, so loops become vector code.
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def _cached_step(
-    d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
+    d_vectors, order, entry, before, ids, base, rate, eps, key, form, table, values, accumulator
 ):
     n, features, width, adagrad = order.size, ids.shape[1], form.width, accumulator.size > 0
     for chunk in prange((n + CHUNK - 1) // CHUNK):
         gradient, outside = np.empty(width, values.dtype), np.empty(width, values.dtype)
         for p in range(chunk * CHUNK, min((chunk + 1) * CHUNK, n)):
-            slot = place[p]
+            slot = entry[p]
             if slot == REPEAT:
                 continue
             row, f = row_at(ids, base, order[p])
@@ -95,7 +95,7 @@ def _cached_step(
                 expand(table, row, form, x)
             gradient[:] = d_vectors[order[p] // features, f]
             end = p + 1
-            while end < n and place[end] == REPEAT:
+            while end < n and entry[end] == REPEAT:
                 more = d_vectors[order[end] // features, f]
                 for i in range(width):
                     gradient[i] += more[i]
@@ -116,16 +116,16 @@ def _cached_step(
 
 
 def cached_step_cpu(
-    d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
+    d_vectors, order, entry, before, ids, base, rate, eps, key, form, table, values, accumulator
 ):
     number = values.dtype.type
     settings = (number(rate), number(eps), key, form)
-    _cached_step(d_vectors, order, place, before, ids, base, *settings, table, values, accumulator)
+    _cached_step(d_vectors, order, entry, before, ids, base, *settings, table, values, accumulator)
 
 
 @cuda.jit
 def _cached_step_kernel(
-    d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
+    d_vectors, order, entry, before, ids, base, rate, eps, key, form, table, values, accumulator
 ):
     gradient = cuda.shared.array(0, np.float32)
     squares = cuda.shared.array(TEAM, np.float32)
@@ -135,7 +135,7 @@ def _cached_step_kernel(
     n, features = U32(order.size), U32(ids.shape[1])
     p = U32(cuda.blockIdx.x)
     while p < n:
-        slot, old = place[p], before[p]
+        slot, old = entry[p], before[p]
         if slot != REPEAT:
             row, f = row_at(ids, base, order[p])
             if old >= 0:
@@ -148,7 +148,7 @@ def _cached_step_kernel(
             while i < form.width:
                 total = d_vectors[U32(order[p] // features), f, i]
                 q = U32(p + U32(1))
-                while q < n and place[q] == REPEAT:
+                while q < n and entry[q] == REPEAT:
                     total += d_vectors[U32(order[q] // features), f, i]
                     q = U32(q + U32(1))
                 gradient[i] = total
@@ -182,17 +182,17 @@ def _cached_step_kernel(
                 note_range(gradient, form, lows, highs, thread, threads)
                 cuda.syncthreads()
                 store_team(gradient, row, key, form, table[row], lows, highs, thread, threads)
-                cuda.syncthreads()  # the next row takes the same place
+                cuda.syncthreads()  # the next row takes the same memory
         p = U32(p + cuda.gridDim.x)
 
 
 def cached_step_cuda(
-    d_vectors, order, place, before, ids, base, rate, eps, key, form, table, values, accumulator
+    d_vectors, order, entry, before, ids, base, rate, eps, key, form, table, values, accumulator
 ):
     number = values.dtype.type
     settings = (number(rate), number(eps), key, form)
     launch(
-        *(_cached_step_kernel, order.shape, d_vectors, order, place, before, ids, base, *settings),
+        *(_cached_step_kernel, order.shape, d_vectors, order, entry, before, ids, base, *settings),
         *(table, values, accumulator),
         shape=team_shape(order.size, form.width * values.itemsize),
     )

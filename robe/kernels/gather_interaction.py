@@ -14,14 +14,13 @@ interaction.py; where they take more than 48 KB, it is `cuda_apart`.
 """
 
 import numpy as np
-from numba import cuda, njit, prange
+from numba import cuda
 from numba.extending import register_jitable
 
 from robe.kernels.gather import gather_cuda, gather_reference, gather_row, out_of_cache
 from robe.kernels.interaction import (
     PAIRS,
     REORDER,
-    ROWS,
     interact_row,
     interact_staged,
     interaction_cost,
@@ -35,6 +34,7 @@ from robe.kernels.parts.groups import stored_weight_bytes
 from robe.kernels.parts.half import words
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.pieces import TILE, U32, count_pieces, piece_at, weight
+from robe.kernels.parts.walks import rows
 
 PIECES = TILE // 2  # hashed at a time: the model's rows have some hundred, and shared memory is short
 
@@ -56,21 +56,25 @@ def gather_interaction_reference(memory, ids, base, slot_map, first, out):
     interaction_reference(vectors, out)
 
 
-@njit(parallel=True, nogil=True, cache=True, fastmath=REORDER)
-def _gather_interaction(memory, ids, base, slot_map, prefetches, first, out):
-    rows = ids.shape[0]
-    for tile in prange((rows + ROWS - 1) // ROWS):
-        last = min((tile + 1) * ROWS, rows)
-        vectors = np.empty((1 + ids.shape[1], first.shape[1]), first.dtype)
-        for b in range(tile * ROWS, last):
-            vectors[0] = first[b]
-            following = ids[min(b + 1, rows - 1)]
-            gather_row(memory, ids[b], following, base, slot_map, prefetches, vectors[1:])
-            interact_row(vectors, out[b])
+@register_jitable
+def _vectors(state, slot_map, base, b, ids):
+    first = state[2]
+    return np.empty((1 + ids.size, first.shape[1]), first.dtype)
+
+
+@register_jitable
+def _interact(state, slot_map, base, vectors, b, ids, following):
+    memory, prefetches, first, out = state
+    vectors[0] = first[b]
+    gather_row(memory, ids, following, base, slot_map, prefetches, vectors[1:])
+    interact_row(vectors, out[b])
+
+
+_gather_interaction = rows(_vectors, _interact, fastmath=REORDER)
 
 
 def gather_interaction_cpu(memory, ids, base, slot_map, first, out):
-    _gather_interaction(words(memory), ids, base, slot_map, out_of_cache(memory), first, out)
+    _gather_interaction((words(memory), out_of_cache(memory), first, out), slot_map, ids, base)
 
 
 def gather_interaction_cuda_apart(memory, ids, base, slot_map, first, out):
@@ -86,7 +90,7 @@ def _gather_interaction_kernel(memory, ids, base, slot_map, shift, first, out):
     staged = cuda.shared.array(0, first.dtype)
     slots = cuda.shared.array(PIECES, np.uint64)
     signs = cuda.shared.array(PIECES, np.uint64)
-    places = cuda.shared.array(PIECES, np.uint32)  # in `staged`
+    columns = cuda.shared.array(PIECES, np.uint32)  # in `staged`
     products = cuda.local.array((PAIRS, PAIRS), first.dtype)
     thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
     rows, n, width = U32(ids.shape[0]), U32(ids.shape[1] + 1), U32(first.shape[1])
@@ -105,7 +109,7 @@ def _gather_interaction_kernel(memory, ids, base, slot_map, shift, first, out):
             while p < count:
                 piece = U32(b * pieces + done + p)
                 slots[p], signs[p], _, f, element = piece_at(piece, ids, base, slot_map, shift)
-                places[p] = U32(f + U32(1)) * stride + element
+                columns[p] = U32(f + U32(1)) * stride + element
                 p = U32(p + threads)
             cuda.syncthreads()
             e, elements = thread, U32(count << shift)
@@ -114,26 +118,26 @@ def _gather_interaction_kernel(memory, ids, base, slot_map, shift, first, out):
                 e1 = min(U32(e + threads), U32(elements - U32(1)))
                 e2 = min(U32(e1 + threads), U32(elements - U32(1)))
                 e3 = min(U32(e2 + threads), U32(elements - U32(1)))
-                i0, x0 = element_of(memory, slot_map, slots, signs, places, shift, e)
-                i1, x1 = element_of(memory, slot_map, slots, signs, places, shift, e1)
-                i2, x2 = element_of(memory, slot_map, slots, signs, places, shift, e2)
-                i3, x3 = element_of(memory, slot_map, slots, signs, places, shift, e3)
+                i0, x0 = element_of(memory, slot_map, slots, signs, columns, shift, e)
+                i1, x1 = element_of(memory, slot_map, slots, signs, columns, shift, e1)
+                i2, x2 = element_of(memory, slot_map, slots, signs, columns, shift, e2)
+                i3, x3 = element_of(memory, slot_map, slots, signs, columns, shift, e3)
                 staged[i0], staged[i1], staged[i2], staged[i3] = x0, x1, x2, x3
                 e = U32(e + 4 * threads)
             cuda.syncthreads()
             done = U32(done + U32(PIECES))
         cuda.syncthreads()  # for `first`, where there are no pieces
         interact_staged(staged, n, width, products, thread, threads, out, b)
-        cuda.syncthreads()  # the next row takes the same place
+        cuda.syncthreads()  # the next row takes the same memory
         b = U32(b + U32(cuda.gridDim.x))
 
 
 @register_jitable
-def element_of(memory, slot_map, slots, signs, places, shift, e):
+def element_of(memory, slot_map, slots, signs, columns, shift, e):
     """(place, value) of element e of the pieces in shared memory."""
     p = U32(e >> shift)
     k = U32(e - (p << shift))
-    return places[p] + k, weight(memory, slot_map, slots[p], signs[p], k)
+    return columns[p] + k, weight(memory, slot_map, slots[p], signs[p], k)
 
 
 def gather_interaction_cuda(memory, ids, base, slot_map, first, out):

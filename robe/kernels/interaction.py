@@ -24,8 +24,7 @@ from numba.extending import register_jitable
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.lanes import combine
 from robe.kernels.parts.launch import block_shape, launch
-
-ROWS = 16  # of a batch, that a thread of the CPU does in turn
+from robe.kernels.parts.walks import ROWS
 
 # The compiler may reorder sums and fuse products into them, but not assume that no NaN occurs.
 REORDER = {"reassoc", "contract"}
@@ -214,7 +213,7 @@ def _interaction_kernel(vectors, out):
             d = U32(d + threads)
         cuda.syncthreads()
         interact_staged(staged, n, width, products, thread, threads, out, b)
-        cuda.syncthreads()  # the next row takes the same place
+        cuda.syncthreads()  # the next row takes the same memory
         b = U32(b + U32(cuda.gridDim.x))
 
 
@@ -322,7 +321,7 @@ def _interaction_backward_kernel(d_out, vectors, d_vectors):
                     if i < n and d < width:
                         d_vectors[b, i, d] = sums[a, c] + (d_out[b, d] if i == U32(0) else ZERO)
             tile = U32(tile + threads)
-        cuda.syncthreads()  # the next row takes the same place
+        cuda.syncthreads()  # the next row takes the same memory
         b = U32(b + U32(cuda.gridDim.x))
 
 

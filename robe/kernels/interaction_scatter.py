@@ -78,7 +78,7 @@ def interaction_scatter_cuda_deterministic(*arguments):
 
 @cuda.jit
 def _interaction_scatter_kernel(d_out, vectors, ids, base, slot_map, shift, scale, d_first, out):
-    # All dynamic arrays begin at the same place: slots and signs of the row's pieces, then the numbers.
+    # All dynamic arrays begin at the same memory: slots and signs of the row's pieces, then the numbers.
     places = cuda.shared.array(0, np.uint64)
     numbers = cuda.shared.array(0, vectors.dtype)
     sums = cuda.local.array((SUMS, SUMS), vectors.dtype)
@@ -110,7 +110,7 @@ def _interaction_scatter_kernel(d_out, vectors, ids, base, slot_map, shift, scal
                         slot = around(places[p] + U64(k), out.size)
                         cuda.atomic.add(out, slot, scale * flip(sums[a, c], places[pieces + p], k))
             tile = U32(tile + threads)
-        cuda.syncthreads()  # the next row takes the same place
+        cuda.syncthreads()  # the next row takes the same memory
         b = U32(b + U32(cuda.gridDim.x))
 
 

@@ -10,7 +10,7 @@ from types import ModuleType
 OPERATIONS = {
     "gather": "gather",
     "scatter_add": "scatter_add",
-    "adagrad_scatter": "adagrad_scatter",
+    "adagrad_step": "adagrad_step",
     "half_step": "half_step",
     "quantise": "quantise",
     "sort_rows": "sort_rows",

@@ -96,7 +96,7 @@ def _quantise_kernel(rows, numbers, key, form, table):
             note_range(rows[n], form, lows, highs, thread, threads)
             cuda.syncthreads()
             store_team(rows[n], number, key, form, table[number], lows, highs, thread, threads)
-            cuda.syncthreads()  # the next row takes the same place
+            cuda.syncthreads()  # the next row takes the same memory
         n = U32(n + cuda.gridDim.x)
 
 

@@ -17,15 +17,16 @@ every launch, for the price of a sort and of one slow thread where many rows sha
 """
 
 import numpy as np
-from numba import cuda, get_num_threads, njit, prange
+from numba import cuda
 from numba.extending import register_jitable
 
+from robe.kernels.gather import token_of
 from robe.kernels.parts.cost import Cost
-from robe.kernels.parts.hashing import U64, flip, run_at, slots_reference
-from robe.kernels.parts.lanes import add_run, require_rows_together
-from robe.kernels.parts.launch import block_shape, launch
-from robe.kernels.parts.pieces import TILE, U32, around, count_pieces, piece_at
-from robe.kernels.parts.spans import find_runs, most_runs, own_runs, room_for_runs
+from robe.kernels.parts.hashing import U64, flip, slots_reference, span_at
+from robe.kernels.parts.lanes import add_span, require_rows_together
+from robe.kernels.parts.launch import launch
+from robe.kernels.parts.pieces import U32, around, count_pieces, piece_at
+from robe.kernels.parts.walks import add, elements, pieces, spans, walk_elements, walk_pieces, walk_spans
 
 ZERO, ONE = np.float32(0), U64(1)
 
@@ -40,91 +41,45 @@ def scatter_add_reference(d_vectors, ids, base, slot_map, scale, out):
     np.add.at(out, slots, out.dtype.type(scale) * (d_vectors * signs.astype(out.dtype)))
 
 
-@njit(parallel=True, nogil=True, cache=True)
-def _scatter_add(d_vectors, ids, base, slot_map, scale, most, owners, out):
-    rows = ids.shape[0]
-    runs, counts = room_for_runs(rows, most)
-    for chunk in range(0, rows, len(runs)):
-        size = min(len(runs), rows - chunk)
-        for k in prange(size):
-            counts[k] = find_runs(ids[chunk + k], base, slot_map, runs[k])
-        for owner in prange(owners):
-            low, high = np.uint64(owner * out.size // owners), np.uint64((owner + 1) * out.size // owners)
-            mine = np.empty(most, np.int64)
-            for k in range(size):
-                for r in range(own_runs(runs[k], counts[k], low, high, out, mine)):
-                    slot, length, bits, element = runs[k, mine[r]]
-                    first, last = max(slot, low), min(slot + length, high)
-                    skipped = first - slot
-                    add_run(
-                        *(d_vectors[chunk + k], element + skipped, bits >> skipped),
-                        *(scale, out, first, last - first),
-                    )
+@register_jitable(forceinline=True)
+def _add(state, b, element, slot, length, bits):
+    d_vectors, scale, out = state
+    add_span(d_vectors[b], element, bits, scale, out, slot, length)
+
+
+_scatter_add = spans(_add)
 
 
 def scatter_add_cpu(d_vectors, ids, base, slot_map, scale, out):
     require_rows_together(d_vectors)
-    # The number of owners is an argument since Numba cannot cache a kernel that asks for it.
-    most = most_runs(slot_map) * ids.shape[1]
-    _scatter_add(d_vectors, ids, base, slot_map, out.dtype.type(scale), most, get_num_threads(), out)
+    walk_spans(_scatter_add, ids, base, slot_map, out, (d_vectors, out.dtype.type(scale), out))
 
 
-@cuda.jit
-def _scatter_add_elements_kernel(d_vectors, ids, base, slot_map, scale, out):
-    first_i, first_b, first_f = cuda.grid(3)
-    step_i, step_b, step_f = cuda.gridsize(3)
-    f = first_f
-    while f < d_vectors.shape[1]:
-        b = first_b
-        while b < d_vectors.shape[0]:
-            token = base[f] + np.uint64(ids[b, f])
-            i = first_i
-            while i < d_vectors.shape[2]:
-                slot, _, bits = run_at(slot_map, token, np.uint64(i))
-                cuda.atomic.add(out, slot, scale * flip(d_vectors[b, f, i], bits, 0))
-                i += step_i
-            b += step_b
-        f += step_f
+@register_jitable
+def _add_element(state, slot_map, token, found, b, f, i):
+    d_vectors, scale, out = state
+    slot, _, bits = span_at(slot_map, token, np.uint64(i))
+    add(out, slot, scale * flip(d_vectors[b, f, i], bits, 0))
+
+
+_scatter_add_elements_kernel = elements(token_of, _add_element)
 
 
 def scatter_add_cuda_elements(d_vectors, ids, base, slot_map, scale, out):
-    rows, features, width = d_vectors.shape
-    scale = out.dtype.type(scale)
-    launch(_scatter_add_elements_kernel, (width, rows, features), d_vectors, ids, base, slot_map, scale, out)
+    walk_elements(_scatter_add_elements_kernel, ids, base, slot_map, (d_vectors, out.dtype.type(scale), out))
 
 
-@cuda.jit
-def _scatter_add_kernel(d_vectors, ids, base, slot_map, pieces, shift, scale, out):
-    slots = cuda.shared.array(TILE, np.uint64)
-    signs = cuda.shared.array(TILE, np.uint64)
-    rows = cuda.shared.array(TILE, np.uint32)
-    features = cuda.shared.array(TILE, np.uint32)
-    elements = cuda.shared.array(TILE, np.uint32)
-    thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
-    first = U32(cuda.blockIdx.x * TILE)
-    while first < pieces:
-        count = min(U32(TILE), U32(pieces - first))
-        p = thread
-        while p < count:
-            place = piece_at(U32(first + p), ids, base, slot_map, shift)
-            slots[p], signs[p], rows[p], features[p], elements[p] = place
-            p = U32(p + threads)
-        cuda.syncthreads()
-        e = thread
-        while e < count << shift:
-            p = U32(e >> shift)
-            k = U32(e - (p << shift))
-            value = flip(d_vectors[rows[p], features[p], elements[p] + k], signs[p], k)
-            cuda.atomic.add(out, around(slots[p] + U64(k), out.size), scale * value)
-            e = U32(e + threads)
-        cuda.syncthreads()  # the next tile takes the same place
-        first = U32(first + cuda.gridDim.x * TILE)
+@register_jitable
+def _add_piece(state, slot_map, b, f, element, slot, bits):
+    d_vectors, scale, out = state
+    add(out, around(slot, out.size), scale * flip(d_vectors[b, f, element], bits, 0))
+
+
+_scatter_add_kernel = pieces(_add_piece)
 
 
 def scatter_add_cuda(d_vectors, ids, base, slot_map, scale, out):
-    pieces, shift = count_pieces(slot_map, ids)
-    arguments = (d_vectors, ids, base, slot_map, U32(pieces), shift, out.dtype.type(scale), out)
-    launch(_scatter_add_kernel, (pieces,), *arguments, shape=block_shape(-(-pieces // TILE)))
+    walk_pieces(_scatter_add_kernel, ids, base, slot_map, (d_vectors, out.dtype.type(scale), out))
 
 
 @cuda.jit

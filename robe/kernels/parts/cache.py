@@ -1,6 +1,6 @@
 """A set-associative cache of rows: which set a row belongs to, and where in the set it is.
 
-    tags  (sets, WAYS) uint32   number of the row that each place holds, or EMPTY
+    tags  (sets, WAYS) uint32   number of the row that each entry holds, or EMPTY
     used  (sets, WAYS) uint32   LRU: the step that last touched it; LFU: its look-ups since it came
     values (sets * WAYS, D) float32
 
@@ -75,8 +75,8 @@ if config.DISABLE_JIT or config.BOUNDSCHECK:
 
 
 @register_jitable
-def place_of(tags, row):
-    """The place in the cache, set * WAYS + way, of a row; NOWHERE if it is not there. On the CPU."""
+def entry_of(tags, row):
+    """The entry in the cache, set * WAYS + way, of a row; NOWHERE if it is not there. On the CPU."""
     first = set_of(hash_row(row), tags.shape[0]) * WAYS
     way = _way_with(tags, first, np.uint32(row))
     return first + way if way < WAYS else np.int64(NOWHERE)

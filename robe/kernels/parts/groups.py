@@ -19,7 +19,7 @@ from numba.extending import overload, register_jitable
 from robe.kernels.parts.codes import Form, code_bytes, element_at, load_half, scale_at
 from robe.kernels.parts.half import from_half, rounding_key, widen
 from robe.kernels.parts.hashing import ONE, TABLE, ZERO, divide
-from robe.kernels.parts.lanes import EIGHT, SIXTEEN, copy_run, expand_lanes, prefetch_run
+from robe.kernels.parts.lanes import EIGHT, SIXTEEN, copy_span, expand_lanes, prefetch_span
 
 GROUP, SHIFT, LAST, ENDS = np.uint64(64), np.uint64(6), np.uint64(63), np.uint64(4)
 
@@ -89,7 +89,7 @@ def _fetch(memory, slot_map, slot):
 
 
 @register_jitable
-def expand_run(table, group, element, size, bits, ends, signs, vectors, o, length):
+def expand_span(table, group, element, size, bits, ends, signs, vectors, o, length):
     """Write `length` weights, from an element of a group on, with signs to element o of the vectors and on.
 
     size: G; bits: 8 or 4; ends: (scale, bias) of the group, or of it and the next: then the weights may go on
@@ -121,8 +121,8 @@ def expand(table, row, form, vectors):
         for i in range(form.width):
             vectors[i] = load_half(table, row, 2 * i)
     else:
-        row, width = np.uint64(row), np.uint64(form.width)
-        expand_run(table, row, ZERO, width, form.bits, scale_at(table, row, form), ZERO, vectors, ZERO, width)
+        row, width, ends = np.uint64(row), np.uint64(form.width), scale_at(table, row, form)
+        expand_span(table, row, ZERO, width, form.bits, ends, ZERO, vectors, ZERO, width)
 
 
 def expanded(table, rows, form):
@@ -144,10 +144,10 @@ def expand_slots(memory, slot_map, slot, signs, vectors, o, length):
         group, element = group_of(slot_map, slot)
         ends, count = scale_at(memory, group, form), min(length, size)
         if slot_map.family == TABLE:
-            expand_run(memory, group, element, size, form.bits, ends, signs, vectors, o, count)
+            expand_span(memory, group, element, size, form.bits, ends, signs, vectors, o, count)
         else:
             both = ends + scale_at(memory, group + np.uint64(element + count > size), form)
-            expand_run(memory, group, element, size, form.bits, both, signs, vectors, o, count)
+            expand_span(memory, group, element, size, form.bits, both, signs, vectors, o, count)
         slot, o, length = slot + count, o + count, length - count  # signed runs end after 64
 
 
@@ -156,39 +156,39 @@ def prefetch_codes(memory, slot_map, slot, length):
     group, element = group_of(slot_map, slot)
     last, end = group_of(slot_map, slot + length - ONE)
     size, half = np.uint64(memory.shape[1]), np.uint64(form_of(memory, slot_map).bits == 4)
-    prefetch_run(memory, group * size + (element >> half), (length >> half) + ENDS)
+    prefetch_span(memory, group * size + (element >> half), (length >> half) + ENDS)
     # The end of the codes, and scale and bias, may each begin a line.
-    prefetch_run(memory, last * size + (end >> half), ONE)
-    prefetch_run(memory, (last + ONE) * size - ENDS, ONE)
+    prefetch_span(memory, last * size + (end >> half), ONE)
+    prefetch_span(memory, (last + ONE) * size - ENDS, ONE)
 
 
 def prefetch_slots(memory, slot_map, slot, length):
-    """`prefetch_run` of lanes.py, of any array."""
+    """`prefetch_span` of lanes.py, of any array."""
     if quantised(memory):
         prefetch_codes(memory, slot_map, slot, length)
     else:
-        prefetch_run(memory, slot, length)
+        prefetch_span(memory, slot, length)
 
 
 @overload(prefetch_slots, jit_options={"forceinline": True})
 def _prefetch_slots(memory, slot_map, slot, length):
     if memory.dtype == types.uint8:
         return prefetch_codes
-    return lambda memory, slot_map, slot, length: prefetch_run(memory, slot, length)
+    return lambda memory, slot_map, slot, length: prefetch_span(memory, slot, length)
 
 
 def copy_slots(memory, slot_map, slot, signs, vectors, o, length):
-    """`copy_run` of lanes.py, of any array."""
+    """`copy_span` of lanes.py, of any array."""
     if quantised(memory):
         expand_slots(memory, slot_map, slot, signs, vectors, o, length)
     else:
-        copy_run(memory, slot, signs, vectors, o, length)
+        copy_span(memory, slot, signs, vectors, o, length)
 
 
 @overload(copy_slots, jit_options={"forceinline": True})
 def _copy_slots(memory, slot_map, slot, signs, vectors, o, length):
     if memory.dtype == types.uint8:
         return expand_slots
-    return lambda memory, slot_map, slot, signs, vectors, o, length: copy_run(
+    return lambda memory, slot_map, slot, signs, vectors, o, length: copy_span(
         memory, slot, signs, vectors, o, length
     )

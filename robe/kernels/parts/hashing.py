@@ -146,7 +146,7 @@ def block_of(slot_map, token, element):
 
 
 @register_jitable
-def place(slot_map, token, block):
+def block_start(slot_map, token, block):
     """(start in memory, sign word) of a block of a row."""
     if slot_map.family == MIX:
         word = word_of(slot_map.key, block)
@@ -164,7 +164,7 @@ def place(slot_map, token, block):
 def locate(slot_map, token, element):
     """The block of one element: (start of the block in memory, its sign word, position in the block)."""
     block, position = block_of(slot_map, token, element)
-    start, word = place(slot_map, token, block)
+    start, word = block_start(slot_map, token, block)
     return start, word, position
 
 
@@ -175,7 +175,7 @@ def sign_bits(word, position):
 
 
 @register_jitable
-def run_at(slot_map, token, element):
+def span_at(slot_map, token, element):
     """The longest run of elements from `element` on whose slots are consecutive and share a sign word.
 
     Returns (slot, length, bits): element + k lies at slot + k and is negated where bit k of `bits` is
@@ -183,12 +183,12 @@ def run_at(slot_map, token, element):
     positions of a block.
     """
     start, word, position = locate(slot_map, token, element)
-    return run_from(slot_map, start, word, position, element)
+    return span_from(slot_map, start, word, position, element)
 
 
 @register_jitable
-def run_from(slot_map, start, word, position, element):
-    """`run_at` for an element that was located."""
+def span_from(slot_map, start, word, position, element):
+    """`span_at` for an element that was located."""
     length = slot_map.width - element
     bits = ZERO
     if slot_map.family != TABLE:

@@ -17,7 +17,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from robe.kernels.adagrad import adagrad_step
+from robe.kernels.adagrad import step_weight
 from robe.kernels.parts.half import widen
 from robe.kernels.parts.hashing import ONE, ZERO, flip
 
@@ -264,7 +264,7 @@ if config.DISABLE_JIT or config.BOUNDSCHECK:
     def _adagrad_lanes(gradient, rate, eps, accumulator, out, o, lanes):
         for k in range(lanes):
             slot = o + np.uint64(k)
-            adagrad_step(slot, gradient[slot], rate, eps, accumulator, out)
+            step_weight(slot, gradient[slot], rate, eps, accumulator, out)
             gradient[slot] = 0
 
     @register_jitable
@@ -283,7 +283,7 @@ if config.DISABLE_JIT or config.BOUNDSCHECK:
 # Called from several places, the loops over a run are not inlined by LLVM's own choice, and a call for each
 # run costs as much as copying it: with blocks of 8, a look-up took 1.4 times as long.
 @register_jitable(forceinline=True)
-def copy_run(memory, s, bits, vectors, o, length):
+def copy_span(memory, s, bits, vectors, o, length):
     """Write memory[s + k], with its sign, to element o + k of the vectors, for k < length."""
     while length >= SIXTEEN:
         _copy_lanes(memory, s, bits, vectors, o, 16)
@@ -297,7 +297,7 @@ def copy_run(memory, s, bits, vectors, o, length):
 
 
 @register_jitable(forceinline=True)
-def add_run(vectors, s, bits, scale, memory, o, length):
+def add_span(vectors, s, bits, scale, memory, o, length):
     """Add scale times element s + k of the vectors, with its sign, to memory[o + k], for k < length."""
     while length >= SIXTEEN:
         _add_lanes(vectors, s, bits, scale, memory, o, 16)
@@ -310,8 +310,8 @@ def add_run(vectors, s, bits, scale, memory, o, length):
         s, o, length, bits = s + ONE, o + ONE, length - ONE, bits >> ONE
 
 
-@register_jitable
-def adagrad_run(gradient, rate, eps, accumulator, out, o, length):
+@register_jitable(forceinline=True)
+def adagrad_span(gradient, rate, eps, accumulator, out, o, length):
     """Adagrad's step on a run of weights, whose gradients become 0."""
     while length >= SIXTEEN:
         _adagrad_lanes(gradient, rate, eps, accumulator, out, o, 16)
@@ -340,7 +340,7 @@ def combine(factors, vectors, out, i):
 
 
 @register_jitable
-def prefetch_run(array, start, length):
+def prefetch_span(array, start, length):
     """Ask for the cache lines of a run that will be needed soon."""
     k, line = ZERO, np.uint64(64 // array.itemsize)
     while k < length:

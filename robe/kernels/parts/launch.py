@@ -33,13 +33,18 @@ def launch(kernel, work: tuple[int, ...], *arguments, shape=None) -> None:
 
 
 def start(kernel, shape, arguments) -> None:
-    if config.ENABLE_CUDASIM:
-        from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+    kernel[shape](*map(taken, arguments))
 
-        arguments = [FakeCUDAArray(a) if isinstance(a, np.ndarray) else a for a in arguments]
-    else:
-        arguments = [on_device(a) for a in arguments]
-    kernel[shape](*arguments)
+
+def taken(argument):
+    """The argument as Numba takes it at once; of a plain tuple each part."""
+    if type(argument) is tuple:
+        return tuple(map(taken, argument))
+    if not config.ENABLE_CUDASIM:
+        return on_device(argument)
+    from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
+
+    return FakeCUDAArray(argument) if isinstance(argument, np.ndarray) else argument
 
 
 def on_device(argument):

@@ -18,7 +18,7 @@ from numba import config
 from numba.extending import register_jitable
 
 from robe.kernels.parts.groups import fetch
-from robe.kernels.parts.hashing import TABLE, U64, flip, run_at
+from robe.kernels.parts.hashing import TABLE, U64, flip, span_at
 
 U32 = np.uint32
 TILE = 8 if config.ENABLE_CUDASIM else 256  # pieces
@@ -42,7 +42,7 @@ def piece_at(piece, ids, base, slot_map, shift):
     b = U32(row // U32(ids.shape[1]))
     f = U32(row - b * U32(ids.shape[1]))
     element = U32((piece - row * parts) << shift)
-    slot, _, bits = run_at(slot_map, base[f] + U64(ids[b, f]), U64(element))
+    slot, _, bits = span_at(slot_map, base[f] + U64(ids[b, f]), U64(element))
     return slot, bits, b, f, element
 
 

@@ -23,25 +23,25 @@ else:
         def generate(context, builder, signature, arguments):
             kind, view = signature.args[0], arguments[0]
             view = context.make_array(kind)(context, builder, view)
-            place = cgutils.get_item_pointer(context, builder, kind, view, arguments[1:3])
+            there = cgutils.get_item_pointer(context, builder, kind, view, arguments[1:3])
             four = ir.VectorType(ir.FloatType(), 4)
             value = ir.Constant(four, ir.Undefined)
             for k, x in enumerate(arguments[3:]):
                 value = builder.insert_element(value, x, ir.Constant(ir.IntType(32), k))
-            place = builder.addrspacecast(builder.bitcast(place, four.as_pointer()), four.as_pointer(GLOBAL))
-            builder.store(value, place, align=16)
+            there = builder.addrspacecast(builder.bitcast(there, four.as_pointer()), four.as_pointer(GLOBAL))
+            builder.store(value, there, align=16)
 
         return void(array, uintp, uintp, float32, float32, float32, float32), generate
 
 
 def in_fours(array) -> bool:
     """Whether rows of a (B, F, D) array, which may be a view, can be written by `store4` as (B, F * D)."""
-    place = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
+    there = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
     width = array.shape[2]
     return (
         array.dtype == "float32"
         and array.strides[1:] == (4 * width, 4)
         and width % 4 == 0
         and array.strides[0] % 16 == 0
-        and place["data"][0] % 16 == 0
+        and there["data"][0] % 16 == 0
     )

@@ -131,15 +131,15 @@ def cached_calls(case: Case, rng) -> dict[str, Call]:
     ids, base = case.draw_ids() % np.uint32(rows), np.arange(case.features, dtype=np.uint64) * np.uint64(rows)
     keys, order = np.empty((2, ids.size), np.uint32)
     sort_rows_reference(ids, base, keys, order)
-    place, before = np.empty((2, ids.size), np.int64)
+    entry, before = np.empty((2, ids.size), np.int64)
     counters = np.ones((case.features, len(COUNTED)), np.int64)
     used = rng.integers(1, 5, (sets, WAYS)).astype(np.uint32)
     admission = Call(
         {
             **{"keys": keys, "order": order, "ids": ids, "base": base, "least_used": case.rows % 2 == 0},
-            **{"step": 7, "tags": tags, "used": used, "counters": counters, "place": place, "before": before},
+            **{"step": 7, "tags": tags, "used": used, "counters": counters, "entry": entry, "before": before},
         },
-        ("tags", "used", "counters", "place", "before"),
+        ("tags", "used", "counters", "entry", "before"),
     )
     admitted = admission.copy()
     admit_reference(*admitted.values())
@@ -164,7 +164,7 @@ def cached_calls(case: Case, rng) -> dict[str, Call]:
         "cached_step": Call(
             {
                 **{"d_vectors": rng.integers(-4, 5, shape).astype(np.float32), "order": order},
-                **{name: admitted[name] for name in ("place", "before", "ids", "base")},
+                **{name: admitted[name] for name in ("entry", "before", "ids", "base")},
                 **{"rate": 0.125, "eps": 1e-8, "key": key, "form": form, "table": table, "values": values},
                 "accumulator": weights[: total * (case.rows % 2), 0] ** 2,
             },
@@ -186,8 +186,8 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
 
     rows = {"ids": case.draw_ids(), "base": case.base(), "slot_map": case.slot_map()}
     vectors = (case.rows, case.features, case.width)
-    memory, zeros = numbers(case.memory), np.zeros(case.memory, np.float32)
-    looked_up, touched = case.stored(memory), zeros.copy()
+    memory, touched = numbers(case.memory), np.zeros(case.memory, np.float32)
+    looked_up = case.stored(memory)
     slots, _ = slots_reference(rows["slot_map"], rows["base"] + rows["ids"].astype(np.uint64))
     touched[slots] = rng.integers(-4, 5, slots.shape)
     step = {"rate": 0.1, "eps": 1e-8}
@@ -200,10 +200,9 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
     return {
         "gather": call("out", memory=looked_up, **rows, out=nan(*vectors)),
         "scatter_add": call("out", d_vectors=numbers(*vectors), **rows, scale=-0.1, out=memory),
-        "adagrad_scatter": call(
+        "adagrad_step": call(
             *("gradient", "accumulator", "out"),
-            **{"d_vectors": numbers(*vectors), **rows, **step},
-            **{"gradient": zeros, "accumulator": memory**2, "out": memory},
+            **{**rows, **step, "gradient": touched, "accumulator": memory**2, "out": memory},
         ),
         # Products here are exact, fused with a sum or not, so that all versions come to the same bits.
         "half_step": call(

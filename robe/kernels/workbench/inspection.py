@@ -23,6 +23,7 @@ from numba import config, cuda, njit, prange, typeof
 
 from robe import RobeError
 from robe.kernels.operations import OPERATIONS, module, version, versions
+from robe.kernels.parts import walks
 from robe.kernels.parts.cost import Limits
 from robe.kernels.workbench.cases import CASES, Case, calls
 
@@ -171,21 +172,40 @@ def _error(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 def source(operation: str) -> str:
-    """The file of an operation."""
-    return inspect.getsource(module(operation))
+    """The file of an operation, and the walks that its kernels are made by."""
+    functions = own_kernels(operation).values()
+    used = sorted({function.__qualname__.split(".")[0] for function in functions if by_walk(function)})
+    texts = (f"# parts/walks.py\n{inspect.getsource(getattr(walks, name))}" for name in used)
+    return "\n\n".join([inspect.getsource(module(operation)), *texts])
+
+
+def own_kernels(operation: str) -> dict[str, Callable]:
+    """Name in the file of an operation -> the plain function of each kernel there, CPU and CUDA."""
+    file = module(operation)
+    functions = ((name, plain(value)) for name, value in vars(file).items())
+    return {name: f for name, f in functions if f and (by_walk(f) or f.__module__ == file.__name__)}
+
+
+def plain(kernel) -> Callable | None:
+    """The Python function of what Numba compiles, or its simulator runs."""
+    return getattr(kernel, "py_func", None) or getattr(kernel, "fn", None)
+
+
+def by_walk(function: Callable) -> bool:
+    return function.__module__ == walks.__name__
 
 
 def cpu_code(operation: str, form: str) -> str:
     """The CPU version as LLVM IR (`llvm`) or assembly of this machine (`asm`)."""
-    name = f"{operation}_cpu"
-    call = calls(CASES[1])[operation]
-    compiled = getattr(module(operation), f"_{operation}", None) or version(operation, "cpu")
+    call, name = calls(CASES[1])[operation], f"{operation}_cpu"
+    kernel = f"_{operation}" if hasattr(module(operation), f"_{operation}") else name
+    compiled = getattr(module(operation), kernel)
     if not hasattr(compiled, "targetoptions"):
         raise InspectionError(f"{name} calls the versions of other operations; show those")
     # Compiled anew, since what comes from the cache has lost its text.
     options = {name: value for name, value in compiled.targetoptions.items() if name != "nopython"}
     fresh = njit(**options)(compiled.py_func)
-    with mock.patch.object(module(operation), compiled.py_func.__name__, fresh):
+    with mock.patch.object(module(operation), kernel, fresh):
         version(operation, "cpu")(*call.copy().values())
     texts = fresh.inspect_llvm() if form == "llvm" else fresh.inspect_asm()
     return f"; {name}\n" + "\n".join(texts.values())
@@ -198,15 +218,15 @@ def kernels(operation: str) -> dict[str, Started]:
     if config.ENABLE_CUDASIM:
         raise InspectionError("the simulator compiles nothing; unset NUMBA_ENABLE_CUDASIM")
     found = {}
+    names = {function: name for name, function in own_kernels(operation).items()}
 
     def note(stored, kernel, shape, arguments):
         _, threads, *further = shape
-        function = kernel.py_func
-        if function.__module__ == module(operation).__name__:
+        if name := names.get(kernel.py_func):
             signature, shared = tuple(map(typeof, arguments)), further[1] if further else 0
             started = Started(kernel, signature, int(np.prod(threads)), shared)
-            if found.setdefault(function.__name__, started).signature != signature:
-                found.setdefault(f"{function.__name__} of {stored}", started)
+            if found.setdefault(name, started).signature != signature:
+                found.setdefault(f"{name} of {stored}", started)
 
     for memory_type, stored in (("float32", "floats"), ("float16", "halves"), ("int8", "codes")):
         # The rows of a batch matter to the number of blocks only.

@@ -1,0 +1,177 @@
+"""The loops of the kernels, once each: walks over a batch, that call a visitor at every stop.
+
+An operation hands in `visit`, plain Python under `register_jitable`, and gets a kernel; the compiler puts the
+visitor into the innermost loop. All kernels of a walk take the same arguments: the batch (`ids`, `base`), a
+`layout` that tells where rows lie (a SlotMap or a Form), and `state`, a tuple of whatever the visitor needs.
+
+    rows(begin, visit)    CPU    once for each row of the batch, with scratch memory of the thread
+    spans(visit)          CPU    once for each span of slots; threads own ranges of the array, so none collide
+    elements(find, visit) CUDA   once for each element, by a thread of its own
+    pieces(visit)         CUDA   once for each element, or for four, hashed once per piece (pieces.py)
+
+The layout stays outside of `state`, since a NamedTuple within a tuple cannot enter a parallel region of
+Numba. Kernels made by a walk are cached on disk, under keys that tell the visitors apart.
+"""
+
+import numpy as np
+from numba import cuda, get_num_threads, njit, prange
+from numba.extending import register_jitable
+
+from robe.kernels.parts.launch import block_shape, launch
+from robe.kernels.parts.pieces import TILE, U32, count_pieces, piece_at
+from robe.kernels.parts.spans import find_spans, most_spans, own_spans, room_for_spans
+
+ROWS = 16  # of a batch, that a thread of the CPU does in turn
+
+
+def rows(begin, visit, fastmath=False):
+    """Kernel (state, layout, ids, base): on the CPU, each row of the batch by one thread, in order within 16.
+
+    begin(state, layout, base, b, ids[b]) -> what the thread keeps between rows, called before the first of 16
+    visit(state, layout, base, kept, b, ids[b], ids of the next row), so that memory can be fetched ahead
+    """
+
+    @njit(parallel=True, nogil=True, cache=True, fastmath=fastmath)
+    def walk(state, layout, ids, base):
+        count = ids.shape[0]
+        for tile in prange((count + ROWS - 1) // ROWS):
+            first, last = tile * ROWS, min((tile + 1) * ROWS, count)
+            kept = begin(state, layout, base, first, ids[first])
+            for b in range(first, last):
+                visit(state, layout, base, kept, b, ids[b], ids[min(b + 1, count - 1)])
+
+    return walk
+
+
+@register_jitable
+def nothing(state, layout, base, b, ids):
+    """A `begin` for visitors that keep nothing."""
+    return 0
+
+
+def spans(visit):
+    """Kernel for `walk_spans`: on the CPU, each span of slots that the batch touches, in its order.
+
+    visit(state, b, element, slot, length, bits): the weights slot .. slot + length - 1 belong to the elements
+    from `element` on, of the F * D of row b, with the sign bits `bits`. Each thread owns a range of the
+    array, and spans are cut where ranges end: no two threads visit one slot, and results are the same to the
+    bit for any number of threads.
+    """
+
+    # Division in NumPy's way does not look for 0, so loops that divide become vector code.
+    @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+    def walk(ids, base, layout, most, owners, array, state):
+        rows = ids.shape[0]
+        listed, counts = room_for_spans(rows, most)
+        for chunk in range(0, rows, len(listed)):
+            size = min(len(listed), rows - chunk)
+            for k in prange(size):
+                counts[k] = find_spans(ids[chunk + k], base, layout, listed[k])
+            for owner in prange(owners):
+                low = np.uint64(owner * array.size // owners)
+                high = np.uint64((owner + 1) * array.size // owners)
+                mine = np.empty(most, np.int64)
+                for k in range(size):
+                    for r in range(own_spans(listed[k], counts[k], low, high, array, mine)):
+                        slot, length, bits, element = listed[k, mine[r]]
+                        first, last = max(slot, low), min(slot + length, high)
+                        skipped = first - slot
+                        visit(state, chunk + k, element + skipped, first, last - first, bits >> skipped)
+
+    return walk
+
+
+def walk_spans(kernel, ids, base, slot_map, array, state) -> None:
+    """Run a kernel of `spans`. array (M,): the one whose slots the threads share out, and fetch ahead."""
+    # The number of threads is an argument, since Numba cannot cache a kernel that asks for it.
+    kernel(ids, base, slot_map, most_spans(slot_map) * ids.shape[1], get_num_threads(), array, state)
+
+
+def elements(find, visit):
+    """Kernel for `walk_elements`: on a GPU, each element by a thread of its own.
+
+    find(state, layout, row) -> what the elements of a row share, row = base[f] + id
+    visit(state, layout, row, found, b, f, i)
+    """
+
+    @cuda.jit
+    def walk(ids, base, layout, state):
+        first_i, first_b, first_f = cuda.grid(3)
+        step_i, step_b, step_f = cuda.gridsize(3)
+        f = first_f
+        while f < ids.shape[1]:
+            b = first_b
+            while b < ids.shape[0]:
+                row = base[f] + np.uint64(ids[b, f])
+                found = find(state, layout, row)
+                i = first_i
+                while i < np.int64(layout.width):
+                    visit(state, layout, row, found, b, f, i)
+                    i += step_i
+                b += step_b
+            f += step_f
+
+    return walk
+
+
+def walk_elements(kernel, ids, base, layout, state) -> None:
+    """Run a kernel of `elements`."""
+    launch(kernel, (int(layout.width), *ids.shape), ids, base, layout, state)
+
+
+def pieces(visit, together=1):
+    """Kernel for `walk_pieces`: on a GPU, each element of the batch, or `together` neighbours at a time.
+
+    visit(state, layout, b, f, element, slot, bits): element + k lies at around(slot + k, M), with the sign of
+    bit k. A thread block hashes a tile of pieces into shared memory, and then shares out their elements.
+    """
+
+    @cuda.jit
+    def walk(ids, base, layout, count, shift, state):
+        slots = cuda.shared.array(TILE, np.uint64)
+        signs = cuda.shared.array(TILE, np.uint64)
+        rows = cuda.shared.array(TILE, np.uint32)
+        features = cuda.shared.array(TILE, np.uint32)
+        elements = cuda.shared.array(TILE, np.uint32)
+        thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
+        first = U32(cuda.blockIdx.x * TILE)
+        while first < count:
+            here = min(U32(TILE), U32(count - first))
+            p = thread
+            while p < here:
+                found = piece_at(U32(first + p), ids, base, layout, shift)
+                slots[p], signs[p], rows[p], features[p], elements[p] = found
+                p = U32(p + threads)
+            cuda.syncthreads()
+            e = U32(together * thread)
+            while e < here << shift:
+                p = U32(e >> shift)
+                k = U32(e - (p << shift))
+                visit(state, layout, rows[p], features[p], U32(elements[p] + k), slots[p] + k, signs[p] >> k)
+                e = U32(e + together * threads)
+            cuda.syncthreads()  # the next tile takes the same memory
+            first = U32(first + cuda.gridDim.x * TILE)
+
+    return walk
+
+
+def walk_pieces(kernel, ids, base, slot_map, state) -> None:
+    """Run a kernel of `pieces`."""
+    count, shift = count_pieces(slot_map, ids)
+    shape = block_shape(-(-count // TILE))
+    launch(kernel, (count,), ids, base, slot_map, U32(count), shift, state, shape=shape)
+
+
+# In the simulator `cuda` stands for it in the module of a kernel only, so visitors call these.
+
+
+@register_jitable
+def add(array, slot, value):
+    """Add atomically, on a GPU."""
+    cuda.atomic.add(array, slot, value)
+
+
+@register_jitable
+def take(array, slot):
+    """Exchange array[slot], of integers, with 0 on a GPU: of all threads that try, one gets what it held."""
+    return cuda.atomic.exch(array, slot, 0)
