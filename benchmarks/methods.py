@@ -29,7 +29,7 @@ import tyro
 
 from analysis import claim
 from analysis.claim import mean_interval
-from analysis.tradeoff import RATES, TUNING_SEED, WIDTH, Study, Trainings, synthetic_data
+from analysis.tradeoff import RATES, TUNING_SEED, WIDTH, Study, Trainings, seeded, synthetic_data
 from benchmarks.measure import QUICK, Effort, machine, rotate, rounds, spread
 from data_pipeline.dialects import DICTIONARY
 from data_pipeline.manifest import Manifest
@@ -110,7 +110,7 @@ def settings(
     return resolve(
         TrainConfig(
             ModelConfig(width=width),
-            dataclasses.replace(embedding, hash_seed=seed),
+            seeded(embedding, seed),
             dataclasses.replace(optimizer, **falling),
             batch=batch,
             seed=seed,

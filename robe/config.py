@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from robe import RobeError
 
@@ -47,17 +48,62 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
+class Method:
+    """What the settings have to know of a way to store embeddings.
+
+    options: the fields of EmbeddingConfig that it uses; others are refused.
+    ids: the dialects of ids that it can use.
+    trained_in: the values of `memory` that it is trained in; in all others it is for inference only.
+    categorical: whether it uses the categorical features at all.
+    """
+
+    options: tuple[str, ...]
+    ids: tuple[str, ...] = ("hash", "modulo", "dictionary")
+    trained_in: tuple[str, ...] = ("fp32",)
+    categorical: bool = True
+
+
+SIZE = ("weights", "megabytes", "compression")
+TABLE = ("init_bound", "memory")
+COUNTED_IDS = ("modulo", "dictionary")  # ids that count from 0, and so can number the rows of a table
+
+METHODS = {
+    "robe": Method(
+        (*SIZE, *TABLE, "block", "hash", "sign", "hash_seed"),
+        trained_in=("fp32", "fp16"),
+    ),
+    "full": Method(TABLE, ids=COUNTED_IDS),
+    "mixed_precision": Method(("init_bound", "bits", "cache", "policy", "rounding"), ids=COUNTED_IDS),
+    "none": Method((), categorical=False),
+    "hashing": Method((*SIZE, *TABLE)),
+    "quotient_remainder": Method((*SIZE, *TABLE, "combine"), ids=COUNTED_IDS),
+    # The order of ids modulo a number says nothing of their frequency.
+    "frequency": Method((*SIZE, *TABLE), ids=("dictionary",)),
+    "tensor_train": Method((*SIZE, *TABLE), ids=COUNTED_IDS),
+    "compositional": Method((*SIZE, *TABLE, "chunks", "hash_seed")),
+}
+# Methods whose ids have to count from 0.
+NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
+
+SCHEDULE = ("lr", "warmup_steps", "decay_start", "decay_steps")
+# Optimizer -> the fields of OptimizerConfig that it uses.
+OPTIMIZERS = {
+    "sgd": SCHEDULE,
+    "adagrad": (*SCHEDULE, "eps"),
+    "none": (*SCHEDULE, "eps"),  # a converted model keeps the settings it was trained with
+}
+
+
+@dataclass(frozen=True)
 class EmbeddingConfig:
-    method: Literal[
-        *("robe", "full", "mixed_precision", "none"),
-        *("hashing", "quotient_remainder", "frequency", "tensor_train", "compositional"),
-    ] = "robe"
+    method: Literal[*METHODS] = "robe"
     """robe: one shared array read in hashed blocks; full: one table per feature; mixed_precision: such tables
     in few bits, and a cache of float32 rows in which they are trained; none: no categorical features at all,
     a baseline. Rivals of robe: hashing: ids modulo the rows of a smaller table; quotient_remainder: two rows
     make a vector; frequency: rare values share a row; tensor_train: a vector is a product of three small
     matrices; compositional: each chunk of a vector is hashed by itself. All but robe, none, hashing and
-    compositional need data prepared with --ids dictionary."""
+    compositional need data prepared with --ids dictionary. An option below that the method does not use is
+    refused."""
 
     weights: int | None = None
     """Weights to store (M), of rivals at most. Give one of weights, megabytes, compression."""
@@ -129,7 +175,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    optimizer: Literal["sgd", "adagrad", "none"] | None = None
+    optimizer: Literal[*OPTIMIZERS] | None = None
     """sgd or adagrad; none: a model that was converted for inference, and is not trained further."""
 
     lr: float | None = None
@@ -206,9 +252,6 @@ DEFAULT_COMPRESSION = 100.0
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}  # of the embedding
 CODE_BITS = {"int8": 8, "int4": 4}  # of a weight of it, besides scales and biases
 
-# Methods whose ids have to count from 0.
-NUMBERED = ("full", "mixed_precision", "quotient_remainder", "frequency", "tensor_train")
-
 # Settings that must be positive where they are given.
 POSITIVE = {
     *("batch", "epochs", "eval_every", "checkpoint_every", "width", "bottom", "top", "lr", "eps"),
@@ -248,22 +291,45 @@ def resolve(config: TrainConfig) -> TrainConfig:
     ):
         if not least <= value <= most:
             raise ConfigError(f"--{name} must be from {least} to {most}, not {value}")
-    memory, method = config.embedding.memory, config.embedding.method
-    if memory != "fp32" and method in ("mixed_precision", "none"):
-        raise ConfigError(
-            f"--memory {memory} is not for --method {method}, "
-            + ("whose memory is set by --bits" if method == "mixed_precision" else "which stores nothing")
-        )
     if optimizer.decay_start is not None and optimizer.decay_steps < 1:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
+    if optimizer.decay_start is None and optimizer.decay_steps:
+        raise ConfigError("--decay-steps needs --decay-start, the step at which the rate begins to fall")
+    refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
+    refuse_unused(optimizer, "optimizer", OPTIMIZERS)
     return config
 
 
+def refuse_unused(part: Any, kind: str, options: dict[str, Sequence[str]]) -> None:
+    """Raise ConfigError for an option that what `part` chooses does not use.
+
+    kind: the field of `part` that chooses; options: choice -> the fields that it uses.
+    """
+    choice = getattr(part, kind)
+    for name, value in unused(part, kind, options[choice]).items():
+        option = f"--no-{name}" if value is False else f"--{name.replace('_', '-')} {value}"
+        takers = ", ".join(other for other in options if name in options[other] and other != "none")
+        raise ConfigError(f"{option} is not for --{kind} {choice}; it is for --{kind} {takers}")
+
+
+def unused(part: Any, kind: str, used: Sequence[str]) -> dict[str, Any]:
+    """Field -> value of what is not among the fields that are `used`, but is set.
+
+    A field counts as set where its value is not the default, so that resolved settings can be resolved again.
+    """
+    values = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    defaults = vars(type(part)())
+    return {
+        name: value for name, value in values.items() if name not in (kind, *used) and value != defaults[name]
+    }
+
+
 def require_trainable(config: TrainConfig) -> None:
-    """Raise ConfigError for what is made by converting, and only looked up in."""
+    """Raise ConfigError for settings that only `convert` can produce: such models are for inference."""
     memory, method = config.embedding.memory, config.embedding.method
-    if memory in CODE_BITS or (memory == "fp16" and method != "robe") or config.optimizer.optimizer == "none":
-        what = "--optimizer none" if config.optimizer.optimizer == "none" else f"--memory {memory}"
+    untrained = config.optimizer.optimizer == "none"
+    if untrained or memory not in METHODS[method].trained_in:
+        what = "--optimizer none" if untrained else f"--memory {memory}"
         raise ConfigError(
             f"{what} of --method {method} is for inference; train in fp32, then `python run.py convert "
             f"RUN --to {memory} --out NEW`, whose result is not trained further"
@@ -302,16 +368,25 @@ def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, 
 
 
 def from_json(data: dict) -> TrainConfig:
-    """Rebuild a configuration; raises ConfigError where a field is unknown or missing."""
+    """Rebuild a configuration; raises ConfigError where a field is unknown or missing.
+
+    Runs of before unused options were refused may hold some; they are dropped.
+    """
 
     def build(kind, values):
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
+    def used(part, kind, options):
+        defaults = vars(type(part)())
+        return dataclasses.replace(part, **{name: defaults[name] for name in unused(part, kind, options)})
+
     try:
+        embedding = build(EmbeddingConfig, data["embedding"])
+        optimizer = build(OptimizerConfig, data["optimizer"])
         parts = {
             "model": build(ModelConfig, data["model"]),
-            "embedding": build(EmbeddingConfig, data["embedding"]),
-            "optimizer": build(OptimizerConfig, data["optimizer"]),
+            "embedding": used(embedding, "method", METHODS[embedding.method].options),
+            "optimizer": used(optimizer, "optimizer", OPTIMIZERS[optimizer.optimizer or "none"]),
         }
         return build(TrainConfig, {**data, **parts})
     except (TypeError, KeyError) as error:

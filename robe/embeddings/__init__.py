@@ -15,7 +15,8 @@
 import dataclasses
 
 from robe.backend import Backend
-from robe.config import NUMBERED, WEIGHT_BYTES, ConfigError, DataSpec, TrainConfig
+from robe.config import METHODS as config_methods
+from robe.config import WEIGHT_BYTES, ConfigError, DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding, group_form
 from robe.embeddings.composed import ComposedEmbedding
 from robe.embeddings.compositional import compositional_tables
@@ -49,8 +50,7 @@ METHODS = {
 def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> Embedding:
     """The embedding that a resolved configuration names; raises ConfigError if the data do not fit it."""
     method = config.embedding.method
-    # The order of ids modulo a number says nothing of their frequency.
-    if (method in NUMBERED and data.dialect == "hash") or (method, data.dialect) == ("frequency", "modulo"):
+    if data.dialect not in config_methods[method].ids:
         raise ConfigError(
             f"--method {method} cannot use the ids of these data ({data.dialect}); prepare them with "
             "`python run.py prepare FILE --ids dictionary --out DIR`, or train --method robe"
