@@ -51,12 +51,14 @@ class DataSpec:
 class Method:
     """What the settings have to know of a way to store embeddings.
 
+    file: robe/embeddings/FILE.py declares its arrays and makes it.
     options: the fields of EmbeddingConfig that it uses; others are refused.
     ids: the dialects of ids that it can use.
     trained_in: the values of `memory` that it is trained in; in all others it is for inference only.
     categorical: whether it uses the categorical features at all.
     """
 
+    file: str
     options: tuple[str, ...]
     ids: tuple[str, ...] = ("hash", "modulo", "dictionary")
     trained_in: tuple[str, ...] = ("fp32",)
@@ -69,28 +71,31 @@ COUNTED_IDS = ("modulo", "dictionary")  # ids that count from 0, and so can numb
 
 METHODS = {
     "robe": Method(
+        "robe",
         (*SIZE, *TABLE, "block", "hash", "sign", "hash_seed"),
         trained_in=("fp32", "fp16"),
     ),
-    "full": Method(TABLE, ids=COUNTED_IDS),
-    "mixed_precision": Method(("init_bound", "bits", "cache", "policy", "rounding"), ids=COUNTED_IDS),
-    "none": Method((), categorical=False),
-    "hashing": Method((*SIZE, *TABLE)),
-    "quotient_remainder": Method((*SIZE, *TABLE, "combine"), ids=COUNTED_IDS),
+    "full": Method("full", TABLE, ids=COUNTED_IDS),
+    "mixed_precision": Method(
+        "mixed_precision", ("init_bound", "bits", "cache", "policy", "rounding"), ids=COUNTED_IDS
+    ),
+    "none": Method("full", (), categorical=False),
+    "hashing": Method("modulo", (*SIZE, *TABLE)),
+    "quotient_remainder": Method("quotient_remainder", (*SIZE, *TABLE, "combine"), ids=COUNTED_IDS),
     # The order of ids modulo a number says nothing of their frequency.
-    "frequency": Method((*SIZE, *TABLE), ids=("dictionary",)),
-    "tensor_train": Method((*SIZE, *TABLE), ids=COUNTED_IDS),
-    "compositional": Method((*SIZE, *TABLE, "chunks", "hash_seed")),
+    "frequency": Method("frequency", (*SIZE, *TABLE), ids=("dictionary",)),
+    "tensor_train": Method("tensor_train", (*SIZE, *TABLE), ids=COUNTED_IDS),
+    "compositional": Method("compositional", (*SIZE, *TABLE, "chunks", "hash_seed")),
 }
 # Methods whose ids have to count from 0.
 NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
 
 SCHEDULE = ("lr", "warmup_steps", "decay_start", "decay_steps")
-# Optimizer -> the fields of OptimizerConfig that it uses.
+# Optimizer -> what it uses of OptimizerConfig besides, in the order in which its kernels take it.
 OPTIMIZERS = {
-    "sgd": SCHEDULE,
-    "adagrad": (*SCHEDULE, "eps"),
-    "none": (*SCHEDULE, "eps"),  # a converted model keeps the settings it was trained with
+    "sgd": (),
+    "adagrad": ("eps",),
+    "none": ("eps",),  # a converted model keeps the settings it was trained with
 }
 
 
@@ -259,6 +264,13 @@ POSITIVE = {
 }
 
 
+def used_data(config: TrainConfig, data: DataSpec) -> DataSpec:
+    """What the method of a configuration sees of the data."""
+    if METHODS[config.embedding.method].categorical:
+        return data
+    return dataclasses.replace(data, cardinalities=(), note="no categorical features")
+
+
 def resolve(config: TrainConfig) -> TrainConfig:
     """Fill what was left open from the preset; raises ConfigError for values out of range."""
     preset = PRESETS[config.model.preset]
@@ -296,7 +308,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if optimizer.decay_start is None and optimizer.decay_steps:
         raise ConfigError("--decay-steps needs --decay-start, the step at which the rate begins to fall")
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
-    refuse_unused(optimizer, "optimizer", OPTIMIZERS)
+    refuse_unused(optimizer, "optimizer", {name: (*SCHEDULE, *own) for name, own in OPTIMIZERS.items()})
     return config
 
 
@@ -386,7 +398,9 @@ def from_json(data: dict) -> TrainConfig:
         parts = {
             "model": build(ModelConfig, data["model"]),
             "embedding": used(embedding, "method", METHODS[embedding.method].options),
-            "optimizer": used(optimizer, "optimizer", OPTIMIZERS[optimizer.optimizer or "none"]),
+            "optimizer": used(
+                optimizer, "optimizer", (*SCHEDULE, *OPTIMIZERS[optimizer.optimizer or "none"])
+            ),
         }
         return build(TrainConfig, {**data, **parts})
     except (TypeError, KeyError) as error:

@@ -1,9 +1,39 @@
-"""Learning rate and update of the dense parameters."""
+"""Learning rate, what each optimizer keeps and steps by, and the update of the dense parameters."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from robe.backend import Backend
-from robe.config import OptimizerConfig
+from robe.config import OPTIMIZERS, OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The kernels of an optimizer, and the arrays that it keeps.
+
+    dense: the operation that steps an array: (gradient, rate, *options, *state, parameters); None where
+        nothing is trained.
+    touched: the one that sums the gradients of a batch and steps the slots it touches: (d_vectors, ids, base,
+        slot_map, rate, *options, gradient, *state, out); None where gradients are added to weights at once.
+    state: the names of what it keeps, each one number a parameter, 0 at first.
+    """
+
+    dense: str | None = None
+    touched: str | None = None
+    state: tuple[str, ...] = ()
+
+
+RULES = {
+    "sgd": Rule(dense="sgd"),
+    "adagrad": Rule(dense="adagrad", touched="adagrad_scatter", state=("accumulator",)),
+    "none": Rule(),
+}
+STATES = tuple(dict.fromkeys(name for rule in RULES.values() for name in rule.state))
+
+
+def kernel_options(config: OptimizerConfig) -> tuple[float, ...]:
+    """The options of the optimizer's own, in the order in which its kernels take them."""
+    return tuple(getattr(config, name) for name in OPTIMIZERS[config.optimizer])
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
@@ -17,15 +47,14 @@ def learning_rate(config: OptimizerConfig, step: int) -> float:
 
 
 class DenseOptimizer:
-    """SGD or Adagrad on one flat array of parameters (N,) and its gradient (N,)."""
+    """The optimizer of one flat array of parameters (N,); `state` holds what it keeps, name -> (N,)."""
 
     def __init__(self, config: OptimizerConfig, parameters: Any, backend: Backend):
-        self.config, self.parameters, self.backend = config, parameters, backend
-        self.accumulator = backend.xp.zeros_like(parameters) if config.optimizer == "adagrad" else None
+        rule = RULES[config.optimizer]
+        self.parameters, self.options = parameters, kernel_options(config)
+        self.state = {name: backend.xp.zeros_like(parameters) for name in rule.state}
+        self.step = rule.dense and getattr(backend.kernels, rule.dense)
 
     def update(self, gradient, rate: float) -> None:
-        kernels = self.backend.kernels
-        if self.accumulator is None:
-            kernels.sgd(gradient, rate, self.parameters)
-        else:
-            kernels.adagrad(gradient, rate, self.config.eps, self.accumulator, self.parameters)
+        """One step by the gradient (N,) of the parameters, in place."""
+        self.step(gradient, rate, *self.options, *self.state.values(), self.parameters)
