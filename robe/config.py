@@ -111,13 +111,15 @@ class EmbeddingConfig:
     refused."""
 
     weights: int | None = None
-    """Weights to store (M), of rivals at most. Give one of weights, megabytes, compression."""
+    """Number of weights to store (M); rivals of robe store at most so many. Give one of weights,
+    megabytes and compression."""
 
     megabytes: float | None = None
-    """The same in MB (10^6 bytes), as they are stored."""
+    """Instead of their number, the size of the stored weights in MB (10^6 bytes)."""
 
     compression: float | None = None
-    """The same as rows * D of the full table divided by this. Default: 100."""
+    """Instead of their number, how many times fewer they are than the rows * D of the full table. Default:
+    100."""
 
     block: int = 16
     """Block length Z: how many consecutive elements are hashed, and read, as one. From 1 to M."""
@@ -139,10 +141,11 @@ class EmbeddingConfig:
     memory: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
     """What a weight is stored in. fp16, of robe, takes 2 bytes instead of 4; it is read as float32, and
     rounded at random when a step has changed it, up or down so that its mean is right. int8 and int4, and
-    fp16 of other methods, are for inference: `convert` makes them of a trained run."""
+    fp16 of other methods, are for inference: `convert` makes them from a trained run. mixed_precision has
+    --bits instead."""
 
     bits: Literal[4, 8, 16] = 8
-    """Of a weight of mixed_precision: 4 or 8 with a scale and a bias a row, or 16 (a half)."""
+    """Bits of a weight of mixed_precision: 4 or 8, with a scale and a bias per row, or 16 (a half)."""
 
     cache: float | None = None
     """Size of mixed_precision's cache as a share of all rows, 0 for none. Default: 0.01 with 4 bits, else
@@ -166,7 +169,7 @@ class EmbeddingConfig:
 class ModelConfig:
     preset: Literal["small", "kaggle", "tb10m", "mlperf"] = "small"
     """Sizes and recipe: small (the demonstration), kaggle (DLRM on Criteo Kaggle), tb10m (Criteo
-    Terabyte, 10 million rows a table), mlperf (MLPerf v1). What you give besides overrides it."""
+    Terabyte, 10 million rows a table), mlperf (MLPerf v1). Options that you give besides override it."""
 
     width: int | None = None
     """Embedding width D."""
@@ -190,13 +193,13 @@ class OptimizerConfig:
     """Adagrad's eps."""
 
     warmup_steps: int = 0
-    """The rate rises linearly over so many steps."""
+    """Number of steps over which the rate rises linearly to --lr."""
 
     decay_start: int | None = None
-    """Step at which the rate begins to fall; never, if not given."""
+    """Step at which the rate begins to fall; without it, the rate never does."""
 
     decay_steps: int = 0
-    """Over so many steps the rate falls to 0, as (remaining share)^2."""
+    """Number of steps over which the rate falls to 0, as (remaining share)^2."""
 
 
 @dataclass(frozen=True)
@@ -382,7 +385,7 @@ def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, 
 def from_json(data: dict) -> TrainConfig:
     """Rebuild a configuration; raises ConfigError where a field is unknown or missing.
 
-    Runs of before unused options were refused may hold some; they are dropped.
+    A run that is older than the refusal of unused options may hold some, which are dropped.
     """
 
     def build(kind, values):

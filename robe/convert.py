@@ -1,9 +1,9 @@
 """Trained models made smaller, for inference: other memory for the same weights, or a ROBE array of a table.
 
-Weights are rounded to the nearest. A mixed-precision table that keeps its bits is flushed instead, so what
-its cache held is rounded as in training. Besides source and target there is one chunk of weights at a time
-(and, of a ROBE array, a count for each of its weights); the source model is freed before saving, because
-safetensors copies every array it writes.
+Weights are rounded to the nearest. A mixed-precision table that keeps its bits is flushed instead: its codes
+are copied, and what its cache held is rounded as in training. Besides source and target, one chunk of weights
+at a time is in memory (for a ROBE array also a count for each of its weights); the source model is freed
+before saving, because safetensors copies every array it writes.
 
 The best ROBE array for a given table x of n weights has in each of its M slots the mean of the weights that
 share it, each with its sign; what is read from it, x^, is then the projection of x on all tables that such
@@ -37,7 +37,7 @@ def unwatched(done: int, total: int) -> None:
 
 @dataclass
 class Difference:
-    """Of weights x and what is read for them after conversion, over all chunks so far."""
+    """How far what is read after conversion is from the weights x, over all chunks so far."""
 
     energy: float = 0.0
     lost: float = 0.0
@@ -97,10 +97,10 @@ def convert(
     run: Path,
     progress: Progress = unwatched,
 ) -> dict:
-    """Write checkpoint `source`, of `config`, as one of the configuration `new` to the folder `run`.
+    """Convert checkpoint `source`, of configuration `config`, to one of `new`, written in the folder `run`.
 
-    progress: is told how many weights of how many are done.
-    Returns the summary of the new run, but for what is known of its data.
+    progress: is called with the number of weights that are done, and of all.
+    Returns the summary of the new run, without what is known of its data.
     """
     backend = select("cpu", config.precision)
     trained, model = build(config, data, backend), build(new, data, backend)

@@ -14,27 +14,27 @@ from robe.kernels.interaction import out_width
 FUSED = {"gather": "gather_interaction", "cached_gather": "cached_interaction"}
 
 
-def interacted_width(features: int, width: int) -> int:
-    """Numbers that the layer writes per row, for F categorical features and width D."""
-    return out_width(1 + features, width)
-
-
-def activations(features: int, width: int) -> int:
-    """Numbers per row in the buffers of the layer: vectors, their gradients, and what it writes."""
-    return 2 * (1 + features) * width + interacted_width(features, width)
-
-
 class Interaction:
     """Vector 0, of the bottom MLP, and those of an embedding -> (B, D + pairs).
 
     rows: of the largest batch. Buffers are made once; a smaller batch uses their front.
     """
 
+    @staticmethod
+    def width(features: int, width: int) -> int:
+        """Numbers that the layer writes per row, for F categorical features and width D."""
+        return out_width(1 + features, width)
+
+    @staticmethod
+    def activations(features: int, width: int) -> int:
+        """Numbers per row in the buffers of the layer: vectors, their gradients, and what it writes."""
+        return 2 * (1 + features) * width + Interaction.width(features, width)
+
     def __init__(self, embedding: Embedding, rows: int, backend: Backend, dtype="float32"):
         self.embedding, self.kernels = embedding, backend.kernels
         shape = rows, 1 + embedding.features, embedding.width
         self.vectors, self.d_vectors = (backend.empty(shape, dtype) for _ in range(2))
-        self.out = backend.empty((rows, interacted_width(embedding.features, embedding.width)), dtype)
+        self.out = backend.empty((rows, self.width(embedding.features, embedding.width)), dtype)
         fused = FUSED.get(embedding.looks_up_by)
         self.fused = fused and getattr(self.kernels, fused)
         self.scatters = embedding.adds and backend.fuses_scatter

@@ -16,7 +16,7 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig, used_data
 from robe.embeddings import Embedding, create
-from robe.interaction import Interaction, interacted_width
+from robe.interaction import Interaction
 from robe.layers import MLP
 from robe.optim import DenseOptimizer
 from robe.timeline import Phase, no_phase
@@ -30,7 +30,7 @@ def layer_shapes(config: TrainConfig, data: DataSpec) -> dict[str, list[tuple[in
     features = len(used_data(config, data).cardinalities)
     sizes = {
         "bottom": [data.dense, *model.bottom, model.width],
-        "top": [interacted_width(features, model.width), *model.top, 1],
+        "top": [Interaction.width(features, model.width), *model.top, 1],
     }
     return {part: list(pairwise(widths)) for part, widths in sizes.items()}
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robe.backend import Backend
-from robe.config import OPTIMIZERS, OptimizerConfig
+from robe.config import OPTIMIZERS, ConfigError, OptimizerConfig
 
 
 @dataclass(frozen=True)
@@ -16,24 +16,37 @@ class Rule:
     touched: the one that sums the gradients of a batch and steps the slots it touches: (d_vectors, ids, base,
         slot_map, rate, *options, gradient, *state, out); None where gradients are added to weights at once.
     state: the names of what it keeps, each one number a parameter, 0 at first.
+    rounded: whether half_step and cached_step, which step weights in few bits, know it.
     """
 
     dense: str | None = None
     touched: str | None = None
     state: tuple[str, ...] = ()
+    rounded: bool = False
 
 
 RULES = {
-    "sgd": Rule(dense="sgd"),
-    "adagrad": Rule(dense="adagrad", touched="adagrad_scatter", state=("accumulator",)),
-    "none": Rule(),
+    "sgd": Rule(dense="sgd", rounded=True),
+    "adagrad": Rule(dense="adagrad", touched="adagrad_scatter", state=("accumulator",), rounded=True),
+    "none": Rule(rounded=True),
 }
-STATES = tuple(dict.fromkeys(name for rule in RULES.values() for name in rule.state))
 
 
 def kernel_options(config: OptimizerConfig) -> tuple[float, ...]:
     """The options of the optimizer's own, in the order in which its kernels take them."""
     return tuple(getattr(config, name) for name in OPTIMIZERS[config.optimizer])
+
+
+def rounded_rule(config: OptimizerConfig) -> Rule:
+    """The rule of an optimizer, for weights in few bits; ConfigError if their kernels do not know it."""
+    rule = RULES[config.optimizer]
+    if not rule.rounded:
+        known = ", ".join(name for name, other in RULES.items() if other.rounded and other.dense)
+        raise ConfigError(
+            f"--optimizer {config.optimizer} cannot step weights in few bits (--memory fp16, --method "
+            f"mixed_precision); choose of {known}"
+        )
+    return rule
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:

@@ -2,7 +2,7 @@
 
 from robe.config import DataSpec, TrainConfig, used_data
 from robe.embeddings import declared_arrays, planned_bytes
-from robe.interaction import activations
+from robe.interaction import Interaction
 from robe.model import buffer_rows, layer_shapes
 from robe.optim import RULES
 
@@ -19,7 +19,8 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
     dense_state = len(RULES[config.optimizer.optimizer].state) * dense
     # Per row: outputs and gradients of inputs of all layers, the interaction, loss and gradient of the logit.
     per_row = sum(n_in + n_out for n_in, n_out in layers)
-    per_row += activations(len(used_data(config, data).cardinalities), config.model.width) + 2
+    features = len(used_data(config, data).cardinalities)
+    per_row += Interaction.activations(features, config.model.width) + 2
     columns = 1 + data.dense + len(data.cardinalities)
     memory = {
         **planned_bytes(config, data),

@@ -21,7 +21,7 @@ LARGEST_HALF = 65504
 
 
 def check_rows(ids: np.ndarray, rows: np.ndarray | None) -> None:
-    """Raise ConfigError if an id (B, F) is not below rows (F,); None where any has a place."""
+    """Raise ConfigError if an id (B, F) is not below rows (F,); None where any id has a row."""
     if rows is not None and (ids >= rows).any():
         b, f = np.argwhere(ids >= rows)[0]
         raise ConfigError(

@@ -4,7 +4,8 @@
 
 Two ids share a whole vector only if all c hashes agree. These are the hashed sketches of CCE (arXiv
 2210.05974, Tsang and Ahle; after Shi et al., 1909.02107), without its clustering. A ROBE array of blocks of
-D / c is the same with one table for all, blocks at any place and signs. Features that fit keep a row per id.
+D / c is the same with one table for all, blocks that begin anywhere, and signs. Features that
+fit keep a row per id.
 """
 
 import numpy as np

@@ -10,7 +10,7 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import CODE_BITS, EmbeddingConfig, TrainConfig
 from robe.kernels.parts.codes import Form, row_bytes
-from robe.optim import RULES, STATES
+from robe.optim import RULES, rounded_rule
 
 
 class Array(NamedTuple):
@@ -57,12 +57,10 @@ class Weights:
 
     def arrays(self, config: TrainConfig, dtype="float32") -> dict[str, Array]:
         """Name -> each array that these weights and their optimizer take; dtype: of floats but halves."""
-        count, rule = self.count, RULES[config.optimizer.optimizer]
+        count, halves = self.count, config.embedding.memory == "fp16"
+        rule = rounded_rule(config.optimizer) if halves else RULES[config.optimizer.optimizer]
         memory = Array((count,), dtype, "embedding weights")
-        form, halves = (
-            group_form(config.embedding, self.group or self.width),
-            config.embedding.memory == "fp16",
-        )
+        form = group_form(config.embedding, self.group or self.width)
         if form is not None:
             memory = memory._replace(shape=(-(-count // form.width), row_bytes(form)), dtype="uint8")
         elif halves:
@@ -75,7 +73,8 @@ class Weights:
             "memory": memory,
             **{
                 state: Array((count * (state in kept),), read, "embedding optimizer state", state in kept)
-                for state in STATES
+                # half_step takes an accumulator, an empty one for SGD.
+                for state in dict.fromkeys((*rule.state, "accumulator"))
             },
             "gradient": Array((count * summed,), read, "embedding gradient scratch", kept=False),
         }

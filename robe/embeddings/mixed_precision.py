@@ -2,8 +2,8 @@
 arXiv 2010.11305).
 
 A step trains the rows of its batch in the cache; a row that leaves it is rounded at random, so that steps too
-small for its codes count on average. Rows that find no place, because the batch wants more rows of one set
-than it has ways, are stepped in the table and rounded at once; with --cache 0 all are.
+small for its codes count on average. Where a batch wants more rows of one set than it has ways, those left
+over are stepped in the table and rounded at once; with --cache 0 all rows are.
 
 A look-up reads a row where it is: in the cache exactly as it is trained, else in the table. It changes
 nothing, so evaluation disturbs no training, and judges the very weights that are trained. `flush` writes the
@@ -31,7 +31,7 @@ from robe.kernels.admit import COUNTED
 from robe.kernels.parts.cache import EMPTY, WAYS
 from robe.kernels.parts.codes import Form, row_bytes
 from robe.kernels.parts.half import rounding_key
-from robe.optim import RULES
+from robe.optim import rounded_rule
 
 
 class CachedTable(NamedTuple):
@@ -50,7 +50,7 @@ class CachedTable(NamedTuple):
     def arrays(self, config: TrainConfig, dtype="float32") -> dict[str, Array]:
         """Name -> each of its arrays. dtype: is not asked; the cache is float32."""
         lines, look_ups = self.sets * WAYS, config.batch * self.features
-        adagrad = "accumulator" in RULES[config.optimizer.optimizer].state
+        adagrad = "accumulator" in rounded_rule(config.optimizer).state
         cache, scratch = "embedding cache", "embedding scratch"
         return {
             "table": Array((self.rows, row_bytes(self.form)), "uint8", "embedding weights"),

@@ -2,8 +2,9 @@
 
     vector(f, id) = quotient[f, id // c] * remainder[f, id mod c]        or their sum
 
-ceil(n / c) + c rows serve n ids, 2 sqrt(n) at the least. As of other tables, the largest are cut to the same
-number of rows, but those whose least is more take that; c = 1 leaves a whole table and one row.
+ceil(n / c) + c rows serve n ids; no c needs fewer than 2 sqrt(n). To fit the budget, the largest features are
+all cut to the same number of rows, except that a feature which needs more takes its minimum. With c = 1 a
+feature keeps its whole table, and one remainder row.
 """
 
 from bisect import bisect_left

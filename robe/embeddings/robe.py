@@ -49,7 +49,7 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if settings.memory in CODE_BITS:  # a converted checkpoint is loaded into them
+    if settings.memory in CODE_BITS:  # zeros, into which a converted checkpoint is loaded
         memory = arrays["memory"].make(np)
     else:
         bound = settings.init_bound or initial_bound(data.cardinalities)

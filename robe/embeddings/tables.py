@@ -32,7 +32,7 @@ def tables(
     """
     arrays, width = weights.arrays(config, dtype), weights.width
     declared = arrays["memory"]
-    if config.embedding.memory in CODE_BITS:  # a converted checkpoint is loaded into them
+    if config.embedding.memory in CODE_BITS:  # zeros, into which a converted checkpoint is loaded
         memory = declared.make(np)
     else:
         memory = np.empty(declared.shape, declared.dtype)
