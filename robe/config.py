@@ -398,6 +398,8 @@ def from_json(data: dict) -> TrainConfig:
     try:
         embedding = build(EmbeddingConfig, data["embedding"])
         optimizer = build(OptimizerConfig, data["optimizer"])
+        if optimizer.decay_start is None:
+            optimizer = dataclasses.replace(optimizer, decay_steps=0)
         parts = {
             "model": build(ModelConfig, data["model"]),
             "embedding": used(embedding, "method", METHODS[embedding.method].options),

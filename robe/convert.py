@@ -69,7 +69,7 @@ def converted_config(
     if not METHODS[method].categorical:
         raise ConfigError("a model without categorical features has no embedding to convert")
     if to == "robe":
-        if method not in ("full", "mixed_precision"):
+        if "compression" in options:  # it keeps no row per id
             raise ConfigError(
                 f"--to robe takes tables (--method full or mixed_precision), not --method {method}; train "
                 "--method robe instead"

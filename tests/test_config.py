@@ -125,7 +125,7 @@ def test_runs_of_before_are_read_without_the_options_that_nothing_used():
     config = resolve(TrainConfig(model=ModelConfig("kaggle"), embedding=EmbeddingConfig("full")))
     stored = json.loads(json.dumps(dataclasses.asdict(config)))
     stored["embedding"]["compression"] = 100.0
-    stored["optimizer"]["eps"] = 1e-6
+    stored["optimizer"] |= {"eps": 1e-6, "decay_steps": 5}
     assert resolve(c.from_json(stored)) == config
 
 
