@@ -50,6 +50,7 @@ from data_pipeline.prepare import Order, PrepareConfig, prepare
 from data_pipeline.synthetic import SyntheticConfig
 from robe.backend import select
 from robe.config import (
+    METHODS,
     PRESETS,
     ConfigError,
     DataSpec,
@@ -86,6 +87,12 @@ VARIANTS = {
     "Z = 4": {"block": 4},
     "Z = 64": {"block": 64},
 }
+
+
+def seeded(embedding: EmbeddingConfig, seed: int) -> EmbeddingConfig:
+    """The same with the hash of a seed, where the method has a hash."""
+    hashed = "hash_seed" in METHODS[embedding.method].options
+    return dataclasses.replace(embedding, hash_seed=seed) if hashed else embedding
 
 
 @dataclass(frozen=True)
@@ -211,7 +218,7 @@ class Trainings:
         hash_seed = seed + (1023 if point.embedding.hash == "affine" else 0)
         return resolve(
             TrainConfig(
-                embedding=dataclasses.replace(point.embedding, hash_seed=hash_seed),
+                embedding=seeded(point.embedding, hash_seed),
                 optimizer=OptimizerConfig("adagrad", rate),
                 batch=self.batch,
                 epochs=passes,

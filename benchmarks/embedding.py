@@ -16,6 +16,7 @@ from benchmarks.workload import Workload
 from robe.backend import Backend, select
 from robe.config import EmbeddingConfig, ModelConfig, TrainConfig, resolve
 from robe.embeddings import ArrayEmbedding, create
+from robe.interaction import Interaction
 from robe.kernels.interaction import out_width
 
 BLOCKS = (8, 32, 128)
@@ -40,9 +41,8 @@ def gate(what: str, embedding: ArrayEmbedding, ids: np.ndarray) -> None:
     def results(subject: ArrayEmbedding, to_device: Callable, to_host: Callable) -> Iterator[np.ndarray]:
         rows, d_vectors = to_device(ids), to_device(gradient)
         vectors = to_device(np.full_like(gradient, np.nan))
-        interacted = to_device(np.full((len(ids), out_width(1 + ids.shape[1], width)), np.nan, np.float32))
         subject.lookup(rows, vectors)
-        subject.interact(rows, to_device(first), interacted)
+        interacted = Interaction(subject, len(ids), subject.backend).predict(to_device(first), rows)
         subject.update(rows, d_vectors, RATE)
         yield from map(to_host, (vectors, interacted, subject.memory))
 
@@ -80,7 +80,8 @@ def ours(work: Workload, sizes, rows: int, backend: Backend) -> dict[str, Callab
             gate(name, array, drawn[0])
             calls[f"{name} lookup"] = rotate(lambda ids, a=array: a.lookup(ids, out), batches)
             calls[f"{name} update"] = rotate(lambda ids, a=array: a.update(ids, gradient, RATE), batches)
-            fused = rotate(lambda ids, a=array: a.interact(ids, first, interacted), batches)
+            layer = Interaction(array, rows, backend)
+            fused = rotate(lambda ids, la=layer: la.predict(first, ids), batches)
             calls[f"{name} fused interaction"] = fused
             calls[f"{name} lookup, interaction"] = rotate(lambda ids, a=array: apart(a, ids), batches)
     return calls

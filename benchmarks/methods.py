@@ -29,7 +29,7 @@ import tyro
 
 from analysis import claim
 from analysis.claim import mean_interval
-from analysis.tradeoff import RATES, TUNING_SEED, WIDTH, Study, Trainings, synthetic_data
+from analysis.tradeoff import RATES, TUNING_SEED, WIDTH, Study, Trainings, seeded, synthetic_data
 from benchmarks.measure import QUICK, Effort, machine, rotate, rounds, spread
 from data_pipeline.dialects import DICTIONARY
 from data_pipeline.manifest import Manifest
@@ -110,7 +110,7 @@ def settings(
     return resolve(
         TrainConfig(
             ModelConfig(width=width),
-            dataclasses.replace(embedding, hash_seed=seed),
+            seeded(embedding, seed),
             dataclasses.replace(optimizer, **falling),
             batch=batch,
             seed=seed,
@@ -206,7 +206,7 @@ def timed(points: list[Point], trainings: Trainings, effort: Effort) -> Iterator
     for i, point in enumerate(points):
         model = build(config(trainings, point), trainings.spec, backend)
         mine = [x[:, : model.embedding.features].copy() for x in ids]
-        out = model.vectors[:batch, 1:]
+        out = model.interaction.vectors[:batch, 1:]
         jobs[f"{i} lookup"] = rotate(lambda x, m=model, o=out: m.embedding.lookup(x, o), mine)
         parts = [[arrays[k] for arrays in batches] for k in range(2)]
         jobs[f"{i} step"] = rotate(lambda y, d, x, m=model: m.step(y, d, x, 0.01), *parts, mine)

@@ -19,7 +19,7 @@ from robe.backend import Backend, select
 from robe.config import CODE_BITS, EmbeddingConfig, ModelConfig, TrainConfig, resolve
 from robe.convert import convert_embedding, converted_config
 from robe.embeddings import ArrayEmbedding, MixedPrecisionEmbedding, create
-from robe.kernels.interaction import out_width
+from robe.interaction import Interaction
 from robe.kernels.parts.cache import WAYS, hash_row, set_of
 from robe.kernels.parts.hashing import slot_map
 
@@ -70,7 +70,6 @@ def converted(
     batches = [backend.to_device(batch.ids) for batch in work.draw(rows)]
     out = backend.empty((rows, batches[0].shape[1], work.width), "float32")
     first = backend.to_device(np.random.default_rng(0).standard_normal((rows, work.width), np.float32))
-    interacted = backend.empty((rows, out_width(1 + out.shape[1], work.width)), "float32")
     base = resolve(TrainConfig(ModelConfig(work.preset), EmbeddingConfig("full"), batch=rows))
     array = EmbeddingConfig(weights=weights, block=BLOCK)
     calls, looked_up, data = {}, {}, work.data()
@@ -94,9 +93,8 @@ def converted(
             agree(f"{name}, weights", np.array(lost["largest_error"]), np.zeros(()), 1.01 * widest / 2)
         for name, embedding in made.items():
             calls[f"{name} lookup"] = rotate(lambda ids, e=embedding: e.lookup(ids, out), batches)
-            calls[f"{name} inference"] = rotate(
-                lambda ids, e=embedding: e.interact(ids, first, interacted), batches
-            )
+            layer = Interaction(embedding, rows, backend)
+            calls[f"{name} inference"] = rotate(lambda ids, la=layer: la.predict(first, ids), batches)
     return calls, looked_up[FULL]
 
 

@@ -30,7 +30,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
 from robe import RobeError
 from robe.config import EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
-from robe.embeddings.mixed_precision import planned
+from robe.embeddings import planned_bytes
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 CACHE = claim.OUT / "quality"
@@ -92,7 +92,7 @@ def measure(study: Study = STUDY, cache: Path = CACHE, say: Callable[[str], None
 
 def smaller(embedding: EmbeddingConfig, width: int, spec) -> float:
     """Bytes of the float32 table over those of rows and cache."""
-    held, _ = planned(resolve(TrainConfig(ModelConfig(width=width), embedding)), spec)
+    held = planned_bytes(resolve(TrainConfig(ModelConfig(width=width), embedding)), spec)
     stored = held["embedding weights"] + held["embedding cache"]
     return 4 * width * sum(spec.cardinalities) / stored
 

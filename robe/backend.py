@@ -43,6 +43,7 @@ class Backend:
     fetch: (results, rows), the array of each (tag, array) on the host.
     synchronize: wait for the device.
     limit_threads: (flops of the largest product), before a step; see threads.py.
+    fuses_scatter: whether interaction_scatter gains over its two operations here.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Backend:
     fetch: Callable[[Iterator, int], Iterator]
     synchronize: Callable[[], None]
     limit_threads: Callable[[float], None]
+    fuses_scatter: bool
 
 
 CACHE_LINE = 64  # bytes
@@ -142,8 +144,19 @@ def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:
         return results
 
     return Backend(
-        *(name, description, np, kernels, emulated(precision), aligned),
-        *(same, same, unfed, fetched, lambda: None, limit_threads),
+        name=name,
+        description=description,
+        xp=np,
+        kernels=kernels,
+        matmul=emulated(precision),
+        empty=aligned,
+        to_device=same,
+        to_host=same,
+        feed=unfed,
+        fetch=fetched,
+        synchronize=lambda: None,
+        limit_threads=limit_threads,
+        fuses_scatter=name == "cuda",
     )
 
 
@@ -176,16 +189,17 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
     )
     types = cupy.cuda.runtime.CUDA_R_32F, cupy.cuda.runtime.CUDA_R_16BF
     return Backend(
-        "cuda",
-        f"cuda ({model}), {precision}",
-        cupy,
-        kernels,
-        Gemm(precision, cupy.cuda.cublas, device.cublas_handle, types, to_bf16, cupy.empty),
-        cupy.empty,
-        cupy.asarray,
-        cupy.asnumpy,
-        partial(feed, streams),
-        partial(fetch, streams),
-        compute.synchronize,
-        lambda flops: None,
+        name="cuda",
+        description=f"cuda ({model}), {precision}",
+        xp=cupy,
+        kernels=kernels,
+        matmul=Gemm(precision, cupy.cuda.cublas, device.cublas_handle, types, to_bf16, cupy.empty),
+        empty=cupy.empty,
+        to_device=cupy.asarray,
+        to_host=cupy.asnumpy,
+        feed=partial(feed, streams),
+        fetch=partial(fetch, streams),
+        synchronize=compute.synchronize,
+        limit_threads=lambda flops: None,
+        fuses_scatter=True,
     )

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from robe import RobeError
 
@@ -47,26 +48,78 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
+class Method:
+    """What the settings have to know of a way to store embeddings.
+
+    file: robe/embeddings/FILE.py declares its arrays and makes it.
+    options: the fields of EmbeddingConfig that it uses; others are refused.
+    ids: the dialects of ids that it can use.
+    trained_in: the values of `memory` that it is trained in; in all others it is for inference only.
+    categorical: whether it uses the categorical features at all.
+    """
+
+    file: str
+    options: tuple[str, ...]
+    ids: tuple[str, ...] = ("hash", "modulo", "dictionary")
+    trained_in: tuple[str, ...] = ("fp32",)
+    categorical: bool = True
+
+
+SIZE = ("weights", "megabytes", "compression")
+TABLE = ("init_bound", "memory")
+COUNTED_IDS = ("modulo", "dictionary")  # ids that count from 0, and so can number the rows of a table
+
+METHODS = {
+    "robe": Method(
+        "robe",
+        (*SIZE, *TABLE, "block", "hash", "sign", "hash_seed"),
+        trained_in=("fp32", "fp16"),
+    ),
+    "full": Method("full", TABLE, ids=COUNTED_IDS),
+    "mixed_precision": Method(
+        "mixed_precision", ("init_bound", "bits", "cache", "policy", "rounding"), ids=COUNTED_IDS
+    ),
+    "none": Method("full", (), categorical=False),
+    "hashing": Method("modulo", (*SIZE, *TABLE)),
+    "quotient_remainder": Method("quotient_remainder", (*SIZE, *TABLE, "combine"), ids=COUNTED_IDS),
+    # The order of ids modulo a number says nothing of their frequency.
+    "frequency": Method("frequency", (*SIZE, *TABLE), ids=("dictionary",)),
+    "tensor_train": Method("tensor_train", (*SIZE, *TABLE), ids=COUNTED_IDS),
+    "compositional": Method("compositional", (*SIZE, *TABLE, "chunks", "hash_seed")),
+}
+# Methods whose ids have to count from 0.
+NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
+
+SCHEDULE = ("lr", "warmup_steps", "decay_start", "decay_steps")
+# Optimizer -> what it uses of OptimizerConfig besides, in the order in which its kernels take it.
+OPTIMIZERS = {
+    "sgd": (),
+    "adagrad": ("eps",),
+    "none": ("eps",),  # a converted model keeps the settings it was trained with
+}
+
+
+@dataclass(frozen=True)
 class EmbeddingConfig:
-    method: Literal[
-        *("robe", "full", "mixed_precision", "none"),
-        *("hashing", "quotient_remainder", "frequency", "tensor_train", "compositional"),
-    ] = "robe"
+    method: Literal[*METHODS] = "robe"
     """robe: one shared array read in hashed blocks; full: one table per feature; mixed_precision: such tables
     in few bits, and a cache of float32 rows in which they are trained; none: no categorical features at all,
     a baseline. Rivals of robe: hashing: ids modulo the rows of a smaller table; quotient_remainder: two rows
     make a vector; frequency: rare values share a row; tensor_train: a vector is a product of three small
     matrices; compositional: each chunk of a vector is hashed by itself. All but robe, none, hashing and
-    compositional need data prepared with --ids dictionary."""
+    compositional need data prepared with --ids dictionary. An option below that the method does not use is
+    refused."""
 
     weights: int | None = None
-    """Weights to store (M), of rivals at most. Give one of weights, megabytes, compression."""
+    """Number of weights to store (M); rivals of robe store at most so many. Give one of weights,
+    megabytes and compression."""
 
     megabytes: float | None = None
-    """The same in MB (10^6 bytes), as they are stored."""
+    """Instead of their number, the size of the stored weights in MB (10^6 bytes)."""
 
     compression: float | None = None
-    """The same as rows * D of the full table divided by this. Default: 100."""
+    """Instead of their number, how many times fewer they are than the rows * D of the full table. Default:
+    100."""
 
     block: int = 16
     """Block length Z: how many consecutive elements are hashed, and read, as one. From 1 to M."""
@@ -88,10 +141,11 @@ class EmbeddingConfig:
     memory: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
     """What a weight is stored in. fp16, of robe, takes 2 bytes instead of 4; it is read as float32, and
     rounded at random when a step has changed it, up or down so that its mean is right. int8 and int4, and
-    fp16 of other methods, are for inference: `convert` makes them of a trained run."""
+    fp16 of other methods, are for inference: `convert` makes them from a trained run. mixed_precision has
+    --bits instead."""
 
     bits: Literal[4, 8, 16] = 8
-    """Of a weight of mixed_precision: 4 or 8 with a scale and a bias a row, or 16 (a half)."""
+    """Bits of a weight of mixed_precision: 4 or 8, with a scale and a bias per row, or 16 (a half)."""
 
     cache: float | None = None
     """Size of mixed_precision's cache as a share of all rows, 0 for none. Default: 0.01 with 4 bits, else
@@ -115,7 +169,7 @@ class EmbeddingConfig:
 class ModelConfig:
     preset: Literal["small", "kaggle", "tb10m", "mlperf"] = "small"
     """Sizes and recipe: small (the demonstration), kaggle (DLRM on Criteo Kaggle), tb10m (Criteo
-    Terabyte, 10 million rows a table), mlperf (MLPerf v1). What you give besides overrides it."""
+    Terabyte, 10 million rows a table), mlperf (MLPerf v1). Options that you give besides override it."""
 
     width: int | None = None
     """Embedding width D."""
@@ -129,7 +183,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    optimizer: Literal["sgd", "adagrad", "none"] | None = None
+    optimizer: Literal[*OPTIMIZERS] | None = None
     """sgd or adagrad; none: a model that was converted for inference, and is not trained further."""
 
     lr: float | None = None
@@ -139,13 +193,13 @@ class OptimizerConfig:
     """Adagrad's eps."""
 
     warmup_steps: int = 0
-    """The rate rises linearly over so many steps."""
+    """Number of steps over which the rate rises linearly to --lr."""
 
     decay_start: int | None = None
-    """Step at which the rate begins to fall; never, if not given."""
+    """Step at which the rate begins to fall; without it, the rate never does."""
 
     decay_steps: int = 0
-    """Over so many steps the rate falls to 0, as (remaining share)^2."""
+    """Number of steps over which the rate falls to 0, as (remaining share)^2."""
 
 
 @dataclass(frozen=True)
@@ -206,14 +260,18 @@ DEFAULT_COMPRESSION = 100.0
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}  # of the embedding
 CODE_BITS = {"int8": 8, "int4": 4}  # of a weight of it, besides scales and biases
 
-# Methods whose ids have to count from 0.
-NUMBERED = ("full", "mixed_precision", "quotient_remainder", "frequency", "tensor_train")
-
 # Settings that must be positive where they are given.
 POSITIVE = {
     *("batch", "epochs", "eval_every", "checkpoint_every", "width", "bottom", "top", "lr", "eps"),
     *("weights", "megabytes", "compression", "block", "init_bound", "chunks"),
 }
+
+
+def used_data(config: TrainConfig, data: DataSpec) -> DataSpec:
+    """What the method of a configuration sees of the data."""
+    if METHODS[config.embedding.method].categorical:
+        return data
+    return dataclasses.replace(data, cardinalities=(), note="no categorical features")
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -248,22 +306,45 @@ def resolve(config: TrainConfig) -> TrainConfig:
     ):
         if not least <= value <= most:
             raise ConfigError(f"--{name} must be from {least} to {most}, not {value}")
-    memory, method = config.embedding.memory, config.embedding.method
-    if memory != "fp32" and method in ("mixed_precision", "none"):
-        raise ConfigError(
-            f"--memory {memory} is not for --method {method}, "
-            + ("whose memory is set by --bits" if method == "mixed_precision" else "which stores nothing")
-        )
     if optimizer.decay_start is not None and optimizer.decay_steps < 1:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
+    if optimizer.decay_start is None and optimizer.decay_steps:
+        raise ConfigError("--decay-steps needs --decay-start, the step at which the rate begins to fall")
+    refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
+    refuse_unused(optimizer, "optimizer", {name: (*SCHEDULE, *own) for name, own in OPTIMIZERS.items()})
     return config
 
 
+def refuse_unused(part: Any, kind: str, options: dict[str, Sequence[str]]) -> None:
+    """Raise ConfigError for an option that what `part` chooses does not use.
+
+    kind: the field of `part` that chooses; options: choice -> the fields that it uses.
+    """
+    choice = getattr(part, kind)
+    for name, value in unused(part, kind, options[choice]).items():
+        option = f"--no-{name}" if value is False else f"--{name.replace('_', '-')} {value}"
+        takers = ", ".join(other for other in options if name in options[other] and other != "none")
+        raise ConfigError(f"{option} is not for --{kind} {choice}; it is for --{kind} {takers}")
+
+
+def unused(part: Any, kind: str, used: Sequence[str]) -> dict[str, Any]:
+    """Field -> value of what is not among the fields that are `used`, but is set.
+
+    A field counts as set where its value is not the default, so that resolved settings can be resolved again.
+    """
+    values = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    defaults = vars(type(part)())
+    return {
+        name: value for name, value in values.items() if name not in (kind, *used) and value != defaults[name]
+    }
+
+
 def require_trainable(config: TrainConfig) -> None:
-    """Raise ConfigError for what is made by converting, and only looked up in."""
+    """Raise ConfigError for settings that only `convert` can produce: such models are for inference."""
     memory, method = config.embedding.memory, config.embedding.method
-    if memory in CODE_BITS or (memory == "fp16" and method != "robe") or config.optimizer.optimizer == "none":
-        what = "--optimizer none" if config.optimizer.optimizer == "none" else f"--memory {memory}"
+    untrained = config.optimizer.optimizer == "none"
+    if untrained or memory not in METHODS[method].trained_in:
+        what = "--optimizer none" if untrained else f"--memory {memory}"
         raise ConfigError(
             f"{what} of --method {method} is for inference; train in fp32, then `python run.py convert "
             f"RUN --to {memory} --out NEW`, whose result is not trained further"
@@ -302,16 +383,29 @@ def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, 
 
 
 def from_json(data: dict) -> TrainConfig:
-    """Rebuild a configuration; raises ConfigError where a field is unknown or missing."""
+    """Rebuild a configuration; raises ConfigError where a field is unknown or missing.
+
+    A run that is older than the refusal of unused options may hold some, which are dropped.
+    """
 
     def build(kind, values):
         return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
+    def used(part, kind, options):
+        defaults = vars(type(part)())
+        return dataclasses.replace(part, **{name: defaults[name] for name in unused(part, kind, options)})
+
     try:
+        embedding = build(EmbeddingConfig, data["embedding"])
+        optimizer = build(OptimizerConfig, data["optimizer"])
+        if optimizer.decay_start is None:
+            optimizer = dataclasses.replace(optimizer, decay_steps=0)
         parts = {
             "model": build(ModelConfig, data["model"]),
-            "embedding": build(EmbeddingConfig, data["embedding"]),
-            "optimizer": build(OptimizerConfig, data["optimizer"]),
+            "embedding": used(embedding, "method", METHODS[embedding.method].options),
+            "optimizer": used(
+                optimizer, "optimizer", (*SCHEDULE, *OPTIMIZERS[optimizer.optimizer or "none"])
+            ),
         }
         return build(TrainConfig, {**data, **parts})
     except (TypeError, KeyError) as error:

@@ -1,9 +1,9 @@
 """Trained models made smaller, for inference: other memory for the same weights, or a ROBE array of a table.
 
-Weights are rounded to the nearest. A mixed-precision table that keeps its bits is flushed instead, so what
-its cache held is rounded as in training. Besides source and target there is one chunk of weights at a time
-(and, of a ROBE array, a count for each of its weights); the source is let go before the target is written, of
-which safetensors makes a copy.
+Weights are rounded to the nearest. A mixed-precision table that keeps its bits is flushed instead: its codes
+are copied, and what its cache held is rounded as in training. Besides source and target, one chunk of weights
+at a time is in memory (for a ROBE array also a count for each of its weights); the source model is freed
+before saving, because safetensors copies every array it writes.
 
 The best ROBE array for a given table x of n weights has in each of its M slots the mean of the weights that
 share it, each with its sign; what is read from it, x^, is then the projection of x on all tables that such
@@ -23,13 +23,11 @@ import numpy as np
 from robe import checkpoint
 from robe.backend import select
 from robe.checkpoint import Position
-from robe.config import ConfigError, DataSpec, EmbeddingConfig, TrainConfig, budget, resolve
-from robe.embeddings import ArrayEmbedding, ComposedEmbedding, Embedding, MixedPrecisionEmbedding
-from robe.kernels.parts.groups import expanded, form_of, group_length, quantised, store_groups
+from robe.config import METHODS, ConfigError, DataSpec, EmbeddingConfig, TrainConfig, budget, resolve
+from robe.embeddings import ArrayEmbedding, Embedding, MixedPrecisionEmbedding
 from robe.model import build
 
 CHUNK = 2**22  # weights
-LARGEST_HALF = 65504
 Progress = Callable[[int, int], None]
 
 
@@ -39,7 +37,7 @@ def unwatched(done: int, total: int) -> None:
 
 @dataclass
 class Difference:
-    """Of weights x and what is read for them after conversion, over all chunks so far."""
+    """How far what is read after conversion is from the weights x, over all chunks so far."""
 
     energy: float = 0.0
     lost: float = 0.0
@@ -65,19 +63,19 @@ def converted_config(
 ) -> TrainConfig:
     """The configuration of the new run; raises ConfigError where there is no such conversion."""
     settings = config.embedding
-    method = settings.method
+    method, options = settings.method, METHODS[settings.method].options
     if to != "robe" and (compression, block) != (None, None):
         raise ConfigError(f"--compression and --block are for --to robe; --to {to} keeps every weight")
-    if method == "none":
+    if not METHODS[method].categorical:
         raise ConfigError("a model without categorical features has no embedding to convert")
     if to == "robe":
-        if method not in ("full", "mixed_precision"):
+        if "compression" in options:  # it keeps no row per id
             raise ConfigError(
                 f"--to robe takes tables (--method full or mixed_precision), not --method {method}; train "
                 "--method robe instead"
             )
         new = EmbeddingConfig("robe", compression=compression, block=block or EmbeddingConfig.block)
-    elif method == "mixed_precision":
+    elif "memory" not in options:
         new = EmbeddingConfig("full", memory=to)
     elif settings.memory == to:
         raise ConfigError(f"its embedding is stored in {to} already")
@@ -99,10 +97,10 @@ def convert(
     run: Path,
     progress: Progress = unwatched,
 ) -> dict:
-    """Write checkpoint `source`, of `config`, as one of the configuration `new` to the folder `run`.
+    """Convert checkpoint `source`, of configuration `config`, to one of `new`, written in the folder `run`.
 
-    progress: is told how many weights of how many are done.
-    Returns the summary of the new run, but for what is known of its data.
+    progress: is called with the number of weights that are done, and of all.
+    Returns the summary of the new run, without what is known of its data.
     """
     backend = select("cpu", config.precision)
     trained, model = build(config, data, backend), build(new, data, backend)
@@ -113,18 +111,22 @@ def convert(
     before = trained.embedding.describe()
     del trained  # writing takes memory too
     checkpoint.save(run, model, new, data, position, "convert again")
-    names, bits = ("method", "embedding_parameters", "embedding_bytes"), config.embedding.bits
-    stored = config.embedding.memory
-    if config.embedding.method == "mixed_precision":
-        stored = "fp16" if bits == 16 else f"int{bits}"
+    names = "method", "embedding_parameters", "embedding_bytes"
     return {
         "steps": position.step,
-        "before": {name: before[name] for name in names} | {"memory": stored},
+        "before": {name: before[name] for name in names} | {"memory": memory_of(config.embedding)},
         "memory": new.embedding.memory,
         **found,
         **model.embedding.describe(),
         "dense_parameters": int(model.dense_parameters.size),
     }
+
+
+def memory_of(settings: EmbeddingConfig) -> str:
+    """What a weight is stored in, as `--memory` would say it."""
+    if "bits" in METHODS[settings.method].options:
+        return "fp16" if settings.bits == 16 else f"int{settings.bits}"
+    return settings.memory
 
 
 def convert_embedding(
@@ -135,60 +137,23 @@ def convert_embedding(
     if target.method == "robe" != described["method"]:
         project(source, target, data, difference, progress)
         return difference.summary() | {"expected_energy_share_lost": expected_loss(target)}
-    parts = (e.parts.values() if isinstance(e, ComposedEmbedding) else (e,) for e in (source, target))
     done, total = 0, described["embedding_parameters"]
-    for one, other in zip(*parts, strict=True):
-        same_codes = isinstance(one, MixedPrecisionEmbedding) and one.table.shape == other.memory.shape
-        if flushed := same_codes and quantised(other.memory):
-            other.memory[...] = one.table
-            one.write_back(other.memory)
+    for one, other in zip(source.parts.values(), target.parts.values(), strict=True):
+        copied = one.copy_codes(other.memory)
         for start, weights in chunks(one):
-            if not flushed:
-                write(other, start, weights)
-            difference.add(weights, read(other, start, start + weights.size))
+            if not copied:
+                other.write(start, weights)
+            difference.add(weights, other.read(start, start + weights.size))
             done += weights.size
             progress(done, total)
     return difference.summary()
 
 
-def chunks(embedding: ArrayEmbedding | MixedPrecisionEmbedding) -> Iterator[tuple[int, np.ndarray]]:
+def chunks(part: ArrayEmbedding | MixedPrecisionEmbedding) -> Iterator[tuple[int, np.ndarray]]:
     """(slot of the first, weights (n,) float32) of all, whole groups or rows at a time."""
-    if isinstance(embedding, MixedPrecisionEmbedding):
-        size, length = len(embedding.table) * embedding.width, embedding.width
-    else:
-        size, length = embedding.weights, int(group_length(embedding.slot_map))
-    step = length * max(1, CHUNK // length)
-    for start in range(0, size, step):
-        yield start, read(embedding, start, min(start + step, size))
-
-
-def read(embedding: ArrayEmbedding | MixedPrecisionEmbedding, start: int, stop: int) -> np.ndarray:
-    """Weights (stop - start,) float32 as look-ups read them; `start` begins a group or row."""
-    if isinstance(embedding, MixedPrecisionEmbedding):
-        rows = np.arange(start // embedding.width, stop // embedding.width, dtype=np.uint32)[:, None]
-        out = np.empty((len(rows), 1, embedding.width), np.float32)
-        where = embedding.table, embedding.form, embedding.tags, embedding.values
-        embedding.backend.kernels.cached_gather(*where, rows, np.zeros(1, np.uint64), out)
-        return out.reshape(-1)
-    memory = embedding.memory
-    if not quantised(memory):
-        return memory[start:stop].astype(np.float32)
-    form = form_of(memory, embedding.slot_map)
-    rows = slice(start // int(form.width), -(-stop // int(form.width)))
-    return expanded(memory, rows, form).reshape(-1)[: stop - start]
-
-
-def write(embedding: ArrayEmbedding, start: int, weights: np.ndarray) -> None:
-    """Store weights (n,) float32 from a slot on that begins a group, to the nearest."""
-    memory = embedding.memory
-    if quantised(memory):
-        form = form_of(memory, embedding.slot_map)
-        groups = memory[start // int(form.width) :]
-        store_groups(weights, form, embedding.backend.kernels.quantise, groups)
-    else:
-        if memory.dtype == np.float16:
-            weights = np.clip(weights, -LARGEST_HALF, LARGEST_HALF)
-        memory[start : start + weights.size] = weights
+    step = part.unit * max(1, CHUNK // part.unit)
+    for start in range(0, part.weights, step):
+        yield start, part.read(start, min(start + step, part.weights))
 
 
 def project(
@@ -220,7 +185,7 @@ def table_rows(source, target: ArrayEmbedding, data: DataSpec) -> Iterator[tuple
         for start in range(0, count, step):
             ids = np.arange(start, min(start + step, count), dtype=np.uint32)[:, None]
             slot = (first + start) * width
-            x = read(source, slot, slot + len(ids) * width)
+            x = source.read(slot, slot + len(ids) * width)
             yield (ids, target.base[f : f + 1]), x.reshape(len(ids), 1, width)
         first += count
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from robe.backend import Backend
-from robe.config import DataSpec, TrainConfig
+from robe.config import DataSpec, TrainConfig, used_data
 from robe.embeddings import Embedding, create
-from robe.kernels.interaction import out_width
+from robe.interaction import Interaction
 from robe.layers import MLP
 from robe.optim import DenseOptimizer
 from robe.timeline import Phase, no_phase
@@ -27,10 +27,10 @@ EVALUATION_BATCH = 2048
 def layer_shapes(config: TrainConfig, data: DataSpec) -> dict[str, list[tuple[int, int]]]:
     """`bottom` and `top` -> the (in, out) of each layer, for a resolved configuration."""
     model = config.model
-    features = 0 if config.embedding.method == "none" else len(data.cardinalities)
+    features = len(used_data(config, data).cardinalities)
     sizes = {
         "bottom": [data.dense, *model.bottom, model.width],
-        "top": [out_width(1 + features, model.width), *model.top, 1],
+        "top": [Interaction.width(features, model.width), *model.top, 1],
     }
     return {part: list(pairwise(widths)) for part, widths in sizes.items()}
 
@@ -57,7 +57,7 @@ class DLRM:
         dtype="float32",
     ):
         self.embedding, self.backend = embedding, backend
-        xp, batch, width = backend.xp, buffer_rows(config), config.model.width
+        xp, batch = backend.xp, buffer_rows(config)
         shapes, layer_sizes = {}, layer_shapes(config, data)
         self.largest_product = 2 * max(n_in * n_out for part in layer_sizes.values() for n_in, n_out in part)
         for part, layers in layer_sizes.items():
@@ -74,28 +74,20 @@ class DLRM:
             MLP(_layers(self.parameters, part), _layers(self.gradients, part), batch, backend, part == "top")
             for part in ("bottom", "top")
         )
-        vectors = (batch, 1 + embedding.features, width)
-        self.vectors = backend.empty(vectors, dtype)
-        self.d_vectors = backend.empty(vectors, dtype)
-        self.interacted = backend.empty((batch, out_width(vectors[1], width)), dtype)
+        self.interaction = Interaction(embedding, batch, backend, dtype)
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
 
     def predict(self, dense, ids):
         """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call."""
         self.backend.limit_threads(len(dense) * self.largest_product)
-        interacted = self.interacted[: len(dense)]
-        self.embedding.interact(ids, self.bottom.forward(dense), interacted)
+        interacted = self.interaction.predict(self.bottom.forward(dense), ids)
         return self.top.forward(interacted)[:, 0]
 
     def forward(self, dense, ids):
         """As `predict`, and keeps the vectors, which the gradient needs."""
-        rows = len(dense)
-        vectors, interacted = self.vectors[:rows], self.interacted[:rows]
-        self.bottom.forward(dense, vectors[:, 0])
-        self.embedding.lookup(ids, vectors[:, 1:])
-        self.backend.kernels.interaction(vectors, interacted)
-        return self.top.forward(interacted)[:, 0]
+        self.bottom.forward(dense, self.interaction.first(len(dense)))
+        return self.top.forward(self.interaction.forward(ids))[:, 0]
 
     def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase):
         """Gradients of the mean loss by all dense parameters; returns the losses (B,).
@@ -104,14 +96,13 @@ class DLRM:
         """
         rows = len(logits)
         losses, d_logits = self.losses[:rows], self.d_logits[:rows]
-        vectors, d_vectors = self.vectors[:rows], self.d_vectors[:rows]
         with phase("backward, top"):
             self.backend.kernels.binary_cross_entropy(logits, label, losses, d_logits)
             d_interacted = self.top.backward(d_logits[:, None], want_input=True)
         with phase("backward, embedding"):
-            self.embedding.backward(d_interacted, vectors, ids, rate, d_vectors)
+            d_first = self.interaction.backward(d_interacted, ids, rate)
         with phase("backward, bottom"):
-            self.bottom.backward(d_vectors[:, 0], want_input=False)
+            self.bottom.backward(d_first, want_input=False)
         return losses
 
     def step(self, label, dense, ids, rate: float, phase: Phase = no_phase):
@@ -126,10 +117,8 @@ class DLRM:
 
     def state(self) -> dict[str, Any]:
         """Name -> array, everything that training changes; views, so writing to them sets the model."""
-        state = dict(self.parameters) | self.embedding.state()
-        if self.optimizer.accumulator is not None:
-            state["dense.accumulator"] = self.optimizer.accumulator
-        return state
+        optimizer = {f"dense.{name}": array for name, array in self.optimizer.state.items()}
+        return self.parameters | self.embedding.state() | optimizer
 
 
 def _initial_dense(shapes: dict[str, tuple[int, ...]], rng) -> np.ndarray:

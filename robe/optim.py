@@ -1,9 +1,53 @@
-"""Learning rate and update of the dense parameters."""
+"""Learning rate, what each optimizer keeps and steps by, and the update of the dense parameters."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from robe.backend import Backend
-from robe.config import OptimizerConfig
+from robe.config import OPTIMIZERS, ConfigError, OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The kernels of an optimizer, and the arrays that it keeps.
+
+    dense: the operation that steps an array: (gradient, rate, *options, *state, parameters); None where
+        nothing is trained.
+    touched: the one that steps the slots of a batch by the sums of their gradients, and clears these: (ids,
+        base, slot_map, rate, *options, gradient, *state, out); None where gradients are added to weights at
+        once.
+    state: the names of what it keeps, each one number a parameter, 0 at first.
+    rounded: whether half_step and cached_step, which step weights in few bits, know it.
+    """
+
+    dense: str | None = None
+    touched: str | None = None
+    state: tuple[str, ...] = ()
+    rounded: bool = False
+
+
+RULES = {
+    "sgd": Rule(dense="sgd", rounded=True),
+    "adagrad": Rule(dense="adagrad", touched="adagrad_step", state=("accumulator",), rounded=True),
+    "none": Rule(rounded=True),
+}
+
+
+def kernel_options(config: OptimizerConfig) -> tuple[float, ...]:
+    """The options of the optimizer's own, in the order in which its kernels take them."""
+    return tuple(getattr(config, name) for name in OPTIMIZERS[config.optimizer])
+
+
+def rounded_rule(config: OptimizerConfig) -> Rule:
+    """The rule of an optimizer, for weights in few bits; ConfigError if their kernels do not know it."""
+    rule = RULES[config.optimizer]
+    if not rule.rounded:
+        known = ", ".join(name for name, other in RULES.items() if other.rounded and other.dense)
+        raise ConfigError(
+            f"--optimizer {config.optimizer} cannot step weights in few bits (--memory fp16, --method "
+            f"mixed_precision); choose of {known}"
+        )
+    return rule
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
@@ -17,15 +61,14 @@ def learning_rate(config: OptimizerConfig, step: int) -> float:
 
 
 class DenseOptimizer:
-    """SGD or Adagrad on one flat array of parameters (N,) and its gradient (N,)."""
+    """The optimizer of one flat array of parameters (N,); `state` holds what it keeps, name -> (N,)."""
 
     def __init__(self, config: OptimizerConfig, parameters: Any, backend: Backend):
-        self.config, self.parameters, self.backend = config, parameters, backend
-        self.accumulator = backend.xp.zeros_like(parameters) if config.optimizer == "adagrad" else None
+        rule = RULES[config.optimizer]
+        self.parameters, self.options = parameters, kernel_options(config)
+        self.state = {name: backend.xp.zeros_like(parameters) for name in rule.state}
+        self.step = rule.dense and getattr(backend.kernels, rule.dense)
 
     def update(self, gradient, rate: float) -> None:
-        kernels = self.backend.kernels
-        if self.accumulator is None:
-            kernels.sgd(gradient, rate, self.parameters)
-        else:
-            kernels.adagrad(gradient, rate, self.config.eps, self.accumulator, self.parameters)
+        """One step by the gradient (N,) of the parameters, in place."""
+        self.step(gradient, rate, *self.options, *self.state.values(), self.parameters)

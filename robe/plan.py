@@ -1,10 +1,10 @@
 """How many bytes a configuration needs, item by item, without allocating any of them."""
 
-from robe.config import CODE_BITS, DataSpec, TrainConfig
-from robe.embeddings import stored_bytes, stored_weights
-from robe.embeddings.mixed_precision import planned
-from robe.kernels.interaction import out_width
+from robe.config import DataSpec, TrainConfig, used_data
+from robe.embeddings import declared_arrays, planned_bytes
+from robe.interaction import Interaction
 from robe.model import buffer_rows, layer_shapes
+from robe.optim import RULES
 
 FLOAT, INT = 4, 4
 
@@ -14,39 +14,25 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
 
     rows: rows of the data set, for the shards on disk.
     """
-    method, width = config.embedding.method, config.model.width
-    weights = stored_weights(config, data)
-    stored = stored_bytes(config, data)
     layers = [shape for part in layer_shapes(config, data).values() for shape in part]
     dense = sum(n_in * n_out + n_out for n_in, n_out in layers)
-    optimizer, stores = config.optimizer.optimizer, config.embedding.memory
-    adagrad = optimizer == "adagrad"
-    kept_sums = adagrad and stores not in CODE_BITS
-    summed = kept_sums or (stores == "fp16" and optimizer != "none")  # gradients, before a step
-    vectors = 1 + (0 if method == "none" else len(data.cardinalities))
-    # Per row: outputs and gradients of inputs of all layers, vectors and their gradients, what the
-    # interaction writes, loss and gradient of the logit.
-    activations = sum(n_in + n_out for n_in, n_out in layers)
-    activations += 2 * vectors * width + out_width(vectors, width) + 2
+    dense_state = len(RULES[config.optimizer.optimizer].state) * dense
+    # Per row: outputs and gradients of inputs of all layers, the interaction, loss and gradient of the logit.
+    per_row = sum(n_in + n_out for n_in, n_out in layers)
+    features = len(used_data(config, data).cardinalities)
+    per_row += Interaction.activations(features, config.model.width) + 2
     columns = 1 + data.dense + len(data.cardinalities)
-    embedding = {
-        "embedding weights": stored,
-        "embedding optimizer state": kept_sums * weights * FLOAT,
-        "embedding gradient scratch": summed * weights * FLOAT,
-    }
-    kept = stored + kept_sums * weights * FLOAT
-    if method == "mixed_precision":
-        embedding, kept = planned(config, data)
     memory = {
-        **embedding,
+        **planned_bytes(config, data),
         "dense weights": dense * FLOAT,
         "dense gradient": dense * FLOAT,
-        "dense optimizer state": adagrad * dense * FLOAT,
-        "activations and their gradients": buffer_rows(config) * activations * FLOAT,
+        "dense optimizer state": dense_state * FLOAT,
+        "activations and their gradients": buffer_rows(config) * per_row * FLOAT,
     }
+    kept = sum(array.nbytes for array in declared_arrays(config, data) if array.kept)
     dictionary = {"dictionary": sum(data.cardinalities) * INT} if data.dialect == "dictionary" else {}
     return {
         "memory": memory,
-        "checkpoint": {"weights and optimizer state": kept + (1 + adagrad) * dense * FLOAT},
+        "checkpoint": {"weights and optimizer state": kept + (dense + dense_state) * FLOAT},
         "disk": {"shards": rows * columns * FLOAT} | dictionary,
     }

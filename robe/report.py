@@ -157,7 +157,7 @@ def plan_text(plan: dict[str, dict[str, int]], config: TrainConfig, data: DataSp
         f"the full table: {sum(data.cardinalities):,} rows of {config.model.width} ({data.note}): {table:,} B"
     )
     stored = plan["memory"]["embedding weights"] + plan["memory"].get("embedding cache", 0)
-    if config.embedding.method == "mixed_precision":
+    if "embedding cache" in plan["memory"]:
         lines.append(f"compression of the table and its cache against it: {table / stored:.2f}x in bytes")
     elif stored:
         fewer = table / 4 / stored_weights(config, data)

@@ -75,14 +75,65 @@ def test_values_that_are_not_positive_are_refused(config, option):
         resolve(config)
 
 
-def test_a_method_that_has_no_other_memory():
-    with pytest.raises(ConfigError, match="--memory fp16 is not for --method none, which stores nothing"):
-        resolve(TrainConfig(embedding=EmbeddingConfig("none", memory="fp16")))
+# Of each option of EmbeddingConfig a value that is not its default.
+OTHER = {
+    **{"weights": 1000, "megabytes": 1.0, "compression": 100.0, "init_bound": 0.5, "memory": "fp16"},
+    **{"block": 7, "hash": "affine", "sign": False, "hash_seed": 3},
+    **{"bits": 4, "cache": 0.1, "policy": "lru", "rounding": "nearest", "combine": "add", "chunks": 2},
+}
+
+
+def test_every_option_of_an_embedding_has_a_method():
+    options = {field.name for field in dataclasses.fields(EmbeddingConfig)} - {"method"}
+    assert options == OTHER.keys() == set().union(*(method.options for method in c.METHODS.values()))
+
+
+@pytest.mark.parametrize("option", OTHER)
+@pytest.mark.parametrize("method", c.METHODS)
+def test_options_are_refused_by_the_methods_that_do_not_use_them(method, option):
+    given = TrainConfig(embedding=EmbeddingConfig(method, **{option: OTHER[option]}))
+    takers = [name for name, other in c.METHODS.items() if option in other.options]
+    if method in takers:
+        assert resolve(resolve(given)) == resolve(given)
+        return
+    name = "--no-sign" if option == "sign" else f"--{option.replace('_', '-')} {OTHER[option]}"
+    message = f"{name} is not for --method {method}; it is for --method {', '.join(takers)}"
+    with pytest.raises(ConfigError, match=f"^{message}$"):
+        resolve(given)
+
+
+def test_what_a_method_uses():
+    """By hand, so that a row that is wrong in the list is seen."""
+    assert set(c.METHODS["full"].options) == {"init_bound", "memory"}
+    assert set(c.METHODS["robe"].options) >= {"compression", "block", "hash", "sign", "hash_seed"}
+    assert set(c.METHODS["mixed_precision"].options) >= {"bits", "cache", "policy", "rounding"}
+    assert "memory" not in c.METHODS["mixed_precision"].options
+    assert c.METHODS["none"].options == ()
+    assert [name for name in c.METHODS if "chunks" in c.METHODS[name].options] == ["compositional"]
+
+
+def test_options_of_the_optimizer():
+    for optimizer in ("adagrad", "none"):
+        assert resolve(TrainConfig(optimizer=OptimizerConfig(optimizer, eps=1e-6))).optimizer.eps == 1e-6
+    with pytest.raises(
+        ConfigError, match=r"^--eps 1e-06 is not for --optimizer sgd; it is for --optimizer adagrad$"
+    ):
+        resolve(TrainConfig(model=ModelConfig("kaggle"), optimizer=OptimizerConfig(eps=1e-6)))
+
+
+def test_runs_of_before_are_read_without_the_options_that_nothing_used():
+    config = resolve(TrainConfig(model=ModelConfig("kaggle"), embedding=EmbeddingConfig("full")))
+    stored = json.loads(json.dumps(dataclasses.asdict(config)))
+    stored["embedding"]["compression"] = 100.0
+    stored["optimizer"] |= {"eps": 1e-6, "decay_steps": 5}
+    assert resolve(c.from_json(stored)) == config
 
 
 def test_decay_needs_its_length():
     with pytest.raises(ConfigError, match="--decay-steps"):
         resolve(TrainConfig(optimizer=OptimizerConfig(decay_start=10)))
+    with pytest.raises(ConfigError, match="--decay-steps needs --decay-start"):
+        resolve(TrainConfig(optimizer=OptimizerConfig(decay_steps=10)))
 
 
 def test_learning_rate_schedule():

@@ -24,12 +24,10 @@ from robe.convert import (
     convert_embedding,
     converted_config,
     expected_loss,
-    read,
     table_rows,
-    write,
 )
 from robe.embeddings import create
-from robe.embeddings.composed import ComposedEmbedding
+from robe.interaction import Interaction
 from robe.kernels.parts.codes import scale_at
 from robe.kernels.parts.groups import expanded, form_of
 from robe.model import build
@@ -58,7 +56,7 @@ def made(method, memory="fp32", **changes):
 
 
 def arrays(embedding):
-    return list(embedding.parts.values()) if isinstance(embedding, ComposedEmbedding) else [embedding]
+    return list(embedding.parts.values())
 
 
 def vectors(embedding, rows=50):
@@ -67,9 +65,7 @@ def vectors(embedding, rows=50):
     out = np.empty((rows, 3, 8), np.float32)
     embedding.lookup(ids, out)
     first = rng.standard_normal((rows, 8)).astype(np.float32)
-    interacted = np.empty((rows, 8 + 6), np.float32)
-    embedding.interact(ids, first, interacted)
-    return out, interacted
+    return out, Interaction(embedding, rows, embedding.backend).predict(first, ids)
 
 
 @each_method
@@ -87,7 +83,7 @@ def test_a_converted_embedding_reads_what_its_weights_stand_for(method, memory):
     _, floats = made(method)
     largest = 0.0
     for before, stored, plain in zip(arrays(source), arrays(target), arrays(floats), strict=True):
-        weights = read(stored, 0, stored.weights)
+        weights = stored.read(0, stored.weights)
         if memory == "fp16":
             np.testing.assert_array_equal(stored.memory, before.memory.astype(np.float16))
             step = np.spacing(abs(stored.memory)).astype(np.float32)
@@ -160,12 +156,12 @@ def test_a_mixed_precision_table_of_the_same_bits_is_flushed(bits, memory):
     for name, array in before.state().items():
         np.testing.assert_array_equal(source.state()[name], array)  # the source is only read
     size = before.table.size // before.table.shape[1] * 8
-    unflushed = read(before, 0, size)
+    unflushed = before.read(0, size)
     before.flush()
     assert target.memory.tobytes() == before.table.tobytes()
     for found, expected in zip(vectors(target), vectors(before), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    assert lost["largest_error"] == abs(read(target, 0, size) - unflushed).max() > 0
+    assert lost["largest_error"] == abs(target.read(0, size) - unflushed).max() > 0
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
@@ -183,7 +179,7 @@ def test_rows_of_a_mixed_precision_table_are_read_where_they_are(bits, memory):
 
 def test_halves_saturate():
     _, target = made("full", "fp16")
-    write(target, 0, np.array([1e6, -1e6, 65504, 1], np.float32))
+    target.write(0, np.array([1e6, -1e6, 65504, 1], np.float32))
     np.testing.assert_array_equal(target.memory[:4].astype(float), [65504, -65504, 65504, 1])
 
 
@@ -289,7 +285,7 @@ def test_a_converted_run_evaluates_and_predicts_as_floats_of_its_weights_would(
         select("cpu"),
     )
     floats.dense_parameters[:] = model.dense_parameters
-    floats.embedding.memory[:] = read(model.embedding, 0, model.embedding.weights)
+    floats.embedding.memory[:] = model.embedding.read(0, model.embedding.weights)
     data = folder / ("hash" if made_of == "robe" else "dictionary")
     test = Rows(Manifest.load(data), "test")
     np.testing.assert_array_equal(predict(model, test)[1], predict(floats, test)[1])

@@ -147,9 +147,11 @@ def test_plan_is_what_is_allocated(method, memory, optimizer):
         assert memory[item] == size
     assert memory["dense weights"] == model.dense_parameters.nbytes
     assert memory["dense gradient"] == model.dense_gradient.nbytes
-    accumulator = model.optimizer.accumulator
-    assert memory["dense optimizer state"] == (0 if accumulator is None else accumulator.nbytes)
-    buffers = [model.vectors, model.d_vectors, model.interacted, model.losses, model.d_logits]
+    kept = model.optimizer.state
+    assert kept.keys() == ({"accumulator"} if optimizer == "adagrad" else set())
+    assert memory["dense optimizer state"] == sum(array.nbytes for array in kept.values())
+    layer = model.interaction
+    buffers = [layer.vectors, layer.d_vectors, layer.out, model.losses, model.d_logits]
     for mlp in (model.bottom, model.top):
         buffers += [*mlp.products, *mlp.d_inputs, mlp.d_first]
     assert memory["activations and their gradients"] == sum(buffer.nbytes for buffer in buffers)

@@ -66,7 +66,7 @@ def test_gradient_of_every_parameter(kind, name):
     embedding = model.embedding
     d_memory = np.zeros_like(embedding.memory)
     model.backend.kernels.scatter_add(
-        model.d_vectors[:B, 1:], ids, embedding.base, embedding.slot_map, 1, d_memory
+        model.interaction.d_vectors[:B, 1:], ids, embedding.base, embedding.slot_map, 1, d_memory
     )
     gradients = {name: gradient.copy() for name, gradient in model.gradients.items()}
     gradients["embedding.memory"] = d_memory
@@ -110,7 +110,7 @@ def test_a_step_is_the_optimizer_applied_to_the_gradient(kind, optimizer):
         embedding = model.embedding
         d_memory = np.zeros_like(embedding.memory)
         rows = (ids, embedding.base, embedding.slot_map)
-        model.backend.kernels.scatter_add(model.d_vectors[:B, 1:], *rows, 1, d_memory)
+        model.backend.kernels.scatter_add(model.interaction.d_vectors[:B, 1:], *rows, 1, d_memory)
         for name, array in model.state().items():
             array[...] = before[name]  # what Adagrad has summed up, even at a rate of 0
         model.step(label, dense, ids, 0.1)
@@ -214,9 +214,9 @@ def test_halves_are_the_same_on_every_backend(optimizer, version):
 def test_gradients_of_vectors_are_written_only_where_they_must_be(optimizer, memory, fused, version):
     """A GPU adds them to the weights at once, unless their sums are needed first."""
     model = make(version, "float32", optimizer, block=2, memory=memory)
-    model.d_vectors[:] = np.nan
+    model.interaction.d_vectors[:] = np.nan
     model.step(*batch("float32"), 0.1)
-    written = np.isfinite(model.d_vectors[:B])
+    written = np.isfinite(model.interaction.d_vectors[:B])
     assert written[:, 0].all()
     assert (written[:, 1:] != (fused and version == "cuda")).all()
     assert model.embedding.steps == 1
@@ -230,7 +230,7 @@ def test_predict_is_forward(kind, name):
     model = make(name, **KINDS[kind])
     _, dense, ids = batch()
     expected = model.forward(dense, ids).copy()
-    model.vectors[:] = np.nan
+    model.interaction.vectors[:] = np.nan
     # float64; sums of at most 30 products of order 1, perhaps in another order.
     np.testing.assert_allclose(model.predict(dense, ids), expected, rtol=1e-12, atol=1e-14)
 

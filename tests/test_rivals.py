@@ -24,6 +24,7 @@ from robe.embeddings import create, stored_weights
 from robe.embeddings.quotient_remainder import divisor, divisors
 from robe.embeddings.tables import capped_rows
 from robe.embeddings.tensor_train import best_rank, core_weights, digits, factors
+from robe.interaction import Interaction
 from robe.kernels.parts.hashing import K1, mix64, slot_map
 from robe.model import build
 from robe.plan import plan
@@ -106,11 +107,11 @@ def test_chunks_are_hashed_by_themselves():
     tables, vectors = split(embedding, rows.repeat(4)), looked_up(embedding, ids)
     for (b, f), i in np.ndenumerate(ids):
         for k in range(4):
-            place = int(i)
+            row = int(i)
             if rows[f] < CARDINALITIES[f]:
-                word = mix64(np.uint64((key + ((4 * f + k << 32) + place) * int(K1)) % 2**64))
-                place = (int(word) >> 32) * int(rows[f]) >> 32
-            np.testing.assert_array_equal(vectors[b, f, 2 * k : 2 * k + 2], tables[4 * f + k][place])
+                word = mix64(np.uint64((key + ((4 * f + k << 32) + row) * int(K1)) % 2**64))
+                row = (int(word) >> 32) * int(rows[f]) >> 32
+            np.testing.assert_array_equal(vectors[b, f, 2 * k : 2 * k + 2], tables[4 * f + k][row])
 
 
 def test_chunks_collide_as_often_as_independent_hashes():
@@ -121,9 +122,9 @@ def test_chunks_collide_as_often_as_independent_hashes():
         embedding = make("two chunks", data=data, hash_seed=seed)
         ids = np.zeros((4000, 5), np.uint32)
         ids[:, 0] = np.arange(4000)
-        places = embedding.place(ids)[:, :2]
-        n = int(places.max()) + 1
-        one, both = (np.bincount(x) for x in (places[:, 0], places[:, 0] * n + places[:, 1]))
+        rows = embedding.row_of(ids)[:, :2]
+        n = int(rows.max()) + 1
+        one, both = (np.bincount(x) for x in (rows[:, 0], rows[:, 0] * n + rows[:, 1]))
         shares.append(
             [(c.astype(float) * (c - 1)).sum() / 4000 / 3999 * n**k for c, k in ((one, 1), (both, 2))]
         )
@@ -260,8 +261,7 @@ def test_interaction_is_that_of_the_vectors(rival):
     first = np.random.default_rng(1).standard_normal((len(ids), WIDTH))
     vectors = np.concatenate([first[:, None], looked_up(embedding, ids)], axis=1)
     i, j = np.tril_indices(6, -1)
-    out = np.full((len(ids), WIDTH + len(i)), np.nan)
-    embedding.interact(ids, first, out)
+    out = Interaction(embedding, len(ids), embedding.backend, "float64").predict(first, ids)
     expected = np.concatenate([first, (vectors[:, i] * vectors[:, j]).sum(axis=-1)], axis=1)
     np.testing.assert_allclose(out, expected, rtol=1e-12)
 
@@ -275,12 +275,14 @@ def test_backward_is_interaction_backward_and_update(rival, optimizer, name):
     ids, _ = draw()
     rng = np.random.default_rng(1)
     vectors, d_out = rng.standard_normal((12, 6, WIDTH)), rng.standard_normal((12, WIDTH + 15))
-    d_vectors, expected = np.full_like(vectors, np.nan), np.full_like(vectors, np.nan)
-    here.backward(d_out, vectors, ids, 0.1, d_vectors)
+    expected = np.full_like(vectors, np.nan)
+    layer = Interaction(here, len(ids), here.backend, "float64")
+    layer.vectors[...] = vectors
+    d_first = layer.backward(d_out, ids, 0.1)
     reference.backend.kernels.interaction_backward(d_out, vectors, expected)
     reference.update(ids, expected[:, 1:], 0.1)
     # float64 sums in another order
-    np.testing.assert_allclose(d_vectors[:, 0], expected[:, 0], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(d_first, expected[:, 0], rtol=1e-9, atol=1e-12)
     for (key, array), other in zip(here.state().items(), reference.state().values(), strict=True):
         np.testing.assert_allclose(array, other, rtol=1e-9, atol=1e-12, err_msg=key)
 

@@ -85,12 +85,27 @@ def test_numba_compiles_in_the_kernels_only():
         ("robe/backend.py", ("robe.embeddings", "robe.model", "robe.train", "robe.config")),
         ("robe/feed.py", ("robe.backend", "robe.kernels", "robe.model", "robe.train", "robe.config")),
         ("robe/matmul.py", ("robe.backend", "robe.kernels", "robe.model", "robe.train", "robe.config")),
-        ("robe/embeddings/", ("robe.model", "robe.layers", "robe.optim", "robe.train", "robe.checkpoint")),
+        ("robe/config.py", ("robe.backend", "robe.kernels", "robe.optim", "robe.embeddings", "robe.model")),
+        ("robe/optim.py", ("robe.embeddings", "robe.interaction", "robe.model", "robe.train")),
+        (
+            "robe/embeddings/",
+            (
+                *("robe.interaction", "robe.kernels.interaction", "robe.model", "robe.layers"),
+                *("robe.train", "robe.checkpoint"),
+            ),
+        ),
+        ("robe/interaction.py", ("robe.model", "robe.layers", "robe.train", "robe.checkpoint")),
         ("robe/model.py", ("robe.train", "robe.checkpoint", "robe.report", "robe.plan", "robe.doctor")),
     ],
 )
 def test_arrows_point_down(above, below):
     assert forbidden(rooms(above), *below) == []
+
+
+def test_only_the_backend_asks_which_backend_it_is():
+    """Others ask for what a backend says that it can do."""
+    for path in below_commands():
+        assert path.name == "backend.py" or "backend.name" not in path.read_text(), path
 
 
 def test_nothing_is_ever_unpickled():

@@ -1,87 +1,68 @@
-"""Ways to store embeddings, one file each, all with the same few verbs:
+"""Ways to store embeddings, one file each; robe.config.METHODS lists them. A file defines
+
+- `declare(config, data)` -> part -> its weights, whose `count` is how many are stored, and whose
+  `arrays(config, dtype)` are the arrays to be (declared.py); a method of one part calls it ""
+- `create(config, data, backend, dtype)` -> the embedding, for a resolved configuration
+
+and all embeddings have the same few verbs:
 
 - `lookup(ids, out)`: ids (B, F) uint32 -> out (B, F, D)
-- `interact(ids, first, out)`: first (B, D) and those vectors interact -> out (B, D + pairs), for inference
-- `backward(d_out, vectors, ids, rate, d_vectors)`: one optimizer step from the gradient d_out (B, D + pairs)
-  by the interaction of vectors (B, 1 + F, D); the gradient by vector 0 to d_vectors[:, 0]
 - `update(ids, d_vectors, rate)`: one optimizer step from the gradient (B, F, D) of the vectors
 - `check(ids)`: refuse ids that have no row, while they are still on the host
 - `state()`: name -> array, everything a checkpoint must hold
 - `bytes()`: item -> bytes
 - `describe()`: what a summary says of it
 - `counts()`: what it has counted in training so far, for the log
+
+Kernels that do more than a look-up or an update at once (robe/interaction.py) ask
+
+- `looks_up_by`, `operands(ids)`: the operation that a look-up is, and its arguments before `out`; or None
+- `adds`: whether an update only adds to `memory` at `slots(ids)`
 """
 
-import dataclasses
+from importlib import import_module
+from types import ModuleType
 
 from robe.backend import Backend
-from robe.config import NUMBERED, WEIGHT_BYTES, ConfigError, DataSpec, TrainConfig
-from robe.embeddings.array import ArrayEmbedding, group_form
+from robe.config import METHODS, ConfigError, DataSpec, TrainConfig, used_data
+from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.composed import ComposedEmbedding
-from robe.embeddings.compositional import compositional_tables
-from robe.embeddings.frequency import frequency_tables
-from robe.embeddings.full import full_table, full_weights
-from robe.embeddings.mixed_precision import MixedPrecisionEmbedding, mixed_precision
-from robe.embeddings.modulo import hashed_tables
-from robe.embeddings.quotient_remainder import quotient_remainder_tables, quotient_remainder_weights
-from robe.embeddings.robe import robe_array, stored_robe_weights
-from robe.embeddings.tables import capped_weights
-from robe.embeddings.tensor_train import tensor_train_tables, tensor_train_weights, tensor_trains
-from robe.kernels.parts.codes import row_bytes
-from robe.kernels.parts.groups import GROUP
+from robe.embeddings.declared import Array, by_item
+from robe.embeddings.mixed_precision import MixedPrecisionEmbedding
 
 Embedding = ArrayEmbedding | ComposedEmbedding | MixedPrecisionEmbedding
-
-# Method -> (what makes it, how many weights it stores); both of a resolved configuration.
-METHODS = {
-    "robe": (robe_array, stored_robe_weights),
-    "full": (full_table, full_weights),
-    "mixed_precision": (mixed_precision, full_weights),
-    "none": (full_table, full_weights),
-    "hashing": (hashed_tables, capped_weights),
-    "quotient_remainder": (quotient_remainder_tables, quotient_remainder_weights),
-    "frequency": (frequency_tables, capped_weights),
-    "tensor_train": (tensor_trains, tensor_train_weights),
-    "compositional": (compositional_tables, capped_weights),
-}
 
 
 def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> Embedding:
     """The embedding that a resolved configuration names; raises ConfigError if the data do not fit it."""
     method = config.embedding.method
-    # The order of ids modulo a number says nothing of their frequency.
-    if (method in NUMBERED and data.dialect == "hash") or (method, data.dialect) == ("frequency", "modulo"):
+    if data.dialect not in METHODS[method].ids:
         raise ConfigError(
             f"--method {method} cannot use the ids of these data ({data.dialect}); prepare them with "
             "`python run.py prepare FILE --ids dictionary --out DIR`, or train --method robe"
         )
-    return METHODS[method][0](config, used(method, data), backend, dtype)
+    return module(config).create(config, used_data(config, data), backend, dtype)
+
+
+def module(config: TrainConfig) -> ModuleType:
+    """The file of a method."""
+    return import_module(f"{__package__}.{METHODS[config.embedding.method].file}")
 
 
 def stored_weights(config: TrainConfig, data: DataSpec) -> int:
     """How many weights it stores, without making it."""
-    method = config.embedding.method
-    return METHODS[method][1](config, used(method, data))
+    return sum(weights.count for weights in module(config).declare(config, used_data(config, data)).values())
 
 
-def stored_bytes(config: TrainConfig, data: DataSpec) -> int:
-    """In how many bytes it stores them."""
-    settings, weights, width = config.embedding, stored_weights(config, data), config.model.width
-    if settings.memory in WEIGHT_BYTES:
-        return weights * WEIGHT_BYTES[settings.memory]
-    if settings.method == "tensor_train":
-        groups = tensor_train_tables(config, data)
-    else:
-        length = {"robe": int(GROUP), "compositional": width // settings.chunks}.get(settings.method, width)
-        groups = [(-(-weights // length), length)]
-    return sum(rows * row_bytes(group_form(settings, length)) for rows, length in groups)
+def declared_arrays(config: TrainConfig, data: DataSpec) -> list[Array]:
+    """All arrays that it is to have, without making them."""
+    parts = module(config).declare(config, used_data(config, data)).values()
+    return [array for weights in parts for array in weights.arrays(config).values()]
 
 
-def used(method: str, data: DataSpec) -> DataSpec:
-    """What a method sees of the data."""
-    if method == "none":
-        return dataclasses.replace(data, cardinalities=(), note="no categorical features")
-    return data
+def planned_bytes(config: TrainConfig, data: DataSpec) -> dict[str, int]:
+    """`bytes()` of it, without making it."""
+    return by_item((array.item, array.nbytes) for array in declared_arrays(config, data))
 
 
 __all__ = [
@@ -89,6 +70,7 @@ __all__ = [
     "Embedding",
     "MixedPrecisionEmbedding",
     "create",
-    "stored_bytes",
+    "declared_arrays",
+    "planned_bytes",
     "stored_weights",
 ]

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 
 from robe.backend import Backend
-from robe.config import CODE_BITS, ConfigError, EmbeddingConfig, OptimizerConfig
-from robe.kernels.parts.codes import Form, row_bytes
-from robe.kernels.parts.groups import GROUP, group_length, quantised
+from robe.config import ConfigError, OptimizerConfig
+from robe.embeddings.declared import Array, Declared
+from robe.kernels.parts.groups import expanded, form_of, group_length, quantised, store_groups
 from robe.kernels.parts.half import rounding_key
 from robe.kernels.parts.hashing import SlotMap
+from robe.optim import RULES, kernel_options
+
+LARGEST_HALF = 65504
 
 
 def check_rows(ids: np.ndarray, rows: np.ndarray | None) -> None:
-    """Raise ConfigError if an id (B, F) is not below rows (F,); None where any has a place."""
+    """Raise ConfigError if an id (B, F) is not below rows (F,); None where any id has a row."""
     if rows is not None and (ids >= rows).any():
         b, f = np.argwhere(ids >= rows)[0]
         raise ConfigError(
@@ -27,29 +30,23 @@ def check_rows(ids: np.ndarray, rows: np.ndarray | None) -> None:
         )
 
 
-def group_form(config: EmbeddingConfig, length: int = int(GROUP)) -> Form | None:
-    """How groups of `length` weights are stored, to the nearest; None where weights are floats."""
-    return Form(CODE_BITS[config.memory], False, length) if config.memory in CODE_BITS else None
-
-
-def no_groups(weights: int, form: Form) -> np.ndarray:
-    """An array of codes for so many weights, all 0: only what was trained before is loaded to it."""
-    return np.zeros((-(-weights // form.width), row_bytes(form)), np.uint8)
-
-
 @dataclass
-class ArrayEmbedding:
+class ArrayEmbedding(Declared):
     """`memory` (M,) read through `slot_map`; a row is token = base[f] + id.
 
+    arrays: of Weights.arrays; those besides `memory` are made here.
+    weights: how many are stored.
     table_weights: weights of the full table this stands for, and `table_note` says which table that is.
-    rows: ids of each feature; None where any 32-bit id has a place.
-    place: ids (B, F) -> the rows (B, F * chunks) that stand for them; None where they are these rows.
+    rows: ids of each feature; None where any 32-bit id has a row.
+    row_of: ids (B, F) -> the rows (B, F * chunks) that stand for them; None where they are these rows.
     chunks: rows that make a vector, one behind the other.
     seed, steps: what halves are rounded by; steps, the updates so far, is set by who resumes a training.
     """
 
     method: str
     memory: Any  # (M,) float, or float16; or (R, S) uint8 of kernels/parts/groups.py, for inference
+    arrays: dict[str, Array]
+    weights: int
     base: Any  # (F,) uint64
     slot_map: SlotMap
     optimizer: OptimizerConfig
@@ -57,37 +54,25 @@ class ArrayEmbedding:
     table_weights: int
     table_note: str
     rows: np.ndarray | None = None  # (F,)
-    place: Callable[[Any], Any] | None = None
+    row_of: Callable[[Any], Any] | None = None
     chunks: int = 1
     seed: int = 0
     steps: int = field(init=False, default=0)
     accumulator: Any = field(init=False)  # (M,) sum of squared gradients, for Adagrad; else (0,)
-    gradient: Any = field(init=False)  # (M,) scratch, all 0 between steps, for Adagrad and halves; else (0,)
+    gradient: Any = field(init=False)  # (M,) scratch, all 0 between steps, where sums come first; else (0,)
 
     def __post_init__(self):
-        summed = self.adagrad or (self.halves and self.optimizer.optimizer != "none")
-        self.accumulator = self.backend.xp.zeros(self.weights * self.adagrad, self.dtype)
-        self.gradient = self.backend.xp.zeros(self.weights * summed, self.dtype)
-
-    @property
-    def weights(self) -> int:
-        if not quantised(self.memory):
-            return int(self.memory.size)
-        # The last group of an array may not be full; the map of an empty table has one weight.
-        return min(int(self.slot_map.memory), len(self.memory) * int(group_length(self.slot_map)))
+        self.make_arrays()
+        self.rule, self.options = RULES[self.optimizer.optimizer], kernel_options(self.optimizer)
+        self.sums = tuple(getattr(self, name) for name in self.rule.state)
+        self.halves = self.memory.dtype == "float16"
+        # Whether gradients are added to the weights at once, with nothing between sum and step.
+        self.adds = self.rule.touched is None and not self.halves
 
     @property
     def dtype(self):
         """What a weight is read as."""
         return "float32" if self.halves or quantised(self.memory) else self.memory.dtype
-
-    @property
-    def halves(self) -> bool:
-        return self.memory.dtype == "float16"
-
-    @property
-    def adagrad(self) -> bool:
-        return self.optimizer.optimizer == "adagrad" and not quantised(self.memory)
 
     @property
     def features(self) -> int:
@@ -97,68 +82,86 @@ class ArrayEmbedding:
     def width(self) -> int:
         return self.chunks * int(self.slot_map.width)
 
+    @property
+    def parts(self) -> dict[str, "ArrayEmbedding"]:
+        """As of ComposedEmbedding: itself alone."""
+        return {"": self}
+
+    @property
+    def looks_up_by(self) -> str | None:
+        """The operation that a look-up is, over `operands`; None where it takes more."""
+        return "gather" if self.chunks == 1 else None
+
+    def operands(self, ids) -> tuple:
+        return self.memory, *self.slots(ids)
+
+    def slots(self, ids) -> tuple:
+        """Where the weights of `ids` (B, F) lie, for a kernel: (rows (B, F * chunks), base, slot_map)."""
+        return ids if self.row_of is None else self.row_of(ids), self.base, self.slot_map
+
     def check(self, ids: np.ndarray) -> None:
         """Raise ConfigError if an id (B, F), still on the host, has no row: kernels would read elsewhere."""
         check_rows(ids, self.rows)
 
     def lookup(self, ids, out) -> None:
         """Write the vectors of `ids` (B, F) to `out` (B, F, D)."""
-        self.backend.kernels.gather(self.memory, *self._placed(ids), self._apart(out))
-
-    def interact(self, ids, first, out) -> None:
-        """Write the interaction of `first` (B, D) and the vectors of `ids` (B, F) to `out`."""
-        if self.chunks > 1:
-            return interact_apart(self, ids, first, out)
-        self.backend.kernels.gather_interaction(self.memory, *self._placed(ids), first, out)
-
-    def backward(self, d_out, vectors, ids, rate: float, d_vectors) -> None:
-        """One optimizer step from the gradient d_out by the interaction of `vectors` (B, 1 + F, D).
-
-        d_vectors (B, 1 + F, D): its [:, 0] is the gradient by vector 0 afterwards, the rest is room for the
-        others. On a GPU, SGD adds these to the weights at once; halves and Adagrad need their sums first.
-        """
-        kernels = self.backend.kernels
-        if self.backend.name == "cuda" and not (self.adagrad or self.halves or self.chunks > 1):
-            rows = self._placed(ids)
-            kernels.interaction_scatter(d_out, vectors, *rows, -rate, d_vectors[:, 0], self.memory)
-            self.steps += 1
-        else:
-            backward_apart(self, d_out, vectors, ids, rate, d_vectors)
+        self.backend.kernels.gather(*self.operands(ids), self._in_chunks(out))
 
     def update(self, ids, d_vectors, rate: float) -> None:
         """One optimizer step on the weights that `ids` (B, F) touch; d_vectors (B, F, D)."""
-        kernels, rows, d_vectors = self.backend.kernels, self._placed(ids), self._apart(d_vectors)
-        state = (self.gradient, self.accumulator, self.memory)
-        if self.halves:
-            kernels.scatter_add(d_vectors, *rows, 1, self.gradient)
-            key = rounding_key(self.seed, self.steps)
-            kernels.half_step(*rows, rate, self.optimizer.eps, key, *state)
-        elif self.adagrad:
-            kernels.scatter_add(d_vectors, *rows, 1, self.gradient)
-            kernels.adagrad_step(*rows, rate, self.optimizer.eps, *state)
+        kernels, slots, d_vectors = self.backend.kernels, self.slots(ids), self._in_chunks(d_vectors)
+        if self.adds:
+            kernels.scatter_add(d_vectors, *slots, -rate, self.memory)
         else:
-            kernels.scatter_add(d_vectors, *rows, -rate, self.memory)
+            kernels.scatter_add(d_vectors, *slots, 1, self.gradient)
+            self._step(slots, rate)
         self.steps += 1
 
-    def _placed(self, ids) -> tuple:
-        return ids if self.place is None else self.place(ids), self.base, self.slot_map
+    def _step(self, slots: tuple, rate: float) -> None:
+        """Step the slots that a batch touched by the sums in `gradient`, which are 0 afterwards."""
+        kernels = self.backend.kernels
+        if self.halves:
+            key, state = rounding_key(self.seed, self.steps), (self.gradient, self.accumulator, self.memory)
+            kernels.half_step(*slots, rate, self.optimizer.eps, key, *state)
+        else:
+            step = getattr(kernels, self.rule.touched)
+            step(*slots, rate, *self.options, self.gradient, *self.sums, self.memory)
 
-    def _apart(self, vectors):
+    def _in_chunks(self, vectors):
         """Vectors (B, F, D) as the chunks they are made of, a view."""
         if self.chunks == 1:
             return vectors
         return vectors.reshape(len(vectors), len(self.base), int(self.slot_map.width))
 
-    def state(self) -> dict[str, Any]:
-        state = {"embedding.memory": self.memory}
-        return state | ({"embedding.accumulator": self.accumulator} if self.adagrad else {})
+    @property
+    def unit(self) -> int:
+        """Weights can be read and written from multiples of this on."""
+        return int(group_length(self.slot_map))
 
-    def bytes(self) -> dict[str, int]:
-        return {
-            "embedding weights": self.memory.nbytes,
-            "embedding optimizer state": self.accumulator.nbytes,
-            "embedding gradient scratch": self.gradient.nbytes,
-        }
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Weights (stop - start,) float32 as look-ups read them; `start` begins a group."""
+        memory = self.memory
+        if not quantised(memory):
+            return memory[start:stop].astype(np.float32)
+        form = form_of(memory, self.slot_map)
+        rows = slice(start // int(form.width), -(-stop // int(form.width)))
+        return expanded(memory, rows, form).reshape(-1)[: stop - start]
+
+    def write(self, start: int, weights: np.ndarray) -> None:
+        """Store weights (n,) float32, to the nearest, from a slot on that begins a group."""
+        memory = self.memory
+        if quantised(memory):
+            form = form_of(memory, self.slot_map)
+            groups = memory[start // int(form.width) :]
+            store_groups(weights, form, self.backend.kernels.quantise, groups)
+        else:
+            if memory.dtype == np.float16:
+                weights = np.clip(weights, -LARGEST_HALF, LARGEST_HALF)
+            memory[start : start + weights.size] = weights
+
+    def copy_codes(self, memory) -> bool:
+        """As of MixedPrecisionEmbedding: there is nothing that codes could be copied from exactly."""
+        return False
 
     def counts(self) -> dict[str, int]:
         return {}
@@ -178,17 +181,3 @@ def description(embedding, stored: int, size: int) -> dict:
         "compression": table / stored if stored else None,
         "compressed_from": f"{table:,} weights: {embedding.table_note}, width {embedding.width}",
     }
-
-
-def interact_apart(embedding, ids, first, out) -> None:
-    """`interact` where no kernel does both at once."""
-    vectors = embedding.backend.empty((len(ids), 1 + embedding.features, embedding.width), first.dtype)
-    vectors[:, 0] = first
-    embedding.lookup(ids, vectors[:, 1:])
-    embedding.backend.kernels.interaction(vectors, out)
-
-
-def backward_apart(embedding, d_out, vectors, ids, rate: float, d_vectors) -> None:
-    """`backward`, likewise."""
-    embedding.backend.kernels.interaction_backward(d_out, vectors, d_vectors)
-    embedding.update(ids, d_vectors[:, 1:], rate)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from robe.backend import Backend
-from robe.embeddings.array import ArrayEmbedding, backward_apart, check_rows, description, interact_apart
+from robe.embeddings.array import ArrayEmbedding, check_rows, description
+from robe.embeddings.declared import by_item
 
 
 @dataclass
@@ -30,8 +31,8 @@ class ComposedEmbedding:
     rows: np.ndarray | None = None  # (F,)
     steps: int = field(init=False, default=0)
 
-    interact = interact_apart
-    backward = backward_apart
+    looks_up_by = None
+    adds = False
 
     def check(self, ids: np.ndarray) -> None:
         check_rows(ids, self.rows)
@@ -60,8 +61,7 @@ class ComposedEmbedding:
         }
 
     def bytes(self) -> dict[str, int]:
-        parts = [part.bytes() for part in self.parts.values()]
-        return {item: sum(part[item] for part in parts) for item in parts[0]}
+        return by_item(size for part in self.parts.values() for size in part.bytes().items())
 
     def counts(self) -> dict[str, int]:
         return {}

@@ -4,7 +4,8 @@
 
 Two ids share a whole vector only if all c hashes agree. These are the hashed sketches of CCE (arXiv
 2210.05974, Tsang and Ahle; after Shi et al., 1909.02107), without its clustering. A ROBE array of blocks of
-D / c is the same with one table for all, blocks at any place and signs. Features that fit keep a row per id.
+D / c is the same with one table for all, blocks that begin anywhere, and signs. Features that
+fit keep a row per id.
 """
 
 import numpy as np
@@ -12,29 +13,32 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import ConfigError, DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding
+from robe.embeddings.declared import Weights
 from robe.embeddings.tables import capped_rows, initial_bounds, tables
 from robe.kernels.parts.hashing import slot_map, word_of
 
 HALF = np.uint64(32)
 
 
-def compositional_tables(
-    config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32"
-) -> ArrayEmbedding:
-    chunks, width, xp = config.embedding.chunks, config.model.width, backend.xp
+def declare(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
+    chunks, width = config.embedding.chunks, config.model.width
     if width % chunks:
         raise ConfigError(f"--chunks {chunks} must divide the width {width}")
-    rows = capped_rows(config, data)
+    return {"": Weights(capped_rows(config, data).repeat(chunks), width // chunks)}
+
+
+def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> ArrayEmbedding:
+    chunks, weights, xp = config.embedding.chunks, declare(config, data)[""], backend.xp
+    rows = weights.rows[::chunks]
     fits = (rows == data.cardinalities) & (data.dialect != "hash")
-    key = slot_map("mix", width, 1, 1, config.embedding.hash_seed).key
+    key = slot_map("mix", config.model.width, 1, 1, config.embedding.hash_seed).key
     table = np.arange(rows.size * chunks, dtype=np.uint64).reshape(-1, chunks) << HALF
     table, high, fits = map(backend.to_device, (table, rows.astype(np.uint64)[:, None], fits[:, None]))
 
-    def place(ids):
+    def row_of(ids):
         ids = ids[..., None]
         hashed = (word_of(key, table + ids) >> HALF) * high >> HALF
         return xp.where(fits, ids, hashed).astype(np.uint32).reshape(len(ids), -1)
 
     bounds = initial_bounds(config, data).repeat(chunks)
-    more = {"width": width // chunks, "place": place, "chunks": chunks}
-    return tables(rows.repeat(chunks), bounds, config, data, backend, dtype, **more)
+    return tables(weights, bounds, config, data, backend, dtype, row_of=row_of, chunks=chunks)

@@ -10,13 +10,13 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding
-from robe.embeddings.tables import capped_rows, initial_bounds, tables
+from robe.embeddings.tables import capped_tables, initial_bounds, tables
+
+declare = capped_tables
 
 
-def frequency_tables(
-    config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32"
-) -> ArrayEmbedding:
-    rows = capped_rows(config, data)
-    last = backend.to_device((rows - 1).astype(np.uint32))
+def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> ArrayEmbedding:
+    weights = declare(config, data)[""]
+    last = backend.to_device((weights.rows - 1).astype(np.uint32))
     bounds, xp = initial_bounds(config, data), backend.xp
-    return tables(rows, bounds, config, data, backend, dtype, place=lambda ids: xp.minimum(ids, last))
+    return tables(weights, bounds, config, data, backend, dtype, row_of=lambda ids: xp.minimum(ids, last))

@@ -3,12 +3,14 @@
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding
+from robe.embeddings.declared import Weights
 from robe.embeddings.tables import initial_bounds, tables
 
 
-def full_table(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> ArrayEmbedding:
-    return tables(data.cardinalities, initial_bounds(config, data), config, data, backend, dtype)
+def declare(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
+    return {"": Weights(data.cardinalities, config.model.width)}
 
 
-def full_weights(config: TrainConfig, data: DataSpec) -> int:
-    return sum(data.cardinalities) * config.model.width
+def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> ArrayEmbedding:
+    weights = declare(config, data)[""]
+    return tables(weights, initial_bounds(config, data), config, data, backend, dtype)

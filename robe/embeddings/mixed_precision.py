@@ -2,8 +2,8 @@
 arXiv 2010.11305).
 
 A step trains the rows of its batch in the cache; a row that leaves it is rounded at random, so that steps too
-small for its codes count on average. Rows that find no place, because the batch wants more rows of one set
-than it has ways, are stepped in the table and rounded at once; with --cache 0 all are.
+small for its codes count on average. Where a batch wants more rows of one set than it has ways, those left
+over are stepped in the table and rounded at once; with --cache 0 all rows are.
 
 A look-up reads a row where it is: in the cache exactly as it is trained, else in the table. It changes
 nothing, so evaluation disturbs no training, and judges the very weights that are trained. `flush` writes the
@@ -18,37 +18,69 @@ The table and the cache lie in the same memory, so rows are not fetched before t
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from robe.backend import Backend
 from robe.config import ConfigError, DataSpec, OptimizerConfig, TrainConfig
 from robe.embeddings.array import check_rows
+from robe.embeddings.declared import Array, Declared
 from robe.embeddings.tables import initial_bounds, initial_rows, table_base
 from robe.kernels.admit import COUNTED
 from robe.kernels.parts.cache import EMPTY, WAYS
 from robe.kernels.parts.codes import Form, row_bytes
 from robe.kernels.parts.half import rounding_key
+from robe.optim import rounded_rule
+
+
+class CachedTable(NamedTuple):
+    """The rows of all tables in `form`, of which `sets` * WAYS are in the cache."""
+
+    rows: int
+    features: int
+    form: Form
+    sets: int
+
+    @property
+    def count(self) -> int:
+        """Weights that are stored."""
+        return self.rows * self.form.width
+
+    def arrays(self, config: TrainConfig, dtype="float32") -> dict[str, Array]:
+        """Name -> each of its arrays. dtype: is not asked; the cache is float32."""
+        lines, look_ups = self.sets * WAYS, config.batch * self.features
+        adagrad = "accumulator" in rounded_rule(config.optimizer).state
+        cache, scratch = "embedding cache", "embedding scratch"
+        return {
+            "table": Array((self.rows, row_bytes(self.form)), "uint8", "embedding weights"),
+            "tags": Array((self.sets, WAYS), "uint32", cache, fill=EMPTY),
+            "used": Array((self.sets, WAYS), "uint32", cache),
+            "values": Array((lines, self.form.width), "float32", cache),
+            "accumulator": Array((self.rows * adagrad,), "float32", "embedding optimizer state", adagrad),
+            "counters": Array((self.features, len(COUNTED)), "int64", "embedding counters"),
+            "sorted": Array((2, look_ups), "uint32", scratch, kept=False),
+            "lines": Array((2, look_ups), "int64", scratch, kept=False),
+        }
 
 
 @dataclass
-class MixedPrecisionEmbedding:
-    """`table` (R, S) of quantised rows, of which `sets` * WAYS are in the cache; row = base[f] + id.
+class MixedPrecisionEmbedding(Declared):
+    """`table` (R, S) of quantised rows, of which some are in the cache; row = base[f] + id.
 
+    arrays: of CachedTable.arrays; those besides `table` are made here.
     seed, steps: what rows are rounded by; steps, the updates so far, is set by who resumes a training.
     """
 
     table: Any  # (R, S) uint8
+    arrays: dict[str, Array]
     form: Form
-    sets: int
     least_used: bool  # LFU, not LRU
     base: Any  # (F,) uint64
     optimizer: OptimizerConfig
     backend: Backend
     table_note: str
     rows: np.ndarray  # (F,) of each feature
-    batch: int  # rows of a batch of training
     seed: int
     steps: int = field(init=False, default=0)
     tags: Any = field(init=False)  # (sets, WAYS) uint32
@@ -57,18 +89,26 @@ class MixedPrecisionEmbedding:
     accumulator: Any = field(init=False)  # (R,) float32 for Adagrad, else (0,)
     counters: Any = field(init=False)  # (F, len(COUNTED)) int64
     sorted: Any = field(init=False)  # (2, B * F) uint32, scratch: hashes and look-ups of a batch
-    places: Any = field(init=False)  # (2, B * F) int64, scratch: where its rows are, and who was there
+    lines: Any = field(init=False)  # (2, B * F) int64, scratch: where in `values` its rows are, and who was
+
+    looks_up_by = "cached_gather"
+    adds = False
 
     def __post_init__(self):
-        zeros, lines, look_ups = self.backend.xp.zeros, self.sets * WAYS, self.batch * self.features
-        adagrad = self.optimizer.optimizer == "adagrad"
-        self.tags = self.backend.xp.full((self.sets, WAYS), EMPTY)
-        self.used = zeros((self.sets, WAYS), "uint32")
-        self.values = zeros((lines, self.width), "float32")
-        self.accumulator = zeros(len(self.table) * adagrad, "float32")
-        self.counters = zeros((self.features, len(COUNTED)), "int64")
-        self.sorted = self.backend.empty((2, look_ups), "uint32")
-        self.places = self.backend.empty((2, look_ups), "int64")
+        self.make_arrays()
+
+    @property
+    def sets(self) -> int:
+        return len(self.tags)
+
+    @property
+    def weights(self) -> int:
+        return int(self.table.shape[0]) * self.width
+
+    @property
+    def parts(self) -> dict[str, "MixedPrecisionEmbedding"]:
+        """As of ComposedEmbedding: itself alone."""
+        return {"": self}
 
     @property
     def features(self) -> int:
@@ -84,31 +124,20 @@ class MixedPrecisionEmbedding:
 
     def lookup(self, ids, out) -> None:
         """Write the vectors of `ids` (B, F) to `out` (B, F, D)."""
-        self.backend.kernels.cached_gather(*self._where(ids), out)
-
-    def interact(self, ids, first, out) -> None:
-        """Write the interaction of `first` (B, D) and the vectors of `ids` (B, F) to `out`."""
-        self.backend.kernels.cached_interaction(*self._where(ids), first, out)
-
-    def backward(self, d_out, vectors, ids, rate: float, d_vectors) -> None:
-        """As that of array.py: the gradient by the interaction, then `update`."""
-        self.backend.kernels.interaction_backward(d_out, vectors, d_vectors)
-        self.update(ids, d_vectors[:, 1:], rate)
+        self.backend.kernels.cached_gather(*self.operands(ids), out)
 
     def update(self, ids, d_vectors, rate: float) -> None:
         """One optimizer step on the rows that `ids` (B, F) name; d_vectors (B, F, D)."""
         kernels = self.backend.kernels
         keys, order = self.sorted[:, : ids.size]
-        place, before = self.places[:, : ids.size]
+        line, before = self.lines[:, : ids.size]
         self.steps += 1
         kernels.sort_rows(ids, self.base, keys, order)
         cache = (self.tags, self.used, self.counters)
-        kernels.admit(
-            *(keys, order, ids, self.base, self.least_used, self.steps, *cache, place, before),
-        )
+        kernels.admit(keys, order, ids, self.base, self.least_used, self.steps, *cache, line, before)
         step = (rate, self.optimizer.eps, rounding_key(self.seed, self.steps), self.form)
         state = (self.table, self.values, self.accumulator)
-        kernels.cached_step(d_vectors, order, place, before, ids, self.base, *step, *state)
+        kernels.cached_step(d_vectors, order, line, before, ids, self.base, *step, *state)
 
     def flush(self) -> None:
         """Write all rows of the cache back to the table, and empty it."""
@@ -120,22 +149,32 @@ class MixedPrecisionEmbedding:
         key = rounding_key(self.seed, self.steps + 1)
         self.backend.kernels.quantise(self.values, self.tags.reshape(-1), key, self.form, table)
 
-    def _where(self, ids) -> tuple:
+    def copy_codes(self, memory) -> bool:
+        """Write the table, with what the cache holds, to an array of the same codes; whether it is one.
+
+        What the cache holds is rounded as in training.
+        """
+        if memory.dtype != self.table.dtype or memory.shape != self.table.shape:
+            return False
+        memory[...] = self.table
+        self.write_back(memory)
+        return True
+
+    @property
+    def unit(self) -> int:
+        """Weights can be read from multiples of this on."""
+        return self.width
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Weights (stop - start,) float32 as look-ups read them; `start` begins a row."""
+        rows = np.arange(start // self.width, stop // self.width, dtype=np.uint32)[:, None]
+        out = np.empty((len(rows), 1, self.width), np.float32)
+        where = self.table, self.form, self.tags, self.values
+        self.backend.kernels.cached_gather(*where, rows, np.zeros(1, np.uint64), out)
+        return out.reshape(-1)
+
+    def operands(self, ids) -> tuple:
         return self.table, self.form, self.tags, self.values, ids, self.base
-
-    def state(self) -> dict[str, Any]:
-        names = ("table", "tags", "used", "values", "counters")
-        names += ("accumulator",) * (len(self.accumulator) > 0)
-        return {f"embedding.{name}": getattr(self, name) for name in names}
-
-    def bytes(self) -> dict[str, int]:
-        return {
-            "embedding weights": self.table.nbytes,
-            "embedding cache": self.values.nbytes + self.tags.nbytes + self.used.nbytes,
-            "embedding optimizer state": self.accumulator.nbytes,
-            "embedding counters": self.counters.nbytes,
-            "embedding scratch": self.sorted.nbytes + self.places.nbytes,
-        }
 
     def counts(self) -> dict[str, int]:
         """Of all features: look-ups that hit and missed; rows loaded, evicted, or stepped in the table; and
@@ -145,12 +184,12 @@ class MixedPrecisionEmbedding:
 
     def describe(self) -> dict:
         """Numbers for the summary; `compression` is of the bytes, those of the cache included."""
-        bytes_of, full = self.bytes(), 4 * int(self.table.shape[0]) * self.width
+        bytes_of, full = self.bytes(), 4 * self.weights
         stored = bytes_of["embedding weights"] + bytes_of["embedding cache"]
         counters = self.backend.to_host(self.counters).tolist()
         return {
             "method": "mixed_precision",
-            "embedding_parameters": int(self.table.shape[0]) * self.width,
+            "embedding_parameters": self.weights,
             "embedding_bytes": stored,
             "compression": full / stored,
             "compressed_from": f"{full:,} B: {self.table_note}, width {self.width}",
@@ -182,39 +221,32 @@ def cache_sets(config: TrainConfig, data: DataSpec) -> int:
     return max(1, round(share * sum(data.cardinalities) / WAYS)) if share else 0
 
 
-def planned(config: TrainConfig, data: DataSpec) -> tuple[dict[str, int], int]:
-    """(`bytes()` without allocating any of them, those that a checkpoint holds)."""
-    form, lines = form_of(config), cache_sets(config, data) * WAYS
+def declare(config: TrainConfig, data: DataSpec) -> dict[str, CachedTable]:
     rows, features = sum(data.cardinalities), len(data.cardinalities)
-    held = {
-        "embedding weights": rows * row_bytes(form),
-        "embedding cache": (4 * form.width + 8) * lines,
-        "embedding optimizer state": 4 * rows * (config.optimizer.optimizer == "adagrad"),
-        "embedding counters": 8 * len(COUNTED) * features,
-    }
-    return held | {"embedding scratch": 24 * config.batch * features}, sum(held.values())
+    return {"": CachedTable(rows, features, form_of(config), cache_sets(config, data))}
 
 
-def mixed_precision(
-    config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32"
-) -> MixedPrecisionEmbedding:
-    """dtype: is not asked; the cache is float32."""
-    rows, form = sum(data.cardinalities), form_of(config)
+def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> MixedPrecisionEmbedding:
+    declared = declare(config, data)[""]
+    rows, form, arrays = declared.rows, declared.form, declared.arrays(config)
     if rows >= EMPTY:
         raise ConfigError(
             f"{rows:,} rows are too many for a mixed-precision table; it has room for {EMPTY:,}"
         )
-    table, key = backend.empty((rows, row_bytes(form)), "uint8"), rounding_key(config.seed, 0)
+    table, key = backend.empty(arrays["table"].shape, "uint8"), rounding_key(config.seed, 0)
     rng, bounds = np.random.default_rng([config.seed, 1]), initial_bounds(config, data)
     for start, drawn in initial_rows(data.cardinalities, bounds, form.width, rng):
         numbers = np.arange(start, start + len(drawn), dtype=np.uint32)
-        arrays = (backend.to_device(drawn), backend.to_device(numbers))
-        backend.kernels.quantise(*arrays, key, form, table)
+        backend.kernels.quantise(backend.to_device(drawn), backend.to_device(numbers), key, form, table)
     return MixedPrecisionEmbedding(
-        *(table, form, cache_sets(config, data), config.embedding.policy == "lfu"),
-        *(backend.to_device(table_base(data.cardinalities)), config.optimizer, backend),
-        f"{rows:,} rows of float32 ({data.note})",
-        np.array(data.cardinalities, np.uint32),
-        config.batch,
-        config.seed,
+        table=table,
+        arrays=arrays,
+        form=form,
+        least_used=config.embedding.policy == "lfu",
+        base=backend.to_device(table_base(data.cardinalities)),
+        optimizer=config.optimizer,
+        backend=backend,
+        table_note=f"{rows:,} rows of float32 ({data.note})",
+        rows=np.array(data.cardinalities, np.uint32),
+        seed=config.seed,
     )

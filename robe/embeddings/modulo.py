@@ -9,11 +9,13 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding
-from robe.embeddings.tables import capped_rows, initial_bounds, tables
+from robe.embeddings.tables import capped_tables, initial_bounds, tables
+
+declare = capped_tables
 
 
-def hashed_tables(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> ArrayEmbedding:
-    rows = capped_rows(config, data)
-    modulo = backend.to_device(rows.astype(np.uint32))
+def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> ArrayEmbedding:
+    weights = declare(config, data)[""]
+    modulo = backend.to_device(weights.rows.astype(np.uint32))
     bounds = initial_bounds(config, data)
-    return tables(rows, bounds, config, data, backend, dtype, place=lambda ids: ids % modulo)
+    return tables(weights, bounds, config, data, backend, dtype, row_of=lambda ids: ids % modulo)

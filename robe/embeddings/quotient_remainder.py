@@ -2,8 +2,9 @@
 
     vector(f, id) = quotient[f, id // c] * remainder[f, id mod c]        or their sum
 
-ceil(n / c) + c rows serve n ids, 2 sqrt(n) at the least. As of other tables, the largest are cut to the same
-number of rows, but those whose least is more take that; c = 1 leaves a whole table and one row.
+ceil(n / c) + c rows serve n ids; no c needs fewer than 2 sqrt(n). To fit the budget, the largest features are
+all cut to the same number of rows, except that a feature which needs more takes its minimum. With c = 1 a
+feature keeps its whole table, and one remainder row.
 """
 
 from bisect import bisect_left
@@ -14,6 +15,7 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
 from robe.embeddings.composed import ComposedEmbedding
+from robe.embeddings.declared import Weights
 from robe.embeddings.tables import initial_bounds, largest, tables, whole
 
 
@@ -40,23 +42,22 @@ def count_rows(data: DataSpec, c: np.ndarray) -> np.ndarray:
     return -(-np.array(data.cardinalities) // c) + c
 
 
-def quotient_remainder_weights(config: TrainConfig, data: DataSpec) -> int:
-    return int(count_rows(data, divisors(config, data)).sum()) * config.model.width
+def declare(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
+    c, width = divisors(config, data), config.model.width
+    return {"quotient": Weights(count_rows(data, c) - c, width), "remainder": Weights(c, width)}
 
 
-def quotient_remainder_tables(
-    config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32"
-) -> ComposedEmbedding:
-    c, xp = divisors(config, data), backend.xp
-    by = backend.to_device(c.astype(np.uint32))
+def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> ComposedEmbedding:
+    weights, xp = declare(config, data), backend.xp
+    by = backend.to_device(weights["remainder"].rows.astype(np.uint32))
     bounds = initial_bounds(config, data)
     product = config.embedding.combine == "multiply"
     # Uniform in (-a, a) has variance a^2 / 3: that of the product is a^4 / 9, of the sum 2 a^2 / 3.
     bounds = (3 * bounds**2) ** 0.25 if product else bounds / np.sqrt(2)
-    quotients = count_rows(data, c) - c
+    maps = {"quotient": lambda ids: ids // by, "remainder": lambda ids: ids % by}
     parts = {
-        "quotient": tables(quotients, bounds, config, data, backend, dtype, place=lambda ids: ids // by),
-        "remainder": tables(c, bounds, config, data, backend, dtype, stream=2, place=lambda ids: ids % by),
+        name: tables(weights[name], bounds, config, data, backend, dtype, stream=stream, row_of=row_of)
+        for stream, (name, row_of) in enumerate(maps.items(), 1)
     }
 
     def compose(rows, out):
@@ -66,7 +67,13 @@ def quotient_remainder_tables(
         quotient, remainder = rows
         return (d_vectors * remainder, d_vectors * quotient) if product else (d_vectors, d_vectors)
 
-    shape = len(c), config.model.width
     return ComposedEmbedding(
-        config.embedding.method, parts, compose, gradients, *shape, backend, **whole(config, data)
+        method=config.embedding.method,
+        parts=parts,
+        compose=compose,
+        gradients=gradients,
+        features=len(data.cardinalities),
+        width=config.model.width,
+        backend=backend,
+        **whole(config, data),
     )

@@ -5,8 +5,10 @@ import math
 import numpy as np
 
 from robe.backend import Backend
-from robe.config import ConfigError, DataSpec, TrainConfig, robe_weights
-from robe.embeddings.array import ArrayEmbedding, group_form, no_groups
+from robe.config import CODE_BITS, ConfigError, DataSpec, TrainConfig, robe_weights
+from robe.embeddings.array import ArrayEmbedding
+from robe.embeddings.declared import Weights
+from robe.kernels.parts.groups import GROUP
 from robe.kernels.parts.hashing import slot_map
 
 
@@ -33,32 +35,36 @@ def token_base(config: TrainConfig, data: DataSpec) -> np.ndarray:
     return np.arange(len(data.cardinalities), dtype=np.uint64) << np.uint64(32)
 
 
-def stored_robe_weights(config: TrainConfig, data: DataSpec) -> int:
-    return robe_weights(config.embedding, config.model.width, data.cardinalities)
+def declare(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
+    weights = robe_weights(config.embedding, config.model.width, data.cardinalities)
+    return {"": Weights((weights,), width=1, group=int(GROUP))}
 
 
-def robe_array(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> ArrayEmbedding:
-    settings, width = config.embedding, config.model.width
-    weights = stored_robe_weights(config, data)
+def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> ArrayEmbedding:
+    settings, width, weights = config.embedding, config.model.width, declare(config, data)[""]
+    arrays = weights.arrays(config, dtype)
     try:
-        where = slot_map(settings.hash, width, settings.block, weights, settings.hash_seed, settings.sign)
+        where = slot_map(
+            settings.hash, width, settings.block, weights.count, settings.hash_seed, settings.sign
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if (form := group_form(settings)) is not None:
-        memory = no_groups(weights, form)
+    if settings.memory in CODE_BITS:  # zeros, into which a converted checkpoint is loaded
+        memory = arrays["memory"].make(np)
     else:
         bound = settings.init_bound or initial_bound(data.cardinalities)
-        memory = np.random.default_rng([config.seed, 1]).random(weights, np.float32)
-        stored = "float16" if settings.memory == "fp16" else dtype
-        memory = ((2 * memory - 1) * np.float32(bound)).astype(stored, copy=False)
+        memory = np.random.default_rng([config.seed, 1]).random(weights.count, np.float32)
+        memory = ((2 * memory - 1) * np.float32(bound)).astype(arrays["memory"].dtype, copy=False)
     return ArrayEmbedding(
-        "robe",
-        backend.to_device(memory),
-        backend.to_device(token_base(config, data)),
-        where,
-        config.optimizer,
-        backend,
-        sum(data.cardinalities) * width,
-        f"{sum(data.cardinalities):,} rows ({data.note})",
+        method=settings.method,
+        memory=backend.to_device(memory),
+        arrays=arrays,
+        weights=weights.count,
+        base=backend.to_device(token_base(config, data)),
+        slot_map=where,
+        optimizer=config.optimizer,
+        backend=backend,
+        table_weights=sum(data.cardinalities) * width,
+        table_note=f"{sum(data.cardinalities):,} rows ({data.note})",
         seed=config.seed,
     )

@@ -2,40 +2,55 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from robe.backend import Backend
-from robe.config import ConfigError, DataSpec, TrainConfig, budget
-from robe.embeddings.array import ArrayEmbedding, group_form, no_groups
+from robe.config import CODE_BITS, ConfigError, DataSpec, TrainConfig, budget
+from robe.embeddings.array import ArrayEmbedding
+from robe.embeddings.declared import Weights
 from robe.kernels.parts.hashing import slot_map
 
 CHUNK = 2**27  # weights drawn at a time
 
 
 def tables(
-    rows, bounds, config: TrainConfig, data: DataSpec, backend: Backend, dtype, width=0, stream=1, **more
+    weights: Weights,
+    bounds,
+    config: TrainConfig,
+    data: DataSpec,
+    backend: Backend,
+    dtype: str,
+    stream: int = 1,
+    row_of: Callable[[Any], Any] | None = None,
+    chunks: int = 1,
 ) -> ArrayEmbedding:
-    """Tables of `rows` (T,) rows that start uniform in (-bound, bound), `bounds` (T,).
+    """Tables whose rows start uniform in (-bound, bound), `bounds` (T,).
 
-    width: of a row; default: D. stream: of random numbers. more: of ArrayEmbedding.
+    stream: of random numbers; row_of, chunks: of ArrayEmbedding.
     """
-    width = width or config.model.width
-    weights, form = int(sum(rows)) * width, group_form(config.embedding, width)
-    if form is None:
-        memory = np.empty(weights, "float16" if config.embedding.memory == "fp16" else dtype)
-        for start, drawn in initial_rows(rows, bounds, width, np.random.default_rng([config.seed, stream])):
-            memory[start * width :][: drawn.size] = drawn.reshape(-1)
+    arrays, width = weights.arrays(config, dtype), weights.width
+    declared = arrays["memory"]
+    if config.embedding.memory in CODE_BITS:  # zeros, into which a converted checkpoint is loaded
+        memory = declared.make(np)
     else:
-        memory = no_groups(weights, form)
+        memory = np.empty(declared.shape, declared.dtype)
+        rng = np.random.default_rng([config.seed, stream])
+        for start, drawn in initial_rows(weights.rows, bounds, width, rng):
+            memory[start * width :][: drawn.size] = drawn.reshape(-1)
     return ArrayEmbedding(
-        config.embedding.method,
-        backend.to_device(memory),
-        backend.to_device(table_base(rows)),
-        slot_map("table", width, 1, max(1, weights), signed=False),
-        config.optimizer,
-        backend,
-        **(whole(config, data) | more),
+        method=config.embedding.method,
+        memory=backend.to_device(memory),
+        arrays=arrays,
+        weights=weights.count,
+        base=backend.to_device(table_base(weights.rows)),
+        slot_map=slot_map("table", width, 1, max(1, weights.count), signed=False),
+        optimizer=config.optimizer,
+        backend=backend,
+        row_of=row_of,
+        chunks=chunks,
+        **whole(config, data),
     )
 
 
@@ -74,9 +89,9 @@ def initial_bounds(config: TrainConfig, data: DataSpec) -> np.ndarray:
 
 
 def largest(size: Callable[[int], int], most: int, config: TrainConfig, data: DataSpec) -> int:
-    """The largest number from 1 to `most` of which `size`, in weights, grows with it, within the budget.
+    """The largest n in 1 .. most whose size(n), in weights, fits the budget; size must not decrease.
 
-    Raises ConfigError if 1 is too large.
+    Raises ConfigError if size(1) does not fit.
     """
     weights = budget(config.embedding, config.model.width, data.cardinalities)
     if not (found := bisect_right(range(1, most + 1), weights, key=size)):
@@ -97,5 +112,6 @@ def capped_rows(config: TrainConfig, data: DataSpec) -> np.ndarray:
     return rows
 
 
-def capped_weights(config: TrainConfig, data: DataSpec) -> int:
-    return int(capped_rows(config, data).sum()) * config.model.width
+def capped_tables(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
+    """Tables of `capped_rows`, as a method declares them that has no others."""
+    return {"": Weights(capped_rows(config, data), config.model.width)}

@@ -15,7 +15,9 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
+from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.composed import ComposedEmbedding
+from robe.embeddings.declared import Weights
 from robe.embeddings.tables import initial_bounds, largest, tables, whole
 
 
@@ -45,16 +47,7 @@ def core_weights(config: TrainConfig, data: DataSpec, rank: int) -> np.ndarray:
     return core_widths(config.model.width, rank) @ digits(data.cardinalities)
 
 
-def tensor_train_tables(config: TrainConfig, data: DataSpec) -> list[tuple[int, int]]:
-    """(rows, width) of each core, and of the tables that are kept whole."""
-    rank, n = best_rank(config, data), np.array(data.cardinalities)
-    cored = core_weights(config, data, rank) < n * config.model.width
-    rows = digits(n[cored]).sum(axis=1).tolist()
-    widths = core_widths(config.model.width, rank)
-    return [*zip(rows, widths, strict=True), (int(n[~cored].sum()), config.model.width)]
-
-
-def stored(config: TrainConfig, data: DataSpec, rank: int) -> int:
+def stored_weights(config: TrainConfig, data: DataSpec, rank: int) -> int:
     full = np.array(data.cardinalities) * config.model.width
     return int(np.minimum(full, core_weights(config, data, rank)).sum())
 
@@ -62,49 +55,49 @@ def stored(config: TrainConfig, data: DataSpec, rank: int) -> int:
 def best_rank(config: TrainConfig, data: DataSpec) -> int:
     # From this rank on no core is smaller than its table.
     most = 1 + isqrt(max(data.cardinalities) * config.model.width)
-    return largest(lambda rank: stored(config, data, rank), most, config, data)
+    return largest(lambda rank: stored_weights(config, data, rank), most, config, data)
 
 
-def tensor_train_weights(config: TrainConfig, data: DataSpec) -> int:
-    return stored(config, data, best_rank(config, data))
+def cored_features(config: TrainConfig, data: DataSpec, rank: int) -> np.ndarray:
+    """(F,): whether the cores of a feature are smaller than its table."""
+    return core_weights(config, data, rank) < np.array(data.cardinalities) * config.model.width
 
 
-def tensor_trains(
-    config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32"
-) -> ComposedEmbedding:
-    xp, width, rank = backend.xp, config.model.width, best_rank(config, data)
-    n, bounds = np.array(data.cardinalities), initial_bounds(config, data)
-    cored = core_weights(config, data, rank) < n * width
+def declare(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
+    rank, n, width = best_rank(config, data), np.array(data.cardinalities), config.model.width
+    cored = cored_features(config, data, rank)
+    cores = zip(digits(n[cored]), core_widths(width, rank), strict=True)
+    return {
+        **{f"core{k}": Weights(rows, core_width) for k, (rows, core_width) in enumerate(cores, 1)},
+        "tables": Weights(n[~cored], width),
+    }
+
+
+def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> ComposedEmbedding:
+    xp, width, rank, weights = backend.xp, config.model.width, best_rank(config, data), declare(config, data)
+    bounds, cored = initial_bounds(config, data), cored_features(config, data, rank)
     kept, trains = np.flatnonzero(~cored), np.flatnonzero(cored)
-    p = digits(n[trains])
-    _, *moduli = (backend.to_device(row.astype(np.uint32)) for row in p)
+    moduli = [backend.to_device(weights[f"core{k}"].rows.astype(np.uint32)) for k in (2, 3)]
     kept_columns, train_columns = map(backend.to_device, (kept, trains))
 
     def digit(k: int):
-        def place(ids):
+        def row_of(ids):
             ids = xp.take(ids, train_columns, axis=1)
-            if k == 2:
+            if k == 3:
                 return ids % moduli[1]
             ids = ids // moduli[1]
-            return ids % moduli[0] if k == 1 else ids // moduli[0]
+            return ids % moduli[0] if k == 2 else ids // moduli[0]
 
-        return place
+        return row_of
 
     # An element is a sum of rank^2 products of three, each of variance v: rank^2 * v^3 = bound^2 / 3.
     core_bounds = np.sqrt(3 * np.cbrt(bounds[trains] ** 2 / 3 / rank**2))
-    parts = {
-        f"core{k + 1}": tables(
-            *(p[k], core_bounds, config, data, backend, dtype),
-            width=core_width,
-            stream=2 + k,
-            place=digit(k),
-        )
-        for k, core_width in enumerate(core_widths(width, rank))
-    }
-    parts["tables"] = tables(
-        *(n[kept], bounds[kept], config, data, backend, dtype),
-        place=lambda ids: xp.take(ids, kept_columns, axis=1),
-    )
+
+    def part(name: str, bounds, stream: int, row_of) -> ArrayEmbedding:
+        return tables(weights[name], bounds, config, data, backend, dtype, stream=stream, row_of=row_of)
+
+    parts = {f"core{k}": part(f"core{k}", core_bounds, 1 + k, digit(k)) for k in (1, 2, 3)}
+    parts["tables"] = part("tables", bounds[kept], 1, lambda ids: xp.take(ids, kept_columns, axis=1))
     first, second, third = factors(width)
     shapes = (first, rank), (rank, second * rank), (rank, third)
 
@@ -133,5 +126,12 @@ def tensor_trains(
         return *found, xp.take(d_vectors, kept_columns, axis=1)
 
     return ComposedEmbedding(
-        config.embedding.method, parts, compose, gradients, n.size, width, backend, **whole(config, data)
+        method=config.embedding.method,
+        parts=parts,
+        compose=compose,
+        gradients=gradients,
+        features=len(data.cardinalities),
+        width=width,
+        backend=backend,
+        **whole(config, data),
     )

@@ -1,0 +1,109 @@
+"""What an embedding declares of its arrays: counting, planning, making and saving them follow from it."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robe.backend import Backend
+from robe.config import CODE_BITS, EmbeddingConfig, TrainConfig
+from robe.kernels.parts.codes import Form, row_bytes
+from robe.optim import RULES, rounded_rule
+
+
+class Array(NamedTuple):
+    """An array of this shape and dtype, full of `fill`.
+
+    item: the line of `run.py plan` that counts its bytes.
+    kept: whether a checkpoint holds it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    item: str
+    kept: bool = True
+    fill: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def make(self, xp) -> Any:
+        # Pages of zeros take no memory before they are written to.
+        return xp.full(self.shape, self.fill, self.dtype) if self.fill else xp.zeros(self.shape, self.dtype)
+
+
+def group_form(config: EmbeddingConfig, length: int) -> Form | None:
+    """How groups of `length` weights are stored, to the nearest; None where weights are floats."""
+    return Form(CODE_BITS[config.memory], False, length) if config.memory in CODE_BITS else None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of one ArrayEmbedding: tables of `rows` (T,) rows of `width` weights, one behind the other.
+
+    group: how many weights share a scale where they are stored in codes; default: those of a row.
+    """
+
+    rows: Sequence[int]
+    width: int
+    group: int = 0
+
+    @property
+    def count(self) -> int:
+        return int(sum(self.rows)) * self.width
+
+    def arrays(self, config: TrainConfig, dtype="float32") -> dict[str, Array]:
+        """Name -> each array that these weights and their optimizer take; dtype: of floats but halves."""
+        count, halves = self.count, config.embedding.memory == "fp16"
+        rule = rounded_rule(config.optimizer) if halves else RULES[config.optimizer.optimizer]
+        memory = Array((count,), dtype, "embedding weights")
+        form = group_form(config.embedding, self.group or self.width)
+        if form is not None:
+            memory = memory._replace(shape=(-(-count // form.width), row_bytes(form)), dtype="uint8")
+        elif halves:
+            memory = memory._replace(dtype="float16")
+        read = "float32" if halves or form else dtype
+        # What is stored in codes is for inference, whatever the optimizer.
+        kept = rule.state if form is None else ()
+        summed = form is None and bool(rule.dense if halves else rule.touched)
+        return {
+            "memory": memory,
+            **{
+                state: Array((count * (state in kept),), read, "embedding optimizer state", state in kept)
+                # half_step takes an accumulator, an empty one for SGD.
+                for state in dict.fromkeys((*rule.state, "accumulator"))
+            },
+            "gradient": Array((count * summed,), read, "embedding gradient scratch", kept=False),
+        }
+
+
+class Declared:
+    """What follows from `arrays` of an embedding, each of which is its attribute of that name."""
+
+    arrays: dict[str, Array]
+    backend: Backend
+
+    def make_arrays(self) -> None:
+        """Make all arrays but those that have been given."""
+        for name, array in self.arrays.items():
+            if name not in vars(self):
+                setattr(self, name, array.make(self.backend.xp))
+
+    def state(self) -> dict[str, Any]:
+        """Name -> array, everything of it that a checkpoint must hold."""
+        return {f"embedding.{name}": getattr(self, name) for name, array in self.arrays.items() if array.kept}
+
+    def bytes(self) -> dict[str, int]:
+        """Item -> bytes."""
+        return by_item((array.item, getattr(self, name).nbytes) for name, array in self.arrays.items())
+
+
+def by_item(sizes: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Item -> the sum of its sizes, from (item, size)."""
+    found = {}
+    for item, size in sizes:
+        found[item] = found.get(item, 0) + size
+    return found
