@@ -15,7 +15,7 @@ from test_run import trained as trained
 
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import Manifest
-from robe import checkpoint
+from robe import checkpoint, run_folder
 from robe import cli as command_line
 from robe.backend import select
 from robe.config import ConfigError, DataSpec, require_trainable, resolve
@@ -275,9 +275,9 @@ def test_a_converted_run_evaluates_and_predicts_as_floats_of_its_weights_would(
     capsys,
 ):
     made_of, _ = name.split("-")
-    model, spec = command_line.load_model(converted / name, "cpu")
+    model, spec = run_folder.load_model(converted / name, "cpu")
     config, _, position = checkpoint.read_state(checkpoint.latest(converted / name))
-    source, _ = command_line.load_model(trained / made_of, "cpu")
+    source, _ = run_folder.load_model(trained / made_of, "cpu")
     np.testing.assert_array_equal(model.dense_parameters, source.dense_parameters)
     if made_of == "mixed_precision":
         source.embedding.steps = position.step
