@@ -10,20 +10,22 @@ This is where models and data meet: it stands above both `robe` and `data_pipeli
 
 import json
 import shutil
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from data_pipeline.appearing import appearing
 from data_pipeline.batches import Rows, raw_batches
 from data_pipeline.dialects import DICTIONARY
+from data_pipeline.frames import RowReader
 from data_pipeline.manifest import Manifest
-from robe import checkpoint, metrics, report
+from robe import checkpoint, estimator, metrics, report
 from robe import convert as conversion
-from robe.backend import select
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve
-from robe.model import DLRM, build
+from robe.model import DLRM
 from robe.progress import Update, Watched, unwatched
 from robe.timeline import Phase, no_phase
 from robe.train import EVALUATION_BATCH, predict, train, write_probabilities
@@ -73,20 +75,81 @@ def read(run: Path) -> Settings:
 
 
 def learned_data(run: Path) -> Manifest:
-    """What the data of a run are: columns, transforms and the meaning of ids (no shards)."""
+    """What the data of a run are: columns, transforms and the meaning of ids (no shards).
+
+    Raises ConfigError for a model of arrays, which `robe.DLRM.save` wrote.
+    """
+    if not (run / "data").exists():
+        raise ConfigError(
+            f"{run}: holds no columns of a table, its model learned from arrays; predict from such"
+        )
     return Manifest.load(run / "data")
 
 
-def load_model(run: Path, backend: str) -> tuple[DLRM, DataSpec]:
-    """The model of the newest checkpoint of a run, and what its data must look like.
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model of a run, to be used from Python.
 
-    backend: a name of robe.backend. Raises CheckpointError if there is no sound checkpoint.
+    run: its folder.
+    config, data: resolved settings, and what the model knows of its data.
+    model: the robe.model.DLRM inside, on the backend that was asked for.
     """
-    newest = checkpoint.latest(run)
-    config, spec, _ = checkpoint.read_state(newest)
-    model = build(config, spec, select(backend, config.precision))
-    checkpoint.load_weights(newest, model)
-    return model, spec
+
+    run: Path
+    config: TrainConfig
+    data: DataSpec
+    model: DLRM
+
+    def predict(self, dense, ids) -> np.ndarray:
+        """Click probabilities (N,) float64 of rows as a prepared folder holds them.
+
+        dense: (N, n) numbers, transformed as those of the training data; ids: (N, F) integers, likewise.
+        Raises ArrayError (a ValueError) that names what does not fit.
+        """
+        return estimator.predict(self.model, self.data, dense, ids)
+
+    def predict_table(self, table) -> np.ndarray:
+        """Click probabilities (N,) float64 of rows as a log has them: bit for bit those of `predict FILE`.
+
+        table: of Polars, pandas or Arrow, or a dict of arrays (N,) by name, with the columns of the training
+        data; others are passed over, the label too. Schema, transforms and dictionary are those of the run.
+        Raises DataError that names a missing column, or the first row and column with a bad value.
+        """
+        dense, ids = self._reader.rows(table)
+        return estimator.predicted(self.model, dense, ids)
+
+    def vectors(self, feature: str, values) -> np.ndarray:
+        """Embedding vectors (n, D) float32 of values (n,) of a categorical column, as a log has them.
+
+        Values that training did not see have vectors too: that of id 0 with a dictionary, else one of their
+        own. Raises DataError for another column or a bad value.
+        """
+        ids, embedding, backend = self._reader.ids(feature, values), self.model.embedding, self.model.backend
+        if embedding.features == 0:
+            raise ConfigError(f"{self.run}: --method none has no embedding; load a run of another method")
+        embedding.check(ids)
+        column = self._reader.schema.categorical.index(feature)
+        out = np.empty((len(ids), embedding.width), np.float32)
+        found = backend.empty((EVALUATION_BATCH, embedding.features, embedding.width), "float32")
+        for start in range(0, len(ids), EVALUATION_BATCH):
+            part = ids[start : start + EVALUATION_BATCH]
+            embedding.lookup(backend.to_device(part), found[: len(part)])
+            out[start : start + len(part)] = backend.to_host(found[: len(part), column])
+        return out
+
+    @cached_property
+    def _reader(self) -> RowReader:
+        return RowReader(learned_data(self.run))
+
+
+def load(run: Path | str, backend: str = "auto") -> TrainedModel:
+    """The model of a run's newest checkpoint, for predictions and vectors; `robe.load`.
+
+    backend: `auto` (a GPU if there is one, else cpu), `reference`, `cpu` or `cuda`.
+    Raises CheckpointError if there is no sound checkpoint.
+    """
+    model, config, data, _ = checkpoint.load_model(Path(run), backend)
+    return TrainedModel(Path(run), config, data, model)
 
 
 def fit(
@@ -114,16 +177,16 @@ def evaluate(
 
     Raises ConfigError if the data do not mean what they meant in training, or are no longer the same rows.
     """
-    model, spec = load_model(run, backend)
+    trained = load(run, backend)
     manifest = Manifest.load(data or read(run).data)
-    spec.require(manifest.fingerprint(), str(manifest.folder))
+    trained.data.require(manifest.fingerprint(), str(manifest.folder))
     if data is None and not manifest.same_rows(learned_data(run)):
         raise ConfigError(
             f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with --data"
         )
     rows = Rows(manifest, split)
     watched = Watched(rows.batches, rows.count, update)
-    label, logits = predict(model, watched)
+    label, logits = predict(trained.model, watched)
     return manifest, watched.pace(), metrics.summary(label, logits)
 
 
@@ -132,17 +195,17 @@ def predict_file(run: Path, file: Path, out: Path, backend: str, update: Update 
 
     `out` is text, one number a line, and appears whole. Raises DataError for a bad row.
     """
-    model, spec = load_model(run, backend)
+    trained = load(run, backend)
     if out.exists() and file.exists() and out.samefile(file):
         raise ConfigError(f"{out}: is the input; choose another --out")
     if file.is_dir():
         manifest = Manifest.load(file)
-        spec.require(manifest.fingerprint(), str(file))
+        trained.data.require(manifest.fingerprint(), str(file))
         rows = Rows(manifest, None)
         batches, total = rows.batches, rows.count
     else:
         batches, total = partial(raw_batches, file, learned_data(run)), None
-    return write_probabilities(model, Watched(batches, total, update).batches(EVALUATION_BATCH), out)
+    return write_probabilities(trained.model, Watched(batches, total, update).batches(EVALUATION_BATCH), out)
 
 
 def convert(
