@@ -275,9 +275,10 @@ def test_a_converted_run_evaluates_and_predicts_as_floats_of_its_weights_would(
     capsys,
 ):
     made_of, _ = name.split("-")
-    model, spec = run_folder.load_model(converted / name, "cpu")
+    loaded = run_folder.load(converted / name, "cpu")
+    model, spec = loaded.model, loaded.data
     config, _, position = checkpoint.read_state(checkpoint.latest(converted / name))
-    source, _ = run_folder.load_model(trained / made_of, "cpu")
+    source = run_folder.load(trained / made_of, "cpu").model
     np.testing.assert_array_equal(model.dense_parameters, source.dense_parameters)
     if made_of == "mixed_precision":
         source.embedding.steps = position.step

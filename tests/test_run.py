@@ -126,7 +126,7 @@ def test_predictions_from_raw_text_are_those_of_evaluation(
     code, _, err = run("predict", trained / method, raw, "--out", tmp_path / "p", capsys=capsys)
     assert code == 0, err
     probabilities = np.loadtxt(tmp_path / "p")
-    model, _ = run_folder.load_model(trained / method, "cpu")
+    model = run_folder.load(trained / method, "cpu").model
     manifest = Manifest.load(folder / ids)
     logits = np.concatenate([predict(model, Rows(manifest, split))[1] for split in ("test", "validation")])
     # float32 matrix products of batches of other sizes, then nine digits.
