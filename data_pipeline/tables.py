@@ -178,7 +178,7 @@ def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None)
     if missing := [name for name in wanted if names.count(name) == 0]:
         raise DataError(
             f"{path}: has no column {missing[0]!r}, but {', '.join(names)[:200]!r}; give its columns with "
-            "--schema, of which `python run.py schema FILE` proposes one"
+            "--schema, of which `robe schema FILE` proposes one"
         )
     if twice := [name for name in wanted if names.count(name) > 1]:
         raise DataError(f"{path}: has two columns {twice[0]!r}; rename one")

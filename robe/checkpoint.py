@@ -81,7 +81,7 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"{target}: cannot be written ({error}); make room, then "
-            + (again or f"go on with `run.py train --resume {run}`")
+            + (again or f"go on with `robe train --resume {run}`")
         ) from None
     for old in saved(run)[:-KEPT]:
         shutil.rmtree(old)
@@ -96,7 +96,7 @@ def saved(run: Path) -> list[Path]:
 def latest(run: Path) -> Path:
     """The newest checkpoint of a run; CheckpointError if it has none."""
     if not (found := saved(run)):
-        raise CheckpointError(f"{run}: no checkpoint here; give the folder of a run made by `run.py train`")
+        raise CheckpointError(f"{run}: no checkpoint here; give the folder of a run made by `robe train`")
     return found[-1]
 
 

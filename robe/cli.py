@@ -19,7 +19,7 @@ from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.prepare import PrepareConfig
 from data_pipeline.schema import CRITEO, PUBLIC_DATA_SETS, DataError, Schema, load_schema
 from data_pipeline.synthetic import SyntheticConfig
-from robe import RobeError
+from robe import RobeError, __version__
 from robe.config import (
     NUMBERED,
     ConfigError,
@@ -46,7 +46,10 @@ SchemaFile = tyro.constructors.PrimitiveConstructorSpec(
 )
 
 PROGRAM = "robe" if Path(sys.argv[0]).stem == "robe" else "run.py"
-DESCRIPTION = f"The command line of ROBE DLRM. `{PROGRAM} COMMAND --help` explains each command."
+DESCRIPTION = (
+    f"The command line of ROBE DLRM. `{PROGRAM} COMMAND --help` explains each command; `{PROGRAM} --version` "
+    "tells the version."
+)
 DEMO, DEMO_ROWS = Path("data/demo"), 1_000_000
 
 
@@ -217,7 +220,7 @@ def train(
                 summary["without_categories"] = fit(plain, model, run / "without_categories")
             print(report.finish(run, summary))
         except KeyboardInterrupt:
-            sys.exit(f"interrupted; go on with `python run.py train --resume {run}`")
+            sys.exit(as_started(f"interrupted; go on with `robe train --resume {run}`"))
 
 
 def evaluate(
@@ -287,7 +290,7 @@ def convert(
     try:
         before, after = (run_folder.evaluate(folder, None, "test", "auto")[2] for folder in (run, out))
     except (DataError, RobeError) as error:
-        print(f"not evaluated: {error}")
+        print(as_started(f"not evaluated: {error}"))
         return
     report.write_summary(out, summary | {"test": after, "test_before": before})
     print(report.compared_text(before, after))
@@ -339,7 +342,7 @@ def kernels(
             reference, on the case table. bench: times of the CPU versions, as shares of a plain copy.
         name: The operation to show, as `list` calls it.
         form: source; asm or llvm (of the CPU version); ptx, sass (machine code) or registers (with spills,
-            shared memory and occupancy) of the CUDA kernels, which need pip install 'robe-dlrm[inspect]'.
+            shared memory and occupancy) of the CUDA kernels, which need the extra `inspect`.
             registers without a name: those of all kernels, for several compute capabilities.
         cc: Compute capability to compile for; no GPU is needed.
     """
@@ -433,6 +436,11 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Carry out a command; without arguments those of this process, and help where there are none."""
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if arguments == ["--version"]:
+        print(f"robe-dlrm {__version__}")
+        return
     # Asked to stop, the commands tidy up as they do for Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -445,7 +453,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except MemoryError as error:
-        fail(f"not enough memory: {error}; `python run.py plan` tells what is needed")
+        fail(f"not enough memory: {error}; `robe plan` tells what is needed")
     except (DataError, RobeError) as error:
         fail(str(error), getattr(error, "exit_code", 2))
     except OSError as error:
@@ -453,5 +461,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def fail(message: str, code: int = 2) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(as_started(f"error: {message}"), file=sys.stderr)
     sys.exit(code)
+
+
+def as_started(message: str) -> str:
+    """Messages name commands as `robe COMMAND`, which is right in Python and where the package is installed;
+    whoever started run.py can paste them too."""
+    return message if PROGRAM == "robe" else message.replace("`robe ", "`python run.py ")

@@ -1,4 +1,4 @@
-"""The settings of a model and a training run. `run.py` makes the command line from these classes."""
+"""The settings of a model and a training run. cli.py makes the command line from these classes."""
 
 import dataclasses
 import math
@@ -265,7 +265,7 @@ def require_trainable(config: TrainConfig) -> None:
     if memory in CODE_BITS or (memory == "fp16" and method != "robe") or config.optimizer.optimizer == "none":
         what = "--optimizer none" if config.optimizer.optimizer == "none" else f"--memory {memory}"
         raise ConfigError(
-            f"{what} of --method {method} is for inference; train in fp32, then `python run.py convert "
+            f"{what} of --method {method} is for inference; train in fp32, then `robe convert "
             f"RUN --to {memory} --out NEW`, whose result is not trained further"
         )
 
@@ -286,7 +286,7 @@ def budget(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) 
     else:
         weights = int(sum(cardinalities) * width / (config.compression or DEFAULT_COMPRESSION))
     if weights > 2**48:
-        raise ConfigError(f"an array of {weights} weights is too large; see what fits with `run.py plan`")
+        raise ConfigError(f"an array of {weights} weights is too large; see what fits with `robe plan`")
     return weights
 
 

@@ -271,5 +271,5 @@ def _not_finite(what: str, step: int, config: TrainConfig, run: Path) -> str:
     where = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
     return (
         f"{what} in step {step}; {where}. Train again with a lower --lr (it was {config.optimizer.lr:g}), "
-        "or look for broken values with `python run.py doctor --data DIR`"
+        "or look for broken values with `robe doctor --data DIR`"
     )

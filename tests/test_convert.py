@@ -237,9 +237,7 @@ def test_what_cannot_be_converted_is_refused():
         with pytest.raises(ConfigError, match=message):
             converted_config(config, NUMBERED, to, more.get("compression"), more.get("block"))
     for method, memory in (("full", "fp16"), ("robe", "int8"), ("full", "int4")):
-        with pytest.raises(
-            ConfigError, match=f"--memory {memory} .* is for inference; .* run.py convert RUN"
-        ):
+        with pytest.raises(ConfigError, match=f"--memory {memory} .* is for inference; .* `robe convert RUN"):
             require_trainable(embedding_settings(method=method, memory=memory))
     require_trainable(embedding_settings(memory="fp16"))
     with pytest.raises(ConfigError, match="--memory int8 is not for --method mixed_precision"):

@@ -1,12 +1,13 @@
-"""What the package offers to Python: a trained run, and a model of arrays of one's own."""
+"""What the package offers to Python: a trained run, a model of arrays of one's own, and docs/python.md."""
 
+import re
 import subprocess
 import sys
 
 import numpy as np
 import polars as pl
 import pytest
-from recipes import ROOT
+from recipes import ROOT, blocks, shell
 
 import robe
 from data_pipeline.manifest import Manifest
@@ -349,3 +350,24 @@ def test_numpy_may_come_first(tmp_path):
     model = "DLRM([9], 0, weights=16).predict(numpy.empty((1, 0)), [[3]])"
     code = f"import numpy; from robe import *; print({model}.shape)"
     assert python(code, tmp_path) == "(1,)\n"
+
+
+def test_the_page_runs_from_top_to_bottom(tmp_path):
+    """docs/python.md, as it stands there, on the run of docs/own_data.md."""
+    (tmp_path / "run.py").symlink_to(ROOT / "run.py")
+    ((name, text),) = blocks("own_data.md", "file")
+    (tmp_path / name).write_text(text)
+    for _, commands in blocks("own_data.md", "run"):
+        done = shell(commands, tmp_path)
+        assert done.returncode == 0, done.stderr
+    parts = [code for _, code in blocks("python.md", "python")]
+    assert len(parts) == (ROOT / "docs" / "python.md").read_text().count("```python")
+    (tmp_path / "page.py").write_text("\n".join(parts))
+    done = shell("python -W error page.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    # What the page says is printed.
+    assert "(2, 16)" in lines
+    assert "ids, row 1, column 1: is 300, but must be from 0 to 299" in lines
+    before, after = map(float, re.search(r"loss (\S+) -> (\S+)", done.stdout).groups())
+    assert after < before - 0.1

@@ -53,7 +53,7 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32
     if (method in NUMBERED and data.dialect == "hash") or (method, data.dialect) == ("frequency", "modulo"):
         raise ConfigError(
             f"--method {method} cannot use the ids of these data ({data.dialect}); prepare them with "
-            "`python run.py prepare FILE --ids dictionary --out DIR`, or train --method robe"
+            "`robe prepare FILE --ids dictionary --out DIR`, or train --method robe"
         )
     return METHODS[method][0](config, used(method, data), backend, dtype)
 
