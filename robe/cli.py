@@ -179,8 +179,8 @@ def train(
     if resume is not None:
         if config != TrainConfig() or out is not None or baseline:
             raise ConfigError("--resume goes on with the settings of the run; give no others besides --data")
-        run, (config, learned, baseline) = resume, run_folder.read(resume)
-        data = data or learned
+        run, (config, trained_on, baseline) = resume, run_folder.read(resume)
+        data = data or trained_on
     else:
         config = resolve(config)
         run = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.embedding.method}"
@@ -238,14 +238,19 @@ def evaluate(
         split: Which rows; the line that describes the data says which these are.
         backend: Where to compute.
     """
+    manifest, pace, found = watched_evaluation(run, data, split, backend)
+    description = {"folder": str(manifest.folder), "description": manifest.describe()}
+    result = {"run": str(run), "data": description, "split": split} | pace | found
+    print(json.dumps(result, indent=1, allow_nan=False))
+
+
+def watched_evaluation(run: Path, data: Path | None, split: str, backend: str) -> tuple[Manifest, dict, dict]:
+    """`run_folder.evaluate` under a progress bar."""
     from robe import run_folder
     from robe.progress import progress_bar
 
     with progress_bar("evaluate", "rows") as update:
-        manifest, pace, found = run_folder.evaluate(run, data, split, backend, update)
-    description = {"folder": str(manifest.folder), "description": manifest.describe()}
-    result = {"run": str(run), "data": description, "split": split} | pace | found
-    print(json.dumps(result, indent=1, allow_nan=False))
+        return run_folder.evaluate(run, data, split, backend, update)
 
 
 def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: BackendName = "auto") -> None:
@@ -288,7 +293,7 @@ def convert(
         summary = run_folder.convert(run, to, out, compression, block, update)
     print(report.converted_text(out, summary), flush=True)
     try:
-        before, after = (run_folder.evaluate(folder, None, "test", "auto")[2] for folder in (run, out))
+        before, after = (watched_evaluation(folder, None, "test", "auto")[2] for folder in (run, out))
     except (DataError, RobeError) as error:
         print(as_started(f"not evaluated: {error}"))
         return

@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from robe import RobeError, checkpoint
 from robe.backend import select
@@ -89,18 +90,20 @@ class DLRM:
                 label, dense, ids = batch
                 yield None, (_label(label, most), *_rows(self.data, dense, ids, len(label)))
 
-        for _, (label, dense, ids) in fed(model, checked(), most):
-            rate = learning_rate(self.config.optimizer, self._steps)
-            losses = model.step(label, dense, ids, rate)
-            sums.append(model.backend.xp.sum(losses, dtype="float64"))
-            counts.append(len(label))
-            self._steps += 1
-            if len(counts) == READ_EVERY:
-                self._read(sums, counts)
-        self._read(sums, counts)
+        try:
+            for _, (label, dense, ids) in fed(model, checked(), most):
+                rate = learning_rate(self.config.optimizer, self._steps)
+                losses = model.step(label, dense, ids, rate)
+                sums.append(model.backend.xp.sum(losses, dtype="float64"))
+                counts.append(len(label))
+                self._steps += 1
+                if len(counts) == READ_EVERY:
+                    self._read(sums, counts)
+        finally:
+            self._read(sums, counts)
         return self
 
-    def predict(self, dense, ids) -> np.ndarray:
+    def predict(self, dense: ArrayLike, ids: ArrayLike) -> np.ndarray:
         """Probabilities (N,) float64 of the label, for dense (N, n) numbers and ids (N, F) integers.
 
         Raises ArrayError (a ValueError) that names what does not fit.
@@ -139,7 +142,7 @@ class DLRM:
                 )
 
 
-def predict(model: Network, data: DataSpec, dense, ids) -> np.ndarray:
+def predict(model: Network, data: DataSpec, dense: ArrayLike, ids: ArrayLike) -> np.ndarray:
     """Probabilities (N,) float64 for dense (N, n), ids (N, F); raises ArrayError for what does not fit."""
     return predicted(model, *_rows(data, dense, ids))
 

@@ -13,9 +13,10 @@ import shutil
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from data_pipeline.appearing import appearing
 from data_pipeline.batches import Rows, raw_batches
@@ -100,7 +101,7 @@ class TrainedModel:
     data: DataSpec
     model: DLRM
 
-    def predict(self, dense, ids) -> np.ndarray:
+    def predict(self, dense: ArrayLike, ids: ArrayLike) -> np.ndarray:
         """Click probabilities (N,) float64 of rows as a prepared folder holds them.
 
         dense: (N, n) numbers, transformed as those of the training data; ids: (N, F) integers, likewise.
@@ -108,7 +109,7 @@ class TrainedModel:
         """
         return estimator.predict(self.model, self.data, dense, ids)
 
-    def predict_table(self, table) -> np.ndarray:
+    def predict_table(self, table: Any) -> np.ndarray:
         """Click probabilities (N,) float64 of rows as a log has them: bit for bit those of `predict FILE`.
 
         table: of Polars, pandas or Arrow, or a dict of arrays (N,) by name, with the columns of the training
@@ -118,7 +119,7 @@ class TrainedModel:
         dense, ids = self._reader.rows(table)
         return estimator.predicted(self.model, dense, ids)
 
-    def vectors(self, feature: str, values) -> np.ndarray:
+    def vectors(self, feature: str, values: Any) -> np.ndarray:
         """Embedding vectors (n, D) float32 of values (n,) of a categorical column, as a log has them.
 
         Values that training did not see have vectors too: that of id 0 with a dictionary, else one of their

@@ -218,10 +218,12 @@ def test_settings_are_those_of_the_command():
 
 
 def test_it_learns_and_goes_on_after_saving(tmp_path):
-    whole = robe.DLRM(CARDINALITIES, 3, lr=0.1, **SIZES)
+    # The rate rises all the while, and halves are rounded by the number of the step.
+    settings = SIZES | {"lr": 0.2, "warmup_steps": 60, "memory": "fp16"}
+    whole = robe.DLRM(CARDINALITIES, 3, **settings)
     for epoch in range(6):
         whole.fit(batches(seed=epoch))
-    part = robe.DLRM(CARDINALITIES, 3, lr=0.1, **SIZES)
+    part = robe.DLRM(CARDINALITIES, 3, **settings)
     for epoch in range(3):
         part.fit(batches(seed=epoch))
     part.save(tmp_path)
@@ -237,6 +239,18 @@ def test_it_learns_and_goes_on_after_saving(tmp_path):
     np.testing.assert_array_equal(robe.load(tmp_path / "more").predict(dense, ids), found)
     with pytest.raises(ConfigError, match="more: holds a model of more steps; choose another folder"):
         robe.DLRM(CARDINALITIES, 3, **SIZES).save(tmp_path / "more")
+
+
+def test_what_stops_in_between_keeps_its_losses():
+    def interrupted():
+        yield from batches()[:3]
+        raise KeyboardInterrupt
+
+    model = robe.DLRM(CARDINALITIES, 3, **SIZES)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(interrupted())
+    assert len(model.losses) == 3
+    assert np.isfinite(model.losses).all()
 
 
 def test_hashed_ids_are_any_32_bits():
