@@ -248,5 +248,10 @@ def _words(hint: Any) -> str:
 
 
 def _as_keywords(message: str) -> str:
-    """`--hash-seed` as `hash_seed`, but for what stands in a command."""
-    return re.sub(r"`[^`]*`|--([a-z][a-z-]*)", lambda m: m[1].replace("-", "_") if m[1] else m[0], message)
+    """`--hash-seed` as `hash_seed` and `--no-sign` as `sign=False`, but for what stands in a command."""
+
+    def keyword(found: re.Match) -> str:
+        _, no, name = found.group(0, 1, 2)
+        return name.replace("-", "_") + ("=False" if no else "") if name else found[0]
+
+    return re.sub(r"`[^`]*`|--(no-)?([a-z][a-z-]*)", keyword, message)

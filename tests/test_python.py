@@ -209,8 +209,8 @@ def test_fit_trains_as_the_command_does(tmp_path, optimizer):
 
 
 def test_settings_are_those_of_the_command():
-    config = robe.DLRM(CARDINALITIES, 3, preset="kaggle", method="full", lr=1, hash_seed=np.int64(2)).config
-    expected = TrainConfig(ModelConfig("kaggle"), EmbeddingConfig("full", hash_seed=2))
+    config = robe.DLRM(CARDINALITIES, 3, preset="kaggle", block=2, lr=1, hash_seed=np.int64(2)).config
+    expected = TrainConfig(ModelConfig("kaggle"), EmbeddingConfig(block=2, hash_seed=2))
     optimizer = resolve(expected).optimizer
     assert config.model == resolve(expected).model
     assert config.embedding == expected.embedding
