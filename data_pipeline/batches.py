@@ -210,17 +210,22 @@ class _Memory:
         return Batch(label, dense, ids).part(0, rows)
 
 
+def require_recipe(manifest: Manifest, what: Path | str) -> None:
+    """Raise DataError unless rows as they were logged can become those of the folder of `manifest`."""
+    if manifest.dense_transform not in TRANSFORMS:
+        raise DataError(
+            f"{what}: TorchRec's folders, of which the model learned, do not say how they are made of a log; "
+            "give such a folder"
+        )
+
+
 def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Iterator[Batch]:
     """The rows of a log as batches, in order, with the ids that the folder of `manifest` gives them.
 
     The log, raw or a table, may lack the label column; the labels are then NaN. Raises DataError for a log
     that is not whole.
     """
-    if manifest.dense_transform not in TRANSFORMS:
-        raise DataError(
-            f"{path}: TorchRec's folders, of which the model learned, do not say how they are made of a log; "
-            "give such a folder"
-        )
+    require_recipe(manifest, path)
     encode = encoder(manifest)
 
     def windows():

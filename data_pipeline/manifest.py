@@ -131,7 +131,7 @@ class Manifest:
         if not path.exists() and torchrec.is_folder(folder):
             return torchrec.adopt(folder)
         if not path.is_file():
-            remedy = f"make the folder with `python run.py prepare FILE --out {folder}`"
+            remedy = f"make the folder with `robe prepare FILE --out {folder}`"
             raise DataError(f"{path}: not found; {remedy}")
         try:
             data = json.loads(path.read_text())

@@ -77,7 +77,7 @@ class PrepareConfig:
     """Only parse these days, like 0-3,7: other processes may do others at the same time. When all are done,
     the same command without --days finishes the folder."""
     schema: Schema = CRITEO
-    """The columns; default: those of Criteo's logs. `run.py schema FILE` proposes a file to give here."""
+    """The columns; default: those of Criteo's logs. `schema FILE` proposes a file to give here."""
     split: str = "mlperf"
     """Which rows test and validate. mlperf: the first half of the last day, and the second. torchrec: the
     other way round. kaggle: as mlperf, of 7 equal days. 0.8,0.1,0.1: shares of all rows in the order of the

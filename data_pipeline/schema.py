@@ -67,12 +67,12 @@ class Schema:
 
 
 def load_schema(path: Path | str) -> Schema:
-    """Read a schema from a TOML file, as `run.py schema` proposes one; raises DataError."""
+    """Read a schema from a TOML file, as `robe schema` proposes one; raises DataError."""
     path = Path(path)
 
     def check(good: bool, key: str, words: str) -> None:
         if not good:
-            raise DataError(f"{path}: {key} must be {words}; `python run.py schema FILE` shows an example")
+            raise DataError(f"{path}: {key} must be {words}; `robe schema FILE` shows an example")
 
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))

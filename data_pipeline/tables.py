@@ -82,15 +82,8 @@ def read_table(
     with closing(ahead(parts, 1)) as parts:
         for part in parts:
             rules = rules or [_rule(path, name, type, schema) for name, type in part.frame.schema.items()]
-            frame = part.frame.lazy()
-            bad, values = pl.collect_all(
-                [frame.select(rule.bad for rule in rules), frame.select(rule.value for rule in rules)]
-            )
-            good = ~bad.select(pl.any_horizontal(pl.all())).to_series().to_numpy()
-            broken = [
-                (int(part.row[i]), _reason(rules, bad.row(i), part.frame.row(i)), part.frame.row(i))
-                for i in np.flatnonzero(~good).tolist()
-            ]
+            values, good, broken = _applied(rules, part.frame)
+            broken = [(int(part.row[i]), reason, part.frame.row(i)) for i, reason in broken]
             for row, reason, fields in sorted(part.broken + broken, key=itemgetter(0)):
                 if bad_rows == "error":
                     line = f" (line {row + 1})" if _is_text(path) else ""
@@ -185,7 +178,7 @@ def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None)
     if missing := [name for name in wanted if names.count(name) == 0]:
         raise DataError(
             f"{path}: has no column {missing[0]!r}, but {', '.join(names)[:200]!r}; give its columns with "
-            "--schema, of which `python run.py schema FILE` proposes one"
+            "--schema, of which `robe schema FILE` proposes one"
         )
     if twice := [name for name in wanted if names.count(name) > 1]:
         raise DataError(f"{path}: has two columns {twice[0]!r}; rename one")
@@ -371,6 +364,17 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
     raise DataError(
         f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; correct the schema"
     )
+
+
+def _applied(rules: list[_Rule], frame: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray, list]:
+    """(values, whether each row is good (n,), index and reason of each row that is not) of some rows."""
+    lazy = frame.lazy()
+    bad, values = pl.collect_all(
+        [lazy.select(rule.bad for rule in rules), lazy.select(rule.value for rule in rules)]
+    )
+    good = ~bad.select(pl.any_horizontal(pl.all())).to_series().to_numpy()
+    broken = [(i, _reason(rules, bad.row(i), frame.row(i))) for i in np.flatnonzero(~good).tolist()]
+    return values, good, broken
 
 
 def _integer_ids(values: pl.Series) -> pl.Series:

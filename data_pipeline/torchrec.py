@@ -101,7 +101,7 @@ def _blocks(folder: Path, day: int, kind: str, shape: tuple[int, int]):
             row, column = np.argwhere(~good)[0]
             raise DataError(
                 f"{path}, row {start + row + 1}, column {column + 1}: {block[row, column]} is not "
-                f"{WORDS[kind]}; prepare the raw logs with `python run.py prepare`"
+                f"{WORDS[kind]}; prepare the raw logs with `robe prepare`"
             )
         yield block.astype(KINDS[kind], copy=False)
 

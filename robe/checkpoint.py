@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from robe import RobeError, __version__
+from robe.backend import select
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json
-from robe.model import DLRM
+from robe.model import DLRM, build
 
 FORMAT, VERSION = "robe-dlrm-checkpoint", 1
 PART = 2**28  # bytes read at a time
@@ -80,7 +81,7 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"{target}: cannot be written ({error}); make room, then "
-            + (again or f"go on with `run.py train --resume {run}`")
+            + (again or f"go on with `robe train --resume {run}`")
         ) from None
     for old in saved(run)[:-KEPT]:
         shutil.rmtree(old)
@@ -95,7 +96,7 @@ def saved(run: Path) -> list[Path]:
 def latest(run: Path) -> Path:
     """The newest checkpoint of a run; CheckpointError if it has none."""
     if not (found := saved(run)):
-        raise CheckpointError(f"{run}: no checkpoint here; give the folder of a run made by `run.py train`")
+        raise CheckpointError(f"{run}: no checkpoint here; give the folder of a run made by `robe train`")
     return found[-1]
 
 
@@ -140,6 +141,19 @@ def load_weights(checkpoint: Path, model: DLRM) -> None:
                     array[start:stop] = model.backend.to_device(part[start:stop])
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {_remedy(checkpoint)}") from None
+
+
+def load_model(run: Path, backend: str) -> tuple[DLRM, TrainConfig, DataSpec, Position]:
+    """The model of the newest checkpoint of a folder on a backend of that name, and what it was trained with.
+
+    Raises CheckpointError if there is none, or it is damaged.
+    """
+    newest = latest(run)
+    config, data, position = read_state(newest)
+    model = build(config, data, select(backend, config.precision, config.deterministic))
+    load_weights(newest, model)
+    model.embedding.steps = position.step
+    return model, config, data, position
 
 
 def _remedy(checkpoint: Path) -> str:

@@ -5,12 +5,10 @@ import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import sys
 from contextlib import nullcontext
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,14 +19,13 @@ from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.prepare import PrepareConfig
 from data_pipeline.schema import CRITEO, PUBLIC_DATA_SETS, DataError, Schema, load_schema
 from data_pipeline.synthetic import SyntheticConfig
-from robe import RobeError
+from robe import RobeError, __version__
 from robe.config import (
     NUMBERED,
     ConfigError,
     DataSpec,
     EmbeddingConfig,
     TrainConfig,
-    from_json,
     require_trainable,
     resolve,
 )
@@ -49,7 +46,10 @@ SchemaFile = tyro.constructors.PrimitiveConstructorSpec(
 )
 
 PROGRAM = "robe" if Path(sys.argv[0]).stem == "robe" else "run.py"
-DESCRIPTION = f"The command line of ROBE DLRM. `{PROGRAM} COMMAND --help` explains each command."
+DESCRIPTION = (
+    f"The command line of ROBE DLRM. `{PROGRAM} COMMAND --help` explains each command; `{PROGRAM} --version` "
+    "tells the version."
+)
 DEMO, DEMO_ROWS = Path("data/demo"), 1_000_000
 
 
@@ -170,16 +170,17 @@ def train(
         profile: Print where the time goes, phase by phase, beside what this machine's speed of copies and
             products would allow, and write RUN/trace.json for chrome://tracing.
     """
-    from robe import report
+    from robe import report, run_folder
     from robe.backend import select
     from robe.files import alone
     from robe.model import build
+    from robe.progress import progress_bar
 
     if resume is not None:
         if config != TrainConfig() or out is not None or baseline:
             raise ConfigError("--resume goes on with the settings of the run; give no others besides --data")
-        run, config, settings = resume, *read_run(resume)
-        data, baseline = data or Path(settings["data"]), settings["baseline"]
+        run, (config, trained_on, baseline) = resume, run_folder.read(resume)
+        data = data or trained_on
     else:
         config = resolve(config)
         run = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.embedding.method}"
@@ -188,7 +189,7 @@ def train(
     data = data or demo_data("dictionary" if config.embedding.method in NUMBERED else "hash")
     manifest = Manifest.load(data)
     print(f"data: {data}: {manifest.describe()}")
-    if resume is not None and not manifest.same_rows(Manifest.load(run / "data")):
+    if resume is not None and not manifest.same_rows(run_folder.learned_data(run)):
         raise ConfigError(
             f"{data}: not the rows {run} was trained on; name the folder that holds them with --data"
         )
@@ -198,12 +199,16 @@ def train(
     timeline = Timeline(backend.synchronize)
     model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)
     if resume is None:
-        create_run(run, config, manifest, baseline)
+        run_folder.create(run, config, manifest, baseline)
     print(f"run: {run}", flush=True)
+
+    def fit(config, model, run, phase=no_phase):
+        with progress_bar(f"train {config.embedding.method}", "rows") as update:
+            return run_folder.fit(model, config, manifest, rows, run, update, phase)
 
     with alone(run):
         try:
-            summary = fit(model, config, manifest, rows, run, timeline if profile else no_phase)
+            summary = fit(config, model, run, timeline if profile else no_phase)
             if profile:
                 from robe.kernels.workbench.inspection import limits
 
@@ -212,11 +217,10 @@ def train(
             if baseline:
                 plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), target_auc=None)
                 model = build(plain, DataSpec.of(manifest), backend)
-                without = fit(model, plain, manifest, rows, run / "without_categories")
-                summary["without_categories"] = without
+                summary["without_categories"] = fit(plain, model, run / "without_categories")
             print(report.finish(run, summary))
         except KeyboardInterrupt:
-            sys.exit(f"interrupted; go on with `python run.py train --resume {run}`")
+            sys.exit(as_started(f"interrupted; go on with `robe train --resume {run}`"))
 
 
 def evaluate(
@@ -234,10 +238,19 @@ def evaluate(
         split: Which rows; the line that describes the data says which these are.
         backend: Where to compute.
     """
-    manifest, pace, found = evaluation(run, data, split, backend)
+    manifest, pace, found = watched_evaluation(run, data, split, backend)
     description = {"folder": str(manifest.folder), "description": manifest.describe()}
     result = {"run": str(run), "data": description, "split": split} | pace | found
     print(json.dumps(result, indent=1, allow_nan=False))
+
+
+def watched_evaluation(run: Path, data: Path | None, split: str, backend: str) -> tuple[Manifest, dict, dict]:
+    """`run_folder.evaluate` under a progress bar."""
+    from robe import run_folder
+    from robe.progress import progress_bar
+
+    with progress_bar("evaluate", "rows") as update:
+        return run_folder.evaluate(run, data, split, backend, update)
 
 
 def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: BackendName = "auto") -> None:
@@ -249,22 +262,11 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
         out: The file to write.
         backend: Where to compute.
     """
-    from data_pipeline.batches import raw_batches
-    from robe.progress import Watched, progress_bar
-    from robe.train import EVALUATION_BATCH, write_probabilities
+    from robe import run_folder
+    from robe.progress import progress_bar
 
-    model, spec = load_model(run, backend)
-    if out.exists() and file.exists() and out.samefile(file):
-        raise ConfigError(f"{out}: is the input; choose another --out")
-    if file.is_dir():
-        manifest = Manifest.load(file)
-        spec.require(manifest.fingerprint(), str(file))
-        rows = Rows(manifest, None)
-        batches, total = rows.batches, rows.count
-    else:
-        batches, total = partial(raw_batches, file, Manifest.load(run / "data")), None
     with progress_bar("predict", "rows") as update:
-        count = write_probabilities(model, Watched(batches, total, update).batches(EVALUATION_BATCH), out)
+        count = run_folder.predict_file(run, file, out, backend, update)
     print(f"{out}: {count:,} probabilities")
 
 
@@ -284,26 +286,16 @@ def convert(
         compression: Of --to robe: the weights of the tables are divided by this; default: 100.
         block: Of --to robe: block length Z; default: 16.
     """
-    from data_pipeline.appearing import appearing
-    from robe import checkpoint, report
-    from robe.convert import convert, converted_config
+    from robe import report, run_folder
     from robe.progress import progress_bar
 
-    newest, (_, settings) = checkpoint.latest(run), read_run(run)
-    config, spec, position = checkpoint.read_state(newest)
-    new = converted_config(config, spec, to, compression, block)
-    with appearing(out, lambda: 0.0) as folder:
-        shutil.copytree(run / "data", folder / "data")
-        described = {"converted_from": str(run.resolve()), "data": Manifest.load(run / "data").describe()}
-        with progress_bar("convert", "weights") as update:
-            summary = described | convert(newest, config, new, spec, position, folder, update)
-        write_settings(folder, new, settings["data"], False)
-        report.write_summary(folder, summary)
+    with progress_bar("convert", "weights") as update:
+        summary = run_folder.convert(run, to, out, compression, block, update)
     print(report.converted_text(out, summary), flush=True)
     try:
-        before, after = (evaluation(folder, None, "test", "auto")[2] for folder in (run, out))
+        before, after = (watched_evaluation(folder, None, "test", "auto")[2] for folder in (run, out))
     except (DataError, RobeError) as error:
-        print(f"not evaluated: {error}")
+        print(as_started(f"not evaluated: {error}"))
         return
     report.write_summary(out, summary | {"test": after, "test_before": before})
     print(report.compared_text(before, after))
@@ -355,7 +347,7 @@ def kernels(
             reference, on the case table. bench: times of the CPU versions, as shares of a plain copy.
         name: The operation to show, as `list` calls it.
         form: source; asm or llvm (of the CPU version); ptx, sass (machine code) or registers (with spills,
-            shared memory and occupancy) of the CUDA kernels, which need pip install 'robe-dlrm[inspect]'.
+            shared memory and occupancy) of the CUDA kernels, which need the extra `inspect`.
             registers without a name: those of all kernels, for several compute capabilities.
         cc: Compute capability to compile for; no GPU is needed.
     """
@@ -412,98 +404,20 @@ def doctor(data: Path | None = None) -> None:
     from data_pipeline.prepare import verify
     from robe import doctor
 
-    checks = list(report_checks(doctor.installation(Path("."))))
-    if data is not None:
-        manifest = verify(data)
-        print(f"      data: {data}: {manifest.describe()}; all checksums hold")
-        batch = next(Rows(manifest, "train").batches(100_000, prefetch=0))
-        checks += report_checks(doctor.data_set(*batch, DataSpec.of(manifest)))
-    if not all(checks):
+    def checks():
+        yield from doctor.installation(Path("."))
+        if data is not None:
+            manifest = verify(data)
+            yield doctor.Check("data", None, f"{data}: {manifest.describe()}; all checksums hold")
+            batch = next(Rows(manifest, "train").batches(100_000, prefetch=0))
+            yield from doctor.data_set(*batch, DataSpec.of(manifest))
+
+    fine = True
+    for check in checks():
+        print(check, flush=True)
+        fine &= check.ok is not False
+    if not fine:
         sys.exit(1)
-
-
-def report_checks(checks):
-    """Print each check as it comes; yields whether it is fine."""
-    for check in checks:
-        print(f"{ {True: 'ok', False: 'FAIL', None: ''}[check.ok]:5} {check.name}: {check.text}", flush=True)
-        yield check.ok is not False
-
-
-def fit(
-    model, config: TrainConfig, manifest: Manifest, rows: dict[str, Rows], run: Path, phase=no_phase
-) -> dict:
-    """Train a model, or go on where `run` stands; returns the summary with what is known of the data."""
-    from robe.progress import progress_bar
-    from robe.train import train
-
-    with progress_bar(f"train {config.embedding.method}", "rows") as update:
-        summary = train(model, config, DataSpec.of(manifest), rows, run, update, phase)
-    bayes = manifest.synthetic and manifest.synthetic["bayes"]
-    return summary | {"data": manifest.describe(), "bayes": bayes}
-
-
-def create_run(run: Path, config: TrainConfig, manifest: Manifest, baseline: bool) -> None:
-    """Make the folder of a run, with all that using it later needs of the data."""
-    from data_pipeline.appearing import appearing
-    from data_pipeline.dialects import DICTIONARY
-
-    if (run / "config.json").exists():
-        raise ConfigError(f"{run}: exists; choose another --out, or go on with it by --resume {run}")
-    with appearing(run, lambda: 0.0) as folder:
-        (folder / "data").mkdir()
-        manifest.save(folder / "data")
-        if manifest.dictionary_sha256 is not None:
-            shutil.copy(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
-        write_settings(folder, config, str(manifest.folder.resolve()), baseline)
-
-
-def write_settings(folder: Path, config: TrainConfig, data: str, baseline: bool) -> None:
-    settings = {"config": dataclasses.asdict(config), "data": data, "baseline": baseline}
-    (folder / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
-
-
-def read_run(run: Path) -> tuple[TrainConfig, dict]:
-    """The configuration of a run, and all its settings."""
-    path = run / "config.json"
-    try:
-        settings = json.loads(path.read_text())
-        Path(settings["data"]), bool(settings["baseline"])
-        return resolve(from_json(settings["config"])), settings
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"{path}: not the settings of a run ({error}); give the folder of a run") from None
-
-
-def evaluation(run: Path, data: Path | None, split: str, backend: str) -> tuple[Manifest, dict, dict]:
-    """(the data, speed, metrics) of a run on a split of a folder, or of that of the run."""
-    from robe import metrics
-    from robe.progress import Watched, progress_bar
-    from robe.train import predict
-
-    model, spec = load_model(run, backend)
-    manifest = Manifest.load(data or read_run(run)[1]["data"])
-    spec.require(manifest.fingerprint(), str(manifest.folder))
-    if data is None and not manifest.same_rows(Manifest.load(run / "data")):
-        raise ConfigError(
-            f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with --data"
-        )
-    rows = Rows(manifest, split)
-    with progress_bar("evaluate", "rows") as update:
-        watched = Watched(rows.batches, rows.count, update)
-        label, logits = predict(model, watched)
-        return manifest, watched.pace(), metrics.summary(label, logits)
-
-
-def load_model(run: Path, backend: str):
-    """The model of the newest checkpoint of a run, and what its data must look like."""
-    from robe import checkpoint
-    from robe.backend import select
-    from robe.model import build
-
-    newest = checkpoint.latest(run)
-    config, spec, _ = checkpoint.read_state(newest)
-    model = build(config, spec, select(backend, config.precision))
-    checkpoint.load_weights(newest, model)
-    return model, spec
 
 
 def demo_data(dialect: str) -> Path:
@@ -527,6 +441,11 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Carry out a command; without arguments those of this process, and help where there are none."""
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if arguments == ["--version"]:
+        print(f"robe-dlrm {__version__}")
+        return
     # Asked to stop, the commands tidy up as they do for Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -539,7 +458,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted")
     except MemoryError as error:
-        fail(f"not enough memory: {error}; `python run.py plan` tells what is needed")
+        fail(f"not enough memory: {error}; `robe plan` tells what is needed")
     except (DataError, RobeError) as error:
         fail(str(error), getattr(error, "exit_code", 2))
     except OSError as error:
@@ -547,5 +466,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def fail(message: str, code: int = 2) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print(as_started(f"error: {message}"), file=sys.stderr)
     sys.exit(code)
+
+
+def as_started(message: str) -> str:
+    """Messages name commands as `robe COMMAND`, which is right in Python and where the package is installed;
+    whoever started run.py can paste them too."""
+    return message if PROGRAM == "robe" else message.replace("`robe ", "`python run.py ")

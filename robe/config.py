@@ -1,4 +1,4 @@
-"""The settings of a model and a training run. `run.py` makes the command line from these classes."""
+"""The settings of a model and a training run. cli.py makes the command line from these classes."""
 
 import dataclasses
 import math
@@ -346,7 +346,7 @@ def require_trainable(config: TrainConfig) -> None:
     if untrained or memory not in METHODS[method].trained_in:
         what = "--optimizer none" if untrained else f"--memory {memory}"
         raise ConfigError(
-            f"{what} of --method {method} is for inference; train in fp32, then `python run.py convert "
+            f"{what} of --method {method} is for inference; train in fp32, then `robe convert "
             f"RUN --to {memory} --out NEW`, whose result is not trained further"
         )
 
@@ -367,7 +367,7 @@ def budget(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) 
     else:
         weights = int(sum(cardinalities) * width / (config.compression or DEFAULT_COMPRESSION))
     if weights > 2**48:
-        raise ConfigError(f"an array of {weights} weights is too large; see what fits with `run.py plan`")
+        raise ConfigError(f"an array of {weights} weights is too large; see what fits with `robe plan`")
     return weights
 
 

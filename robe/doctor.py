@@ -24,6 +24,9 @@ class Check(NamedTuple):
     ok: bool | None
     text: str
 
+    def __str__(self) -> str:
+        return f"{ {True: 'ok', False: 'FAIL', None: ''}[self.ok]:5} {self.name}: {self.text}"
+
 
 def installation(folder: Path) -> Iterator[Check]:
     """Facts and checks of this machine; `folder` is where runs and data will be written."""

@@ -11,6 +11,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 Update = Callable[..., None]
 
 
+def unwatched(done: int, total: int | None, note: str = "") -> None:
+    """The update of who shows no progress."""
+
+
 @contextmanager
 def progress_bar(description: str, unit: str) -> Iterator[Update]:
     """Gives `update(done, total, note="")`, cheap enough to call at every step.

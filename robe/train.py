@@ -86,7 +86,7 @@ def train(
     # Read back for a log only, so that a GPU has its next step queued before it is done with this one.
     sums, counts = model.backend.xp.empty(min(log_every, total), "float64"), []
     to_come = _to_come(rows["train"], config, position)
-    with closing(_feed(model, to_come, config.batch, phase)) as batches:
+    with closing(fed(model, to_come, config.batch, phase)) as batches:
         while not reached and position.step < total:
             position, (label, dense, ids) = next(batches)
             step, at_end = position.step, position.step == total
@@ -142,22 +142,27 @@ def predict(model: DLRM, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
     return label, logits
 
 
-def write_probabilities(model: DLRM, batches: Iterable, out: Path) -> int:
-    """Write the probability of a click for every row, one a line; returns how many. `out` appears whole.
+def probabilities(model: DLRM, batches: Iterable) -> Iterator[np.ndarray]:
+    """The probability of a click for every row, (B,) float64 per batch.
 
     batches: of anything whose last two parts are dense (B, n) and ids (B, F), at most EVALUATION_BATCH rows.
     """
+    for _, logits in _logits(model, ((None, (dense, ids)) for *_, dense, ids in batches)):
+        # sigmoid without overflow, in float64.
+        yield np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+
+
+def write_probabilities(model: DLRM, batches: Iterable, out: Path) -> int:
+    """Write the `probabilities`, one a line; returns how many. `out` appears whole."""
     out = out.resolve()
     if out.exists() and not out.is_file():
         raise ConfigError(f"{out}: is not an ordinary file; choose another --out")
     partial, count = out.with_name(f".{out.name}.partial-{os.getpid()}"), 0
     try:
         with partial.open("w") as file:
-            for _, logits in _logits(model, ((None, (dense, ids)) for *_, dense, ids in batches)):
-                # sigmoid without overflow, in float64.
-                probability = np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
-                file.writelines(f"{p:.9g}\n" for p in probability.tolist())
-                count += len(logits)
+            for part in probabilities(model, batches):
+                file.writelines(f"{p:.9g}\n" for p in part.tolist())
+                count += len(part)
         partial.replace(out)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
@@ -216,7 +221,7 @@ def _to_come(rows: Rows, config: TrainConfig, position: Position) -> Iterator[tu
                 yield position, batch
 
 
-def _feed(model: DLRM, batches: Iterator, rows: int, phase: Phase = no_phase) -> Iterator:
+def fed(model: DLRM, batches: Iterator, rows: int, phase: Phase = no_phase) -> Iterator:
     """Each (tag, arrays) with the arrays where the model computes, valid until the next; the last are ids.
 
     rows: the most rows of a batch.
@@ -239,8 +244,8 @@ def _checked(model: DLRM, batches: Iterator, phase: Phase) -> Iterator:
 
 def _logits(model: DLRM, batches: Iterator) -> Iterator[tuple[Any, np.ndarray]]:
     """Each (tag, (dense, ids)) as (tag, logits (B,) on the host), valid until the next."""
-    fed = _feed(model, batches, EVALUATION_BATCH)
-    results = ((tag, model.predict(*arrays)) for tag, arrays in fed)
+    arrived = fed(model, batches, EVALUATION_BATCH)
+    results = ((tag, model.predict(*arrays)) for tag, arrays in arrived)
     return model.backend.fetch(results, EVALUATION_BATCH)
 
 
@@ -266,5 +271,5 @@ def _not_finite(what: str, step: int, config: TrainConfig, run: Path) -> str:
     where = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
     return (
         f"{what} in step {step}; {where}. Train again with a lower --lr (it was {config.optimizer.lr:g}), "
-        "or look for broken values with `python run.py doctor --data DIR`"
+        "or look for broken values with `robe doctor --data DIR`"
     )

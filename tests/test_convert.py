@@ -15,7 +15,7 @@ from test_run import trained as trained
 
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import Manifest
-from robe import checkpoint
+from robe import checkpoint, run_folder
 from robe import cli as command_line
 from robe.backend import select
 from robe.config import ConfigError, DataSpec, require_trainable, resolve
@@ -233,9 +233,7 @@ def test_what_cannot_be_converted_is_refused():
         with pytest.raises(ConfigError, match=message):
             converted_config(config, NUMBERED, to, more.get("compression"), more.get("block"))
     for method, memory in (("full", "fp16"), ("robe", "int8"), ("full", "int4")):
-        with pytest.raises(
-            ConfigError, match=f"--memory {memory} .* is for inference; .* run.py convert RUN"
-        ):
+        with pytest.raises(ConfigError, match=f"--memory {memory} .* is for inference; .* `robe convert RUN"):
             require_trainable(embedding_settings(method=method, memory=memory))
     require_trainable(embedding_settings(memory="fp16"))
     with pytest.raises(ConfigError, match="--memory int8 is not for --method mixed_precision"):
@@ -271,9 +269,10 @@ def test_a_converted_run_evaluates_and_predicts_as_floats_of_its_weights_would(
     capsys,
 ):
     made_of, _ = name.split("-")
-    model, spec = command_line.load_model(converted / name, "cpu")
+    loaded = run_folder.load(converted / name, "cpu")
+    model, spec = loaded.model, loaded.data
     config, _, position = checkpoint.read_state(checkpoint.latest(converted / name))
-    source, _ = command_line.load_model(trained / made_of, "cpu")
+    source = run_folder.load(trained / made_of, "cpu").model
     np.testing.assert_array_equal(model.dense_parameters, source.dense_parameters)
     if made_of == "mixed_precision":
         source.embedding.steps = position.step

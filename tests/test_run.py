@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import robe
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import Manifest
+from data_pipeline.schema import DataError
 from robe import cli as command_line
-from robe import report
+from robe import report, run_folder
 from robe.train import predict
 
 ROOT = Path(__file__).parents[1]
@@ -126,7 +128,7 @@ def test_predictions_from_raw_text_are_those_of_evaluation(
     code, _, err = run("predict", trained / method, raw, "--out", tmp_path / "p", capsys=capsys)
     assert code == 0, err
     probabilities = np.loadtxt(tmp_path / "p")
-    model, _ = command_line.load_model(trained / method, "cpu")
+    model = run_folder.load(trained / method, "cpu").model
     manifest = Manifest.load(folder / ids)
     logits = np.concatenate([predict(model, Rows(manifest, split))[1] for split in ("test", "validation")])
     # float32 matrix products of batches of other sizes, then nine digits.
@@ -259,6 +261,40 @@ def test_doctor(folder, capsys):
     assert "FAIL" not in out
     assert "overfits one batch of it" in out
     assert "all checksums hold" in out
+
+
+def test_messages_name_the_command_as_it_was_started(tmp_path, capsys, monkeypatch):
+    """As `robe` where the package is installed, and so in whatever it raises; as run.py in a clone."""
+    script = tmp_path / "robe"
+    script.write_text("from robe.cli import main\nmain()\n")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def installed(*arguments):
+        command = [sys.executable, str(script), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+
+    monkeypatch.chdir(tmp_path)
+    remedy = "make the folder with `{} prepare FILE --out no`"
+    assert remedy.format("robe") in installed("train", "--data", "no").stderr
+    assert remedy.format("python run.py") in run("train", "--data", "no", capsys=capsys)[2]
+    assert "usage: robe" in installed("plan", "--help").stdout
+    with pytest.raises(DataError, match="`robe prepare FILE"):
+        Manifest.load("no")
+    sources = [path.read_text() for room in ("robe", "data_pipeline") for path in (ROOT / room).rglob("*.py")]
+    assert len(sources) > 50
+    assert [text for text in sources if "`python run.py " in text or "`run.py " in text] == [
+        (ROOT / "robe" / "cli.py").read_text()
+    ]
+
+
+def test_version_and_help_without_a_command(capsys, monkeypatch):
+    assert run("--version", capsys=capsys) == (0, f"robe-dlrm {robe.__version__}\n", "")
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    command_line_help = run("--help", capsys=capsys)
+    with pytest.raises(SystemExit) as exit:
+        command_line.main()
+    assert (exit.value.code or 0, capsys.readouterr().out) == command_line_help[:2]
+    assert "doctor" in command_line_help[1]
 
 
 def test_a_reader_that_goes_away_is_no_error(tmp_path):

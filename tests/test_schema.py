@@ -44,7 +44,7 @@ def test_a_schema_is_read_from_toml(tmp_path):
             "dense_mising",
             "dense_mising is no key of a schema; there are categorical, ",
         ),
-        ('label = "stars"', "", "label must be a text; `python run.py schema FILE` shows an example"),
+        ('label = "stars"', "", "label must be a text; `robe schema FILE` shows an example"),
         ('"stars"', "3", "label must be a text"),
         ("threshold = 4", 'threshold = "4"', "threshold must be a number"),
         ("threshold = 4", "threshold = true", "threshold must be a number"),

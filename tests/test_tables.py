@@ -321,7 +321,7 @@ def test_a_table_may_lack_labels(tmp_path, name):
     path = tmp_path / name
     frame.write_csv(path) if name.endswith("csv") else frame.write_parquet(path)
     assert [row[0:2] for row in read(path, labelled=None)] == [(1, None)]
-    fails("has no column 'liked', but 'age, price, user, genre, code'; .*run.py schema FILE", path)
+    fails("has no column 'liked', but 'age, price, user, genre, code'; .*`robe schema FILE", path)
 
 
 def test_a_schema_without_dense_columns(tmp_path):

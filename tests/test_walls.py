@@ -25,8 +25,12 @@ def rooms(prefix):
     return [p for p in SOURCES if p.relative_to(ROOT).as_posix().startswith(prefix)]
 
 
-def below_commands():
-    return [p for p in rooms("robe/") if p.name != "cli.py"]
+# Where models and data meet, and what names it for `import robe`; nothing else in robe/ knows both.
+TOP = ("robe/cli.py", "robe/run_folder.py", "robe/__init__.py")
+
+
+def below_top():
+    return [p for p in rooms("robe/") if p.relative_to(ROOT).as_posix() not in TOP]
 
 
 def forbidden(paths, *packages):
@@ -44,16 +48,21 @@ def test_there_are_sources():
 
 
 def test_robe_and_the_data_pipeline_do_not_know_each_other():
-    """But for the commands, which bring them together."""
-    assert forbidden(below_commands(), "data_pipeline") == []
+    """But for the folders of runs and the commands, which bring them together."""
+    assert forbidden(below_top(), "data_pipeline") == []
     assert forbidden(rooms("data_pipeline/"), "robe") == []
 
 
+def test_nothing_below_knows_the_top():
+    assert all((ROOT / top).exists() for top in TOP)
+    below = below_top() + rooms("data_pipeline/")
+    assert forbidden(below, "robe.cli", "robe.run_folder", "run") == []
+    assert forbidden(rooms("robe/run_folder.py"), "robe.cli", "run") == []
+
+
 def test_only_the_command_line_uses_analysis_and_benchmarks():
-    assert (
-        forbidden(below_commands() + rooms("data_pipeline/"), "analysis", "benchmarks", "robe.cli", "run")
-        == []
-    )
+    outside = [p for p in rooms("robe/") + rooms("data_pipeline/") if p.name != "cli.py"]
+    assert forbidden(outside, "analysis", "benchmarks") == []
 
 
 def test_only_the_backend_imports_cupy():
@@ -61,7 +70,7 @@ def test_only_the_backend_imports_cupy():
 
 
 def test_polars_stays_in_the_data_pipeline():
-    assert forbidden(below_commands(), "polars") == []
+    assert forbidden(rooms("robe/"), "polars") == []
 
 
 def test_matplotlib_draws_what_is_described_and_nothing_else_of_the_data_pipeline():

@@ -39,7 +39,7 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32
     if data.dialect not in METHODS[method].ids:
         raise ConfigError(
             f"--method {method} cannot use the ids of these data ({data.dialect}); prepare them with "
-            "`python run.py prepare FILE --ids dictionary --out DIR`, or train --method robe"
+            "`robe prepare FILE --ids dictionary --out DIR`, or train --method robe"
         )
     return module(config).create(config, used_data(config, data), backend, dtype)
 

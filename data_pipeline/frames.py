@@ -1,0 +1,97 @@
+"""Tables in memory -> what a model takes, with the schema, the transforms and the ids of a prepared folder.
+
+A row becomes bit for bit what it would become if it were read from a file (`batches.raw_batches`).
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from data_pipeline.batches import require_recipe
+from data_pipeline.dialects import TRANSFORMS, encoder
+from data_pipeline.manifest import Manifest
+from data_pipeline.raw import matrix
+from data_pipeline.schema import DataError
+from data_pipeline.tables import _applied, _rule
+
+TABLE = Path("the table")  # what errors call it
+
+
+class RowReader:
+    """Reads rows as the folder of `manifest` has them; its dictionary, if there is one, is loaded once.
+
+    Raises DataError for a folder of TorchRec's, which does not say how it was made.
+    """
+
+    def __init__(self, manifest: Manifest):
+        require_recipe(manifest, TABLE)
+        self.schema, self.transform = manifest.schema, TRANSFORMS[manifest.dense_transform]
+        self.encode = encoder(manifest)
+
+    def rows(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
+        """A table of n rows -> dense (n, number of dense columns) float32, ids (n, F) uint32.
+
+        table: of Polars, pandas or Arrow, or a dict of arrays (n,) by name; other columns are passed over.
+        Raises DataError that names a missing column, or the first row and column with a bad value.
+        """
+        values = self._values(to_frame(table), (*self.schema.dense, *self.schema.categorical))
+        dense = self.transform(matrix(values, self.schema.dense, np.float64))
+        return dense, self.encode(matrix(values, self.schema.categorical, np.uint32))
+
+    def ids(self, feature: str, values: Any) -> np.ndarray:
+        """Values (n,) of one categorical column, as a log has them -> ids (n, F), 0 in all other columns."""
+        if feature not in self.schema.categorical:
+            raise DataError(
+                f"{feature!r}: not a categorical column; there are {', '.join(self.schema.categorical)}"
+            )
+        found = self._values(to_frame({feature: values}), (feature,))
+        raw = np.zeros((found.height, len(self.schema.categorical)), np.uint32)
+        column = self.schema.categorical.index(feature)
+        raw[:, column] = found[feature].to_numpy()
+        ids = np.zeros_like(raw)
+        ids[:, column] = self.encode(raw)[:, column]
+        return ids
+
+    def _values(self, frame: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
+        """The named columns: numbers float64, missing ones filled in, and the raw 32 bits of categories."""
+        if missing := [name for name in names if name not in frame.columns]:
+            raise DataError(
+                f"{TABLE}: has no column {missing[0]!r}, but {', '.join(frame.columns)[:200]!r}; give all "
+                "columns that the model was trained on"
+            )
+        frame = frame.select(names)
+        rules = [_rule(TABLE, name, dtype, self.schema) for name, dtype in frame.schema.items()]
+        values, _, broken = _applied(rules, frame)
+        if broken:
+            row, reason = broken[0]
+            raise DataError(f"{TABLE}, row {row}: {reason}; correct the value")
+        return values
+
+
+def to_frame(table: Any) -> pl.DataFrame:
+    """A Polars, pandas or Arrow table, or a dict of arrays, as a Polars frame; DataError for others."""
+    if isinstance(table, Mapping):
+        columns = [_polars(f"{TABLE}, column {name}", pl.Series, name, part) for name, part in table.items()]
+        return _polars(TABLE, pl.DataFrame, columns)
+    if isinstance(table, pl.LazyFrame):
+        table = _polars(TABLE, table.collect)
+    if isinstance(table, pl.DataFrame):
+        return table
+    if hasattr(table, "__arrow_c_stream__"):
+        return _polars(TABLE, pl.DataFrame, table)
+    raise DataError(
+        f"{TABLE}: must be of Polars, pandas or Arrow, or a dict of arrays, not a {type(table).__name__}"
+    )
+
+
+def _polars(what: Path | str, make: Callable[..., Any], *arguments: Any) -> Any:
+    """What Polars makes of the arguments; a DataError of one line that names them where it refuses."""
+    try:
+        return make(*arguments)
+    except ImportError:
+        raise DataError(f"{what}: pandas hands it over by PyArrow; pip install pyarrow") from None
+    except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{what}: cannot be read ({str(error).partition(chr(10))[0]}); correct it") from None

@@ -1,0 +1,228 @@
+"""A run's folder: made by training or by converting, read by all that uses the model afterwards.
+
+    RUN/config.json       the settings, the folder of the data, and whether a baseline is trained too
+    RUN/data/             the manifest of that folder (and its dictionary), which later predictions need
+    RUN/checkpoints/      the newest checkpoints (checkpoint.py)
+    RUN/metrics.jsonl, summary.json, curves.png      what a reader wants to know (train.py, report.py)
+
+This is where models and data meet: it stands above both `robe` and `data_pipeline`, as the commands do.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from data_pipeline.appearing import appearing
+from data_pipeline.batches import Rows, raw_batches
+from data_pipeline.dialects import DICTIONARY
+from data_pipeline.frames import RowReader
+from data_pipeline.manifest import Manifest
+from robe import checkpoint, estimator, metrics, report
+from robe import convert as conversion
+from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve
+from robe.model import DLRM
+from robe.progress import Update, Watched, unwatched
+from robe.timeline import Phase, no_phase
+from robe.train import EVALUATION_BATCH, predict, train, write_probabilities
+
+
+class Settings(NamedTuple):
+    """What `config.json` says of a run.
+
+    config: resolved settings of the model and its training.
+    data: the folder of the data.
+    baseline: whether the same model is trained without categorical features too.
+    """
+
+    config: TrainConfig
+    data: Path
+    baseline: bool
+
+    def write(self, run: Path) -> None:
+        settings = {"config": asdict(self.config), "data": str(self.data), "baseline": self.baseline}
+        (run / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def create(run: Path, config: TrainConfig, manifest: Manifest, baseline: bool) -> None:
+    """Make the folder of a run, with all that using it later needs of the data.
+
+    Raises ConfigError if it holds a run already, DataError if it cannot be made.
+    """
+    if (run / "config.json").exists():
+        raise ConfigError(f"{run}: exists; choose another --out, or go on with it by --resume {run}")
+    with appearing(run, lambda: 0.0) as folder:
+        (folder / "data").mkdir()
+        manifest.save(folder / "data")
+        if manifest.dictionary_sha256 is not None:
+            shutil.copy(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
+        Settings(config, manifest.folder.resolve(), baseline).write(folder)
+
+
+def read(run: Path) -> Settings:
+    """The settings of a run; raises ConfigError if the folder is none."""
+    path = run / "config.json"
+    try:
+        settings = json.loads(path.read_text())
+        config = resolve(from_json(settings["config"]))
+        return Settings(config, Path(settings["data"]), bool(settings["baseline"]))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{path}: not the settings of a run ({error}); give the folder of a run") from None
+
+
+def learned_data(run: Path) -> Manifest:
+    """What the data of a run are: columns, transforms and the meaning of ids (no shards).
+
+    Raises ConfigError for a model of arrays, which `robe.DLRM.save` wrote.
+    """
+    if not (run / "data").exists():
+        raise ConfigError(
+            f"{run}: holds no columns of a table, its model learned from arrays; predict from such"
+        )
+    return Manifest.load(run / "data")
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The model of a run, to be used from Python.
+
+    run: its folder.
+    config, data: resolved settings, and what the model knows of its data.
+    model: the robe.model.DLRM inside, on the backend that was asked for.
+    """
+
+    run: Path
+    config: TrainConfig
+    data: DataSpec
+    model: DLRM
+
+    def predict(self, dense: ArrayLike, ids: ArrayLike) -> np.ndarray:
+        """Click probabilities (N,) float64 of rows as a prepared folder holds them.
+
+        dense: (N, n) numbers, transformed as those of the training data; ids: (N, F) integers, likewise.
+        Raises ArrayError (a ValueError) that names what does not fit.
+        """
+        return estimator.predict(self.model, self.data, dense, ids)
+
+    def predict_table(self, table: Any) -> np.ndarray:
+        """Click probabilities (N,) float64 of rows as a log has them: bit for bit those of `predict FILE`.
+
+        table: of Polars, pandas or Arrow, or a dict of arrays (N,) by name, with the columns of the training
+        data; others are passed over, the label too. Schema, transforms and dictionary are those of the run.
+        Raises DataError that names a missing column, or the first row and column with a bad value.
+        """
+        dense, ids = self._reader.rows(table)
+        return estimator.predicted(self.model, dense, ids)
+
+    def vectors(self, feature: str, values: Any) -> np.ndarray:
+        """Embedding vectors (n, D) float32 of values (n,) of a categorical column, as a log has them.
+
+        Values that training did not see have vectors too: that of id 0 with a dictionary, else one of their
+        own. Raises DataError for another column or a bad value.
+        """
+        ids, embedding, backend = self._reader.ids(feature, values), self.model.embedding, self.model.backend
+        if embedding.features == 0:
+            raise ConfigError(f"{self.run}: --method none has no embedding; load a run of another method")
+        embedding.check(ids)
+        column = self._reader.schema.categorical.index(feature)
+        out = np.empty((len(ids), embedding.width), np.float32)
+        found = backend.empty((EVALUATION_BATCH, embedding.features, embedding.width), "float32")
+        for start in range(0, len(ids), EVALUATION_BATCH):
+            part = ids[start : start + EVALUATION_BATCH]
+            embedding.lookup(backend.to_device(part), found[: len(part)])
+            out[start : start + len(part)] = backend.to_host(found[: len(part), column])
+        return out
+
+    @cached_property
+    def _reader(self) -> RowReader:
+        return RowReader(learned_data(self.run))
+
+
+def load(run: Path | str, backend: str = "auto") -> TrainedModel:
+    """The model of a run's newest checkpoint, for predictions and vectors; `robe.load`.
+
+    backend: `auto` (a GPU if there is one, else cpu), `reference`, `cpu` or `cuda`.
+    Raises CheckpointError if there is no sound checkpoint.
+    """
+    model, config, data, _ = checkpoint.load_model(Path(run), backend)
+    return TrainedModel(Path(run), config, data, model)
+
+
+def fit(
+    model: DLRM,
+    config: TrainConfig,
+    manifest: Manifest,
+    rows: dict[str, Rows],
+    run: Path,
+    update: Update = unwatched,
+    phase: Phase = no_phase,
+) -> dict:
+    """Train a model, or go on where `run` stands; returns the summary with what is known of the data.
+
+    rows: the splits `train`, `validation` and `test`; update, phase: as in robe.train.train.
+    """
+    summary = train(model, config, DataSpec.of(manifest), rows, run, update, phase)
+    bayes = manifest.synthetic and manifest.synthetic["bayes"]
+    return summary | {"data": manifest.describe(), "bayes": bayes}
+
+
+def evaluate(
+    run: Path, data: Path | None, split: str, backend: str, update: Update = unwatched
+) -> tuple[Manifest, dict, dict]:
+    """(the data, speed, metrics) of a run on a split of a folder, or of the folder it was trained on.
+
+    Raises ConfigError if the data do not mean what they meant in training, or are no longer the same rows.
+    """
+    trained = load(run, backend)
+    manifest = Manifest.load(data or read(run).data)
+    trained.data.require(manifest.fingerprint(), str(manifest.folder))
+    if data is None and not manifest.same_rows(learned_data(run)):
+        raise ConfigError(
+            f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with --data"
+        )
+    rows = Rows(manifest, split)
+    watched = Watched(rows.batches, rows.count, update)
+    label, logits = predict(trained.model, watched)
+    return manifest, watched.pace(), metrics.summary(label, logits)
+
+
+def predict_file(run: Path, file: Path, out: Path, backend: str, update: Update = unwatched) -> int:
+    """Write a click probability per row of a raw log, a table or a prepared folder; returns how many.
+
+    `out` is text, one number a line, and appears whole. Raises DataError for a bad row.
+    """
+    trained = load(run, backend)
+    if out.exists() and file.exists() and out.samefile(file):
+        raise ConfigError(f"{out}: is the input; choose another --out")
+    if file.is_dir():
+        manifest = Manifest.load(file)
+        trained.data.require(manifest.fingerprint(), str(file))
+        rows = Rows(manifest, None)
+        batches, total = rows.batches, rows.count
+    else:
+        batches, total = partial(raw_batches, file, learned_data(run)), None
+    return write_probabilities(trained.model, Watched(batches, total, update).batches(EVALUATION_BATCH), out)
+
+
+def convert(
+    run: Path, to: str, out: Path, compression: float | None, block: int | None, update: Update = unwatched
+) -> dict:
+    """Make the run `out` of a trained one, its embedding in other memory; returns and writes its summary.
+
+    Arguments and errors are those of robe.convert.converted_config.
+    """
+    newest, settings = checkpoint.latest(run), read(run)
+    config, spec, position = checkpoint.read_state(newest)
+    new = conversion.converted_config(config, spec, to, compression, block)
+    with appearing(out, lambda: 0.0) as folder:
+        shutil.copytree(run / "data", folder / "data")
+        described = {"converted_from": str(run.resolve()), "data": learned_data(run).describe()}
+        summary = described | conversion.convert(newest, config, new, spec, position, folder, update)
+        Settings(new, settings.data, False).write(folder)
+        report.write_summary(folder, summary)
+    return summary
