@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from data_pipeline.batches import Rows
+from data_pipeline.folders import open_folder
 from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.prepare import PrepareConfig
 from data_pipeline.schema import CRITEO, PUBLIC_DATA_SETS, DataError, Schema, load_schema
@@ -77,8 +78,10 @@ def prepare(config: Flat[PrepareArguments], verify: Path | None = None) -> None:
         verify: Write nothing, but check the bytes and values of this prepared folder.
     """
     from data_pipeline.dialects import report
-    from data_pipeline.prepare import REJECTED, against_published, prepare
-    from data_pipeline.prepare import verify as check
+    from data_pipeline.folders import against_published
+    from data_pipeline.folders import verify as check
+    from data_pipeline.parse_days import REJECTED
+    from data_pipeline.prepare import prepare
     from data_pipeline.ranks import Ranks
     from robe.progress import progress_bar
 
@@ -144,9 +147,7 @@ def describe(
 
     out = out or data / "describe.png"
     with progress_bar("describe", "rows") as update:
-        found = describe.describe(
-            Manifest.load(data), rows, everything=everything, seed=seed, progress=update
-        )
+        found = describe.describe(open_folder(data), rows, everything=everything, seed=seed, progress=update)
     print(describe.text(found))
     describe.save(describe.draw(found), out)
     print(f"{out}: drawn")
@@ -186,7 +187,7 @@ def train(
         baseline = baseline or data is None
     require_trainable(config)
     data = data or demo_data("dictionary" if config.embedding.method in NUMBERED else "hash")
-    manifest = Manifest.load(data)
+    manifest = open_folder(data)
     print(f"data: {data}: {manifest.describe()}")
     if resume is not None and not manifest.same_rows(Manifest.load(run / "data")):
         raise ConfigError(
@@ -257,7 +258,7 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
     if out.exists() and file.exists() and out.samefile(file):
         raise ConfigError(f"{out}: is the input; choose another --out")
     if file.is_dir():
-        manifest = Manifest.load(file)
+        manifest = open_folder(file)
         spec.require(manifest.fingerprint(), str(file))
         rows = Rows(manifest, None)
         batches, total = rows.batches, rows.count
@@ -326,7 +327,7 @@ def plan(
 
     config = resolve(config)
     if data is not None:
-        manifest = Manifest.load(data)
+        manifest = open_folder(data)
         spec, rows = DataSpec.of(manifest), sum(day.rows for day in manifest.days)
     else:
         rows, cardinalities = PUBLIC_DATA_SETS[public]
@@ -409,7 +410,7 @@ def doctor(data: Path | None = None) -> None:
     Args:
         data: A folder made by `prepare`.
     """
-    from data_pipeline.prepare import verify
+    from data_pipeline.folders import verify
     from robe import doctor
 
     checks = list(report_checks(doctor.installation(Path("."))))
@@ -480,7 +481,7 @@ def evaluation(run: Path, data: Path | None, split: str, backend: str) -> tuple[
     from robe.train import predict
 
     model, spec = load_model(run, backend)
-    manifest = Manifest.load(data or read_run(run)[1]["data"])
+    manifest = open_folder(data or read_run(run)[1]["data"])
     spec.require(manifest.fingerprint(), str(manifest.folder))
     if data is None and not manifest.same_rows(Manifest.load(run / "data")):
         raise ConfigError(
