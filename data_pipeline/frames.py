@@ -11,11 +11,10 @@ import numpy as np
 import polars as pl
 
 from data_pipeline.batches import require_recipe
+from data_pipeline.columns import apply_rules, matrix, rule_of
 from data_pipeline.dialects import TRANSFORMS, encoder
 from data_pipeline.manifest import Manifest
-from data_pipeline.raw import matrix
 from data_pipeline.schema import DataError
-from data_pipeline.tables import _applied, _rule
 
 TABLE = Path("the table")  # what errors call it
 
@@ -63,8 +62,8 @@ class RowReader:
                 "columns that the model was trained on"
             )
         frame = frame.select(names)
-        rules = [_rule(TABLE, name, dtype, self.schema) for name, dtype in frame.schema.items()]
-        values, _, broken = _applied(rules, frame)
+        rules = [rule_of(TABLE, name, dtype, self.schema) for name, dtype in frame.schema.items()]
+        values, _, broken = apply_rules(rules, frame)
         if broken:
             row, reason = broken[0]
             raise DataError(f"{TABLE}, row {row}: {reason}; correct the value")
