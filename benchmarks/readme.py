@@ -3,7 +3,7 @@
     python -m benchmarks.readme
 
 A block between `<!-- begin NAME -->` and `<!-- end NAME -->` is what the function of that name returns.
-docs/methods.png is drawn anew.
+docs/methods.png is drawn anew, and robe/rates.json is what `run.py plan` estimates with.
 """
 
 import json
@@ -14,6 +14,8 @@ from pathlib import Path
 from analysis.tradeoff import tables
 from benchmarks.methods import plot, table
 from benchmarks.quality import table as quality_table
+from benchmarks.rates import measured
+from robe.estimate import RATES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -203,4 +205,5 @@ def fill(page: Path) -> str:
 if __name__ == "__main__":
     for page in PAGES:
         page.write_text(fill(page))
+    RATES.write_text(json.dumps(measured(RESULTS), indent=1) + "\n")
     plot(json.loads((RESULTS / "methods.json").read_text())).savefig(ROOT / "docs" / "methods.png", dpi=100)
