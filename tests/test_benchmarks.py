@@ -10,7 +10,7 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import embedding, limits, loader, measure, mixed, prepare, rates, step
 from benchmarks.measure import QUICK, BenchmarkError
 from benchmarks.peer import check, environment, torch_here
-from benchmarks.readme import prepare_table, shown, speed_table
+from benchmarks.readme import PAGES, fill, prepare_table, shown, speed_table
 from benchmarks.workload import Workload
 from robe import estimate
 from robe.backend import select
@@ -196,7 +196,12 @@ def test_without_a_device_one_line(monkeypatch):
         benchmarks.main(["--backend", "cuda"])
 
 
-def test_the_table_of_the_readme():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tables_of_the_pages_are_the_measured_ones(page):
+    assert fill(page) == page.read_text()
+
+
+def test_the_table_of_times():
     machine = {
         **{"device": "cpu (Numba, 2 threads)", "cpu": "Some CPU", "cores": 2, "memory_bytes": 2**34},
         **{"os": "Linux", "versions": {"numpy": "2.4"}, "date": "2026-01-01", "cores_used_by_others": 0.1},
