@@ -51,8 +51,8 @@ from scipy import stats
 from analysis import claim
 from analysis.claim import RIGHT, WRONG, Check, where
 from analysis.hash_variance import bound as variance_bound
+from analysis.sample_tables import WIDTH, trained_table, zipf_rows
 from analysis.sketch import as_blocks, chunks, draw, project, recover, trials
-from analysis.tables import WIDTH, trained_table, zipf_rows
 from robe.kernels.parts.hashing import slot_map, slots_reference
 
 LEVEL = 0.999  # of the intervals that verdicts rest on; those drawn are of 95%

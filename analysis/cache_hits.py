@@ -41,7 +41,7 @@ from scipy.optimize import brentq
 
 from analysis import claim
 from analysis.claim import RIGHT, WRONG, Check, where
-from analysis.tables import zipf_rows
+from analysis.sample_tables import zipf_rows
 from robe.backend import select
 from robe.kernels.admit import COUNTED
 from robe.kernels.parts.cache import EMPTY, WAYS, hash_row, set_of

@@ -38,8 +38,8 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from analysis import claim
 from analysis.claim import RIGHT, WRONG, Check, where
+from analysis.sample_tables import zipf_rows
 from analysis.sketch import chunks, draw, project, trials
-from analysis.tables import zipf_rows
 
 SAMPLES, ACTIVE = 300, 26  # N and F
 TOLERANCE = 1e-3

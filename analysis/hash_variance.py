@@ -40,8 +40,8 @@ from scipy import stats
 
 from analysis import claim
 from analysis.claim import RIGHT, WRONG, Check, where
+from analysis.sample_tables import trained_table, vectors
 from analysis.sketch import as_blocks, chunks, draw, project, trials
-from analysis.tables import trained_table, vectors
 
 SIGNS = ("element", "block", "none")
 KINDS = ("norm", "inner product")

@@ -19,8 +19,8 @@ need not tell the two ways to round at INT8. Intervals are Student's, 95%, over 
 between trainings with equal seeds; these draw the first weights and the order of the rows.
 
 Measured: `quantise` and `cached_gather`, as an update rounds and a look-up reads, in 4, 8 and 16 bits (of
-halves h = 2^-10 from 1 on); and trainings, which are kept in analysis/out/stochastic_rounding, as
-analysis/tradeoff.py does. Wrong formulas must be rejected, and so must points whose names were mixed up.
+halves h = 2^-10 from 1 on); and trainings, which are kept in analysis/out/stochastic_rounding, see
+analysis/trainings.py. Wrong formulas must be rejected, and so must points whose names were mixed up.
 
     python analysis/stochastic_rounding.py [--quick] [--data PREPARED] [--optimizer sgd] [--seeds N]
         [--passes N] [--batch N]
@@ -38,7 +38,7 @@ import tyro
 from analysis import claim
 from analysis.claim import RIGHT, WRONG, Check, mean_interval, where
 from analysis.sketch import trials
-from analysis.tradeoff import Study, Trainings, curve, synthetic_data
+from analysis.trainings import Study, Trainings, curve, synthetic_data
 from data_pipeline.folders import open_folder
 from data_pipeline.manifest import Manifest
 from robe.backend import select
@@ -107,9 +107,8 @@ def measure(
     quick: INT4 only is trained. seed: of the weights' roundings; data, seeds, passes and batch replace what
     the study says.
     """
-    given = {"data": data, "seeds": seeds, "passes": passes, "batch": batch}
-    given = {name: value for name, value in given.items() if value is not None}
-    study = dataclasses.replace(study or (QUICK if quick else STUDY), **given)
+    study = study or (QUICK if quick else STUDY)
+    study = study.given(data=data, seeds=seeds, passes=passes, batch=batch)
     trained = list(trainings(study, optimizer, (4,) if quick else (8, 4), cache, say))
     return [*moves(2**11 if quick else 2**14, seed), *trained]
 
@@ -150,9 +149,9 @@ def stepped(form: Form, grid: float, step: float, most: int, rows: int, seed: in
 
 def compare(columns: dict, moved: np.ndarray) -> Iterator[dict]:
     steps, grid = columns["steps"], columns["grid"]
-    place = (steps, columns["share"] * grid, grid)
-    formulas = {"right": bound(*place, columns["rounding"])} | {
-        name: formula(*place)
+    step = columns["share"] * grid
+    formulas = {"right": bound(steps, step, grid, columns["rounding"])} | {
+        name: formula(steps, step, grid)
         for name, (formula, case) in WRONG_FORMULAS.items()
         if case.items() <= columns.items()
     }
@@ -215,7 +214,7 @@ def rows_of(study: Study, cache: Path, say: Callable[[str], None]) -> Manifest:
         if manifest.ids.dialect != "hash":
             return manifest
         say(f"{study.data}: a table needs ids that count (prepare --ids dictionary); synthetic rows instead")
-    return Manifest.load(synthetic_data(study, cache))
+    return open_folder(synthetic_data(study, cache))
 
 
 def final(rows: claim.Rows) -> dict[str, np.ndarray]:

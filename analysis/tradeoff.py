@@ -21,15 +21,11 @@ same, so other data may differ by more.
 
     python analysis/tradeoff.py [--quick] [--data PREPARED] [--seeds N] [--passes N] [--batch N]
 
-A training is kept in analysis/out/tradeoff/KEY, a hash of its configuration (seed and all) and of the rows:
-what is there is not trained again, and a training that was killed goes on at its last checkpoint, one pass at
-most behind. Trainings of an older program are not told from new ones: delete the folder after a change.
+Trainings are kept in analysis/out/tradeoff, see analysis/trainings.py, with a checkpoint after each pass.
 """
 
 import dataclasses
-import hashlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -44,15 +40,9 @@ from matplotlib import colormaps
 
 from analysis import claim
 from analysis.claim import Check, Rows, Verdict, conclude, mean_interval, where
-from data_pipeline import batches, synthetic
+from analysis.trainings import RATES, TUNING_SEED, WIDTH, Study, Trainings, curve, seeded, synthetic_data
 from data_pipeline.folders import open_folder
-from data_pipeline.manifest import Manifest
-from data_pipeline.prepare import Order, PrepareConfig, prepare
-from data_pipeline.synthetic import SyntheticConfig
-from robe.backend import select
 from robe.config import (
-    METHODS,
-    PRESETS,
     ConfigError,
     DataSpec,
     EmbeddingConfig,
@@ -61,15 +51,11 @@ from robe.config import (
     resolve,
     robe_weights,
 )
-from robe.files import alone, write_whole
+from robe.files import write_whole
 from robe.model import build
-from robe.train import read_log, train, versions
+from robe.train import versions
 
 CACHE = claim.OUT / "tradeoff"
-# 0.03 is best for every point of the full study, so Adagrad's rate need not grow as sqrt(compression) does.
-RATES = (0.01, 0.03, 0.1)
-WIDTH = PRESETS["small"].width
-TUNING_SEED = 0  # the seeds after it are those reported
 EVALUATIONS = 20  # per pass
 TARGETS = (0.1, 0.25, 0.5)  # of a pass: what the first point knows then is to be reached by the others
 SHOWN = (0.1, 0.5, 1.0)  # passes after which the tables tell the AUC; the last follows
@@ -90,41 +76,22 @@ VARIANTS = {
 }
 
 
-def seeded(embedding: EmbeddingConfig, seed: int) -> EmbeddingConfig:
-    """The same with the hash of a seed, where the method has a hash."""
-    hashed = "hash_seed" in METHODS[embedding.method].options
-    return dataclasses.replace(embedding, hash_seed=seed) if hashed else embedding
-
-
 @dataclass(frozen=True)
-class Study:
-    """What to train; the defaults are the full study.
+class Sizes(Study):
+    """What to train; the defaults are the full study. timed: turns of each point when steps are timed."""
 
-    rows, scale, zipf, decay: of the synthetic data, of which a tenth, the last day, is not trained on.
-    timed: turns of each point when steps are timed.
-    """
-
-    rows: int = 1_000_000
-    scale: float = 0.05
-    zipf: float = 1.05
-    decay: float = 0.1
-    data: Path | None = None
-    seeds: int = 4
-    passes: int = 3
-    batch: int = 512
-    rates: tuple[float, ...] = RATES
     variants: tuple[str, ...] = tuple(VARIANTS)
     timed: int = 30
 
 
-QUICK = Study(
+QUICK = Sizes(
     rows=40_000, scale=0.005, seeds=3, passes=2, batch=128, rates=(0.03,), variants=(PUBLISHED,), timed=5
 )
 
 
 @dataclass(frozen=True)
 class Point:
-    """A place in the study. compression: against the full table, whose size the manifest tells."""
+    """An embedding of the study. compression: against the full table, whose size the manifest tells."""
 
     name: str
     compression: int
@@ -138,7 +105,7 @@ def measure(
     seeds: int | None = None,
     passes: int | None = None,
     batch: int | None = None,
-    study: Study | None = None,
+    study: Sizes | None = None,
     cache: Path = CACHE,
     say: Callable[[str], None] = print,
 ) -> Rows:
@@ -154,12 +121,11 @@ def measure(
     train_rows, test_rows
     best_auc         that the generator's own probabilities have on the test half
     """
-    given = {"data": data, "seeds": seeds, "passes": passes, "batch": batch}
-    given = {name: value for name, value in given.items() if value is not None}
-    study = dataclasses.replace(study or (QUICK if quick else Study()), **given)
+    study = study or (QUICK if quick else Sizes())
+    study = study.given(data=data, seeds=seeds, passes=passes, batch=batch)
     manifest = open_folder(study.data or synthetic_data(study, cache))
     say(f"data: {manifest.describe()}")
-    trainings = Trainings(manifest, study.batch, cache, say)
+    trainings = PointTrainings(manifest, study.batch, cache, say)
     points = list(plan(study, trainings.spec))
     rows, tuned = [], {}
     for point in points:
@@ -171,8 +137,9 @@ def measure(
     for seed in range(TUNING_SEED + 1, TUNING_SEED + 1 + study.seeds):
         for point in points:
             for step, auc in trainings.run(point, tuned[point], seed, point.passes)[1]:
-                place = {"seed": seed, "step": step, "passes": step / trainings.steps_per_pass}
-                rows.append(trainings.row("test_auc", point, auc, rate=tuned[point], **place))
+                facts = {"rate": tuned[point], "seed": seed, "step": step}
+                facts |= {"passes": step / trainings.steps_per_pass}
+                rows.append(trainings.row("test_auc", point, auc, **facts))
     say(f"timing the steps of each point, {study.timed} turns")
     for point, times in zip(points, trainings.times(points, study.timed), strict=True):
         rows += [trainings.row("step_ms", point, ms, rate=tuned[point]) for ms in times.tolist()]
@@ -182,7 +149,7 @@ def measure(
     return rows
 
 
-def plan(study: Study, spec: DataSpec) -> Iterator[Point]:
+def plan(study: Sizes, spec: DataSpec) -> Iterator[Point]:
     """The points of a study: the sizes, the largest first, then the ways to hash."""
     full, default = sum(spec.cardinalities) * WIDTH, EmbeddingConfig()
     if study.seeds < 2 or full < max(COMPRESSIONS) * default.block:
@@ -201,18 +168,8 @@ def plan(study: Study, spec: DataSpec) -> Iterator[Point]:
         yield Point(name, COMPARED, embedding, 1)
 
 
-class Trainings:
-    """The trainings on one prepared folder, each made once."""
-
-    def __init__(self, manifest: Manifest, batch: int, cache: Path, say: Callable[[str], None]):
-        self.spec, self.batch, self.cache, self.say = DataSpec.of(manifest), batch, cache, say
-        days = [day.sha256 for day in manifest.days]
-        self.fingerprint = [manifest.fingerprint(), days, manifest.split]
-        # The loop logs the AUC of what it calls validation, and here the curves are those of the test half.
-        halves = {"train": "train", "validation": "test", "test": "validation"}
-        self.rows = {name: batches.Rows(manifest, split) for name, split in halves.items()}
-        self.steps_per_pass = self.rows["train"].steps(self.batch)
-        self.backend = select()
+class PointTrainings(Trainings):
+    """Those of the points of a study."""
 
     def config(self, point: Point, rate: float, seed: int, passes: int) -> TrainConfig:
         # The published coefficients are those of seed 1024; with affine, seed 1 is theirs.
@@ -237,27 +194,6 @@ class Trainings:
         curve = [(e["step"], e["auc"]) for e in log if e["step"] % config.eval_every == 0]
         return summary["test"]["auc"], curve
 
-    def trained(self, config: TrainConfig, name: str) -> tuple[dict, list[dict]]:
-        """The summary of a training and its evaluations, made where it is not kept yet.
-
-        What they call validation is the test half, and the other way round.
-        """
-        what = {"config": dataclasses.asdict(config), "rows": self.fingerprint}
-        run = self.cache / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
-        done = run / "summary.json"
-        with alone(run):
-            if cached := done.exists():
-                summary = json.loads(done.read_text())
-            else:
-                summary = train(build(config, self.spec, self.backend), config, self.spec, self.rows, run)
-                write_whole(done, json.dumps(summary | what, indent=1) + "\n")
-            # A checkpoint of the full table is large, and no longer needed.
-            shutil.rmtree(run / "checkpoints", ignore_errors=True)
-        log = [e for e in read_log(run / "metrics.jsonl") if e["kind"] == "validation"]
-        took = "cached" if cached else f"{summary['seconds']:.1f} s"
-        self.say(f"{name}: AUC {log[-1]['auc']:.4f} ({took})")
-        return summary, log
-
     def times(self, points: list[Point], rounds: int, burst: int = 6) -> np.ndarray:
         """Milliseconds per training step (points, rounds).
 
@@ -281,25 +217,12 @@ class Trainings:
                 times[i, turn] = 1e3 * passed / (len(batches) - len(batches) // 2)
         return times
 
-    def row(self, kind: str, point: Point, value: float, **place) -> dict:
+    def row(self, kind: str, point: Point, value: float, **facts) -> dict:
         # A full table has as many weights as an array of compression 1.
         sized = dataclasses.replace(point.embedding, compression=point.compression)
         weights = robe_weights(sized, WIDTH, self.spec.cardinalities)
         size = {"point": point.name, "compression": point.compression, "weights": weights}
-        return {"kind": kind} | size | place | {"value": value}
-
-
-def synthetic_data(study: Study, cache: Path, order: Order = "first") -> Path:
-    """The prepared synthetic rows of a study, made where there are none yet; order: of the ids."""
-    folder = cache / f"data-{study.rows}-{study.scale}-{study.zipf}-{study.decay}-{order}"
-    raw, prepared = folder / "raw", folder / "prepared"
-    if not prepared.exists():
-        shutil.rmtree(raw, ignore_errors=True)
-        law = {"scale": study.scale, "zipf": study.zipf, "decay": study.decay}
-        synthetic.write(SyntheticConfig(raw, study.rows, days=10, **law))
-        prepare(PrepareConfig((raw,), prepared, ids="dictionary", order=order))
-    shutil.rmtree(raw, ignore_errors=True)
-    return prepared
+        return {"kind": kind} | size | facts | {"value": value}
 
 
 def values(rows: Rows, kind: str, point: str) -> list[float]:
@@ -315,15 +238,6 @@ def variants(rows: Rows) -> list[str]:
     """The points that differ in how they hash, behind the default of the same size."""
     found = dict.fromkeys(row["point"] for row in rows if row["point"] in VARIANTS)
     return [sizes(rows)[COMPARED], *found]
-
-
-def curve(rows: Rows, point: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps (E,), passes (E,) and test AUC (seeds, E) of the evaluations of a point."""
-    found = {}
-    for row in where(rows, kind="test_auc", point=point):
-        found.setdefault((row["step"], row["passes"]), []).append(row["value"])
-    steps, passes = zip(*found, strict=True)
-    return np.array(steps), np.array(passes), np.array(list(found.values())).T
 
 
 def auc_after(rows: Rows, point: str, passes: float) -> np.ndarray:
@@ -557,7 +471,7 @@ def main(
     batch: int | None = None,
     out: Path = claim.OUT,
 ) -> None:
-    """Hold the claim against trainings, and write what the tables of the README are made of beside the rest.
+    """Hold the claim against trainings, and write what the tables of docs/results.md are made of.
 
     Args:
         quick: Few rows, one rate, two ways to hash.

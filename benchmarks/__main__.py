@@ -2,7 +2,7 @@
 
     python -m benchmarks [--only limits|embedding|mixed|step] [--backend cpu|cuda] [--quick]
 
-`python -m benchmarks.readme` then writes the tables of README.md and docs/speed.md from the results.
+`python -m benchmarks.readme` then writes the tables of docs/speed.md from the results.
 """
 
 import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
@@ -17,10 +17,10 @@ from typing import Literal
 
 import tyro
 
-from benchmarks import embedding, gpu, limits, mixed, step
+from benchmarks import embedding, limits, mixed, step
 from benchmarks.measure import QUICK, Effort, cpu_seconds_of_others, machine
 from benchmarks.peer import torch_here
-from robe import RobeError
+from robe.errors import RobeError
 from robe.backend import Backend, select
 from robe.files import write_whole
 
@@ -28,13 +28,21 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def sections(backend: Backend, effort: Effort) -> dict[str, Callable[[], Iterator[dict]]]:
-    cases = gpu.CASES if backend.name == "cuda" else step.CASES
+    cases = step.GPU_CASES if backend.name == "cuda" else step.CASES
     return {
         "limits": lambda: limits.run(backend, effort),
         "embedding": lambda: embedding.run(backend, effort),
         "mixed": lambda: mixed.run(backend, effort),
         "step": lambda: step.run(backend, effort, cases),
     }
+
+
+def largest_table(backend: Backend, effort: Effort) -> Effort:
+    """With full tables as large as a GPU holds beside the activations; in the simulator that is the host."""
+    if effort.quick:
+        return effort
+    free, _ = backend.xp.cuda.runtime.memGetInfo()
+    return effort._replace(table_bytes=0.8 * free)
 
 
 def measure(
@@ -53,7 +61,7 @@ def measure(
     """
     chosen, effort = select(backend), QUICK if quick else Effort()
     if backend == "cuda":
-        effort = gpu.largest_table(chosen, effort)
+        effort = largest_table(chosen, effort)
     device = re.sub(r"\W+", "-", chosen.description.removeprefix("cuda ")).strip("-").lower()
     name = "quick" if quick else "cpu" if backend == "cpu" else f"gpu-{device}"
     out = out or RESULTS / f"{name}.json"

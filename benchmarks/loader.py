@@ -8,7 +8,7 @@ Beside it, in one thread each, as they are commonly written:
     TorchRec  what InMemoryBinaryCriteoIterDataPipe does in NumPy: the shards in memory, batches in the order
               of the log and shuffled within, the ids transposed (so not the same shuffle, nor a fair one)
 
-Writes benchmarks/results/loader.json, from which the README's table is made.
+Writes benchmarks/results/loader.json, from which the table in docs/speed.md is made.
 """
 
 import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robe import RobeError
+from robe.errors import RobeError
 from robe.progress import progress_bar
 
 # Threads of BLAS that have finished spin for some 30 ms before they sleep: not into the next one's turn.

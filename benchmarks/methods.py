@@ -9,7 +9,7 @@ its rate tuned alike: the one of RATES with the best AUC on the validation half,
 again. Then several seeds draw the initial weights, the order of the rows and the hashes, and what is told is
 the AUC and the log loss on the test half.
 
-Trainings are kept in analysis/out/methods, as those of analysis/tradeoff.py are: a study that was stopped
+Trainings are kept in analysis/out/methods, see analysis/trainings.py: a study that was stopped
 goes on, and a method or a size more trains that alone. Writes benchmarks/results/methods.json;
 `python -m benchmarks.readme` then writes the table and the figure.
 """
@@ -29,12 +29,12 @@ import tyro
 
 from analysis import claim
 from analysis.claim import mean_interval
-from analysis.tradeoff import RATES, TUNING_SEED, WIDTH, Study, Trainings, seeded, synthetic_data
+from analysis.trainings import RATES, TUNING_SEED, WIDTH, Study, Trainings, seeded, synthetic_data
 from benchmarks.measure import QUICK, Effort, machine, rotate, rounds, spread
 from data_pipeline.dialects import DICTIONARY
 from data_pipeline.folders import open_folder
 from data_pipeline.schema import DataError
-from robe import RobeError
+from robe.errors import RobeError
 from robe.config import (
     NUMBERED,
     ConfigError,
@@ -274,11 +274,6 @@ def plot(results: dict):
     return figure
 
 
-def given(study: Study, data: Path | None, seeds: int | None) -> Study:
-    """A study on the rows and with the seeds that were asked for."""
-    return dataclasses.replace(study, data=data, seeds=max(2, seeds or study.seeds))
-
-
 def finish(results: dict, table: Callable[[dict], str], out: Path) -> None:
     write_whole(out, json.dumps(results, indent=1) + "\n")
     print(table(results))
@@ -305,8 +300,8 @@ def main(
         quick: Few rows, one rate and few repeats, to see that everything runs.
         out: The file to write; default: benchmarks/results/methods.json, or one in analysis/out if quick.
     """
-    study = TINY if quick else dataclasses.replace(STUDY, batch=batch)
-    results = measure(methods, megabytes, given(study, data, seeds), QUICK if quick else EFFORT)
+    study = (TINY if quick else STUDY.given(batch=batch)).given(data=data, seeds=seeds and max(2, seeds))
+    results = measure(methods, megabytes, study, QUICK if quick else EFFORT)
     finish(results, table, out or (claim.OUT / "methods.json" if quick else RESULTS))
 
 

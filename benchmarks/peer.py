@@ -1,7 +1,8 @@
 """A peer in a process of its own, so that it has its own environment and pools of threads.
 
 Our package puts idle OpenMP threads to sleep (OMP_WAIT_POLICY=passive), which is not a peer's default. The
-protocol is one line each way: the name of a job, and the seconds of a turn of it.
+process first writes the names of its jobs, a list in JSON on one line; then it answers each line that names a
+job by one with the seconds per call in a turn of it.
 """
 
 import importlib.util
@@ -52,12 +53,20 @@ def peer(module: str, backend: Backend, seconds: float, **settings) -> Iterator[
     check(device)
     settings |= {"device": device, "threads": numba.config.NUMBA_NUM_THREADS, "seconds": seconds}
     command = [sys.executable, "-m", f"benchmarks.{module}", json.dumps(settings)]
+    with process_jobs(command, environment()) as jobs:
+        yield jobs
+
+
+@contextmanager
+def process_jobs(command: list, environment: dict[str, str]) -> Iterator[dict[str, Callable[[], float]]]:
+    """The jobs of a process that speaks the protocol, by name; the process ends with the block."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), text=True, **pipes) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes) as process:
 
         def read():
             if not (line := process.stdout.readline()):
-                raise BenchmarkError(f"benchmarks.{module} ended with code {process.wait()}; see above")
+                program = " ".join(map(str, command[1:3]))
+                raise BenchmarkError(f"{program} ended with code {process.wait()}; see above")
             return json.loads(line)
 
         def ask(name: str) -> float:

@@ -8,13 +8,12 @@ half of one pass; SYNTHETIC rows of the default law of data_pipeline/synthetic.p
 make the same steps, but for the rounding; Adagrad would have sums for each element of the table, and one for
 each row of codes. Differences are between trainings of equal seeds, and small: so there are many rows.
 
-Trainings are kept in analysis/out/quality, as those of benchmarks/methods.py are. Writes
+Trainings are kept in analysis/out/quality, see analysis/trainings.py. Writes
 benchmarks/results/quality.json; `python -m benchmarks.readme` then writes the table.
 """
 
 import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +22,12 @@ import tyro
 
 from analysis import claim
 from analysis.claim import mean_interval
-from analysis.tradeoff import Study, Trainings, synthetic_data
+from analysis.trainings import Study, Trainings, synthetic_data
 from benchmarks.measure import machine
-from benchmarks.methods import finish, given, settings
+from benchmarks.methods import finish, settings
 from data_pipeline.folders import open_folder
 from data_pipeline.schema import DataError
-from robe import RobeError
+from robe.errors import RobeError
 from robe.config import EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
 from robe.embeddings import planned_bytes
 
@@ -136,7 +135,7 @@ def main(
     quick: bool = False,
     out: Path | None = None,
 ) -> None:
-    """Compare mixed precision with the table it stands for, and write what the README's table is made of.
+    """Compare mixed precision with the table it stands for, and write what docs/results.md tells of it.
 
     Args:
         data: A folder made by `prepare --ids dictionary`, instead of synthetic rows.
@@ -145,8 +144,8 @@ def main(
         quick: Few rows, to see that everything runs.
         out: The file to write; default: benchmarks/results/quality.json, or one in analysis/out if quick.
     """
-    study = TINY if quick else dataclasses.replace(STUDY, batch=batch)
-    results = measure(given(study, data, seeds))
+    study = (TINY if quick else STUDY.given(batch=batch)).given(data=data, seeds=seeds and max(2, seeds))
+    results = measure(study)
     finish(results, table, out or (claim.OUT / "quality.json" if quick else RESULTS))
 
 

@@ -1,9 +1,10 @@
-"""Write the measured figures into README.md and docs/speed.md, from the files in benchmarks/results/.
+"""Write the measured figures into README.md and the pages of docs/, from the files in benchmarks/results/.
 
     python -m benchmarks.readme
 
-A block between `<!-- begin NAME -->` and `<!-- end NAME -->` is what the function of that name returns.
-docs/methods.png is drawn anew.
+What stands between `<!-- begin NAME -->` and `<!-- end NAME -->` is what the function of that name returns;
+PAGES says which page has it. Also draws docs/methods.png, and writes robe/rates.json, which `run.py plan`
+estimates with.
 """
 
 import json
@@ -11,9 +12,12 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.tradeoff import tables
-from benchmarks.methods import plot, table
+from analysis.tradeoff import tables as tradeoff_tables
+from benchmarks.methods import plot
+from benchmarks.methods import table as methods_table
 from benchmarks.quality import table as quality_table
+from benchmarks.rates import measured
+from robe.estimate import RATES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -80,13 +84,13 @@ READERS = {
     "pandas": "pandas.read_csv, the same",
 }
 
-# Of the models, those at the batches of their recipes; docs/speed.md has all.
+# Of the models, those at the batches of their recipes.
 SHOWN = (["kaggle", 128], ["kaggle", 2048], ["tb10m", 2048], ["mlperf", 2048])
 PEERS = re.compile(r"26 EmbeddingBags|published|PyTorch eager")
 
 
 def shown(row: dict) -> bool:
-    """Whether the README has this row: codes, or ROBE on uniform ids beside what PyTorch offers instead."""
+    """Whether this row is told first: codes, or ROBE on uniform ids beside what PyTorch offers instead."""
     if row["what"].startswith(("mixed precision", "codes")):
         return True
     ours = "ROBE" in row["what"] and not row["what"].startswith("mlperf ids")
@@ -170,12 +174,12 @@ def loader() -> str:
 
 def tradeoff() -> str:
     """Size against iterations: results/tradeoff.json is the analysis/out/tradeoff.json of a full study."""
-    return tables(json.loads((RESULTS / "tradeoff.json").read_text()))
+    return tradeoff_tables(json.loads((RESULTS / "tradeoff.json").read_text()))
 
 
 def methods() -> str:
     """Ways to store embeddings at equal bytes: results/methods.json is what its benchmark wrote."""
-    return table(json.loads((RESULTS / "methods.json").read_text()))
+    return methods_table(json.loads((RESULTS / "methods.json").read_text()))
 
 
 def quality() -> str:
@@ -184,23 +188,25 @@ def quality() -> str:
 
 
 PAGES = {
-    ROOT / "README.md": (demonstration, prepare, loader, speed, tradeoff, methods, quality),
-    ROOT / "docs" / "speed.md": (whole_speed,),
+    ROOT / "README.md": (demonstration,),
+    ROOT / "docs" / "speed.md": (speed, prepare, loader, whole_speed),
+    ROOT / "docs" / "results.md": (tradeoff, methods, quality),
 }
 
 
 def fill(page: Path) -> str:
-    """The text of a page with every block made anew."""
+    """The text of a page with every table made anew."""
     text = page.read_text()
-    for block in PAGES[page]:
-        name = block.__name__
+    for table in PAGES[page]:
+        name = table.__name__
         pattern = rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)"
-        text, count = re.subn(pattern, lambda m: f"{m[1]}{block()}\n{m[2]}", text, flags=re.DOTALL)  # noqa: B023
-        assert count == 1, f"{page} has no block {name}"
+        text, count = re.subn(pattern, lambda m: f"{m[1]}{table()}\n{m[2]}", text, flags=re.DOTALL)  # noqa: B023
+        assert count == 1, f"{page} has no table {name}"
     return text
 
 
 if __name__ == "__main__":
     for page in PAGES:
         page.write_text(fill(page))
+    RATES.write_text(json.dumps(measured(RESULTS), indent=1) + "\n")
     plot(json.loads((RESULTS / "methods.json").read_text())).savefig(ROOT / "docs" / "methods.png", dpi=100)

@@ -42,6 +42,12 @@ CASES = (
     Case("tb10m", (100,), (128, 2048, 16384), (2048,)),
     Case("mlperf", (100, 10), (128, 2048, 16384), (2048,)),
 )
+# The same on a GPU, with larger batches and compiled and less precise peers.
+BATCHES = (2048, 16384, 65536)
+VARIANTS = tuple((compiled, precision) for compiled in (False, True) for precision in ("fp32", "tf32", "amp"))
+GPU_CASES = tuple(
+    Case(preset, (100, 10, 1000), BATCHES, BATCHES, VARIANTS) for preset in ("kaggle", "mlperf")
+)
 
 
 def config(preset: str, embedding: EmbeddingConfig, batch: int) -> TrainConfig:

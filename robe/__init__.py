@@ -9,18 +9,14 @@ Both are imported when they are first asked for: this module itself loads neithe
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from robe.errors import RobeError
+from robe.version import __version__
+
 if TYPE_CHECKING:
     from robe.estimator import DLRM
     from robe.run_folder import load
 
-__version__ = "0.1.0"
-__all__ = ["DLRM", "RobeError", "load"]
-
-
-class RobeError(Exception):
-    """Something the user can mend: the message is one line that says what and how."""
-
-    exit_code = 2
+__all__ = ["DLRM", "RobeError", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:

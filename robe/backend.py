@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from robe import RobeError
+from robe.errors import RobeError
 from robe.feed import Streams, feed, fetch
 from robe.kernels.operations import OPERATIONS, version
 from robe.matmul import Gemm, emulated

@@ -15,10 +15,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from robe import RobeError, __version__
 from robe.backend import select
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json
+from robe.errors import RobeError
 from robe.model import DLRM, build
+from robe.version import __version__
 
 FORMAT, VERSION = "robe-dlrm-checkpoint", 1
 PART = 2**28  # bytes read at a time

@@ -18,9 +18,19 @@ from data_pipeline.batches import Rows
 from data_pipeline.folders import open_folder
 from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.prepare import PrepareConfig
-from data_pipeline.schema import CRITEO, PUBLIC_DATA_SETS, DataError, Schema, load_schema
+from data_pipeline.schema import (
+    CRITEO,
+    CRITEO_TB_GZIP_BYTES,
+    CRITEO_TB_TEXT_BYTES,
+    CRITEO_TB_TRAINING_ROWS,
+    PUBLIC_DATA_SETS,
+    DataError,
+    Schema,
+    load_schema,
+)
 from data_pipeline.synthetic import SyntheticConfig
-from robe import RobeError, __version__
+from robe.errors import RobeError
+from robe.version import __version__
 from robe.config import (
     NUMBERED,
     ConfigError,
@@ -328,9 +338,17 @@ def plan(
     found = plan(config, spec, rows)
     print(report.plan_text(found, config, spec))
     if data is None and public == "criteo-tb":
-        from benchmarks.estimate import criteo_tb
+        from robe.estimate import DataSet, estimate
 
-        print(criteo_tb(config, sum(found["memory"].values())))
+        terabyte = DataSet(
+            name="Criteo Terabyte",
+            rows=rows,
+            training_rows=CRITEO_TB_TRAINING_ROWS,
+            row_bytes=4 * len(CRITEO.columns),
+            text_bytes=CRITEO_TB_TEXT_BYTES,
+            gzip_bytes=CRITEO_TB_GZIP_BYTES,
+        )
+        print(estimate(config, sum(found["memory"].values()), terabyte))
 
 
 def kernels(

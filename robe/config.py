@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from robe import RobeError
+from robe.errors import RobeError
 
 
 class ConfigError(RobeError):

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hin
 import numpy as np
 from numpy.typing import ArrayLike
 
-from robe import RobeError, checkpoint
+from robe import checkpoint
 from robe.backend import select
 from robe.checkpoint import Position
 from robe.config import (
@@ -27,6 +27,7 @@ from robe.config import (
     require_trainable,
     resolve,
 )
+from robe.errors import RobeError
 from robe.model import DLRM as Network
 from robe.model import EVALUATION_BATCH, buffer_rows, build
 from robe.optim import learning_rate

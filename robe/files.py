@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from robe import RobeError
+from robe.errors import RobeError
 
 
 class FileError(RobeError):

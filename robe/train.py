@@ -20,13 +20,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from robe import RobeError, __version__, checkpoint, metrics
+from robe import checkpoint, metrics
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig
+from robe.errors import RobeError
 from robe.files import write_whole
 from robe.model import DLRM, EVALUATION_BATCH
 from robe.optim import learning_rate
 from robe.timeline import Phase, no_phase
+from robe.version import __version__
 
 LOGS_PER_EVALUATION = 5
 EVALUATIONS_PER_EPOCH = 10

@@ -21,9 +21,9 @@ from analysis import (
     hash_variance,
     memory_fetches,
     report,
+    sample_tables,
     sketch,
     stochastic_rounding,
-    tables,
 )
 from robe import cli as command_line
 from robe.backend import select
@@ -136,7 +136,7 @@ def test_lags_that_are_the_same_modulo_the_array():
 def small_hash_variance(monkeypatch):
     """Measure on few vectors and seeds."""
     trials = sketch.trials
-    vectors = tables.vectors
+    vectors = sample_tables.vectors
     monkeypatch.setattr(hash_variance, "trials", lambda seed, count, *place: trials(seed, 1000, *place))
     monkeypatch.setattr(
         hash_variance,
@@ -241,10 +241,10 @@ def test_a_table_of_a_run(tmp_path):
     for method in ("full", "robe"):
         settings = ["--method", method, "--width", "4", "--bottom", "8", "--top", "8"]
         command_line.main(["train", "--data", prepared, "--out", str(tmp_path / method), *settings])
-    assert tables.trained_table(tmp_path / "full").shape[1] == 4
+    assert sample_tables.trained_table(tmp_path / "full").shape[1] == 4
     assert next(approximation_bounds.regimes(tmp_path / "full", 0))["n"] % 4 == 0
     with pytest.raises(ConfigError, match="not a run with full tables"):
-        tables.trained_table(tmp_path / "robe")
+        sample_tables.trained_table(tmp_path / "robe")
 
 
 # memory_fetches
@@ -340,7 +340,7 @@ def test_the_least_error_is_that_of_the_normal_equations():
     """Against a dense matrix of second moments, on tables small enough for one."""
     rng, vocabulary, memory = np.random.default_rng(0), 6, 9
     n = convergence.FIELDS * vocabulary
-    law = tables.zipf_rows(vocabulary) / tables.zipf_rows(vocabulary).sum()
+    law = sample_tables.zipf_rows(vocabulary) / sample_tables.zipf_rows(vocabulary).sum()
     p = np.tile(law, convergence.FIELDS)
     moment = np.outer(p, p)
     for f in range(convergence.FIELDS):

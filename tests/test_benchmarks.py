@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import embedding, estimate, limits, loader, measure, mixed, prepare, step
+from benchmarks import embedding, limits, loader, measure, mixed, prepare, rates, step
 from benchmarks.measure import QUICK, BenchmarkError
 from benchmarks.peer import check, environment, torch_here
-from benchmarks.readme import prepare_table, shown, speed_table
+from benchmarks.readme import PAGES, fill, prepare_table, shown, speed_table
 from benchmarks.workload import Workload
+from robe import estimate
 from robe.backend import select
 from robe.config import EmbeddingConfig, ModelConfig, TrainConfig, resolve
 
@@ -195,7 +196,12 @@ def test_without_a_device_one_line(monkeypatch):
         benchmarks.main(["--backend", "cuda"])
 
 
-def test_the_table_of_the_readme():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_tables_of_the_pages_are_the_measured_ones(page):
+    assert fill(page) == page.read_text()
+
+
+def test_the_table_of_times():
     machine = {
         **{"device": "cpu (Numba, 2 threads)", "cpu": "Some CPU", "cores": 2, "memory_bytes": 2**34},
         **{"os": "Linux", "versions": {"numpy": "2.4"}, "date": "2026-01-01", "cores_used_by_others": 0.1},
@@ -245,24 +251,26 @@ def test_no_figure_of_batches_that_are_not_the_rows(tmp_path):
 
 
 def test_an_estimate_of_hours(tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate, "RESULTS", tmp_path)
+    """4,373,472,329 rows of 160 B from 1.11 TB; 4,195,197,692 of them in training, 2048 in 0.2 s."""
     steps = [
-        {"group": "mlperf, batch 2048", "name": f"ROBE 1 MB: {verb}", "median": 0.2} for verb in step.VERBS
+        {"group": "mlperf, batch 2048", "name": f"{name}: {verb}", "batch": 2048, "median": seconds}
+        for name, seconds in (("GEMMs", 0.1), ("ROBE 1 MB", 0.2), ("PyTorch eager fp32", 0.3))
+        for verb in step.VERBS
     ]
-    cpu = {"step": {"machine": {"cores": 2}, "rows": steps}}
+    cpu = {"step": {"machine": {"cores": 2}, "rows": [*steps, {"what": "a ratio"}]}}
     rows = [{"name": "ours, shuffled", "batch": 2048, "median": 1e7}]
     loaded = {"rows": rows, "memory": [{"peak_mib": 300, "before_mib": 100}]}
-    rates = {"text": 1e6, "gzip": 5e5}
     prepared = {
         kind: {"readers": {"ours": {"rows_per_second": rate, "peak_mib": 200}}}
-        for kind, rate in rates.items()
+        for kind, rate in {"text": 1e6, "gzip": 5e5}.items()
     }
-    (tmp_path / "cpu.json").write_text(json.dumps(cpu))
-    (tmp_path / "loader.json").write_text(json.dumps(loaded))
-    (tmp_path / "prepare.json").write_text(json.dumps(prepared))
+    for name, results in (("cpu", cpu), ("loader", loaded), ("prepare", prepared)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(results))
+    monkeypatch.setattr(estimate, "RATES", tmp_path / "rates.json")
+    estimate.RATES.write_text(json.dumps(rates.measured(tmp_path)))
+    terabyte = estimate.DataSet("CriteoTB", 4_373_472_329, 4_195_197_692, 160, 1.11e12, 342 * 2**30)
     config = resolve(TrainConfig(ModelConfig("mlperf")))
-    lines = [line.split() for line in estimate.criteo_tb(config, 2**20).splitlines()]
-    # 4,373,472,329 rows of 160 B from 1.11 TB; 4,195,197,692 of them in training, 2048 in 0.2 s.
+    lines = [line.split() for line in estimate.estimate(config, 2**20, terabyte).splitlines()]
     for expected in (
         "prepare text 1.2 h 0.2 h 4,373,472,329 rows / 1,000,000 rows/s",
         "memory 200 MiB 1,600 MiB 8 days at a time",
@@ -276,8 +284,13 @@ def test_an_estimate_of_hours(tmp_path, monkeypatch):
     ):
         assert expected.split() in lines
     for other in (ModelConfig("kaggle"), ModelConfig("mlperf", width=64)):
-        text = estimate.criteo_tb(resolve(TrainConfig(other)), 0)
+        text = estimate.estimate(resolve(TrainConfig(other)), 0, terabyte)
         assert "no step of these sizes and this batch was measured" in text
+
+
+def test_the_rates_of_the_package_are_the_measured_ones():
+    """`python -m benchmarks.readme` writes them."""
+    assert json.loads(estimate.RATES.read_text()) == rates.measured(benchmarks.RESULTS)
 
 
 def test_a_peer_has_its_own_environment(monkeypatch):

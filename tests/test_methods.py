@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from analysis import tradeoff
+from analysis import trainings
 from benchmarks import measure, methods
 from benchmarks.measure import QUICK
 from robe.config import ConfigError, OptimizerConfig
@@ -32,13 +32,13 @@ def study(folder, names=CHOSEN, sizes=SIZES, **changes):
 
 def trained(monkeypatch):
     """The configurations of the trainings from now on."""
-    made, train = [], tradeoff.train
+    made, train = [], trainings.train
 
     def listed(model, config, *rest):
         made.append(config)
         return train(model, config, *rest)
 
-    monkeypatch.setattr(tradeoff, "train", listed)
+    monkeypatch.setattr(trainings, "train", listed)
     return made
 
 
@@ -100,12 +100,12 @@ def test_the_rate_is_tuned_by_the_validation_half_and_another_seed(cache, monkey
 def test_one_half_chooses_the_rate_and_the_other_is_told(cache, monkeypatch):
     """The loop's test half is our validation half, see `Trainings`."""
 
-    def trained(trainings, config, name):
+    def trained(self, config, name):
         rate = config.optimizer.lr
         halves = {"test": {"auc": rate}, "validation": {"auc": 1 - rate, "log_loss": 2 * rate}}
         return halves | {"embedding_bytes": 4}, []
 
-    monkeypatch.setattr(tradeoff.Trainings, "trained", trained)
+    monkeypatch.setattr(trainings.Trainings, "trained", trained)
     row = study(cache[0], names=("robe",), sizes=SIZES[:1], rates=(0.25, 0.75, 0.5))["rows"][0]
     assert (row["rate"], row["auc"], row["log_loss"]) == (0.75, [0.25, 0.25], [1.5, 1.5])
 

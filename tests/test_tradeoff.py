@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from analysis import tradeoff
+from analysis import tradeoff, trainings
 from data_pipeline.manifest import Manifest
 from robe.config import ConfigError
 from robe.model import DLRM
@@ -32,13 +32,13 @@ def lasting(rows):
 
 def trained(monkeypatch):
     """The configurations of the trainings from now on."""
-    made, train = [], tradeoff.train
+    made, train = [], trainings.train
 
     def listed(model, config, *rest):
         made.append(config)
         return train(model, config, *rest)
 
-    monkeypatch.setattr(tradeoff, "train", listed)
+    monkeypatch.setattr(trainings, "train", listed)
     return made
 
 
@@ -67,20 +67,20 @@ def test_other_rows_are_other_trainings(cache, monkeypatch):
     manifest = Manifest.load(tradeoff.synthetic_data(TINY, folder))
     first, *days = manifest.days
     other = dataclasses.replace(manifest, days=(dataclasses.replace(first, sha256={"labels": "0"}), *days))
-    for rows, trainings in ((manifest, 0), (other, 1)):
-        of = tradeoff.Trainings(rows, TINY.batch, folder, lambda text: None)
+    for rows, count in ((manifest, 0), (other, 1)):
+        of = tradeoff.PointTrainings(rows, TINY.batch, folder, lambda text: None)
         point = next(tradeoff.plan(TINY, of.spec))
         of.run(point, 0.03, 1, TINY.passes)
-        assert len(made) == trainings
+        assert len(made) == count
 
 
 def test_seeds_draw_the_hash_too(cache):
     folder, _ = cache
     manifest = Manifest.load(tradeoff.synthetic_data(TINY, folder))
-    trainings = tradeoff.Trainings(manifest, TINY.batch, folder, print)
-    *_, mix, affine = tradeoff.plan(TINY, trainings.spec)
-    assert [trainings.config(mix, 0.1, seed, 1).embedding.hash_seed for seed in (1, 2)] == [1, 2]
-    assert [trainings.config(affine, 0.1, seed, 1).embedding.hash_seed for seed in (1, 2)] == [1024, 1025]
+    of = tradeoff.PointTrainings(manifest, TINY.batch, folder, print)
+    *_, mix, affine = tradeoff.plan(TINY, of.spec)
+    assert [of.config(mix, 0.1, seed, 1).embedding.hash_seed for seed in (1, 2)] == [1, 2]
+    assert [of.config(affine, 0.1, seed, 1).embedding.hash_seed for seed in (1, 2)] == [1024, 1025]
 
 
 def test_all_points_are_seen_at_the_same_steps(cache):

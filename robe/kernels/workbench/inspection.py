@@ -21,7 +21,7 @@ from unittest import mock
 import numpy as np
 from numba import config, cuda, njit, prange, typeof
 
-from robe import RobeError
+from robe.errors import RobeError
 from robe.kernels.operations import OPERATIONS, module, version, versions
 from robe.kernels.parts import walks
 from robe.kernels.parts.cost import Limits

@@ -1,0 +1,40 @@
+"""The measured rates that `run.py plan` works with: robe/rates.json, made of benchmarks/results/.
+
+An installed package has no benchmarks, so it carries what it needs of their results.
+"""
+
+import json
+from pathlib import Path
+
+
+def measured(results: Path) -> dict:
+    """What robe/estimate.py needs of cpu.json, loader.json and prepare.json."""
+    cpu, loader, prepare = (
+        json.loads((results / f"{name}.json").read_text()) for name in ("cpu", "loader", "prepare")
+    )
+    step = cpu["step"]
+    return {
+        "cores": step["machine"]["cores"],
+        "prepare": {
+            form: {key: of["readers"]["ours"][key] for key in ("rows_per_second", "peak_mib")}
+            for form, of in prepare.items()
+        },
+        "loader": {
+            "rows_per_second": next(
+                row["median"]
+                for row in loader["rows"]
+                if (row.get("name"), row.get("batch")) == ("ours, shuffled", 2048)
+            ),
+            "mib": max(run["peak_mib"] - run["before_mib"] for run in loader["memory"]),
+        },
+        "steps": list(training_steps(step["rows"])),
+    }
+
+
+def training_steps(rows: list[dict]):
+    """Of our own models: preset, batch, embedding, and the median of the seconds."""
+    for row in rows:
+        embedding, _, verb = row.get("name", "").partition(": ")
+        if verb == "training step" and embedding.startswith(("ROBE", "full table")):
+            preset = row["group"].split(", ")[0]
+            yield {"preset": preset, "batch": row["batch"], "embedding": embedding, "seconds": row["median"]}
