@@ -43,8 +43,8 @@ from analysis.claim import RIGHT, Check, where
 from analysis.hash_variance import bound as variance_bound
 from analysis.sketch import chunks, many, project, trials
 from data_pipeline.batches import Rows
-from data_pipeline.manifest import Manifest
-from data_pipeline.raw import read_raw
+from data_pipeline.folders import open_folder
+from data_pipeline.logs import read_log
 from robe.kernels.parts.hashing import slot_map, slots_reference
 
 FAMILIES = ("ideal", "mix", "affine")
@@ -110,9 +110,9 @@ def id_patterns(rng: np.random.Generator, data: Path | None) -> dict[str, np.nda
 def real_tokens(data: Path, rng: np.random.Generator) -> np.ndarray:
     """Tokens drawn from those in a raw log or a prepared folder."""
     if data.is_dir():
-        ids = next(Rows(Manifest.load(data), None).batches(100_000, prefetch=0)).ids
+        ids = next(Rows(open_folder(data), None).batches(100_000, prefetch=0)).ids
     else:
-        ids = next(read_raw(data, labelled=None)).ids
+        ids = next(read_log(data, labelled=None)).ids
     tokens = np.unique((np.arange(ids.shape[1], dtype=np.uint64) << np.uint64(32)) + ids)
     return np.sort(rng.choice(tokens, min(TOKENS, len(tokens)), replace=False))
 

@@ -39,6 +39,7 @@ from analysis import claim
 from analysis.claim import RIGHT, WRONG, Check, mean_interval, where
 from analysis.sketch import trials
 from analysis.tradeoff import Study, Trainings, curve, synthetic_data
+from data_pipeline.folders import open_folder
 from data_pipeline.manifest import Manifest
 from robe.backend import select
 from robe.config import ConfigError, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
@@ -210,7 +211,7 @@ def trainings(study: Study, optimizer: str, bits: tuple[int, ...], cache: Path, 
 def rows_of(study: Study, cache: Path, say: Callable[[str], None]) -> Manifest:
     """The data of a study, or the synthetic ones where no table can have their ids."""
     if study.data is not None:
-        manifest = Manifest.load(study.data)
+        manifest = open_folder(study.data)
         if manifest.ids.dialect != "hash":
             return manifest
         say(f"{study.data}: a table needs ids that count (prepare --ids dictionary); synthetic rows instead")

@@ -45,6 +45,7 @@ from matplotlib import colormaps
 from analysis import claim
 from analysis.claim import Check, Rows, Verdict, conclude, mean_interval, where
 from data_pipeline import batches, synthetic
+from data_pipeline.folders import open_folder
 from data_pipeline.manifest import Manifest
 from data_pipeline.prepare import Order, PrepareConfig, prepare
 from data_pipeline.synthetic import SyntheticConfig
@@ -149,7 +150,7 @@ def measure(
     given = {"data": data, "seeds": seeds, "passes": passes, "batch": batch}
     given = {name: value for name, value in given.items() if value is not None}
     study = dataclasses.replace(study or (QUICK if quick else Study()), **given)
-    manifest = Manifest.load(study.data or synthetic_data(study, cache))
+    manifest = open_folder(study.data or synthetic_data(study, cache))
     say(f"data: {manifest.describe()}")
     trainings = Trainings(manifest, study.batch, cache, say)
     points = list(plan(study, trainings.spec))

@@ -1,6 +1,6 @@
 """The same comparisons on a GPU: the cases, and how large a full table the device holds.
 
-python -m benchmarks.gpu        or        python -m benchmarks --backend cuda
+python -m benchmarks --backend cuda
 """
 
 from benchmarks.measure import Effort
@@ -18,9 +18,3 @@ def largest_table(backend: Backend, effort: Effort) -> Effort:
         return effort
     free, _ = backend.xp.cuda.runtime.memGetInfo()
     return effort._replace(table_bytes=0.8 * free)
-
-
-if __name__ == "__main__":
-    from benchmarks.__main__ import main
-
-    main(["--backend", "cuda"])

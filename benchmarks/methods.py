@@ -32,7 +32,7 @@ from analysis.claim import mean_interval
 from analysis.tradeoff import RATES, TUNING_SEED, WIDTH, Study, Trainings, synthetic_data
 from benchmarks.measure import QUICK, Effort, machine, rotate, rounds, spread
 from data_pipeline.dialects import DICTIONARY
-from data_pipeline.manifest import Manifest
+from data_pipeline.folders import open_folder
 from data_pipeline.schema import DataError
 from robe import RobeError
 from robe.config import (
@@ -129,7 +129,7 @@ def measure(
     say: Callable[[str], None] = print,
 ) -> dict:
     """Train what the cache lacks, and time look-ups and steps; what results/methods.json holds."""
-    manifest = Manifest.load(study.data or synthetic_data(study, cache, "count"))
+    manifest = open_folder(study.data or synthetic_data(study, cache, "count"))
     say(f"data: {manifest.describe()}")
     trainings = Trainings(manifest, study.batch, cache, say)
     table = 4 * sum(trainings.spec.cardinalities) * WIDTH

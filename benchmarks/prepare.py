@@ -25,8 +25,8 @@ from typing import Literal
 import tyro
 
 from benchmarks.measure import cpu_seconds_of_others, machine
+from data_pipeline.logs import count_rows
 from data_pipeline.prepare import PrepareConfig, prepare
-from data_pipeline.raw import count_rows
 from data_pipeline.schema import CRITEO
 from data_pipeline.synthetic import CHUNK_ROWS, Law, SyntheticConfig, to_text
 from robe.files import write_whole

@@ -26,7 +26,7 @@ from analysis.claim import mean_interval
 from analysis.tradeoff import Study, Trainings, synthetic_data
 from benchmarks.measure import machine
 from benchmarks.methods import finish, given, settings
-from data_pipeline.manifest import Manifest
+from data_pipeline.folders import open_folder
 from data_pipeline.schema import DataError
 from robe import RobeError
 from robe.config import EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
@@ -51,7 +51,7 @@ TINY = Study(rows=16_000, scale=0.005, seeds=2, batch=320)
 
 def measure(study: Study = STUDY, cache: Path = CACHE, say: Callable[[str], None] = print) -> dict:
     """Train what the cache lacks; what results/quality.json holds."""
-    manifest = Manifest.load(study.data or synthetic_data(study, cache))
+    manifest = open_folder(study.data or synthetic_data(study, cache))
     say(f"data: {manifest.describe()}")
     trainings = Trainings(manifest, study.batch, cache, say)
     found = {(width, name): [] for width in WIDTHS for name in METHODS}

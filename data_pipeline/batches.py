@@ -23,18 +23,17 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from data_pipeline.background import in_parallel
 from data_pipeline.dialects import TRANSFORMS, encoder
+from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, Manifest
-from data_pipeline.raw import read_log
 from data_pipeline.schema import DataError
 
 BLOCK_ROWS = 4096
@@ -112,7 +111,8 @@ class Rows:
         """
         if batch_size < 1 or start_step < 0 or prefetch < 0:
             raise ValueError(f"{batch_size=}, {start_step=}, {prefetch=}: must be at least 1, 0 and 0")
-        return _cut(_made(self._windows(seed, epoch, start_step * batch_size), prefetch), batch_size)
+        windows = self._windows(seed, epoch, start_step * batch_size)
+        return _cut(in_parallel(lambda read: read(), windows, prefetch), batch_size)
 
     def _windows(self, seed: int | None, epoch: int, skip: int) -> Iterator[Callable[[], Batch]]:
         """What makes the windows of an epoch, less its first `skip` rows."""
@@ -267,22 +267,6 @@ def _runs(blocks: list[list[int]]) -> Iterator[tuple[int, int, int]]:
             day, start, stop = following
         stop = following[2]
     yield day, start, stop
-
-
-def _made(tasks: Iterator[Callable[[], Batch]], threads: int) -> Iterator[Batch]:
-    """What the tasks return, in their order, made ahead in so many threads, which end with this iterator."""
-    if threads == 0:
-        yield from (task() for task in tasks)
-        return
-    pool = ThreadPoolExecutor(threads)
-    try:
-        pending = deque(map(pool.submit, islice(tasks, threads)))
-        while pending:
-            made = pending.popleft().result()
-            pending.extend(map(pool.submit, islice(tasks, 1)))
-            yield made
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _cut(windows: Iterator[Batch], size: int) -> Iterator[Batch]:

@@ -11,11 +11,10 @@ import numpy as np
 import polars as pl
 
 from data_pipeline.batches import require_recipe
+from data_pipeline.columns import frame_values, matrix
 from data_pipeline.dialects import TRANSFORMS, encoder
 from data_pipeline.manifest import Manifest
-from data_pipeline.raw import matrix
 from data_pipeline.schema import DataError
-from data_pipeline.tables import _applied, _rule
 
 TABLE = Path("the table")  # what errors call it
 
@@ -62,13 +61,7 @@ class RowReader:
                 f"{TABLE}: has no column {missing[0]!r}, but {', '.join(frame.columns)[:200]!r}; give all "
                 "columns that the model was trained on"
             )
-        frame = frame.select(names)
-        rules = [_rule(TABLE, name, dtype, self.schema) for name, dtype in frame.schema.items()]
-        values, _, broken = _applied(rules, frame)
-        if broken:
-            row, reason = broken[0]
-            raise DataError(f"{TABLE}, row {row}: {reason}; correct the value")
-        return values
+        return frame_values(frame.select(names), self.schema, TABLE)
 
 
 def to_frame(table: Any) -> pl.DataFrame:

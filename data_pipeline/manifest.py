@@ -29,6 +29,30 @@ def shard_name(day: int, kind: str) -> str:
     return f"day_{day}_{kind}.npy"
 
 
+def shard_types(kind: str) -> tuple[np.dtype, ...]:
+    """The types that a shard may have; TorchRec's first stage writes ids as int64, with the same low bits."""
+    return (KINDS[kind], np.dtype(np.int64)) if kind == "sparse" else (KINDS[kind],)
+
+
+def possible(rows: np.ndarray, kind: str) -> np.ndarray:
+    """Which values of some rows of a shard (n, columns) may stand there: bool, (n, columns)."""
+    if kind == "labels":
+        return (rows == 0) | (rows == 1)
+    if kind == "dense":
+        return np.isfinite(rows)
+    return (rows >= -(2**31)) & (rows < 2**32)  # of int64 ids the low 32 bits are read
+
+
+def map_shard(path: Path, *, missing: str, remedy: str) -> np.ndarray:
+    """Map a shard read-only, or raise DataError, which ends with `missing` or, if damaged, with `remedy`."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: {missing}") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path}: damaged ({error}); {remedy}") from None
+
+
 @dataclass(frozen=True)
 class Ids:
     """What the numbers in the sparse shards are.
@@ -123,13 +147,9 @@ class Manifest:
     def load(cls, folder: Path | str) -> "Manifest":
         """Read and validate `folder/manifest.json`; raises DataError with the remedy.
 
-        A folder of TorchRec's tools has none; what it would say is then found in the shards.
+        `folders.open_folder` opens TorchRec's folders, which have none, as well.
         """
-        from data_pipeline import torchrec
-
         path = Path(folder) / MANIFEST
-        if not path.exists() and torchrec.is_folder(folder):
-            return torchrec.adopt(folder)
         if not path.is_file():
             remedy = f"make the folder with `robe prepare FILE --out {folder}`"
             raise DataError(f"{path}: not found; {remedy}")
@@ -166,15 +186,9 @@ class Manifest:
         path = self.folder / shard_name(day, kind)
         columns = {"labels": 1, "dense": len(self.schema.dense), "sparse": len(self.schema.categorical)}[kind]
         expected = (self.days[day].rows, columns)
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError:
-            raise DataError(f"{path}: missing, though {MANIFEST} lists it; prepare the data again") from None
-        except (ValueError, OSError, EOFError) as error:
-            raise DataError(f"{path}: damaged ({error}); prepare the data again") from None
-        # TorchRec's first stage writes the ids as int64; the low 32 bits are the same.
-        types = (KINDS[kind], np.dtype(np.int64)) if kind == "sparse" else (KINDS[kind],)
-        if array.shape != expected or array.dtype not in types:
+        again = "prepare the data again"
+        array = map_shard(path, missing=f"missing, though {MANIFEST} lists it; {again}", remedy=again)
+        if array.shape != expected or array.dtype not in shard_types(kind):
             raise DataError(
                 f"{path}: holds {array.dtype} {array.shape}, {MANIFEST} says {KINDS[kind]} {expected}; "
                 "prepare the data again"

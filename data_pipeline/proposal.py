@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import polars as pl
 
+from data_pipeline.columns import INTEGER, NUMBER, head
 from data_pipeline.schema import DataError
-from data_pipeline.tables import INTEGER, NUMBER, head
 
 LABELS = {"label", "click", "clicked", "is_click", "target", "y", "liked", "like", "converted", "purchased"}
 RATINGS = {"rating", "ratings", "stars", "score"}

@@ -1,23 +1,24 @@
 """Folders written by TorchRec's Criteo tools: the same shards as ours, but no manifest.
 
-What a manifest would say is found by reading the folder once, in memory that does not grow with it. How the
-values were made of a log cannot be found: such a folder trains, and evaluates what was trained on another,
-but a model of it takes no raw logs.
+What a manifest would say is found by reading the folder once, in memory that does not grow with it. The
+shards do not tell how their values were made from a log. So a model can be trained and evaluated on such
+folders, but it cannot predict for raw logs.
 """
 
 import hashlib
+from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.dialects import Distinct
-from data_pipeline.manifest import KINDS, Day, Ids, Manifest, shard_name
+from data_pipeline.manifest import KINDS, Day, Ids, Manifest, map_shard, possible, shard_name, shard_types
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.splits import split
 
 TRANSFORM = "torchrec"
 BLOCK_ROWS = 1 << 18
-# What a value must be, in words; `_good` tells which are.
+# What a value must be, in words.
 WORDS = {
     "labels": "0 or 1",
     "dense": "finite (TorchRec's logarithm of a count of -3 is not)",
@@ -26,14 +27,15 @@ WORDS = {
 
 
 def is_folder(folder: Path | str) -> bool:
+    """Whether the folder has a first day as TorchRec's tools write it; ours have, too."""
     return (Path(folder) / shard_name(0, "sparse")).is_file()
 
 
 def adopt(folder: Path | str) -> Manifest:
     """The manifest of a folder of day_N_{dense,sparse,labels}.npy, N from 0, which has none.
 
-    Ids without gaps, as TorchRec's `sparse_to_contiguous` makes them, count as a dictionary's, so that tables
-    can be trained on them; all others are raw 32 bits. The split is TorchRec's.
+    Ids without gaps, as TorchRec's `sparse_to_contiguous` makes them, are taken for those of a dictionary, so
+    that tables can be trained on them; all others for the raw 32 bits. The split is TorchRec's.
 
     Raises DataError naming the first file, and row, that training could not use.
     """
@@ -46,12 +48,11 @@ def adopt(folder: Path | str) -> Manifest:
         rows = len(_open(folder, day, "labels"))
         hashes = {kind: hashlib.sha256() for kind in KINDS}
         for kind in KINDS:
-            for block in _blocks(folder, day, kind, (rows, width[kind])):
-                hashes[kind].update(block)
+            for block in _row_blocks(folder, day, kind, (rows, width[kind])):
+                hashes[kind].update(block.data)
                 if kind == "sparse":
-                    ids = block.view(np.uint32)
-                    distinct.add(ids)
-                    largest = np.maximum(largest, ids.max(axis=0))
+                    distinct.add(block.view(np.uint32))
+                    largest = np.maximum(largest, block.view(np.uint32).max(axis=0))
         sha256 = {kind: digest.hexdigest() for kind, digest in hashes.items()}
         days.append(Day(rows, sha256, str(folder / f"day_{day}")))
     try:
@@ -78,37 +79,29 @@ def adopt(folder: Path | str) -> Manifest:
 
 def _open(folder: Path, day: int, kind: str) -> np.ndarray:
     path = folder / shard_name(day, kind)
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; TorchRec's tools write three files a day, from 0 on") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: damaged ({error}); write it again") from None
-    types = (KINDS[kind], np.dtype(np.int64)) if kind == "sparse" else (KINDS[kind],)
-    if array.ndim != 2 or array.dtype not in types or (kind == "labels" and array.shape[1] != 1):
+    array = map_shard(
+        path,
+        missing="missing; TorchRec's tools write three files a day, from 0 on",
+        remedy="write it again",
+    )
+    if array.ndim != 2 or array.dtype not in shard_types(kind) or (kind == "labels" and array.shape[1] != 1):
         raise DataError(f"{path}: holds {array.dtype} {array.shape}, not TorchRec's {kind}; write it again")
     return array
 
 
-def _blocks(folder: Path, day: int, kind: str, shape: tuple[int, int]):
-    """The rows of a shard, some at a time, as ours would hold them."""
+def _row_blocks(
+    folder: Path, day: int, kind: str, shape: tuple[int, int]
+) -> Generator[np.ndarray, None, None]:
+    """The rows of a shard, BLOCK_ROWS at a time, in the type that our shards have."""
     path, array = folder / shard_name(day, kind), _open(folder, day, kind)
     if array.shape != shape:
         raise DataError(f"{path}: is {array.shape}, but others say {shape}; write it again")
     for start in range(0, len(array), BLOCK_ROWS):
-        block = np.ascontiguousarray(array[start : start + BLOCK_ROWS])
-        if not (good := _good(kind, block)).all():
+        rows = np.ascontiguousarray(array[start : start + BLOCK_ROWS])
+        if not (good := possible(rows, kind)).all():
             row, column = np.argwhere(~good)[0]
             raise DataError(
-                f"{path}, row {start + row + 1}, column {column + 1}: {block[row, column]} is not "
+                f"{path}, row {start + row + 1}, column {column + 1}: {rows[row, column]} is not "
                 f"{WORDS[kind]}; prepare the raw logs with `robe prepare`"
             )
-        yield block.astype(KINDS[kind], copy=False)
-
-
-def _good(kind: str, block: np.ndarray) -> np.ndarray:
-    if kind == "labels":
-        return (block == 0) | (block == 1)
-    if kind == "dense":
-        return np.isfinite(block)
-    return (block >= -(2**31)) & (block < 2**32)
+        yield rows.astype(KINDS[kind], copy=False)

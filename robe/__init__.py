@@ -7,11 +7,7 @@ Both are imported when they are first asked for: this module itself loads neithe
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from robe.estimator import DLRM
-    from robe.run_folder import load
+from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["DLRM", "RobeError", "load"]

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import tyro
 
 from data_pipeline.batches import Rows
+from data_pipeline.folders import open_folder
 from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.prepare import PrepareConfig
 from data_pipeline.schema import CRITEO, PUBLIC_DATA_SETS, DataError, Schema, load_schema
@@ -77,8 +78,10 @@ def prepare(config: Flat[PrepareArguments], verify: Path | None = None) -> None:
         verify: Write nothing, but check the bytes and values of this prepared folder.
     """
     from data_pipeline.dialects import report
-    from data_pipeline.prepare import REJECTED, against_published, prepare
-    from data_pipeline.prepare import verify as check
+    from data_pipeline.folders import against_published
+    from data_pipeline.folders import verify as check
+    from data_pipeline.parse_days import REJECTED
+    from data_pipeline.prepare import prepare
     from data_pipeline.ranks import Ranks
     from robe.progress import progress_bar
 
@@ -144,9 +147,7 @@ def describe(
 
     out = out or data / "describe.png"
     with progress_bar("describe", "rows") as update:
-        found = describe.describe(
-            Manifest.load(data), rows, everything=everything, seed=seed, progress=update
-        )
+        found = describe.describe(open_folder(data), rows, everything=everything, seed=seed, progress=update)
     print(describe.text(found))
     describe.save(describe.draw(found), out)
     print(f"{out}: drawn")
@@ -187,7 +188,7 @@ def train(
         baseline = baseline or data is None
     require_trainable(config)
     data = data or demo_data("dictionary" if config.embedding.method in NUMBERED else "hash")
-    manifest = Manifest.load(data)
+    manifest = open_folder(data)
     print(f"data: {data}: {manifest.describe()}")
     if resume is not None and not manifest.same_rows(run_folder.learned_data(run)):
         raise ConfigError(
@@ -318,7 +319,7 @@ def plan(
 
     config = resolve(config)
     if data is not None:
-        manifest = Manifest.load(data)
+        manifest = open_folder(data)
         spec, rows = DataSpec.of(manifest), sum(day.rows for day in manifest.days)
     else:
         rows, cardinalities = PUBLIC_DATA_SETS[public]
@@ -401,7 +402,7 @@ def doctor(data: Path | None = None) -> None:
     Args:
         data: A folder made by `prepare`.
     """
-    from data_pipeline.prepare import verify
+    from data_pipeline.folders import verify
     from robe import doctor
 
     def checks():

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from data_pipeline.appearing import appearing
 from data_pipeline.batches import Rows, raw_batches
 from data_pipeline.dialects import DICTIONARY
+from data_pipeline.folders import open_folder
 from data_pipeline.frames import RowReader
 from data_pipeline.manifest import Manifest
 from robe import checkpoint, estimator, metrics, report
@@ -179,7 +180,7 @@ def evaluate(
     Raises ConfigError if the data do not mean what they meant in training, or are no longer the same rows.
     """
     trained = load(run, backend)
-    manifest = Manifest.load(data or read(run).data)
+    manifest = open_folder(data or read(run).data)
     trained.data.require(manifest.fingerprint(), str(manifest.folder))
     if data is None and not manifest.same_rows(learned_data(run)):
         raise ConfigError(
@@ -200,7 +201,7 @@ def predict_file(run: Path, file: Path, out: Path, backend: str, update: Update 
     if out.exists() and file.exists() and out.samefile(file):
         raise ConfigError(f"{out}: is the input; choose another --out")
     if file.is_dir():
-        manifest = Manifest.load(file)
+        manifest = open_folder(file)
         trained.data.require(manifest.fingerprint(), str(file))
         rows = Rows(manifest, None)
         batches, total = rows.batches, rows.count

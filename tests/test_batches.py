@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from data_pipeline import batches
+from data_pipeline.background import ahead
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import KINDS, Day, Ids, Manifest, shard_name
-from data_pipeline.raw import ahead
 from data_pipeline.schema import DataError, Schema
 
 SCHEMA = Schema("small", "label", ("number", "half"), ("a", "b", "c"))

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from plain_parser import lines, parse, write
 
-from data_pipeline import prepare as module
+from data_pipeline import parse_days, shard_files
 from data_pipeline.appearing import appearing, partial_name
 from data_pipeline.batches import raw_batches
 from data_pipeline.dialects import DICTIONARY, Dictionary, encoder
+from data_pipeline.folders import against_published, verify
+from data_pipeline.logs import read_log
 from data_pipeline.manifest import MANIFEST, Day, Ids, Manifest, shard_name
-from data_pipeline.prepare import REJECTED, PrepareConfig, against_published, prepare, verify
-from data_pipeline.raw import read_raw
+from data_pipeline.parse_days import REJECTED
+from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.schema import CRITEO, DataError
 
 
@@ -139,7 +141,7 @@ def test_neither_blocks_nor_gzip_change_a_byte(tmp_path, monkeypatch, dialect, b
     run([log], tmp_path / "out", ids=dialect)
     run([log], tmp_path / "again", ids=dialect)
     assert contents(tmp_path / "again") == contents(tmp_path / "out")
-    monkeypatch.setattr(module, "read_log", partial(read_raw, block_bytes=block_bytes))
+    monkeypatch.setattr(parse_days, "read_log", partial(read_log, block_bytes=block_bytes))
     run([log], tmp_path / "blocks", ids=dialect)
     assert contents(tmp_path / "blocks") == contents(tmp_path / "out")
     # With the same name, so that the manifests are equal too.
@@ -149,7 +151,7 @@ def test_neither_blocks_nor_gzip_change_a_byte(tmp_path, monkeypatch, dialect, b
 
 
 def test_progress_adds_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "read_log", partial(read_raw, block_bytes=1000))
+    monkeypatch.setattr(parse_days, "read_log", partial(read_log, block_bytes=1000))
     files, _ = days(tmp_path / "raw", [40, 30])
     calls = []
     for inputs, total in (
@@ -168,7 +170,7 @@ def test_the_dictionary_can_be_applied_to_raw_rows(tmp_path):
     files, texts = days(tmp_path / "raw", [40, 30])
     manifest = run(files, tmp_path / "out", ids="dictionary")
     dictionary = Dictionary.load(manifest)
-    (chunk,) = read_raw(files[1])
+    (chunk,) = read_log(files[1])
     np.testing.assert_array_equal(dictionary.encode(chunk.ids), shards(manifest, "sparse")[1])
     _, known = number([parse(line)[2] for line in texts[0]], training=40)
     saved = np.load(tmp_path / "out" / DICTIONARY)
@@ -325,7 +327,7 @@ def test_a_full_disk(tmp_path, monkeypatch):
     def full(path):
         return Path("/dev/full") if "sparse" in path.name or "raw" in path.name else partial_name(path)
 
-    monkeypatch.setattr(module, "partial_name", full)
+    monkeypatch.setattr(shard_files, "partial_name", full)
     # By the first error the first file has been read, and of the first day all but the ids are written.
     match = rf"out: {os.strerror(errno.ENOSPC)}; at least {{:,}} bytes are needed and [\d,]+ bytes were free"
     size, other = (file.stat().st_size for file in files)
@@ -393,7 +395,7 @@ def test_verify_looks_at_the_values(tmp_path, kind, value, options):
 @pytest.mark.parametrize("order", ["first", "count"])
 def test_dictionaries_by_plain_python(tmp_path, monkeypatch, modulus, min_count, order):
     """Thresholds, ties, and values modulo something, from raw files to shards, in many pieces."""
-    monkeypatch.setattr(module, "PIECE", 29)
+    monkeypatch.setattr(shard_files, "PIECE", 29)
     files, texts = days(tmp_path / "raw", [40, 30, 25])
     options = {"max_ind_range": modulus, "min_count": min_count, "order": order}
     manifest = run(files, tmp_path / "out", ids="dictionary", **options)
@@ -413,7 +415,7 @@ def test_dictionaries_by_plain_python(tmp_path, monkeypatch, modulus, min_count,
     assert manifest.ids == Ids(
         "dictionary", tuple(f["kept"] + 1 for f in manifest.features), True, modulus, min_count, order
     )
-    (chunk,) = read_raw(files[2])
+    (chunk,) = read_log(files[2])
     np.testing.assert_array_equal(encoder(manifest)(chunk.ids), shards(manifest, "sparse")[2])
     verify(manifest.folder)
 

@@ -7,7 +7,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from plain_parser import lines, parse, write
 
-from data_pipeline.raw import _Layout, count_rows, read_raw
+from data_pipeline.logs import count_rows, read_log
+from data_pipeline.raw import _Layout
 from data_pipeline.schema import DataError, Schema
 
 SMALL = Schema("small", "label", ("d0", "d1"), ("c0", "c1"))
@@ -16,7 +17,7 @@ NAMES = ["log", "log.gz"]
 
 def read(path, *args, **options):
     """All chunks of a file joined: (line, label, dense, ids)."""
-    chunks = list(read_raw(path, *args, **options))
+    chunks = list(read_log(path, *args, **options))
     return tuple(
         None if parts[0] is None else np.concatenate(parts)
         for parts in ([getattr(c, name) for c in chunks] for name in ("line", "label", "dense", "ids"))
@@ -52,7 +53,7 @@ def test_rows_are_those_of_the_plain_parser(tmp_path, name, block_bytes):
 
 
 def test_arrays_are_laid_out_row_by_row(tmp_path):
-    (chunk,) = read_raw(write(tmp_path / "log", lines(5, seed=2)))
+    (chunk,) = read_log(write(tmp_path / "log", lines(5, seed=2)))
     assert chunk.dense.flags.c_contiguous
     assert chunk.ids.flags.c_contiguous
 
@@ -60,7 +61,7 @@ def test_arrays_are_laid_out_row_by_row(tmp_path):
 def test_a_chunk_holds_about_a_block(tmp_path):
     path = write(tmp_path / "log", texts := lines(200, seed=3))
     longest = max(map(len, texts)) + 1
-    chunks = list(read_raw(path, block_bytes=4000))
+    chunks = list(read_log(path, block_bytes=4000))
     assert sum(len(chunk.line) for chunk in chunks) == 200
     assert all(sum(len(texts[n - 1]) + 1 for n in chunk.line) < 4000 + longest for chunk in chunks)
     positions = [chunk.position for chunk in chunks]
@@ -161,28 +162,28 @@ def test_each_byte_in_each_place():
 
 
 @pytest.mark.parametrize("dense", [(), ("d0", "d1")])
-def test_each_separator_in_each_place(dense):
+def test_each_separator_in_each_position(dense):
     """With dense columns Polars minds too; without, it is not asked."""
     layout = _Layout(Schema("small", "label", dense, ("c0", "c1")), True, "log1p")
     numbers = b"\t7" * len(dense)
     text = b"1" + numbers + b"\tab\t0f\n0" + numbers + b"\tc\td\n"
-    assert layout.parse(text, 2)[2].tolist() == [[0xAB, 0x0F], [0xC, 0xD]]
-    places = [place for place, byte in enumerate(text) if byte in b"\t\n"]
-    for place in places:
+    assert layout.parse(text, 2).ids.tolist() == [[0xAB, 0x0F], [0xC, 0xD]]
+    separators = [i for i, byte in enumerate(text) if byte in b"\t\n"]
+    for i in separators:
         for byte in range(11):
-            changed = text[:place] + bytes([byte]) + text[place + 1 :]
+            changed = text[:i] + bytes([byte]) + text[i + 1 :]
             assert (layout.parse(changed, changed.count(b"\n")) is not None) == (changed == text), changed
-    # As many of each as there should be, but not in their places.
+    # As many of each as there should be, but not where they belong.
     end = text.index(b"\n")
-    for place in set(places[:-1]) - {end}:
+    for i in set(separators[:-1]) - {end}:
         moved = bytearray(text)
-        moved[place], moved[end] = b"\n\t"
+        moved[i], moved[end] = b"\n\t"
         assert layout.parse(bytes(moved), 2) is None
 
 
 @st.composite
 def damaged_files(draw):
-    """Numbers of columns, and bytes that were such a log before they were changed at a few places."""
+    """Numbers of columns, and bytes that were such a log before they were changed here and there."""
     dense, categorical = draw(st.sampled_from([(13, 26), (2, 2), (0, 1), (1, 0), (3, 5)]))
     labelled = draw(st.booleans())
     texts = [text.split(b"\t") for text in lines(draw(st.integers(1, 6)), draw(st.integers(0, 99)))]
@@ -192,8 +193,8 @@ def damaged_files(draw):
         [b"\n", b"\r", b"\t", b"-", b"+", b" ", b"0", b'"', b"\0", b"\xef\xbb\xbf", b"\xff", b"g"]
     )
     for _ in range(draw(st.integers(0, 3))):
-        place, gone = draw(st.integers(0, len(data))), draw(st.integers(0, 2))
-        data = data[:place] + draw(inserts | st.binary(max_size=2)) + data[place + gone :]
+        start, gone = draw(st.integers(0, len(data))), draw(st.integers(0, 2))
+        data = data[:start] + draw(inserts | st.binary(max_size=2)) + data[start + gone :]
     return dense, categorical, labelled, data
 
 
@@ -330,15 +331,15 @@ def test_a_truncated_gzip(tmp_path):
     fails(path, r"gzip damaged after line \d+ \(Compressed file ended .*\); fetch it again")
     with pytest.raises(DataError) as error:
         read(path, block_bytes=3000)
-    # Blocks that came out whole are counted, so the place is known to within a block.
+    # Blocks that came out whole are counted, so the line is known to within a block.
     assert "after line 0 " not in str(error.value)
 
 
-@pytest.mark.parametrize("place", [10, 5000, -6])  # how it is packed; what is packed; the checksum
-def test_a_corrupt_gzip(tmp_path, place):
+@pytest.mark.parametrize("position", [10, 5000, -6])  # how it is packed; what is packed; the checksum
+def test_a_corrupt_gzip(tmp_path, position):
     path = write(tmp_path / "log.gz", lines(300, seed=9))
     data = bytearray(path.read_bytes())
-    data[place] ^= 0xFF
+    data[position] ^= 0xFF
     path.write_bytes(data)
     fails(path, r"gzip damaged after line \d+ ")
 

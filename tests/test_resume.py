@@ -30,7 +30,7 @@ CHILD = """
 import json, os, signal, sys
 from functools import partial
 from pathlib import Path
-from data_pipeline import prepare as module
+from data_pipeline import parse_days, prepare as module
 
 inputs, out, options, moment = json.loads(sys.argv[1])
 moments = 0
@@ -48,7 +48,7 @@ def audit(event, arguments):
 out_name = Path(out).name
 out = str(Path(out).with_name(f".{out_name}"))
 sys.addaudithook(audit)
-module.read_log = partial(module.read_log, block_bytes=3000)
+parse_days.read_log = partial(parse_days.read_log, block_bytes=3000)
 config = module.PrepareConfig(tuple(map(Path, inputs)), Path(out).with_name(out_name), **options)
 module.prepare(config, tick)
 print(moments)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.batches import Rows
-from data_pipeline.manifest import Manifest
-from data_pipeline.prepare import verify
+from data_pipeline.folders import open_folder, verify
 from data_pipeline.schema import DataError
 from robe import cli as command_line
 
@@ -63,7 +62,7 @@ def test_a_folder_of_torchrec_trains_as_ours_of_the_same_rows(raw, tmp_path, cap
     assert [found["rows_trained"], found["validation"]["rows"], found["test"]["rows"]] == [402, 101, 100]
 
     # Everything that takes a prepared folder takes this one.
-    ours, manifest = Manifest.load(tmp_path / "ours"), Manifest.load(data)
+    ours, manifest = open_folder(tmp_path / "ours"), open_folder(data)
     assert manifest.ids == ours.ids
     assert [day.sha256 for day in manifest.days] == [day.sha256 for day in ours.days]
     assert verify(data) == manifest
@@ -104,7 +103,7 @@ def test_ids_without_gaps_serve_tables(tmp_path):
         np.save(tmp_path / f"day_{day}_sparse.npy", np.array(ids, np.int32).T)
         np.save(tmp_path / f"day_{day}_dense.npy", rng.random((ROWS, 2), np.float32))
         np.save(tmp_path / f"day_{day}_labels.npy", rng.integers(0, 2, (ROWS, 1), dtype=np.int32))
-    manifest = Manifest.load(tmp_path)
+    manifest = open_folder(tmp_path)
     assert (manifest.ids.dialect, manifest.ids.cardinalities) == ("dictionary", (4, 51, 8))
     assert verify(tmp_path) == manifest
     run("train", "--data", tmp_path, "--out", tmp_path / "run", "--method", "full", *TINY)
@@ -116,7 +115,7 @@ def test_ids_without_gaps_serve_tables(tmp_path):
 def test_folders_that_cannot_be_used(raw, tmp_path):
     def fails(match):
         with pytest.raises(DataError, match=match) as error:
-            Manifest.load(folder)
+            open_folder(folder)
         assert str(error.value).startswith(str(folder))
         assert len(str(error.value).splitlines()) == 1
 

@@ -10,9 +10,9 @@ says, but hold no newline. Polars parses a block once one regular expression has
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
 from contextlib import closing
-from operator import itemgetter
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +20,11 @@ import numpy as np
 import polars as pl
 import xxhash
 
+from data_pipeline.background import ahead
+from data_pipeline.chunk import Chunk, Parsed, Rejected
 from data_pipeline.dialects import TRANSFORMS
-from data_pipeline.raw import BLOCK_BYTES, BadRows, RawChunk, _blocks, ahead, matrix
-from data_pipeline.schema import CRITEO, DataError, Schema
+from data_pipeline.schema import DataError, Schema
+from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
 
 SCANS = {
     ".parquet": pl.scan_parquet,
@@ -43,6 +45,11 @@ def is_table(path: Path | str) -> bool:
     return _format(Path(path)) in {*SCANS, *TEXTS}
 
 
+def is_binary(path: Path) -> bool:
+    """Whether the name is that of a Parquet or Arrow file."""
+    return _format(path) in SCANS
+
+
 def hash_texts(texts: pl.Series) -> pl.Series:
     """Texts -> 32 bits that are the same for ever: XXH32, seed 0, of the UTF-8 bytes, with 1 in place of 0.
 
@@ -57,49 +64,73 @@ def hash_texts(texts: pl.Series) -> pl.Series:
 
 
 def read_table(
-    path: Path | str,
-    schema: Schema = CRITEO,
+    path: Path,
+    schema: Schema,
     *,
-    labelled: bool | None = True,
-    bad_rows: BadRows = "error",
-    on_reject: Callable[[int, str, bytes], None] | None = None,
-    dense: str = "log1p",
-    first_line: int = 1,
-    block_bytes: int = BLOCK_BYTES,
-    slice_rows: int = SLICE_ROWS,
-) -> Iterator[RawChunk]:
-    """Yield the rows of a table in order, as `raw.read_raw` does.
+    labelled: bool | None,
+    dense: str,
+    first_line: int,
+    block_bytes: int,
+    slice_rows: int,
+) -> Generator[Parsed, None, None]:
+    """Yield, for each part of a table, its rows and those that break the rules.
 
-    Rows count from 1, without the header. What `on_reject` gets as the text of a row is its fields, as they
-    were read, with tabs between them.
+    Rows count from 1, without the header. Arguments and errors are those of `logs.read_log`.
     """
-    path = Path(path)
-    if _is_text(path):
-        parts = _csv(path, schema, labelled, first_line, block_bytes)
-    else:
+    if is_binary(path):
         parts = _slices(path, schema, labelled, first_line, slice_rows)
-    rules = None
-    with closing(ahead(parts, 1)) as parts:
-        for part in parts:
-            rules = rules or [_rule(path, name, type, schema) for name, type in part.frame.schema.items()]
-            values, good, broken = _applied(rules, part.frame)
-            broken = [(int(part.row[i]), reason, part.frame.row(i)) for i, reason in broken]
-            for row, reason, fields in sorted(part.broken + broken, key=itemgetter(0)):
-                if bad_rows == "error":
-                    line = f" (line {row + 1})" if _is_text(path) else ""
-                    remedy = "correct it or the schema, or leave such rows out with --bad-rows skip"
-                    raise DataError(f"{path}, row {row}{line}: {reason}; {remedy}")
-                if on_reject is not None:
-                    text = "\t".join("" if field is None else str(field) for field in fields)
-                    on_reject(row, reason, text.encode().replace(b"\n", b"\\n"))
+    else:
+        parts = _csv(path, schema, labelled, first_line, block_bytes)
+    rules: list[_Rule] = []
+    with closing(ahead(parts, 1)) as ready:
+        for part in ready:
+            rules = rules or [_rule(path, name, dtype, schema) for name, dtype in part.frame.schema.items()]
+            values, good, reasons = _applied(rules, part.frame)
+            broken = [_Broken(int(part.row[i]), text, part.frame.row(i)) for i, text in reasons.items()]
             values = values if good.all() else values.filter(good)
-            yield RawChunk(
+            chunk = Chunk(
                 line=part.row[good],
                 label=values[schema.label].to_numpy() if schema.label in values.columns else None,
                 dense=TRANSFORMS[dense](matrix(values, schema.dense, np.float64)),
                 ids=matrix(values, schema.categorical, np.uint32),
                 position=part.position,
             )
+            rejected = sorted(part.broken + broken, key=attrgetter("row"))
+            yield chunk, [_rejected(path, row) for row in rejected]
+
+
+def _rejected(path: Path, broken: "_Broken") -> Rejected:
+    text = "\t".join("" if field is None else str(field) for field in broken.fields)
+    return Rejected(broken.row, _where(path, broken.row), broken.reason, text.encode().replace(b"\n", b"\\n"))
+
+
+def _where(path: Path, row: int) -> str:
+    """A row in words; in a text, where there is a header, its line too."""
+    return f"row {row}" if is_binary(path) else f"row {row} (line {row + 1})"
+
+
+def count_binary(path: Path) -> int:
+    """The number of rows of a Parquet or Arrow file; raises DataError if it cannot be read."""
+    return _length(path, _scan(path))
+
+
+def frame_values(frame: pl.DataFrame, schema: Schema, what: Path) -> pl.DataFrame:
+    """What the rules of a schema make of the columns of a frame: Float64, UInt32 of categorical ones.
+
+    Raises DataError for the first row that breaks a rule; `what` is what it calls the frame.
+    """
+    rules = [_rule(what, name, dtype, schema) for name, dtype in frame.schema.items()]
+    values, _, reasons = _applied(rules, frame)
+    for row, reason in reasons.items():
+        raise DataError(f"{what}, row {row}: {reason}; correct the value")
+    return values
+
+
+def matrix(table: pl.DataFrame, columns: tuple[str, ...], dtype: type[np.generic]) -> np.ndarray:
+    """Columns of one type as (rows, columns), row by row; there may be none."""
+    if not columns:
+        return np.zeros((table.height, 0), dtype)
+    return table.select(columns).to_numpy(order="c")
 
 
 def head(path: Path | str, rows: int) -> pl.DataFrame:
@@ -107,48 +138,42 @@ def head(path: Path | str, rows: int) -> pl.DataFrame:
     path = Path(path)
     if not is_table(path):
         raise DataError(f"{path}: not called {', '.join([*SCANS, *TEXTS])}; rename the file if it is one")
-    if not _is_text(path):
+    if is_binary(path):
         with _named(path):
             return _scan(path).head(rows).collect()
-    with closing(_blocks(path, BLOCK_BYTES)) as parts:
-        block = next(parts)
+    with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
+        block = next(blocks)
     header, _, text = block.text.partition(b"\n")
     layout = _Csv(path, header)
     if len(set(layout.names)) < len(layout.names):
         raise DataError(f"{path}: has two columns of one name; rename one")
     part = layout.parse(text, np.arange(1, block.rows), layout.names, block.position)
     if part.broken:
-        row, reason, _ = min(part.broken)
-        raise DataError(f"{path}, row {row} (line {row + 1}): {reason}; correct it")
+        first = min(part.broken, key=attrgetter("row"))
+        raise DataError(f"{path}, {_where(path, first.row)}: {first.reason}; correct it")
     return part.frame.head(rows)
 
 
-def count_rows(path: Path | str, on_block: Callable[[int], None] | None = None) -> int:
-    """Count the rows of a table, good or bad; `on_block(position)` hears how many bytes have been read."""
-    path = Path(path)
-    if not _is_text(path):
-        rows = _length(path, _scan(path))
-        if on_block is not None:
-            on_block(path.stat().st_size)
-        return rows
-    rows = -1  # the header
-    with closing(ahead(_blocks(path, BLOCK_BYTES), 1)) as parts:
-        for block in parts:
-            rows += block.rows
-            if on_block is not None:
-                on_block(block.position)
-    return rows
+class _Broken(NamedTuple):
+    """A row that breaks the rules: its number, why, and its fields as they were read."""
+
+    row: int
+    reason: str
+    fields: tuple
 
 
 class _Part(NamedTuple):
-    """Consecutive rows: their numbers (n,), the columns asked for, and what could not be read of others.
+    """Consecutive rows of a table.
 
-    broken: (row number, reason, fields) of the rows that are missing from the frame.
+    row: (n,) int64, their numbers.
+    frame: the columns asked for, (n,) rows.
+    broken: the lines in between that could not be taken apart, and are missing from `frame`.
+    position: as in `Chunk`.
     """
 
     row: np.ndarray
     frame: pl.DataFrame
-    broken: list[tuple[int, str, tuple]]
+    broken: list[_Broken]
     position: int
 
 
@@ -164,10 +189,6 @@ def _format(path: Path) -> str:
     """The end of the name that tells the format, in lower case."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
-
-
-def _is_text(path: Path) -> bool:
-    return _format(path) in TEXTS
 
 
 def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None) -> list[str]:
@@ -215,7 +236,7 @@ class _named:
 
 def _slices(
     path: Path, schema: Schema, labelled: bool | None, first_line: int, slice_rows: int
-) -> Iterator[_Part]:
+) -> Generator[_Part, None, None]:
     log = _scan(path)
     rows, size = _length(path, log), path.stat().st_size
     if rows == 0:
@@ -230,9 +251,9 @@ def _slices(
 
 def _csv(
     path: Path, schema: Schema, labelled: bool | None, first_line: int, block_bytes: int
-) -> Iterator[_Part]:
+) -> Generator[_Part, None, None]:
     layout = None
-    for block in _blocks(path, block_bytes):
+    for block in text_blocks(path, block_bytes):
         text, row = block.text, np.arange(block.line, block.line + block.rows) - 1
         if layout is None:
             header, _, text = text.partition(b"\n")
@@ -269,7 +290,7 @@ class _Csv:
             if not good.all():
                 texts = text.split(b"\n")
                 broken = [
-                    (int(row[i]), self._explain(texts[i]), (texts[i].decode(errors="replace"),))
+                    _Broken(int(row[i]), self._explain(texts[i]), (texts[i].decode(errors="replace"),))
                     for i in np.flatnonzero(~good).tolist()
                 ]
                 row, text = row[good], "".join(line + "\n" for line in lines.filter(good)).encode()
@@ -366,15 +387,15 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
     )
 
 
-def _applied(rules: list[_Rule], frame: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray, list]:
-    """(values, whether each row is good (n,), index and reason of each row that is not) of some rows."""
+def _applied(rules: list[_Rule], frame: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray, dict[int, str]]:
+    """(values, whether each row is good (n,), index -> reason of each row that is not) of some rows."""
     lazy = frame.lazy()
     bad, values = pl.collect_all(
         [lazy.select(rule.bad for rule in rules), lazy.select(rule.value for rule in rules)]
     )
     good = ~bad.select(pl.any_horizontal(pl.all())).to_series().to_numpy()
-    broken = [(i, _reason(rules, bad.row(i), frame.row(i))) for i in np.flatnonzero(~good).tolist()]
-    return values, good, broken
+    reasons = {i: _reason(rules, bad.row(i), frame.row(i)) for i in np.flatnonzero(~good).tolist()}
+    return values, good, reasons
 
 
 def _integer_ids(values: pl.Series) -> pl.Series:

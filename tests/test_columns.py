@@ -11,9 +11,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.raw import count_rows, read_log
+from data_pipeline.columns import hash_texts
+from data_pipeline.logs import count_rows, read_log
 from data_pipeline.schema import DataError, Schema
-from data_pipeline.tables import hash_texts, read_table
 
 SCHEMA = Schema(
     "own", "liked", ("age", "price"), ("user", "genre", "code"), ("integer", "string", "hex"), ("", "NA"), 2.0
@@ -52,34 +52,34 @@ def xxh32(data: bytes) -> int:
 
 def split_line(line: str, separator: str) -> list[str] | None:
     """The fields of a line of RFC 4180, read character by character; None if it is none."""
-    fields, place = [], 0
+    fields, at = [], 0
     if "\r" in line:
         return None
     while True:
         field = ""
-        if line[place : place + 1] == '"':
-            place += 1
+        if line[at : at + 1] == '"':
+            at += 1
             while True:
-                if place >= len(line):
+                if at >= len(line):
                     return None
-                if line[place] == '"':
-                    place += 1
-                    if line[place : place + 1] != '"':
+                if line[at] == '"':
+                    at += 1
+                    if line[at : at + 1] != '"':
                         break
-                field += line[place]
-                place += 1
+                field += line[at]
+                at += 1
         else:
-            while place < len(line) and line[place] != separator:
-                if line[place] == '"':
+            while at < len(line) and line[at] != separator:
+                if line[at] == '"':
                     return None
-                field += line[place]
-                place += 1
+                field += line[at]
+                at += 1
         fields.append(field)
-        if place == len(line):
+        if at == len(line):
             return fields
-        if line[place] != separator:
+        if line[at] != separator:
             return None
-        place += 1
+        at += 1
 
 
 def plain_row(fields: list[str] | None, schema: Schema = SCHEMA):
@@ -117,7 +117,7 @@ def plain_row(fields: list[str] | None, schema: Schema = SCHEMA):
 def read(path, schema=SCHEMA, **options):
     """All rows of a table as [(row, label, dense, ids), ...]."""
     rows = []
-    for chunk in read_table(path, schema, **options):
+    for chunk in read_log(path, schema, **options):
         assert (chunk.dense.dtype, chunk.ids.dtype) == (np.float32, np.uint32)
         assert chunk.dense.flags.c_contiguous
         assert chunk.ids.flags.c_contiguous
@@ -234,9 +234,9 @@ def test_a_csv_file_is_read_as_the_plain_parser_does(
     st.binary(max_size=40) | st.sampled_from([b"\xff", b"\xc3\xa9", b'"', b"\r", b"\0"]),
     st.integers(0, 30),
 )
-def test_whatever_the_bytes_of_a_csv_file(tmp_path_factory, data, bytes_, place):
+def test_whatever_the_bytes_of_a_csv_file(tmp_path_factory, data, bytes_, position):
     """Either the plain parser's rows or a DataError with the number of its first bad one."""
-    data = data[:place] + bytes_ + data[place:]
+    data = data[:position] + bytes_ + data[position:]
     assume(data)
     path = tmp_path_factory.getbasetemp() / "own.csv"
     path.write_bytes(",".join(NAMES).encode() + b"\n" + data)
@@ -288,7 +288,7 @@ def test_typed_columns(tmp_path, name, slice_rows):
     assert read(path, slice_rows=slice_rows) == EXPECTED
     assert read(path, slice_rows=slice_rows, first_line=3)[-1:] == EXPECTED[-1:]
     assert count_rows(path) == 3
-    assert [chunk.position for chunk in read_table(path, SCHEMA)] == [path.stat().st_size]
+    assert [chunk.position for chunk in read_log(path, SCHEMA)] == [path.stat().st_size]
     for types in ({"genre": pl.Categorical}, {"liked": pl.UInt8}, {"user": pl.String, "age": pl.Float32}):
         write(FRAME.cast(types), path)
         assert read(path) == EXPECTED
@@ -327,7 +327,7 @@ def test_a_table_may_lack_labels(tmp_path, name):
 def test_a_schema_without_dense_columns(tmp_path):
     (tmp_path / "own.csv").write_text("y,user\n1,a\n0,b\n")
     schema = Schema("own", "y", (), ("user",), ("string",))
-    (chunk,) = read_table(tmp_path / "own.csv", schema)
+    (chunk,) = read_log(tmp_path / "own.csv", schema)
     assert chunk.dense.shape == (2, 0)
     assert chunk.ids[:, 0].tolist() == [xxh32(b"a"), xxh32(b"b")]
 
@@ -336,7 +336,7 @@ def test_a_single_column(tmp_path):
     """Where a blank line is a missing value."""
     for text in (b"user\na\n\nb\n", b'user\na\n""\nb'):
         (tmp_path / "own.csv").write_bytes(text)
-        (chunk,) = read_table(
+        (chunk,) = read_log(
             tmp_path / "own.csv", Schema("own", "y", (), ("user",), ("string",)), labelled=None
         )
         assert chunk.ids[:, 0].tolist() == [xxh32(b"a"), 0, xxh32(b"b")]

@@ -1,0 +1,81 @@
+"""Folders of shards: opening one, made here or by TorchRec's tools, and checking what lies in it."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline import torchrec
+from data_pipeline.dialects import Dictionary
+from data_pipeline.manifest import KINDS, MANIFEST, Ids, Manifest, possible, shard_name
+from data_pipeline.schema import CRITEO_TB_ROWS, DataError
+
+CHECKED = 1 << 22  # so many values of a shard are in memory at a time
+DAY_FILE = re.compile(r"day_(\d+)(\..*)?")
+
+
+def open_folder(folder: Path | str) -> Manifest:
+    """The manifest of a folder; for one of TorchRec's tools, which has none, what it would say.
+
+    To find that, TorchRec's folder is read once. Raises DataError with the remedy if the folder, or its
+    manifest, is missing or cannot be used.
+    """
+    if not (Path(folder) / MANIFEST).exists() and torchrec.is_folder(folder):
+        return torchrec.adopt(folder)
+    return Manifest.load(folder)
+
+
+def verify(folder: Path | str) -> Manifest:
+    """Read all shards of a folder again, and return its manifest.
+
+    Raises DataError naming the first shard whose bytes are not those that were written, or that holds an
+    impossible value.
+    """
+    manifest = open_folder(folder)
+    for number, day in enumerate(manifest.days):
+        for kind in KINDS:
+            path = manifest.folder / shard_name(number, kind)
+            shard, digest, trouble = manifest.open_shard(number, kind), hashlib.sha256(), None
+            step = CHECKED // max(1, shard.shape[1])
+            for start in range(0, len(shard), step):
+                rows = np.ascontiguousarray(shard[start : start + step].astype(KINDS[kind], copy=False))
+                digest.update(rows.data)
+                wrong = np.flatnonzero(~_valid(rows, kind, manifest.ids).all(axis=1))
+                if wrong.size and trouble is None:
+                    trouble = f"row {start + wrong[0]} holds what no {kind} may be"
+            if digest.hexdigest() != day.sha256[kind]:
+                trouble = "its bytes are not those that were written"
+            if trouble is not None:
+                raise DataError(f"{path}: {trouble}; prepare the data again")
+    if manifest.dictionary_sha256 is not None:
+        Dictionary.load(manifest)
+    return manifest
+
+
+def _valid(rows: np.ndarray, kind: str, ids: Ids) -> np.ndarray:
+    """Which values of a shard are possible; ids have to be below their feature's cardinality."""
+    if kind != "sparse":
+        return possible(rows, kind)
+    if ids.dialect == "hash":
+        return np.ones(rows.shape, bool)
+    return rows.view(np.uint32) < np.array(ids.cardinalities)
+
+
+def against_published(manifest: Manifest) -> str | None:
+    """Compare the numbers of lines with those published of Criteo Terabyte, in one line of text.
+
+    None if no day is named like one of its files and of such a size; smaller ones are samples, or of another
+    log.
+    """
+    found = []
+    for day in manifest.days:
+        match, lines = DAY_FILE.fullmatch(Path(day.source).name), day.rows + day.rejected
+        if match and int(match[1]) < len(CRITEO_TB_ROWS) and lines > 10**8:
+            found.append((day.source, lines, CRITEO_TB_ROWS[int(match[1])]))
+    for source, lines, published in found:
+        if lines != published:
+            return (
+                f"{source}: {lines:,} lines, but Criteo Terabyte has {published:,} there; is the file whole?"
+            )
+    return f"lines of {len(found)} days: as published of Criteo Terabyte" if found else None

@@ -1,0 +1,122 @@
+"""What all steps of a preparation share: the settings, where files lie, and how far the work is."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from data_pipeline.dialects import Dense, Order
+from data_pipeline.logs import BadRows
+from data_pipeline.manifest import shard_name
+from data_pipeline.ranks import Ranks
+from data_pipeline.schema import CRITEO, Schema
+
+# Called with how many bytes of the logs, as they lie on disk, have been read, and how many will be in all;
+# making a dictionary counts as reading them once more.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    inputs: tuple[Path, ...]
+    """Raw logs, plain or gzip, or tables (.parquet, .arrow, .csv, .tsv): one file per day, oldest
+    first; or one folder, whose day_0, day_1, ... are taken in that order; or one file, to be cut up."""
+    out: Path
+    """Folder to write; it must not exist yet, or be empty. Until it is done, what there is lies in
+    .OUT.partial beside it, and the same command goes on from there."""
+    ids: Literal["hash", "modulo", "dictionary"] = "hash"
+    """hash keeps the 32 bits of the log, for hashed embeddings; modulo takes them modulo --max-ind-range.
+    dictionary numbers the values of each feature that training saw, from 1 on, for tables; others are 0."""
+    max_ind_range: int | None = None
+    """Take ids modulo this number. With a dictionary, values are taken modulo it before they are numbered, as
+    MLPerf v1 does with 40000000."""
+    min_count: int = 1
+    """Leave values that training saw less often out of the dictionary; they share id 0 with those it never
+    saw."""
+    order: Order = "first"
+    """The dictionary numbers values in order of first appearance, or by falling count, ties by value."""
+    dense: Dense = "log1p"
+    """log1p writes log(max(x, 0) + 1) of the dense values, none the values themselves; missing ones are 0."""
+    bad_rows: BadRows = "error"
+    """error stops at the first malformed line; skip leaves such lines out and lists them in rejected.tsv."""
+    blocks: int = 7
+    """Number of days of equal length to cut a single file into; DLRM cuts Criteo Kaggle into 7."""
+    days: str | None = None
+    """Only parse these days, like 0-3,7, so that other processes can parse others at the same time. When all
+    are done, the same command without --days finishes the folder."""
+    schema: Schema = CRITEO
+    """The columns; default: those of Criteo's logs. `schema FILE` proposes a file to give here."""
+    split: str = "mlperf"
+    """Which rows test and validate. mlperf: the first half of the last day, and the second. torchrec: the
+    other way round. kaggle: as mlperf, of 7 equal days. 0.8,0.1,0.1: shares of all rows in the order of the
+    log, to train, validate and test. test=5,validation=6: these days, from 0 (or ranges, 20-22)."""
+
+
+class Job(NamedTuple):
+    """A preparation under way. Its files lie in the folder `work`; `work`/data becomes the new folder."""
+
+    config: PrepareConfig
+    work: Path
+    ranks: Ranks
+    meter: "Meter"
+
+    def shard(self, day: int, kind: str) -> Path:
+        return self.work / "data" / shard_name(day, kind)
+
+    def column(self, day: int, form: Literal["raw", "ids"], feature: int) -> Path:
+        """The file of a feature's values on a day, raw or as ids of its dictionary: plain uint32."""
+        return self.work / f"day_{day}_{form}_{feature}"
+
+    def features(self) -> range:
+        return range(len(self.config.schema.categorical))
+
+
+class Meter:
+    """Adds up the work done, in bytes of the log files."""
+
+    def __init__(self, report: Progress | None):
+        self.report = report
+        # size: of the files read; counted: of those, what is read once more before, to count its rows.
+        self.size = self.counted = self.total = self.done = self.before = 0
+
+    def plan(self, files: list[Path], days: Sequence[int], dictionary: bool) -> None:
+        """Find the total of the work.
+
+        Each file is read once to write the shards. A single file is read before that, to count its rows;
+        making a dictionary takes about as long as one more pass.
+        """
+        sizes = [path.stat().st_size for path in files]
+        self.size = sizes[0] if len(files) == 1 else sum(sizes[day] for day in days)
+        self.counted = self.size * (len(files) == 1)
+        self.total = self.counted + self.size * (1 + dictionary)
+
+    def advance(self, amount: int) -> None:
+        """Report that `amount` bytes of the current part are done."""
+        self.done = min(self.before + amount, self.total)
+        if self.report is not None:
+            self.report(self.done, self.total)
+
+    def add(self, amount: int) -> None:
+        """Report that the current part is done, and was of `amount` bytes."""
+        self.advance(amount)
+        self.before = self.done
+
+    def finish(self) -> None:
+        if self.done < self.total:
+            self.add(self.total)
+
+    def share(self) -> float:
+        """How much of the pass that writes the shards is done, from 0 to 1."""
+        return min(max(self.done - self.counted, 0) / self.size, 1.0) if self.size else 0.0
+
+
+def identity(path: Path) -> dict[str, int]:
+    """Size and time of the last change: if they differ, the file is not what it was."""
+    info = path.stat()
+    return {"bytes": info.st_size, "changed_ns": info.st_mtime_ns}
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    """What `write_whole` wrote to a file; None if there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,157 @@
+"""The days of a log file -> their shards. Days are independent of each other."""
+
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from itertools import groupby, pairwise
+from operator import itemgetter
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from data_pipeline.appearing import partial_name, write_whole
+from data_pipeline.dialects import Distinct, modulo
+from data_pipeline.job import Job, identity, read_note
+from data_pipeline.logs import read_log
+from data_pipeline.manifest import KINDS
+from data_pipeline.schema import DataError
+from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard
+
+REJECTED = "rejected.tsv"
+
+# Some consecutive rows: an array (n, columns) for each of KINDS.
+Rows = dict[str, np.ndarray]
+
+
+class Source(NamedTuple):
+    """A log file and the days in it, which are numbered from `first` on.
+
+    stops: the number of each day's last line.
+    origins: what the manifest calls each day.
+    """
+
+    path: Path
+    first: int
+    stops: tuple[int, ...]
+    origins: tuple[str, ...]
+
+    def day_of(self, line: int) -> int:
+        return self.first + int(np.searchsorted(self.stops, line))
+
+    def first_line(self, day: int) -> int:
+        return 1 if day == self.first else self.stops[day - self.first - 1] + 1
+
+
+def parse_days(job: Job, sources: list[Source], days: Sequence[int]) -> None:
+    """Write the shards of those of these days that are not done."""
+    for source in sources:
+        mine = [day for day in days if source.first <= day < source.first + len(source.stops)]
+        if needed := [day for day in mine if not _is_parsed(job, source, day)]:
+            _parse_file(job, source, needed)
+        if mine:
+            job.meter.add(source.path.stat().st_size)
+
+
+def _is_parsed(job: Job, source: Source, day: int) -> bool:
+    """Whether a day is done, and need not be done again because bad lines are an error now.
+
+    Raises DataError if the file has changed since.
+    """
+    record = read_note(job.work / f"day_{day}.done")
+    if record is None or (record["rejected"] and job.config.bad_rows == "error"):
+        return False
+    if record["source"] != identity(source.path):
+        raise DataError(
+            f"{source.path}: has changed since day {day} was prepared from it; remove {job.work} to begin "
+            "again"
+        )
+    schema = job.config.schema
+    columns = {"labels": 1, "dense": len(schema.dense), "sparse": len(schema.categorical)}
+    if job.config.ids == "dictionary":
+        del columns["sparse"]
+    sizes = {job.shard(day, kind): HEADER_BYTES + 4 * n * record["rows"] for kind, n in columns.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
+
+
+def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
+    """Write the shards of some days of a file."""
+    source_now, rejected = identity(source.path), Counter[int]()
+    with ExitStack() as stack:
+        files: dict[int, BinaryIO] = {}
+
+        def reject(line: int, reason: str, text: bytes) -> None:
+            if (day := source.day_of(line)) in needed:
+                if day not in files:
+                    path = partial_name(job.work / f"day_{day}_{REJECTED}")
+                    files[day] = stack.enter_context(open(path, "wb"))
+                rejected[day] += 1
+                files[day].write(f"{source.path}\t{line}\t{reason}\t".encode() + text + b"\n")
+
+        parts = stack.enter_context(closing(_parts(job, source, source.first_line(needed[0]), reject)))
+        for day, group in groupby(parts, key=itemgetter(0)):
+            if day in needed:
+                record = _write_day(job, day, (rows for _, rows in group))
+                if day in files:
+                    files[day].close()
+                    path = job.work / f"day_{day}_{REJECTED}"
+                    partial_name(path).replace(path)
+                record |= {"source": source_now, "rejected": rejected[day]}
+                write_whole(job.work / f"day_{day}.done", record)
+            if day == needed[-1]:
+                break
+
+
+def _parts(
+    job: Job, source: Source, first_line: int, reject: Callable[[int, str, bytes], None]
+) -> Generator[tuple[int, Rows], None, None]:
+    """Yield the log from a line on as (day, some of its rows), the ids as they are in the log."""
+    config = job.config
+    chunks = read_log(
+        source.path,
+        config.schema,
+        bad_rows=config.bad_rows,
+        on_reject=reject,
+        dense=config.dense,
+        first_line=first_line,
+    )
+    with closing(chunks):
+        for chunk in chunks:
+            job.meter.advance(chunk.position)
+            ends = np.searchsorted(chunk.line, source.stops, side="right")
+            assert chunk.label is not None
+            rows = {"labels": chunk.label[:, None], "dense": chunk.dense, "sparse": chunk.ids}
+            for day, (start, stop) in enumerate(pairwise([0, *ends]), source.first):
+                if start < stop:
+                    yield day, {kind: array[start:stop] for kind, array in rows.items()}
+
+
+def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
+    """Write the shards of a day, and return their rows and hashes.
+
+    With a dictionary, columns of raw values are written instead of the sparse shard.
+    """
+    schema, dictionary = job.config.schema, job.config.ids == "dictionary"
+    modulus = None if dictionary else job.config.max_ind_range
+    distinct = Distinct(len(schema.categorical))
+    rows = 0
+    sha256: dict[str, str] = {}
+    with ExitStack() as stack:
+        append = {
+            kind: stack.enter_context(new_shard(job.shard(day, kind), kind, sha256))
+            for kind in KINDS
+            if kind != "sparse" or not dictionary
+        }
+        if dictionary:
+            columns = [job.column(day, "raw", feature) for feature in job.features()]
+            append["sparse"] = stack.enter_context(new_columns(columns))
+        for arrays in parts:
+            arrays["sparse"] = modulo(arrays["sparse"], modulus)
+            for kind, array in arrays.items():
+                append[kind](array)
+            if not dictionary:
+                distinct.add(arrays["sparse"])
+            rows += len(arrays["labels"])
+    if not dictionary:
+        np.save(job.work / f"day_{day}_distinct.npy", distinct.to_array())
+    return {"rows": rows, "sha256": sha256}

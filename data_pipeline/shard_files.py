@@ -1,0 +1,76 @@
+"""Writing shards, and the columns of values that wait for their dictionary, piece by piece."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.appearing import partial_name
+from data_pipeline.background import behind
+from data_pipeline.manifest import KINDS
+from data_pipeline.schema import DataError
+
+HEADER_BYTES = 128
+PIECE = 1 << 22  # so many values are in memory at a time
+
+# Appends rows (n, columns) to one or more files.
+Append = Callable[[np.ndarray], None]
+
+
+@contextmanager
+def new_shard(path: Path, kind: str, sha256: dict[str, str]) -> Iterator[Append]:
+    """A function that appends rows to a new .npy file of this kind.
+
+    At the end of the `with` block the file gets its name, and sha256[kind] becomes the hash of its rows. Only
+    then is their number known, so the header is written last, into the space left for it.
+    """
+    digest, shape = hashlib.sha256(), [0, 0]
+    with open(partial_name(path), "wb") as file:
+        file.write(bytes(HEADER_BYTES))
+
+        def write(rows: np.ndarray) -> None:
+            file.write(rows.data)
+            digest.update(rows.data)
+            shape[:] = shape[0] + len(rows), rows.shape[1]
+
+        with behind(write) as append:
+            yield append
+        file.seek(0)
+        header = {"descr": KINDS[kind].str, "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        assert file.tell() == HEADER_BYTES
+    partial_name(path).replace(path)
+    sha256[kind] = digest.hexdigest()
+
+
+@contextmanager
+def new_columns(paths: list[Path]) -> Iterator[Append]:
+    """A function that appends each column of its rows (n, F) uint32 to a file of its own, as plain numbers.
+
+    The files get their names at the end of the `with` block.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(partial_name(path), "wb")) for path in paths]
+
+        def write(rows: np.ndarray) -> None:
+            for file, column in zip(files, np.ascontiguousarray(rows.T), strict=True):
+                file.write(column.data)
+
+        with behind(write) as append:
+            yield append
+    for path in paths:
+        partial_name(path).replace(path)
+
+
+def read_column(path: Path, start: int, stop: int) -> Iterator[np.ndarray]:
+    """Yield values `start` to `stop` of a column, in pieces (n,) uint32 of up to PIECE values.
+
+    Raises DataError if the file has fewer.
+    """
+    for first in range(start, stop, PIECE):
+        piece = np.fromfile(path, np.uint32, min(PIECE, stop - first), offset=4 * first)
+        if piece.size < min(PIECE, stop - first):
+            raise DataError(f"{path}: damaged; remove {path.parent} to begin again")
+        yield piece
