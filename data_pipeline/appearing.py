@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all: at once, or after as many attempts as it takes."""
+"""New folders that appear only when they are whole, whether they are made at once or in several attempts."""
 
 import errno
 import fcntl
@@ -28,8 +28,10 @@ def check_free(out: Path) -> None:
 def appearing(out: Path, share_done: Callable[[], float]) -> Iterator[Path]:
     """A folder to write, which becomes `out` if all goes well, and else is removed.
 
-    share_done: the share of the work done so far, to tell how much room the whole would need. Raises
-    DataError if the folder cannot be made or the disk is full.
+    share_done: returns the share of the work done so far, from 0 to 1; if the disk is full, the error tells
+        from it how much space the whole would need.
+
+    Raises DataError if the folder cannot be made or the disk is full.
     """
     check_free(out)
     out = out.resolve()
@@ -48,14 +50,19 @@ def appearing(out: Path, share_done: Callable[[], float]) -> Iterator[Path]:
 def resuming(
     out: Path, settings: dict, share_done: Callable[[], float], parts: list[str] | None = None
 ) -> Iterator[Path]:
-    """The folder in which `out` comes to be, bit by bit; it outlives this process, and `finish` ends it.
+    """The folder `.OUT.partial` beside `out`, in which `out` is made bit by bit; `finish` makes `out` of it.
 
-    It is `.OUT.partial`, beside `out`. What belongs to `out` goes to `data/` in it. What is done is noted
-    there in `*.done` files, `partial_name`s are of files begun. If nothing is done when an error ends this,
-    the folder is removed. Locks keep others out, and do not outlive their process.
+    It stays if this process ends early, so that another can go on. What belongs to `out` goes to `data/` in
+    it. What is done is noted in `*.done` files, and files that are not whole yet are called by their
+    `partial_name`. If an error ends the `with` block and nothing is done yet, the folder is removed. Locks,
+    which end with their process, keep other processes out.
 
-    settings: must be those that the folder was begun with, or DataError is raised.
-    parts: names of parts of the work; others may then do other parts at the same time.
+    settings: must be those that the folder was begun with.
+    share_done: as in `appearing`.
+    parts: names of the parts of the work that this process does; others may do others at the same time.
+
+    Raises DataError if the settings differ, another process is at work, the folder cannot be made, or the
+    disk is full.
     """
     check_free(out)
     out = out.resolve()
@@ -77,7 +84,7 @@ def resuming(
 
 
 def work_folder(out: Path) -> Path:
-    """Where `resuming` makes `out`."""
+    """The folder in which `resuming` makes `out`."""
     return out.resolve().with_name(f".{out.resolve().name}.partial")
 
 
@@ -88,12 +95,12 @@ def finish(work: Path, out: Path) -> None:
 
 
 def partial_name(path: Path) -> Path:
-    """What a file is called until it is whole."""
+    """The name of a file until it is whole."""
     return path.with_name(f"{path.name}.partial")
 
 
 def write_whole(path: Path, data: dict) -> None:
-    """Write JSON so that the file is there whole or not at all."""
+    """Write JSON to a file that appears when it is whole."""
     partial = partial_name(path.with_name(f"{path.name}.{os.getpid()}"))
     partial.write_text(json.dumps(data, indent=1) + "\n")
     partial.replace(path)
@@ -111,7 +118,7 @@ def _locked(work: Path, out: Path, parts: list[str] | None) -> Iterator[None]:
                 path = work / f"{name}.lock"
                 file = stack.enter_context(path.open("a"))
                 fcntl.flock(file, kind | fcntl.LOCK_NB)
-                # The other may have removed the folder after the file was opened.
+                # Another process may have removed the folder after the file was opened.
                 mine = os.path.samestat(os.fstat(file.fileno()), path.stat())
             except (BlockingIOError, FileNotFoundError):
                 mine = False
@@ -121,7 +128,7 @@ def _locked(work: Path, out: Path, parts: list[str] | None) -> Iterator[None]:
 
 
 def _settle(work: Path, settings: dict) -> None:
-    """Begin with these settings, or see that they are those the folder was begun with."""
+    """Note these settings in a new folder; raise DataError if one was begun with others."""
     path, settings = work / SETTINGS, json.loads(json.dumps(settings))
     with (work / "settings.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -152,7 +159,7 @@ def _rename(folder: Path, out: Path) -> None:
 
 @contextmanager
 def _told_if_full(out: Path, folder: Path, share_done: Callable[[], float]) -> Iterator[None]:
-    """Raise DataError in place of the error of a full disk."""
+    """Raise DataError instead of the error of a full disk."""
     try:
         yield
     except OSError as error:
@@ -160,7 +167,7 @@ def _told_if_full(out: Path, folder: Path, share_done: Callable[[], float]) -> I
             raise
         written = sum(path.stat().st_size for path in folder.rglob("day_*"))
         free = shutil.disk_usage(out.parent).free + written
-        # Some of what was read is not written yet, so more may be needed.
+        # Some of what was read is not written yet, so more may be needed than this estimate.
         share = share_done()
         needed = f"at least {written / share:,.0f} bytes are" if share > 0 else "more space is"
         raise DataError(
@@ -170,7 +177,7 @@ def _told_if_full(out: Path, folder: Path, share_done: Callable[[], float]) -> I
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove what processes that were killed left of this folder."""
+    """Remove the unfinished folders that killed processes left."""
     for leftover in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
         pid = int(leftover.name.rpartition("-")[2])
         try:

@@ -2,18 +2,19 @@
 
 A pass over the shards (an epoch) is read window by window, each by a thread of its own:
 
-    block    up to 4096 consecutive rows of one day
-    window   64 blocks, with a seed from anywhere in the split; only a few windows are in memory at a time
-    batch    the next B rows of the windows laid end to end
+    row block   up to 4096 consecutive rows of one day
+    window      64 row blocks, with a seed from anywhere in the split; memory holds only a few windows
+    batch       the next B rows of the windows laid end to end
 
-With a seed, the blocks are permuted over the whole split, and then the rows within each window. So a batch
-draws on 64 places of the log, and each epoch has its own order. It is not a uniform shuffle: rows that stood
-together in the log come in the same window. In return the disk is read in long runs, memory does not grow
-with the data (but for 8 bytes per block: 9 MB for CriteoTB), and any step can be reached at once.
+With a seed, the row blocks are permuted over the whole split, and then the rows within each window. So a
+batch mixes rows from 64 parts of the log, and each epoch has its own order. It is not a uniform shuffle: rows
+that stood together in the log come in the same window. In return the disk is read in long stretches, memory
+does not grow with the data (but for 8 bytes per row block: 9 MB for CriteoTB), and any step can be reached at
+once.
 
 A batch is a view of its window, or a copy where it reaches over two. The memory of a window is used again
-once nobody holds an array of it: a batch stays good however long it is held, and so does its whole window
-(42 MB of Criteo's columns).
+once nobody holds an array of it. So a batch stays valid however long it is held, but it keeps its whole
+window in memory (42 MB of Criteo's columns).
 
 Where the time goes, per row of 160 bytes in the page cache, on one core of a Zen 4: 12 ns to read it, 20 ns
 for the random order, 40 ns to gather.
@@ -22,7 +23,7 @@ for the random order, 40 ns to gather.
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ import numpy as np
 from data_pipeline.background import in_parallel
 from data_pipeline.dialects import TRANSFORMS, encoder
 from data_pipeline.logs import read_log
-from data_pipeline.manifest import KINDS, Manifest
+from data_pipeline.manifest import KINDS, Manifest, Stretch
 from data_pipeline.schema import DataError
 
 BLOCK_ROWS = 4096
@@ -41,20 +42,22 @@ WINDOW_BLOCKS = 64
 
 
 class Batch(NamedTuple):
-    """Rows as the model takes them; the name for a window too, before it is cut."""
+    """Rows as the model takes them. A window has this form too, before it is cut into batches."""
 
     label: np.ndarray  # (B,) float32, 0 or 1
     dense: np.ndarray  # (B, number of dense columns) float32
     ids: np.ndarray  # (B, number of categorical columns) uint32
 
     def part(self, start: int, stop: int | None) -> "Batch":
+        """Rows `start` to `stop`, as views."""
         return Batch(*(array[start:stop] for array in self))
 
 
 class Rows:
     """The rows of one split (`train`, `test`, ...) of a prepared folder, or all its rows if `split` is None.
 
-    block_rows, window_blocks: see above; other sizes shuffle to another order.
+    block_rows, window_blocks: rows of a row block, and row blocks of a window. With other sizes than the
+        default, a seed gives another order.
 
     Raises DataError if there is no such split, or if a shard of it is missing or not what the manifest says.
     """
@@ -67,6 +70,7 @@ class Rows:
         block_rows: int = BLOCK_ROWS,
         window_blocks: int = WINDOW_BLOCKS,
     ):
+        stretches: Sequence[Stretch]
         if split is None:
             stretches = [(number, 0, day.rows) for number, day in enumerate(manifest.days)]
         elif split in manifest.split:
@@ -76,9 +80,10 @@ class Rows:
         self.count = sum(stop - start for _, start, stop in stretches)
         self.block_rows, self.window_blocks = block_rows, window_blocks
         self._columns = len(manifest.schema.dense), len(manifest.schema.categorical)
-        # (number of stretches, 3): day, first row, row after the last; and how many blocks end with each.
+        # (number of stretches, 3): day, first row, row after the last.
         self._stretches = np.array(stretches, np.int64).reshape(-1, 3)
         lengths = self._stretches[:, 2] - self._stretches[:, 1]
+        # (number of stretches,): how many row blocks there are up to the end of each.
         self._ends = np.cumsum(-(-lengths // block_rows))
         files = ExitStack()
         weakref.finalize(self, files.close)
@@ -98,7 +103,7 @@ class Rows:
         epoch: int = 0,
         start_step: int = 0,
         prefetch: int = 2,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Yield every row once, in batches of `batch_size` rows; only the last may be shorter.
 
         seed: None gives the order of the log; else the order is drawn from (seed, epoch), and is the same
@@ -106,64 +111,73 @@ class Rows:
         start_step: leave out that many batches, without reading the windows that they came from. What is
             left is, bit for bit, the rest of the full epoch.
         prefetch: how many windows are made ahead, each in a thread; 0 makes none and uses no thread. Memory
-            is that of 2 * prefetch + 2 windows (4 for 0), and of those held. Errors appear here, and closing
-            the iterator ends the threads.
+            is that of 2 * prefetch + 2 windows (4 for 0), and of those whose batches are still held.
+
+        Closing the iterator ends the threads. Raises ValueError for arguments out of range, and from the
+        iterator DataError if a shard has become shorter.
         """
         if batch_size < 1 or start_step < 0 or prefetch < 0:
             raise ValueError(f"{batch_size=}, {start_step=}, {prefetch=}: must be at least 1, 0 and 0")
         windows = self._windows(seed, epoch, start_step * batch_size)
         return _cut(in_parallel(lambda read: read(), windows, prefetch), batch_size)
 
-    def _windows(self, seed: int | None, epoch: int, skip: int) -> Iterator[Callable[[], Batch]]:
-        """What makes the windows of an epoch, less its first `skip` rows."""
+    def _windows(self, seed: int | None, epoch: int, skip: int) -> Generator[Callable[[], Batch], None, None]:
+        """Yield a function for each window of an epoch that reads it, leaving out the first `skip` rows."""
         count = int(self._ends[-1]) if len(self._ends) else 0
         order = None if seed is None else _permutation(count, seed, epoch)
         memory = _Memory(min(self.count, self.block_rows * self.window_blocks), *self._columns)
         for number, first in enumerate(range(0, count, self.window_blocks)):
             last = min(first + self.window_blocks, count)
-            blocks = self._places(np.arange(first, last) if order is None else order[first:last])
+            blocks = self._locate(np.arange(first, last) if order is None else order[first:last])
             rows = int((blocks[:, 2] - blocks[:, 1]).sum())
             if skip < rows:
-                place = None if seed is None else (seed, epoch, number)
-                yield partial(self._read, blocks, skip, place, memory)
+                key = None if seed is None else (seed, epoch, number)
+                yield partial(self._read, blocks, skip, key, memory)
             skip = max(skip - rows, 0)
 
-    def _places(self, blocks: np.ndarray) -> np.ndarray:
-        """Day, first row, row after the last (n, 3) of the blocks with these numbers (n,)."""
-        stretch = np.searchsorted(self._ends, blocks, side="right")
+    def _locate(self, numbers: np.ndarray) -> np.ndarray:
+        """Day, first row, row after the last (n, 3) of the row blocks with these numbers (n,)."""
+        stretch = np.searchsorted(self._ends, numbers, side="right")
         day, first, stop = self._stretches[stretch].T
-        # Counted from the end of the stretch, where its last block, the only one that may be short, begins.
+        # Counted back from the end of the stretch. Only its last block may be short.
         length = -(-(stop - first) // self.block_rows)
-        start = first + (blocks - self._ends[stretch] + length) * self.block_rows
+        start = first + (numbers - self._ends[stretch] + length) * self.block_rows
         return np.stack([day, start, np.minimum(start + self.block_rows, stop)], axis=1)
 
-    def _read(self, blocks: np.ndarray, skip: int, place: tuple[int, ...] | None, memory: "_Memory") -> Batch:
-        """The rows of `blocks` (n, 3) in the order drawn from `place`, unless it is None; less the first."""
+    def _read(self, blocks: np.ndarray, skip: int, key: tuple[int, ...] | None, memory: "_Memory") -> Batch:
+        """The rows of row blocks (n, 3), as `_locate` gives them, without the first `skip`.
+
+        key: the order is drawn from it; None keeps that of the log.
+        """
         rows = int((blocks[:, 2] - blocks[:, 1]).sum())
         window = memory.take(rows)
-        # Whole blocks are copied first: row by row, the gather would jump about on the disk.
+        # Whole row blocks are copied first, as gathering single rows would jump about on the disk.
         row = 0
-        for day, start, stop in _runs(blocks.tolist()):
+        for day, start, stop in _joined_blocks(blocks.tolist()):
             part = window.part(row, row + stop - start)
             for shard, out in zip(self._shards[day], part, strict=True):
                 shard.read(start, out)
             row += stop - start
-        if place is None:
+        if key is None:
             return window.part(skip, None)
-        order = _permutation(rows, *place)[skip:]
+        order = _permutation(rows, *key)[skip:]
         shuffled = memory.take(len(order))
         for array, out in zip(window, shuffled, strict=True):
-            # The indices are good; told to "raise", NumPy would gather to memory of its own first.
+            # No index needs clipping. With mode="raise", NumPy would gather to memory of its own first.
             array.take(order, 0, out=out, mode="clip")
         return shuffled
 
 
 class _Shard:
-    """The rows of a shard, read from its file: pages of a map would count as memory of this process, and a
-    file cut short meanwhile would kill it."""
+    """The rows of a shard, read from its file.
+
+    They are not read through the map: its pages would count as memory of this process, and a file that is cut
+    short meanwhile would kill it.
+    """
 
     def __init__(self, mapped: np.memmap, files: ExitStack):
-        # TorchRec's ids without gaps lie column by column: these are read from the map after all.
+        # TorchRec's ids without gaps lie column by column; only these are read through the map.
+        assert mapped.filename is not None
         self.columns = None if mapped.flags.c_contiguous else mapped
         self.path, self.offset = Path(mapped.filename), mapped.offset
         self.dtype, self.row_bytes = mapped.dtype, mapped.strides[0]
@@ -178,36 +192,40 @@ class _Shard:
             return
         as_they_are = out.dtype == self.dtype or (out.dtype, self.dtype) == (np.uint32, np.int32)
         rows = out if as_they_are else np.empty(out.shape, self.dtype)
-        room, place = rows.reshape(-1).view(np.uint8), self.offset + start * self.row_bytes
+        room, position = rows.reshape(-1).view(np.uint8), self.offset + start * self.row_bytes
         while room.size:
-            read = os.preadv(self.file, [room], place)
+            read = os.preadv(self.file, [room.data], position)
             if read == 0:
                 raise DataError(f"{self.path}: has become shorter; prepare the data again")
-            room, place = room[read:], place + read
+            room, position = room[read:], position + read
         if not as_they_are:
             # Labels become float32; ids that are int64 keep their low 32 bits.
             np.copyto(out, rows, casting="unsafe")
 
 
 class _Memory:
-    """Room for windows of up to `rows` rows, each used again when the last array that lies in it is gone."""
+    """Memory for windows of up to `rows` rows; each piece is used again when the last array in it is gone."""
 
     def __init__(self, rows: int, dense: int, ids: int):
         self.rows, self.dense, self.ids = rows, dense, ids
         self.free: deque[np.ndarray] = deque()
 
     def take(self, rows: int) -> Batch:
-        """Arrays for a window of so many rows; what stands in them is left from before."""
+        """Arrays for a window of so many rows, not initialised."""
         try:
             room = self.free.pop()
         except IndexError:
             room = np.empty(self.rows * (1 + self.dense + self.ids), np.float32)
-        # The base of all arrays made of it, as NumPy looks no further than to the first that is no array.
-        base = np.frombuffer(memoryview(room), np.float32)
+        # All arrays of the window keep `base` alive. Views refer to the last array below them whose own base
+        # is no array: `base`, as it is made of a memoryview; of `room.view()` they would refer to `room`.
+        base = np.frombuffer(room.data, np.float32)
         weakref.finalize(base, self.free.append, room).atexit = False
         label, dense, ids = np.split(base, [self.rows, self.rows * (1 + self.dense)])
-        dense, ids = dense.reshape(self.rows, self.dense), ids.view(np.uint32).reshape(self.rows, self.ids)
-        return Batch(label, dense, ids).part(0, rows)
+        return Batch(
+            label=label,
+            dense=dense.reshape(self.rows, self.dense),
+            ids=ids.view(np.uint32).reshape(self.rows, self.ids),
+        ).part(0, rows)
 
 
 def require_recipe(manifest: Manifest, what: Path | str) -> None:
@@ -219,16 +237,18 @@ def require_recipe(manifest: Manifest, what: Path | str) -> None:
         )
 
 
-def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Iterator[Batch]:
-    """The rows of a log as batches, in order, with the ids that the folder of `manifest` gives them.
+def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Generator[Batch, None, None]:
+    """Yield the rows of a log in order, in batches of `batch_size` rows; the last may be shorter.
+
+    manifest: of the folder that the model was trained on; it tells how values become inputs of the model.
 
     The log, raw or a table, may lack the label column; the labels are then NaN. Raises DataError for a log
-    that is not whole.
+    that cannot be read or breaks the rules, and for a manifest of a TorchRec folder.
     """
     require_recipe(manifest, path)
     encode = encoder(manifest)
 
-    def windows():
+    def windows() -> Generator[Batch, None, None]:
         for chunk in read_log(path, manifest.schema, labelled=None, dense=manifest.dense_transform):
             label = np.full(len(chunk.ids), np.nan) if chunk.label is None else chunk.label
             yield Batch(label.astype(np.float32), chunk.dense, encode(chunk.ids))
@@ -236,18 +256,19 @@ def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Iterat
     return _cut(windows(), batch_size)
 
 
-def _permutation(n: int, seed: int, *place: int) -> np.ndarray:
+def _permutation(n: int, seed: int, *key: int) -> np.ndarray:
     """A permutation of 0 ... n-1 that depends on the arguments only, not on the version of NumPy.
 
     NumPy promises the same raw words for ever, but not the same shuffles.
     """
-    return _argsort(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=place)).random_raw(n))
+    return _argsort(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)).random_raw(n))
 
 
 def _argsort(words: np.ndarray) -> np.ndarray:
     """`np.argsort(words, kind="stable")` of random words (n,) uint64, four times as fast.
 
-    NumPy sorts 16 bits by radix, in linear time. The upper 32 bits tell nearly all random words apart.
+    NumPy sorts 16-bit numbers by radix, in linear time. So the words are sorted by their upper 32 bits, in
+    two passes; only the few that agree in these are compared in full.
     """
     order = np.argsort((words >> 32).astype(np.uint16), kind="stable")
     order = order[np.argsort((words >> 48).astype(np.uint16)[order], kind="stable")]
@@ -258,10 +279,10 @@ def _argsort(words: np.ndarray) -> np.ndarray:
     return order
 
 
-def _runs(blocks: list[list[int]]) -> Iterator[tuple[int, int, int]]:
-    """The same rows in the same order, blocks that follow one another in a day taken as one."""
-    (day, start, stop), *blocks = blocks
-    for following in blocks:
+def _joined_blocks(blocks: list[list[int]]) -> Iterator[tuple[int, int, int]]:
+    """The same rows in the same order, with row blocks that follow one another in a day joined to one."""
+    (day, start, stop), *others = blocks
+    for following in others:
         if following[:2] != [day, stop]:
             yield day, start, stop
             day, start, stop = following
@@ -269,10 +290,12 @@ def _runs(blocks: list[list[int]]) -> Iterator[tuple[int, int, int]]:
     yield day, start, stop
 
 
-def _cut(windows: Iterator[Batch], size: int) -> Iterator[Batch]:
-    """Windows, laid end to end and cut to batches of `size` rows; the last may be shorter."""
+def _cut(windows: Generator[Batch, None, None], size: int) -> Generator[Batch, None, None]:
+    """Lay windows end to end and cut them into batches of `size` rows; the last may be shorter."""
     with closing(windows):
-        parts, missing = [], size  # of the batch that is not yet whole
+        # Parts of the batch that is not yet whole, and how many rows it lacks.
+        parts: list[Batch] = []
+        missing = size
         for window in windows:
             start = 0
             while start < len(window.label):

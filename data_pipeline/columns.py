@@ -1,17 +1,17 @@
 """Tables with named columns -> chunks of NumPy arrays: Parquet, Arrow IPC, and CSV with a header.
 
 A file is read in slices, so memory does not depend on its size. The schema says which columns are used, and
-how; others are passed over, in whatever order they stand. A value that breaks the rules of its column is
-refused, or left out with its row: nothing is guessed.
+how; they may stand in any order, and other columns are ignored. A row with a value that breaks the rules of
+its column is rejected: nothing is guessed.
 
-CSV is separated by comma, tab or semicolon, plain or gzip, one row per line. Fields may be quoted as RFC 4180
-says, but hold no newline. Polars parses a block once one regular expression has accepted each line of it.
+CSV is separated by comma, tab or semicolon, plain or gzip, one row per line. Fields may be quoted as in RFC
+4180, but hold no newline. A regular expression checks each line of a block before Polars parses the block.
 """
 
 import csv
 import io
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +26,8 @@ from data_pipeline.dialects import TRANSFORMS
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
 
-SCANS = {
+# How Polars opens a file, by the end of its name.
+SCANS: dict[str, Callable[..., pl.LazyFrame]] = {
     ".parquet": pl.scan_parquet,
     **dict.fromkeys((".arrow", ".ipc", ".feather"), pl.scan_ipc),
 }
@@ -51,10 +52,10 @@ def is_binary(path: Path) -> bool:
 
 
 def hash_texts(texts: pl.Series) -> pl.Series:
-    """Texts -> 32 bits that are the same for ever: XXH32, seed 0, of the UTF-8 bytes, with 1 in place of 0.
+    """The hashes (UInt32) of texts (String): XXH32, seed 0, of the UTF-8 bytes, with 1 instead of 0.
 
-    Null stays null. 0 means missing, so the one text in 2^32 whose hash it is shares 1 with others. Only
-    distinct texts are hashed.
+    They are the same on all machines and in all versions. Null stays null. 0 is kept for missing values, so
+    the one text in 2^32 with this hash gets 1 like some others. Only distinct texts are hashed.
     """
     distinct = texts.drop_nulls().unique()
     hashes = np.fromiter(map(xxhash.xxh32_intdigest, distinct.cast(pl.Binary)), np.uint32, len(distinct))
@@ -81,12 +82,12 @@ def read_table(
         parts = _slices(path, schema, labelled, first_line, slice_rows)
     else:
         parts = _csv(path, schema, labelled, first_line, block_bytes)
-    rules: list[Rule] = []
+    rules: list[_Rule] = []
     with closing(ahead(parts, 1)) as ready:
         for part in ready:
-            rules = rules or [rule_of(path, name, dtype, schema) for name, dtype in part.frame.schema.items()]
-            values, good, reasons = apply_rules(rules, part.frame)
-            broken = [_Broken(int(part.row[i]), reason, part.frame.row(i)) for i, reason in reasons]
+            rules = rules or [_rule(path, name, dtype, schema) for name, dtype in part.frame.schema.items()]
+            values, good, reasons = _applied(rules, part.frame)
+            broken = [_Broken(int(part.row[i]), text, part.frame.row(i)) for i, text in reasons.items()]
             values = values if good.all() else values.filter(good)
             chunk = Chunk(
                 line=part.row[good],
@@ -114,6 +115,18 @@ def count_binary(path: Path) -> int:
     return _length(path, _scan(path))
 
 
+def frame_values(frame: pl.DataFrame, schema: Schema, what: Path) -> pl.DataFrame:
+    """What the rules of a schema make of the columns of a frame: Float64, UInt32 of categorical ones.
+
+    Raises DataError for the first row that breaks a rule; `what` is what it calls the frame.
+    """
+    rules = [_rule(what, name, dtype, schema) for name, dtype in frame.schema.items()]
+    values, _, reasons = _applied(rules, frame)
+    for row, reason in reasons.items():
+        raise DataError(f"{what}, row {row}: {reason}; correct the value")
+    return values
+
+
 def matrix(table: pl.DataFrame, columns: tuple[str, ...], dtype: type[np.generic]) -> np.ndarray:
     """Columns of one type as (rows, columns), row by row; there may be none."""
     if not columns:
@@ -122,7 +135,10 @@ def matrix(table: pl.DataFrame, columns: tuple[str, ...], dtype: type[np.generic
 
 
 def head(path: Path | str, rows: int) -> pl.DataFrame:
-    """The first rows of a table, all columns; those of CSV are text. Raises DataError if it is none."""
+    """All columns of the first rows of a table; those of CSV are texts.
+
+    Raises DataError if the file is no table, or one of these rows of a CSV file cannot be taken apart.
+    """
     path = Path(path)
     if not is_table(path):
         raise DataError(f"{path}: not called {', '.join([*SCANS, *TEXTS])}; rename the file if it is one")
@@ -165,8 +181,13 @@ class _Part(NamedTuple):
     position: int
 
 
-class Rule(NamedTuple):
-    """What a column may hold: which values break the rule, what becomes of the others, the rule in words."""
+class _Rule(NamedTuple):
+    """What a column may hold.
+
+    bad: which values break the rule.
+    value: what becomes of the others.
+    words: what a value has to be.
+    """
 
     bad: pl.Expr
     value: pl.Expr
@@ -180,7 +201,7 @@ def _format(path: Path) -> str:
 
 
 def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None) -> list[str]:
-    """The columns to read of a table with columns of these names; raises DataError if there are not all."""
+    """Those of a table's columns that the schema names; raises DataError if one is missing."""
     wanted = [*schema.dense, *schema.categorical]
     if labelled or (labelled is None and schema.label in names):
         wanted = [schema.label, *wanted]
@@ -203,23 +224,16 @@ def _length(path: Path, log: pl.LazyFrame) -> int:
         return log.select(pl.len()).collect().item()
 
 
-class _named:
-    """Turns what Polars raises about a file into a DataError of one line that names it."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, FileNotFoundError):
-            raise DataError(f"{self.path}: not found; check the path") from None
-        if isinstance(error, pl.exceptions.PolarsError | OSError):
-            reason = str(error).splitlines()[0] if str(error) else kind.__name__
-            raise DataError(
-                f"{self.path}: not a whole {_format(self.path)[1:]} file ({reason}); write it again"
-            ) from None
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn what Polars raises about a file into a DataError of one line that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found; check the path") from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path}: not a whole {_format(path)[1:]} file ({reason}); write it again") from None
 
 
 def _slices(
@@ -254,12 +268,12 @@ def _csv(
 
 
 class _Csv:
-    """What the header of a CSV file says of its lines."""
+    """How the lines of a CSV file are taken apart, as its header tells."""
 
     def __init__(self, path: Path, header: bytes):
         try:
-            header = header.decode("utf-8-sig")
-            splits = {separator: next(csv.reader([header], delimiter=separator)) for separator in SEPARATORS}
+            text = header.decode("utf-8-sig")
+            splits = {separator: next(csv.reader([text], delimiter=separator)) for separator in SEPARATORS}
         except (UnicodeDecodeError, StopIteration, csv.Error):
             raise DataError(f"{path}, line 1: not the names of columns; give the file a header") from None
         self.separator = max(SEPARATORS, key=lambda separator: len(splits[separator]))
@@ -268,11 +282,10 @@ class _Csv:
         self.pattern = f"^{field}(?:{self.separator}{field}){{{len(self.names) - 1}}}$"
 
     def parse(self, text: bytes, row: np.ndarray, wanted: list[str], position: int) -> _Part:
-        """Some columns of a block of lines, `row` being their numbers."""
-        broken, quotes = [], '"'
-        if self._is_plain(text, row.size):
-            quotes = None
-        else:
+        """The wanted columns of a block of lines, `row` (n,) being their numbers."""
+        broken = []
+        plain = self._is_plain(text, row.size)
+        if not plain:
             lines = self._lines(text)
             good = lines.str.contains(self.pattern).fill_null(False).to_numpy()
             if not good.all():
@@ -286,12 +299,12 @@ class _Csv:
             io.BytesIO(text or b"\n"),
             has_header=False,
             separator=self.separator,
-            quote_char=quotes,
+            quote_char=None if plain else '"',
             empty_string_is_null=False,
             schema=dict.fromkeys(map(str, range(len(self.names))), pl.String),
             missing_columns="insert",
         )
-        # By number, as names may come twice.
+        # Columns are picked by number, as names that are not wanted may come twice.
         columns = {name: str(self.names.index(name)) for name in wanted}
         frame = table.select(pl.col(number).alias(name) for name, number in columns.items()).collect()
         frame = frame[: row.size]
@@ -334,8 +347,8 @@ def _decoded(text: bytes) -> str | None:
         return None
 
 
-def rule_of(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> Rule:
-    """The rule of a column of that type; raises DataError if there can be none."""
+def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
+    """The rule for a column of that type; raises DataError if the type does not fit the schema."""
     column = pl.col(name)
     if isinstance(dtype, pl.Categorical | pl.Enum):
         column, dtype = column.cast(pl.String), pl.String()
@@ -346,8 +359,8 @@ def rule_of(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> Rule:
     def unlike(pattern: str) -> pl.Expr:
         return ~column.str.contains(pattern).fill_null(True) if text else pl.repeat(False, pl.len())
 
-    def rule(bad: pl.Expr, value: pl.Expr, words: str) -> Rule:
-        return Rule(bad.alias(name), value.alias(name), words)
+    def rule(bad: pl.Expr, value: pl.Expr, words: str) -> _Rule:
+        return _Rule(bad.alias(name), value.alias(name), words)
 
     kind = dict(zip(schema.categorical, schema.kinds, strict=True)).get(name)
     whole = dtype.is_integer() or dtype == pl.Boolean
@@ -375,21 +388,22 @@ def rule_of(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> Rule:
     )
 
 
-def apply_rules(
-    rules: list[Rule], frame: pl.DataFrame
-) -> tuple[pl.DataFrame, np.ndarray, list[tuple[int, str]]]:
-    """(values, whether each row is good (n,), index and reason of each row that is not) of some rows."""
+def _applied(rules: list[_Rule], frame: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray, dict[int, str]]:
+    """(values, whether each row is good (n,), index -> reason of each row that is not) of some rows."""
     lazy = frame.lazy()
     bad, values = pl.collect_all(
         [lazy.select(rule.bad for rule in rules), lazy.select(rule.value for rule in rules)]
     )
     good = ~bad.select(pl.any_horizontal(pl.all())).to_series().to_numpy()
-    broken = [(i, _reason(rules, bad.row(i), frame.row(i))) for i in np.flatnonzero(~good).tolist()]
-    return values, good, broken
+    reasons = {i: _reason(rules, bad.row(i), frame.row(i)) for i in np.flatnonzero(~good).tolist()}
+    return values, good, reasons
 
 
 def _integer_ids(values: pl.Series) -> pl.Series:
-    """Integers or their digits -> themselves below 2^32, else the hash of their digits; null stays null."""
+    """The ids (UInt32) of integers, or of texts of their digits; null stays null.
+
+    An id is the number itself from 0 to 2^32 - 1, else the hash of its digits.
+    """
     numbers = values.cast(pl.Int64, strict=False)
     if numbers.null_count() > values.null_count():
         numbers = values.cast(pl.Int128, strict=False)
@@ -399,8 +413,8 @@ def _integer_ids(values: pl.Series) -> pl.Series:
     return ids
 
 
-def _reason(rules: list[Rule], bad: tuple[bool, ...], fields: tuple) -> str:
-    """What is wrong with a row, given which of its fields are."""
+def _reason(rules: list[_Rule], bad: tuple[bool, ...], fields: tuple) -> str:
+    """What is wrong with a row: the first of its fields that is bad."""
     rule, field = next(
         (rule, field) for rule, is_bad, field in zip(rules, bad, fields, strict=True) if is_bad
     )

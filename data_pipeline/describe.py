@@ -1,15 +1,15 @@
-"""A prepared folder -> what stands in its columns, as a table and a figure.
+"""What stands in the columns of a prepared folder, as a table and a figure.
 
-Clicks and zeros are counted, and means and extremes taken, over the rows looked at: a sample, or all rows.
-What needs the values side by side (medians, histograms, frequencies of ids) comes from the sample always. So
-memory is that of the sample, whatever the folder holds: up to 400 bytes per row of Criteo's columns.
+Clicks, zeros, means and extremes are of the rows looked at: a sample, or all rows. What needs all values at
+once (medians, histograms, frequencies of ids) is of the sample always. So memory is that of the sample,
+however large the folder: up to 400 bytes per row of Criteo's columns.
 
-The sample has rows of every day in proportion, drawn with a seed from random blocks of 256 rows. Shards do
-not say what was missing in the log: they hold what became of it, a dense 0 or an id; so zeros are told.
+The sample takes the same share of each day, in random row blocks of 256 rows, drawn with a seed. Shards do
+not tell which values were missing in the log, as these became a dense 0 or an id. So the zeros are counted.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from data_pipeline.batches import WINDOW_BLOCKS, Batch, Rows
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import Manifest, Stretch
 from data_pipeline.schema import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 BLOCK_ROWS = 256
 BATCH = BLOCK_ROWS * WINDOW_BLOCKS  # a window is one batch, and is not copied
 BINS = 60
-# The frequency of values seen less often is mostly chance; and two such values fit any exponent.
+# The exponent is fitted to ids seen at least so often, as lower counts are mostly chance; and to at least so
+# many ids, as a few fit any exponent.
 LEAST_COUNT, LEAST_RANKS = 10, 10
 
 DENSE_ZERO = {"log1p": "a count of 0 or below, or a missing one", "none": "0 or missing"}
@@ -40,34 +41,36 @@ ID_ZERO = {
 
 
 class Dense(NamedTuple):
-    """A dense column. zeros, mean, least and most are of the rows looked at, the rest of the sample."""
+    """A dense column; zeros, mean, least and most are of the rows looked at, the rest of the sample."""
 
     name: str
     zeros: float  # share of the rows
     mean: float
     least: float
     median: float
-    high: float  # 99% are not above
+    high: float  # the 99th percentile
     most: float
-    histogram: tuple[np.ndarray, np.ndarray]  # shares of the sample, and the edges; zeros are left out
+    histogram: tuple[np.ndarray, np.ndarray]  # without zeros: shares of the sample (n,), edges (n + 1,)
 
 
 class Categorical(NamedTuple):
-    """A categorical column. zeros is of the rows looked at, counts and exponent of the sample."""
+    """A categorical column; zeros is of the rows looked at, counts and exponent of the sample."""
 
     name: str
     zeros: float
     cardinality: int  # by the manifest
-    counts: np.ndarray  # of each distinct id but 0, falling
-    exponent: float | None
+    counts: np.ndarray  # (n,) how often each distinct id but 0 occurs, falling
+    exponent: float | None  # s of the law count ~ rank^-s; None if there is too little to fit
 
 
 @dataclass(frozen=True)
 class Description:
+    """What `describe` found."""
+
     manifest: Manifest
-    looked: np.ndarray  # (days,) rows
-    clicks: np.ndarray  # (days,)
-    sampled: int
+    looked: np.ndarray  # (days,) rows looked at
+    clicks: np.ndarray  # (days,) clicks among them
+    sampled: int  # rows of the sample
     seed: int
     dense: tuple[Dense, ...]
     categorical: tuple[Categorical, ...]
@@ -101,7 +104,15 @@ def describe(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Description:
-    """Look at some `rows` rows of all days, and with `everything` count over all rows too."""
+    """Look at a prepared folder.
+
+    rows: how many rows to take for the sample, of all days together.
+    everything: count clicks and zeros, and take means and extremes, over all rows, not only over the sample.
+    seed: of the sample.
+    progress: called with the rows read so far and the rows to read in all.
+
+    Raises DataError if a shard is missing or damaged.
+    """
     if rows < 1:
         raise DataError(f"--rows must be at least 1, not {rows}")
     whole = sum(day.rows for day in manifest.days)
@@ -126,35 +137,41 @@ def describe(
                 progress(sampled + int(tally.rows.sum()), total)
     looked = max(1, int(tally.rows.sum()))
     return Description(
-        manifest,
-        tally.rows,
-        tally.clicks,
-        sampled,
-        seed,
-        tuple(
-            _dense(name, column, zeros / looked, mean, least, most)
-            for name, column, zeros, mean, least, most in zip(
-                *(manifest.schema.dense, sample_dense.T, tally.dense_zeros, tally.sum / looked),
-                *(tally.least, tally.most),
-                strict=True,
+        manifest=manifest,
+        looked=tally.rows,
+        clicks=tally.clicks,
+        sampled=sampled,
+        seed=seed,
+        dense=tuple(
+            _dense(
+                name,
+                sample_dense[:, i],
+                zeros=tally.dense_zeros[i] / looked,
+                mean=tally.sum[i] / looked,
+                least=tally.least[i],
+                most=tally.most[i],
             )
+            for i, name in enumerate(manifest.schema.dense)
         ),
-        tuple(
-            _categorical(name, column, zeros / looked, cardinality)
-            for name, column, zeros, cardinality in zip(
-                *(manifest.schema.categorical, sample_ids.T, tally.id_zeros, manifest.ids.cardinalities),
-                strict=True,
+        categorical=tuple(
+            _categorical(
+                name,
+                sample_ids[:, i],
+                zeros=tally.id_zeros[i] / looked,
+                cardinality=manifest.ids.cardinalities[i],
             )
+            for i, name in enumerate(manifest.schema.categorical)
         ),
     )
 
 
 def _day(manifest: Manifest, day: int) -> Rows:
-    stretch = {"day": ((day, 0, manifest.days[day].rows),)}
-    return Rows(replace(manifest, split=stretch), "day", block_rows=BLOCK_ROWS)
+    """The rows of one day."""
+    split: dict[str, tuple[Stretch, ...]] = {"day": ((day, 0, manifest.days[day].rows),)}
+    return Rows(replace(manifest, split=split), "day", block_rows=BLOCK_ROWS)
 
 
-def _head(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
+def _head(batches: Generator[Batch, None, None], rows: int) -> Iterator[Batch]:
     """The first `rows` rows."""
     with closing(batches):
         while rows > 0:
@@ -163,37 +180,48 @@ def _head(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
             yield batch
 
 
-def _dense(name: str, column: np.ndarray, zeros: float, mean: float, least: float, most: float) -> Dense:
+def _dense(name: str, column: np.ndarray, *, zeros: float, mean: float, least: float, most: float) -> Dense:
+    """What is told of a dense column (n,) of the sample."""
     column = column[np.isfinite(column)]
     median, high = np.quantile(column, [0.5, 0.99]) if len(column) else (np.nan, np.nan)
     counts, edges = np.histogram(column[column != 0], BINS)
-    return Dense(name, zeros, mean, least, median, high, most, (counts / max(1, len(column)), edges))
+    return Dense(
+        name=name,
+        zeros=zeros,
+        mean=mean,
+        least=least,
+        median=median,
+        high=high,
+        most=most,
+        histogram=(counts / max(1, len(column)), edges),
+    )
 
 
-def _categorical(name: str, column: np.ndarray, zeros: float, cardinality: int) -> Categorical:
+def _categorical(name: str, column: np.ndarray, *, zeros: float, cardinality: int) -> Categorical:
+    """What is told of a categorical column (n,) of the sample."""
     counts = np.sort(np.unique(column[column != 0], return_counts=True)[1])[::-1]
     return Categorical(name, zeros, cardinality, counts, zipf_exponent(counts))
 
 
 def zipf_exponent(counts: np.ndarray) -> float | None:
-    """s of the law count ~ rank^-s: the least-squares line through the logarithms.
+    """The exponent s of the law count ~ rank^-s, by least squares over the logarithms.
 
     counts: (n,) falling. None if fewer than LEAST_RANKS of them are at least LEAST_COUNT.
     """
-    ranks = np.count_nonzero(counts >= LEAST_COUNT)
+    ranks = int(np.count_nonzero(counts >= LEAST_COUNT))
     if ranks < LEAST_RANKS:
         return None
-    rank = spread(ranks)  # else the many that are seen seldom would outweigh the few that are seen often
+    rank = spread(ranks)  # of all ranks, the many rare ids would outweigh the few frequent ones
     return -float(np.polyfit(np.log(rank), np.log(counts[rank - 1]), 1)[0])
 
 
 def spread(n: int, points: int = 100) -> np.ndarray:
-    """Up to `points` of the ranks 1 ... n, first and last among them, evenly on a logarithmic scale."""
+    """Up to `points` of the ranks 1 ... n, evenly on a logarithmic scale, with the first and the last."""
     return np.unique(np.geomspace(1, n, points).round().astype(np.int64))
 
 
 def text(found: Description) -> str:
-    """The description as a table."""
+    """The description as a table, for a terminal."""
     manifest, whole = found.manifest, sum(day.rows for day in found.manifest.days)
     looked = int(found.looked.sum())
     lines = [
@@ -236,9 +264,10 @@ def notes(manifest: Manifest) -> list[str]:
 
 
 def label_rates(found: Description) -> list[tuple[int, float, float]]:
-    """Day, share of clicks, and half the width of its 95% interval: 0 if all rows of the day were looked at.
+    """For each day: its number, the share of clicks, and half the width of its 95% interval.
 
-    As if each row had been drawn by itself, which holds if the clicks of a block are independent.
+    The width is that for rows drawn one by one; it holds for row blocks if their clicks are independent. It
+    is 0 if all rows of the day were looked at.
     """
     rates = []
     for day, (rows, clicks) in enumerate(zip(found.looked, found.clicks, strict=True)):
@@ -250,7 +279,7 @@ def label_rates(found: Description) -> list[tuple[int, float, float]]:
 
 def draw(found: Description) -> "Figure":
     """The description as a figure."""
-    # The Agg canvas needs no screen; pyplot would pick a window system.
+    # The Agg canvas needs no screen, while pyplot would choose a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -264,7 +293,7 @@ def draw(found: Description) -> "Figure":
         f"{found.manifest.folder}: {source}; {int(found.looked.sum()):,} rows looked at, "
         f"sample of {found.sampled:,}"
     )
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights)
+    top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=heights)[:, 0]
     rates, zeros = top.subplots(1, 2, width_ratios=[1, 2])
     _draw_rates(rates, found)
     _draw_zeros(zeros, found)
@@ -297,10 +326,12 @@ def _draw_rates(ax, found: Description) -> None:
 
 def _draw_zeros(ax, found: Description) -> None:
     start = 0
-    for columns, what in ((found.dense, "dense: 0"), (found.categorical, "categorical: id 0")):
-        ax.bar(np.arange(start, start + len(columns)), [100 * c.zeros for c in columns], label=what)
+    kinds: dict[str, tuple[Dense, ...] | tuple[Categorical, ...]]
+    kinds = {"dense: 0": found.dense, "categorical: id 0": found.categorical}
+    for label, columns in kinds.items():
+        ax.bar(np.arange(start, start + len(columns)), [100 * c.zeros for c in columns], label=label)
         start += len(columns)
-    names = [column.name for column in (*found.dense, *found.categorical)]
+    names = [column.name for columns in kinds.values() for column in columns]
     ax.set_xticks(range(start), names, rotation=90, fontsize="x-small")
     ax.set(title="zeros per column: what missing values became, and more", ylabel="% of rows", ylim=(0, 100))
     ax.margins(x=0.01)
@@ -312,13 +343,13 @@ def _draw_frequencies(ax, found: Description) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
 
-    most = max((len(feature.counts) for feature in found.categorical), default=1)
-    colors = ScalarMappable(LogNorm(1, max(2, most)), "viridis_r")
-    for feature in found.categorical:
+    distinct = np.array([max(1, len(feature.counts)) for feature in found.categorical])
+    colors = ScalarMappable(LogNorm(1, max(2, distinct.max())), "viridis_r")
+    for feature, color in zip(found.categorical, colors.to_rgba(distinct), strict=True):
         if len(feature.counts):
             rank = spread(len(feature.counts))
             shares = 100 * feature.counts[rank - 1] / found.sampled
-            ax.plot(rank, shares, color=colors.to_rgba(len(feature.counts)), linewidth=1.2)
+            ax.plot(rank, shares, color=color, linewidth=1.2)
     ax.set(xscale="log", yscale="log", xlabel="rank of the id", ylabel="% of the sample's rows")
     ax.set_title("frequency of ids other than 0 by rank, a line per feature")
     ax.grid(alpha=0.3)
@@ -326,17 +357,17 @@ def _draw_frequencies(ax, found: Description) -> None:
 
 
 def _draw_distinct(ax, found: Description) -> None:
-    place = np.arange(len(found.categorical))[::-1]
-    ax.barh(place, [feature.cardinality for feature in found.categorical], color="C1", alpha=0.35)
-    ax.barh(place, [len(feature.counts) for feature in found.categorical], color="C1")
-    for y, feature in zip(place, found.categorical, strict=True):
+    height = np.arange(len(found.categorical))[::-1]
+    ax.barh(height, [feature.cardinality for feature in found.categorical], color="C1", alpha=0.35)
+    ax.barh(height, [len(feature.counts) for feature in found.categorical], color="C1")
+    for y, feature in zip(height, found.categorical, strict=True):
         if feature.exponent is not None:
             end = max(feature.cardinality, len(feature.counts)), y
             ax.annotate(f" {feature.exponent:.2f}", end, va="center", fontsize="x-small")
-    ax.set_yticks(place, [feature.name for feature in found.categorical], fontsize="x-small")
+    ax.set_yticks(height, [feature.name for feature in found.categorical], fontsize="x-small")
     about = "" if found.manifest.ids.exact else ", estimated"
     ax.margins(x=0.12)
-    ax.set(xscale="log", xlabel=f"ids; light: cardinality{about}", ylim=(-1, len(place)))
+    ax.set(xscale="log", xlabel=f"ids; light: cardinality{about}", ylim=(-1, len(height)))
     ax.set_title("distinct ids in the sample, and exponent")
     ax.grid(alpha=0.3, axis="x")
 

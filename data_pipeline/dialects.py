@@ -1,13 +1,13 @@
 """What the values of a prepared folder mean: dialects of dense values and of ids, named in its manifest.
 
-Dense values are what `TRANSFORMS` makes of the log's integers. An id is the 32 bits of the log (`hash`),
-these modulo N (`modulo`), or their number in a dictionary (`dictionary`), which `learn` makes of one feature
-at a time.
+`TRANSFORMS` turns the numbers of a log into dense values. An id is the 32 bits of the log (`hash`), these
+modulo N (`modulo`), or their number in a dictionary (`dictionary`), which `learn` makes for one feature at a
+time.
 """
 
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -17,15 +17,15 @@ from data_pipeline.schema import DataError
 DICTIONARY = "dictionary.npy"
 Order = Literal["first", "count"]
 
-# log1p takes 15 ns, a look-up one; most counts are small.
+# log1p of small counts, which most are: it takes 15 ns to compute, and 1 ns to look up.
 TABLE = np.log1p(np.arange(1 << 16)).astype(np.float32)
-# The shares of rows on the so many most frequent values that `learn` reports.
+# `learn` reports the shares of rows that have one of the n most frequent values, for these n.
 TOPS = (1, 10, 100, 1_000, 10_000, 100_000)
-# Up to this modulus there is a counter per possible value.
+# Up to this modulus, `learn` has a counter for each possible value.
 COUNTED = 1 << 28
-# So many values are found in the cache in any order.
+# A sorted array of up to so many values stays in the cache while it is searched.
 CACHED = 1 << 17
-# Values that `distinct` sorts at once.
+# `distinct` sorts at least so many values at a time.
 SORTED = 1 << 22
 
 
@@ -34,12 +34,12 @@ def _log1p(values: np.ndarray) -> np.ndarray:
         return np.log1p(np.maximum(values, 0)).astype(np.float32)
     result = TABLE.take(values, mode="clip")
     large = np.flatnonzero(values >= TABLE.size)
-    # In float64, then rounded, as in the table: the result is the float32 nearest to the true value.
+    # In float64, then rounded, as the table was: the result is the float32 nearest to the true value.
     result.flat[large] = np.log1p(values.flat[large].astype(np.float64))
     return result
 
 
-# Name -> what becomes of the dense values (n, columns) of a log, int64 or float64: float32.
+# Name -> function from the dense values of a log (n, columns), int64 or float64, to float32.
 TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "log1p": _log1p,  # log(max(x, 0) + 1)
     "none": lambda values: values.astype(np.float32),  # negative ones stay so
@@ -55,12 +55,13 @@ def fmix32(x: np.ndarray) -> np.ndarray:
 
 
 class Distinct:
-    """A count of the distinct ids of each feature in bounded memory.
+    """Counts the distinct ids of each feature in bounded memory.
 
-    It is a k-minimum-values sketch (Bar-Yossef et al., 2002): of the hashes of a feature's ids, keep the k
-    smallest. If they are fewer, they are all there is. Else the k-th lies at a fraction of about k / distinct
-    of the range, and (k - 1) / fraction estimates the count with a standard error of 1 / sqrt(k - 2), 1.6%
-    here. The hash is one to one, so distinct ids never share one. Neither order nor blocks matter.
+    It is a k-minimum-values sketch (Bar-Yossef et al., 2002): of the hashes of a feature's ids, the k
+    smallest are kept. If there are fewer than k, their number is the count. Else the k-th lies at a fraction
+    of about k / distinct of the range, and (k - 1) / fraction estimates the count with a standard error of
+    1 / sqrt(k - 2), 1.6% here. The hash is one to one, so distinct ids never share one. Neither the order of
+    the ids nor how they are split into calls matters.
     """
 
     RECENT = 1 << 14
@@ -68,22 +69,24 @@ class Distinct:
     def __init__(self, features: int, k: int = 4096):
         self.k = k
         self.smallest = [np.empty(0, np.uint32)] * features
-        self.waiting = [[] for _ in range(features)]  # not yet among the smallest
-        # Slot i holds the last hash that ended in i, as most have been seen just before. The first is none.
+        # Hashes that are not yet merged into the smallest.
+        self.waiting: list[list[np.ndarray]] = [[] for _ in range(features)]
+        # Most hashes have been seen just before: entry i is the last one whose low bits are i. At first it is
+        # a number with other low bits, so no hash.
         self.recent = np.tile(np.arange(self.RECENT, dtype=np.uint32) ^ np.uint32(1), (features, 1))
 
     def add(self, ids: np.ndarray) -> None:
         """Count ids (n, F) uint32."""
         for feature, recent in enumerate(self.recent):
             hashes, kept = fmix32(np.ascontiguousarray(ids[:, feature])), self.smallest[feature]
-            if kept.size == self.k:  # soon so for all large features; little is then left
+            if kept.size == self.k:  # soon true for all large features, and then few hashes are left
                 hashes = hashes[np.flatnonzero(hashes < kept[-1])]  # twice as fast as by a mask
-            slots = (hashes & np.uint32(self.RECENT - 1)).astype(np.intp)
-            new = np.flatnonzero(recent.take(slots, mode="clip") != hashes)
+            entry = (hashes & np.uint32(self.RECENT - 1)).astype(np.intp)
+            new = np.flatnonzero(recent.take(entry, mode="clip") != hashes)
             if new.size:
-                recent[slots[new]] = hashes[new]
+                recent[entry[new]] = hashes[new]
                 self.waiting[feature].append(hashes[new])
-                if sum(map(len, self.waiting[feature])) >= self.k:  # one by one, sorting would take most time
+                if sum(map(len, self.waiting[feature])) >= self.k:  # sorted each time, they would cost most
                     self._settle(feature)
 
     def _settle(self, feature: int) -> None:
@@ -96,20 +99,20 @@ class Distinct:
         return self.smallest
 
     def to_array(self) -> np.ndarray:
-        """All that is known, (F, k) uint64; what is no hash is 2^32."""
+        """The smallest hashes of each feature, for `merge`: (F, k) uint64, filled up with 2^32."""
         known = np.full((len(self.smallest), self.k), 1 << 32, np.uint64)
         for row, kept in zip(known, self._settled(), strict=True):
             row[: kept.size] = kept
         return known
 
     def merge(self, known: np.ndarray) -> None:
-        """Add the ids that another has counted, by its `to_array`."""
+        """Add the ids that another `Distinct` has counted; `known` is its `to_array`."""
         for feature, row in enumerate(known):
             self.waiting[feature].append(row[row < 1 << 32].astype(np.uint32))
             self._settle(feature)
 
     def counts(self) -> tuple[int, ...]:
-        """The number of distinct ids per feature."""
+        """The number of distinct ids of each feature."""
         return tuple(
             kept.size if kept.size < self.k else round((self.k - 1) * 2**32 / (int(kept[-1]) + 1))
             for kept in self._settled()
@@ -121,10 +124,14 @@ class Distinct:
 
 
 class Learned(NamedTuple):
-    """The dictionary of one feature: the values (n,) uint32 of ids 1 ... n, and figures for the reader."""
+    """The dictionary of one feature.
+
+    values: (n,) uint32, of ids 1 ... n.
+    report: what `Manifest.features` says of it.
+    """
 
     values: np.ndarray
-    report: dict
+    report: dict[str, Any]
 
 
 def learn(
@@ -136,21 +143,25 @@ def learn(
 ) -> Learned:
     """Number the values of a feature that training sees at least `min_count` times, from 1 on.
 
-    pieces: gives the column of `rows` values, anew each time, as pieces (n,) uint32.
-    modulus: count values modulo this.
+    pieces: called once or twice, it yields the column of `rows` values, in pieces (n,) uint32.
+    modulus: take values modulo this first.
     order: `first` numbers them in order of first appearance, `count` by falling count, and ties by value.
 
-    With a modulus up to COUNTED there is one counter per possible value: up to 16 bytes * modulus, whatever
-    the log. Else there is one per value that there is, about 24 bytes each, and the column is read twice.
+    With a modulus up to COUNTED there is a counter for each possible value: up to 16 bytes * modulus,
+    whatever the log. Else there is one for each value that occurs, about 24 bytes each, and the column is
+    read twice.
     """
-    keys, size = None, modulus
-    if not _counted(modulus):
+    keys = None
+    if modulus is None or modulus > COUNTED:
         keys = distinct(modulo(piece, modulus) for piece in pieces())
         size = keys.size
-    counts, appeared = np.zeros(size, np.uint32 if rows < 1 << 32 else np.uint64), []
+    else:
+        size = modulus
+    counts: np.ndarray = np.zeros(size, np.uint32 if rows < 1 << 32 else np.uint64)
+    appeared: list[np.ndarray] = []
     for piece in pieces():
         index = modulo(piece, modulus)
-        index = (index if keys is None else _places(keys, index)).astype(np.intp, copy=False)
+        index = (index if keys is None else _search(keys, index)).astype(np.intp, copy=False)
         if order == "first":
             new = index[counts[index] == 0]
             values, first = np.unique(new, return_index=True)
@@ -163,9 +174,8 @@ def learn(
         chosen = chosen[counts[chosen] >= min_count]
     else:
         chosen = np.flatnonzero(counts >= min_count).astype(np.uint32)
-        chosen = chosen[
-            np.argsort(-counts[chosen], kind="stable")
-        ]  # no count is 0, so none stays in its place
+        # Unsigned counts can be negated to sort them by falling count, as no chosen one is 0.
+        chosen = chosen[np.argsort(-counts[chosen], kind="stable")]
     kept = int(counts[chosen].sum(dtype=np.int64))
     counts = counts[counts > 0]
     counts.sort()
@@ -175,50 +185,52 @@ def learn(
 
 
 def distinct(pieces: Iterator[np.ndarray]) -> np.ndarray:
-    """The distinct values of a column (n,) uint32, sorted; holds them up to six times."""
-    keys, waiting, size = np.empty(0, np.uint32), [], 0
+    """The distinct values of a column, sorted, (n,) uint32; memory is up to six times theirs.
+
+    pieces: the column, in pieces of uint32.
+    """
+    keys, size = np.empty(0, np.uint32), 0
+    waiting: list[np.ndarray] = []
     for piece in pieces:
         waiting.append(_unique(piece))
         size += waiting[-1].size
-        # Merged whenever there are as many again, each value is moved but a few times.
+        # They are merged when there are as many new ones as old ones, so each is moved a few times only.
         if size >= max(keys.size, SORTED):
             keys, waiting, size = _unique(np.concatenate([keys, *waiting])), [], 0
     return _unique(np.concatenate([keys, *waiting]))
 
 
-def _counted(modulus: int | None) -> bool:
-    return modulus is not None and modulus <= COUNTED
-
-
-def _places(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """np.searchsorted(keys, values); ten times as fast where the keys are too many for the cache."""
+def _search(keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """np.searchsorted(keys, values), but ten times as fast if the keys do not fit in the cache."""
     if keys.size < CACHED:
         return np.searchsorted(keys, values)
-    # In rising order, a search begins near where the last one ended; the low bits say whose it was.
+    # Values are searched in rising order, so each search begins near where the last one ended. The low bits
+    # keep the index of each value.
     rising = (values.astype(np.uint64) << 32) | np.arange(values.size, dtype=np.uint64)
     rising.sort()
-    places = np.empty(values.size, np.intp)
-    places[rising & 0xFFFFFFFF] = np.searchsorted(keys, (rising >> 32).astype(np.uint32))
-    return places
+    found = np.empty(values.size, np.intp)
+    found[rising & 0xFFFFFFFF] = np.searchsorted(keys, (rising >> 32).astype(np.uint32))
+    return found
 
 
 def _unique(values: np.ndarray) -> np.ndarray:
-    """np.unique, which takes a hash table since NumPy 2.3: 15 times as slow where most values differ."""
+    """np.unique by sorting. NumPy 2.3 uses a hash table, which is 15 times as slow if most values differ."""
     values = np.sort(values)
     return values[np.concatenate([[True], values[1:] != values[:-1]])] if values.size else values
 
 
 class Numbers:
-    """From the values of a feature to their ids; 0 for those not in its dictionary."""
+    """Looks up the ids of a feature's values in its dictionary; those that are not in it have id 0."""
 
     def __init__(self, values: np.ndarray, modulus: int | None):
-        self.modulus, self.table = modulus, None
-        if not _counted(modulus):
+        self.modulus = modulus
+        self.table: np.ndarray | None = None
+        if modulus is None or modulus > COUNTED:
             self.ids = np.argsort(values).astype(np.uint32)
             self.values = values[self.ids]
             self.ids += 1
         else:
-            self.table = np.zeros(modulus, np.uint32)  # memory it takes only where it is written
+            self.table = np.zeros(modulus, np.uint32)  # takes memory only where it is written
             self.table[values] = np.arange(1, values.size + 1)
 
     def find(self, column: np.ndarray) -> np.ndarray:
@@ -228,13 +240,16 @@ class Numbers:
             return self.table[column]
         if self.values.size == 0:
             return np.zeros(column.shape, np.uint32)
-        place = _places(self.values, column)
-        place[place == self.values.size] = 0
-        return np.where(self.values[place] == column, self.ids[place], np.uint32(0))
+        index = _search(self.values, column)
+        index[index == self.values.size] = 0
+        return np.where(self.values[index] == column, self.ids[index], np.uint32(0))
 
 
 class Dictionary:
-    """The dictionaries of all features: 8 bytes per value, or 4 per possible value if these are counted."""
+    """The dictionaries of all features.
+
+    Memory is 8 bytes for each value in them; with a modulus up to COUNTED, 4 for each possible value.
+    """
 
     def __init__(self, values: list[np.ndarray], modulus: int | None):
         self.features = [Numbers(part, modulus) for part in values]
@@ -256,26 +271,29 @@ class Dictionary:
             values = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path}: cannot be read ({error}); prepare the data again") from None
-        if hashlib.sha256(values).hexdigest() != manifest.dictionary_sha256:
+        if hashlib.sha256(values.data).hexdigest() != manifest.dictionary_sha256:
             raise DataError(f"{path}: is not the one the manifest describes; prepare the data again")
         sizes = np.array(manifest.ids.cardinalities) - 1
         return cls(np.split(values, np.cumsum(sizes)[:-1]), manifest.ids.modulus)
 
 
 def encoder(manifest: Manifest) -> Callable[[np.ndarray], np.ndarray]:
-    """What turns the raw ids (n, F) uint32 of a log into those of a prepared folder."""
+    """The function from the raw ids (n, F) uint32 of a log to those of a prepared folder, (n, F) uint32.
+
+    Raises DataError if a dictionary is needed that is missing or was changed.
+    """
     if manifest.ids.dialect == "dictionary":
         return Dictionary.load(manifest).encode
     return lambda ids: modulo(ids, manifest.ids.modulus)
 
 
 def modulo(ids: np.ndarray, modulus: int | None) -> np.ndarray:
-    """Ids modulo `modulus`, if there is one."""
+    """Ids (any shape) uint32 modulo `modulus`; as they are if it is None."""
     return ids if modulus is None else ids % np.uint32(modulus)
 
 
 def report(manifest: Manifest) -> list[str]:
-    """A few lines on the values of the categorical features."""
+    """A few lines of text on the values of the categorical features."""
     if manifest.ids.dialect != "dictionary":
         counts = ", ".join(f"{feature['distinct']:,}" for feature in manifest.features)
         estimated = (

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from data_pipeline.batches import require_recipe
-from data_pipeline.columns import apply_rules, matrix, rule_of
+from data_pipeline.columns import frame_values, matrix
 from data_pipeline.dialects import TRANSFORMS, encoder
 from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
@@ -61,13 +61,7 @@ class RowReader:
                 f"{TABLE}: has no column {missing[0]!r}, but {', '.join(frame.columns)[:200]!r}; give all "
                 "columns that the model was trained on"
             )
-        frame = frame.select(names)
-        rules = [rule_of(TABLE, name, dtype, self.schema) for name, dtype in frame.schema.items()]
-        values, _, broken = apply_rules(rules, frame)
-        if broken:
-            row, reason = broken[0]
-            raise DataError(f"{TABLE}, row {row}: {reason}; correct the value")
-        return values
+        return frame_values(frame.select(names), self.schema, TABLE)
 
 
 def to_frame(table: Any) -> pl.DataFrame:

@@ -29,6 +29,11 @@ def shard_name(day: int, kind: str) -> str:
     return f"day_{day}_{kind}.npy"
 
 
+def shard_columns(schema: Schema) -> dict[str, int]:
+    """The number of columns of each kind of shard."""
+    return {"labels": 1, "dense": len(schema.dense), "sparse": len(schema.categorical)}
+
+
 def shard_types(kind: str) -> tuple[np.dtype, ...]:
     """The types that a shard may have; TorchRec's first stage writes ids as int64, with the same low bits."""
     return (KINDS[kind], np.dtype(np.int64)) if kind == "sparse" else (KINDS[kind],)
@@ -43,7 +48,7 @@ def possible(rows: np.ndarray, kind: str) -> np.ndarray:
     return (rows >= -(2**31)) & (rows < 2**32)  # of int64 ids the low 32 bits are read
 
 
-def map_shard(path: Path, *, missing: str, remedy: str) -> np.ndarray:
+def map_shard(path: Path, *, missing: str, remedy: str) -> np.memmap:
     """Map a shard read-only, or raise DataError, which ends with `missing` or, if damaged, with `remedy`."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -55,15 +60,16 @@ def map_shard(path: Path, *, missing: str, remedy: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Ids:
-    """What the numbers in the sparse shards are.
+    """What the numbers in the sparse shards mean.
 
-    dialect: `hash`, the raw 32 bits (missing -> 0); `modulo`, these modulo `modulus`; or `dictionary`, per
-        feature 1, 2, ... for the values that training saw at least `min_count` times (modulo `modulus`, if
-        there is one), and 0 for all others, rare or never seen.
-    cardinalities: number of ids per feature: the modulus; those of the dictionary, 0 included; for `hash` a
-        count of the distinct ones, and `exact` tells whether that count is exact or estimated.
-    order: how the dictionary counts: `first`, by first appearance, or `count`, by falling count, ties by
-    value.
+    dialect: `hash`, the 32 bits of the log, or 0 if missing; `modulo`, these modulo `modulus`; `dictionary`,
+        the numbers 1, 2, ... of the values that training saw at least `min_count` times, 0 for all others.
+        With a modulus, values are taken modulo it before they are numbered.
+    cardinalities: how many ids each feature has: the modulus, or the size of the dictionary, 0 included; for
+        `hash` how many distinct ids there are.
+    exact: whether the cardinalities are exact; those of `hash` are estimates if they are large.
+    order: how the dictionary numbers values: `first`, in order of first appearance, or `count`, by falling
+        count, ties by value.
     """
 
     dialect: str
@@ -89,7 +95,7 @@ class Ids:
 
 @dataclass(frozen=True)
 class Day:
-    """One day of the log: its rows, the sha256 of each array's bytes (header left out), its origin."""
+    """A day of the log: its rows, the sha256 of each shard (without its header), where it comes from."""
 
     rows: int
     sha256: dict[str, str]
@@ -99,6 +105,8 @@ class Day:
 
 @dataclass(frozen=True)
 class Manifest:
+    """What a prepared folder holds, and what the values in it mean."""
+
     schema: Schema
     dense_transform: str
     ids: Ids
@@ -108,18 +116,20 @@ class Manifest:
     # What the generator knows of its own data (best possible AUC, ...); None for data of the world.
     synthetic: dict | None = None
     dictionary_sha256: str | None = None
-    # Per feature what a reader may want to know of its values: `distinct` ones in training (in all days, and
-    # estimated from 4096 on, unless there is a dictionary), and with a dictionary those `kept`, the
-    # `rare_rows` of training whose value was not, and the `coverage`: share of its rows on the so many most
-    # frequent values.
+    # For each feature, for people to read: how many `distinct` values there are, in all days, and estimated
+    # from 4096 on. With a dictionary: the `distinct` values of training, how many of them were `kept`, the
+    # `rare_rows` of training whose value was not, and the `coverage`, the share of rows that have one of the
+    # n most frequent values, by n.
     features: tuple[dict, ...] = ()
     folder: Path = field(default=Path("."), compare=False)
 
     def rows(self, split: str) -> int:
+        """The number of rows of a split."""
         return sum(stop - start for _, start, stop in self.split[split])
 
     def fingerprint(self) -> str:
-        """A short hash of what the columns are and what their values mean; a model asks for the same one."""
+        """A short hash of what the columns are and what their values mean; a model accepts no other."""
+        meaning: list[str | int | None]
         meaning = [self.schema.fingerprint(), self.dense_transform, self.ids.dialect, self.dictionary_sha256]
         meaning += [self.ids.modulus] if self.ids.modulus is not None else []
         return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
@@ -128,7 +138,7 @@ class Manifest:
         """Whether both describe the same rows, meaning the same, in the same splits."""
         return self._rows() == other._rows()
 
-    def _rows(self):
+    def _rows(self) -> tuple:
         return self.fingerprint(), [(day.rows, day.sha256) for day in self.days], self.split
 
     def describe(self) -> str:
@@ -138,6 +148,7 @@ class Manifest:
         return f"{kind}; rows: {sizes}; dense: {self.dense_transform}; ids: {self.ids}; {self.split_note}"
 
     def save(self, folder: Path) -> None:
+        """Write `folder/manifest.json`."""
         data = {"format": FORMAT, "version": VERSION, "schema_fingerprint": self.schema.fingerprint()}
         data |= asdict(self)
         del data["folder"]
@@ -181,11 +192,10 @@ class Manifest:
         except (ValueError, LookupError, TypeError) as error:
             raise DataError(f"{path}: not a valid manifest ({error!r}); prepare the data again") from None
 
-    def open_shard(self, day: int, kind: str) -> np.ndarray:
-        """Map one shard read-only, refusing one whose type or shape is not what the manifest says."""
+    def open_shard(self, day: int, kind: str) -> np.memmap:
+        """Map one shard read-only; raises DataError if its type or shape is not what the manifest says."""
         path = self.folder / shard_name(day, kind)
-        columns = {"labels": 1, "dense": len(self.schema.dense), "sparse": len(self.schema.categorical)}[kind]
-        expected = (self.days[day].rows, columns)
+        expected = (self.days[day].rows, shard_columns(self.schema)[kind])
         again = "prepare the data again"
         array = map_shard(path, missing=f"missing, though {MANIFEST} lists it; {again}", remedy=again)
         if array.shape != expected or array.dtype not in shard_types(kind):

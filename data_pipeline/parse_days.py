@@ -14,7 +14,7 @@ from data_pipeline.appearing import partial_name, write_whole
 from data_pipeline.dialects import Distinct, modulo
 from data_pipeline.job import Job, identity, read_note
 from data_pipeline.logs import read_log
-from data_pipeline.manifest import KINDS
+from data_pipeline.manifest import KINDS, shard_columns
 from data_pipeline.schema import DataError
 from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard
 
@@ -66,8 +66,7 @@ def _is_parsed(job: Job, source: Source, day: int) -> bool:
             f"{source.path}: has changed since day {day} was prepared from it; remove {job.work} to begin "
             "again"
         )
-    schema = job.config.schema
-    columns = {"labels": 1, "dense": len(schema.dense), "sparse": len(schema.categorical)}
+    columns = shard_columns(job.config.schema)
     if job.config.ids == "dictionary":
         del columns["sparse"]
     sizes = {job.shard(day, kind): HEADER_BYTES + 4 * n * record["rows"] for kind, n in columns.items()}

@@ -1,4 +1,4 @@
-"""A first guess at the schema of a table, from a sample of it, as TOML for its owner to correct."""
+"""A guess at the schema of a table from its first rows, as a TOML text for its owner to correct."""
 
 import json
 import re
@@ -12,17 +12,19 @@ from data_pipeline.schema import DataError
 
 LABELS = {"label", "click", "clicked", "is_click", "target", "y", "liked", "like", "converted", "purchased"}
 RATINGS = {"rating", "ratings", "stars", "score"}
-# What programs write for no value. Words count as such only in a column whose other values are numbers.
+# What programs write for a missing value; only if all other values of the column are numbers does it mean so.
 NOTHING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-", "?", "\\N")
-FEW = 32  # so few distinct integers are codes rather than counts
+FEW = 32  # up to so many distinct integers are taken for codes rather than counts
 
 
 class _Look(NamedTuple):
     """What a column looks like.
 
-    kind: dense, or a kind of the schema's, or None if it is of no use.
+    kind: dense, or a kind of categorical column (see `Schema`), or None if it cannot be used.
+    words: what is told of it in a comment.
     nothing: the texts in it that seem to mean a missing value.
-    numbers: its values, if they are numbers; `whole` tells whether there is one in each row.
+    numbers: its values, if they are numbers, without those that are missing.
+    whole: whether no number is missing.
     """
 
     kind: str | None
@@ -33,7 +35,10 @@ class _Look(NamedTuple):
 
 
 def propose(path: Path | str, rows: int) -> str:
-    """The text of a schema for a table, guessed from its first rows; raises DataError if none is a label."""
+    """The text of a schema for a table, guessed from its first `rows` rows.
+
+    Raises DataError if the table cannot be read, is empty, or has no column that can be the label.
+    """
     path = Path(path)
     sample = head(path, rows)
     if sample.is_empty():
@@ -43,7 +48,7 @@ def propose(path: Path | str, rows: int) -> str:
     nothing = frozenset({""}).union(*(look.nothing for look in looks.values()))
     columns = {name: look for name, look in looks.items() if name != label}
     dense = {name: look for name, look in columns.items() if look.kind == "dense"}
-    embedded = {name: look for name, look in columns.items() if look.kind not in ("dense", None)}
+    embedded = {name: look for name, look in columns.items() if look.kind and look.kind != "dense"}
     useless = {name: look for name, look in columns.items() if look.kind is None}
     lines = [
         f"# Guessed from the first {sample.height:,} rows of {path.name}: look it over before you prepare.",
@@ -61,7 +66,7 @@ def propose(path: Path | str, rows: int) -> str:
         "",
         "# Values to embed: hex (up to 8 digits), integer, or string (hashed).",
         "[categorical]",
-        *(f"{_key(name)} = {_quoted(look.kind)}  # {look.words}" for name, look in embedded.items()),
+        *(f'{_key(name)} = "{look.kind}"  # {look.words}' for name, look in embedded.items()),
         *(f"# left out: {_quoted(name)}, {look.words}" for name, look in useless.items()),
     ]
     return "\n".join(lines) + "\n"
@@ -70,7 +75,7 @@ def propose(path: Path | str, rows: int) -> str:
 def _look(column: pl.Series) -> _Look:
     if isinstance(column.dtype, pl.Categorical | pl.Enum):
         column = column.cast(pl.String)
-    nothing = frozenset()
+    nothing: frozenset[str] = frozenset()
     if column.dtype == pl.String:
         values = column.filter(~column.is_in(NOTHING))
         if not values.str.contains(NUMBER).all():
@@ -91,7 +96,8 @@ def _look(column: pl.Series) -> _Look:
     named = re.search(r"^id$|_id$|[a-z]I[dD]$", column.name)
     if integer and (named or numbers.n_unique() <= FEW):
         return _Look("integer", words, nothing, numbers, whole)
-    words = f"{numbers.min():g} to {numbers.max():g}, {words}"
+    least, most = numbers.to_numpy().min(), numbers.to_numpy().max()
+    words = f"{least:g} to {most:g}, {words}"
     return _Look("dense", words, nothing, numbers, whole)
 
 
@@ -101,15 +107,19 @@ def _words(column: pl.Series, values: pl.Series) -> str:
 
 
 def _label(path: Path, looks: dict[str, _Look]) -> tuple[str, float | None]:
-    """The column most likely to be the label, and from which value on it is 1 if it is not just 0 and 1."""
-    whole = {name: look.numbers for name, look in looks.items() if look.whole}
+    """The column most likely to be the label, and a threshold if it holds more than 0 and 1.
+
+    That is the first of 0 and 1 that is called like a label; else the first called like a rating; else the
+    first of 0 and 1. Raises DataError if there is none.
+    """
+    whole = {name: look.numbers for name, look in looks.items() if look.numbers is not None and look.whole}
     binary = [name for name, numbers in whole.items() if set(numbers) == {0.0, 1.0}]
     for name in binary:
         if name.lower() in LABELS:
             return name, None
     for name, numbers in whole.items():
         if name.lower() in RATINGS:
-            # The value that comes nearest to parting the rows in two.
+            # The threshold at which the share of positive rows comes nearest to one half.
             shares = {value: (numbers >= value).mean() for value in sorted(set(numbers))}
             return name, min(shares, key=lambda value: abs(shares[value] - 0.5))
     if not binary:

@@ -1,4 +1,4 @@
-"""Processes that share the work, started by `mpiexec -n K` and talking through mpi4py; or just this one."""
+"""Processes that share the work, started by `mpiexec -n K` and connected by mpi4py; or this one alone."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from data_pipeline.schema import DataError
 
-# How launchers tell a process that it is one of several: Open MPI; MPICH, Intel MPI and Slurm.
+# Variables by which launchers tell how many processes there are: Open MPI; MPICH, Intel MPI and Slurm.
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
 
 
@@ -28,13 +28,16 @@ class Ranks:
             self.rank, self.size = self.comm.rank, self.comm.size
 
     def share(self, items: Sequence) -> Sequence:
-        """This rank's part of the items, which follow each other."""
+        """The consecutive items that are this rank's share."""
         bounds = [len(items) * rank // self.size for rank in (self.rank, self.rank + 1)]
         return items[slice(*bounds)]
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """No rank leaves before all have; where one fails all end, and the one tells why."""
+        """A `with` block that no rank leaves before all have reached its end.
+
+        If one fails in it, the others exit with status 2, and the one raises its error.
+        """
         failed = True
         try:
             yield

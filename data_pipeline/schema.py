@@ -7,13 +7,16 @@ import tomllib
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Kind = Literal["hex", "integer", "string"]
 
 
 class DataError(Exception):
-    """Input data that cannot be used. The message is one line that names file, line and remedy."""
+    """Input data, or settings for them, that cannot be used.
+
+    The message is one line that names the file, the line if there is one, and a remedy.
+    """
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,10 @@ class Schema:
         hex      up to 8 hexadecimal digits, the number itself;
         integer  the number itself below 2^32, the hash of its decimal digits beyond and below 0;
         string   the hash of its UTF-8 bytes.
-        The hash is that of `tables.hash_texts`. An empty tuple means hex for all.
-    missing: the texts that count as missing; what is null is missing anyway.
+        The hash is that of `columns.hash_texts`. An empty tuple means hex for all.
+    missing: the texts that count as missing, besides null.
     dense_missing: what a missing number becomes, before the transform.
-    threshold: the label is 1 from this value on; None takes labels that are 0 or 1.
+    threshold: the label is 1 from this value on, else 0; with None, labels must be 0 or 1.
     """
 
     name: str
@@ -46,15 +49,18 @@ class Schema:
     def columns(self) -> tuple[str, ...]:
         return (self.label, *self.dense, *self.categorical)
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
+        """The schema as `from_json` takes it."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict) -> "Schema":
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+    def from_json(cls, data: dict[str, Any]) -> "Schema":
+        values: dict[str, Any]
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        return cls(**values)
 
-    def rules(self) -> dict:
-        """The rules for values that differ from those of a raw Criteo log."""
+    def rules(self) -> dict[str, Any]:
+        """Those rules for values that are not as in a raw Criteo log."""
         plain = Schema(self.name, self.label, self.dense, self.categorical)
         names = [field.name for field in fields(self)]
         return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
@@ -67,7 +73,10 @@ class Schema:
 
 
 def load_schema(path: Path | str) -> Schema:
-    """Read a schema from a TOML file, as `robe schema` proposes one; raises DataError."""
+    """Read a schema from a TOML file, such as `robe schema` proposes.
+
+    Raises DataError if it cannot be read, or a key is unknown, missing or wrong.
+    """
     path = Path(path)
 
     def check(good: bool, key: str, words: str) -> None:
@@ -83,7 +92,8 @@ def load_schema(path: Path | str) -> Schema:
     known = {"name", "label", "threshold", "dense", "dense_missing", "missing", "categorical"}
     for key in data.keys() - known:
         raise DataError(f"{path}: {key} is no key of a schema; there are {', '.join(sorted(known))}")
-    data = {"name": path.stem, "dense": [], "dense_missing": 0, "missing": [""]} | data
+    defaults: dict[str, Any] = {"name": path.stem, "dense": [], "dense_missing": 0, "missing": [""]}
+    data = defaults | data
 
     for key in ("name", "label"):
         check(isinstance(data.get(key), str) and data[key] != "", key, "a text")
@@ -94,7 +104,7 @@ def load_schema(path: Path | str) -> Schema:
         if key in data:
             number = isinstance(data[key], int | float) and not isinstance(data[key], bool)
             check(number and math.isfinite(data[key]), key, "a number")
-    kinds = data.get("categorical")
+    kinds: Any = data.get("categorical")
     check(isinstance(kinds, dict) and len(kinds) > 0, "categorical", "a table of at least one COLUMN = KIND")
     for column, kind in kinds.items():
         check(kind in get_args(Kind), f"categorical.{column}", f"one of {', '.join(get_args(Kind))}")

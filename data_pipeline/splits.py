@@ -16,20 +16,22 @@ DAYS = re.compile(r"(test|validation)=(\d+)(?:-(\d+))?")
 
 
 def halves_of(how: str) -> tuple[str, str] | None:
-    """What the first and the second half of the last day are, if they are parts."""
+    """The splits that the two halves of the last day are; None if `how` does not halve it."""
     return HALVES[how][:2] if how in HALVES else None
 
 
 def split(days: Sequence[int], how: str = "mlperf") -> tuple[dict[str, tuple[Stretch, ...]], str]:
-    """Days of so many rows -> the stretches of `train`, `test` and `validation`, and a note that says which.
+    """Decide which rows train, which validate and which test.
 
+    days: the number of rows of each day.
     how:
         mlperf     the first half of the last day tests, the second validates; the other days train.
-        torchrec   the first half validates, the second tests.
+        torchrec   as mlperf, but the first half validates, the second tests.
         kaggle     as mlperf, and there must be 7 days that are equal to within a row.
         0.8,0.1,0.1   shares of all rows in the order of the log: to train, to validate, to test.
-        test=5,validation=6   these days (from 0; also ranges, as 20-22), and all others train.
+        test=5,validation=6   these days (from 0; also ranges, as 20-22); all others train.
 
+    Returns the stretches of `train`, `test` and `validation`, and a note that says in words which they are.
     Raises DataError if a part would have no row, or `how` is none of these.
     """
     if how in HALVES:
@@ -93,7 +95,7 @@ def _shares(days: Sequence[int], how: str) -> tuple[dict[str, list[Stretch]], st
 
 def _days(days: Sequence[int], how: str) -> tuple[dict[str, list[Stretch]], str]:
     use = dict.fromkeys(range(len(days)), "train")
-    for name, first, last in (DAYS.fullmatch(part).groups() for part in how.split(",")):
+    for name, first, last in DAYS.findall(how):
         for day in range(int(first), int(last or first) + 1):
             if use.get(day) != "train":
                 words = "is named twice" if day in use else f"is none of 0 to {len(days) - 1}"

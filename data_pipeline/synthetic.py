@@ -8,10 +8,10 @@ have heavy tails, and it is clicked with probability sigmoid(logit), where
 that is, a linear model plus a factorisation machine (Rendle 2010). The columns are independent, and the
 latent vectors have mean zero over the rows, so single columns say nothing of the sum over pairs: a model has
 to learn embeddings and multiply them. The parameters of a category are a hash of (seed, feature, rank), so
-nothing is held whose size is the number of categories or of rows.
+memory does not grow with the number of categories or of rows.
 
-`synthetic.json` beside the files tells the AUC and the log loss that the true probabilities reach on them; in
-the long run no model does better.
+`synthetic.json` beside the files tells the AUC and the log loss of the true probabilities on them. Apart from
+chance, no model can do better.
 """
 
 import gzip
@@ -20,19 +20,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from data_pipeline.appearing import appearing
+from data_pipeline.dialects import fmix32
 from data_pipeline.schema import CRITEO_KAGGLE_CARDINALITIES, DataError
 
 FIGURES = "synthetic.json"
 NOTE = "synthetic data: no click is real; the figures are those of the probabilities that drew the labels"
 
-CHUNK_ROWS = 1 << 13  # each chunk has its own random stream, so another number here is another log
+CHUNK_ROWS = 1 << 13  # each chunk has its own random stream, so another size would give another log
 SAMPLE_CHUNKS = 32  # 2^18 rows set the bias; they leave the base rate a relative error of about 0.3%
-AUC_BINS, AUC_LIMIT = 1 << 20, 32.0  # logits are told apart if they differ by 6e-5
+AUC_BINS, AUC_LIMIT = 1 << 20, 32.0  # bins of logits from -32 to 32, each 6e-5 wide
 
 MIN_CARDINALITY = 100  # so that a small scale does not make every feature trivial
 # The features with latent vectors. Spread over all 325 pairs, the same variance is too thin to be learned.
@@ -126,25 +127,22 @@ class Law:
         self.part_weights = np.array([config.dense, config.effects, config.pairs]) / parts.std(axis=0)
         self.bias = _bias(parts @ self.part_weights, config.base_rate)
 
-    def draw(self, rows: int, *place: int) -> Chunk:
-        """The rows at a place, any tuple of integers from 0 on: the same place, the same rows."""
-        uniform, dense, ranks = self._columns(self._stream(2, *place), rows)
+    def draw(self, rows: int, *key: int) -> Chunk:
+        """The rows that belong to a key, any tuple of integers from 0 on: the same key, the same rows."""
+        uniform, dense, ranks = self._columns(self._stream(2, *key), rows)
         logit = self._parts(dense, ranks) @ self.part_weights + self.bias
         return Chunk(uniform < _sigmoid(logit), dense, ranks, logit)
 
     def values(self, ranks: np.ndarray) -> np.ndarray:
         """The hash values (rows, 26) uint32 of ranks (rows, 26): distinct in each feature, and never 0.
 
-        The mixer, the last step of MurmurHash3, is a bijection of 32 bits that maps only 0 to 0. It never
-        sees a 0, as the top bit is set in every key and in no rank.
+        `fmix32` is one to one and maps only 0 to 0. It never sees a 0, as the top bit is set in every key and
+        in no rank.
         """
-        h = ranks ^ self.value_keys
-        h = (h ^ h >> np.uint32(16)) * np.uint32(0x85EBCA6B)
-        h = (h ^ h >> np.uint32(13)) * np.uint32(0xC2B2AE35)
-        return h ^ h >> np.uint32(16)
+        return fmix32(ranks ^ self.value_keys)
 
-    def _stream(self, *place: int) -> np.random.PCG64:
-        return np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=place))
+    def _stream(self, *key: int) -> np.random.PCG64:
+        return np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=key))
 
     def _columns(self, stream: np.random.PCG64, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """A uniform number (rows,) to draw the label with, the counts (rows, 13), the ranks (rows, 26)."""
@@ -234,9 +232,9 @@ def to_text(chunk: Chunk, values: np.ndarray) -> bytes:
     rest = np.abs(np.where(missing, 0, chunk.dense)).astype(np.uint32)
     cells[:, 1:14, 0] = np.where(chunk.dense < 0, ord("-"), 0)
     cells[:, 1:14, 10] = np.where(missing, 0, ord("0") + rest % 10)
-    for place in range(9, 0, -1):
+    for digit in range(9, 0, -1):
         rest //= 10
-        cells[:, 1:14, place] = np.where(rest > 0, ord("0") + rest % 10, 0)
+        cells[:, 1:14, digit] = np.where(rest > 0, ord("0") + rest % 10, 0)
 
     octets = values.astype(">u4").view(np.uint8).reshape(rows, 26, 4)
     cells[:, 14:, 3:11] = HEX[octets].view(np.uint8)
@@ -261,7 +259,7 @@ def zipf_ranks(uniform: np.ndarray, cardinalities: np.ndarray, exponent: float) 
 
 
 class _Tally:
-    """What AUC, log loss and base rate need to know of rows, in memory that does not grow with them."""
+    """Sums from which AUC, log loss and base rate follow, in memory that does not grow with the rows."""
 
     def __init__(self):
         self.counts = np.zeros((2, AUC_BINS), np.int64)  # of negatives and positives, per bin of the logit
@@ -321,8 +319,8 @@ def _bias(logit: np.ndarray, base_rate: float) -> float:
 
 
 @contextmanager
-def _create(path: Path, compress: bool) -> Iterator:
-    """A new file to write bytes to; if compressed, then without name and time, so that its bytes repeat."""
+def _create(path: Path, compress: bool) -> Iterator[BinaryIO | gzip.GzipFile]:
+    """A new file to write bytes to; gzip stores no name and time, so the same rows give the same bytes."""
     with open(path, "wb") as file:
         if compress:
             with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed:

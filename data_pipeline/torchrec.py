@@ -77,7 +77,7 @@ def adopt(folder: Path | str) -> Manifest:
     )
 
 
-def _open(folder: Path, day: int, kind: str) -> np.ndarray:
+def _open(folder: Path, day: int, kind: str) -> np.memmap:
     path = folder / shard_name(day, kind)
     array = map_shard(
         path,

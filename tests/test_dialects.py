@@ -77,7 +77,7 @@ def test_places_among_many_keys(rng, monkeypatch, cached):
     values = np.concatenate([rng.integers(0, 2**32, 3000, dtype=np.uint32), keys[::3], [0, 2**32 - 1]])
     values = rng.permutation(values.astype(np.uint32))
     expected = [bisect_left(keys, value) for value in values]
-    assert dialects._places(keys, values).tolist() == expected
+    assert dialects._search(keys, values).tolist() == expected
 
 
 @pytest.mark.parametrize("largest", [1, 30, 5000])

@@ -90,7 +90,7 @@ def test_predictions_of_a_table_are_those_of_its_rows(own, name, tmp_path):
     folder, _ = own
     for data, out in ((folder / name, tmp_path / "p"), (folder / "own.csv.data", tmp_path / "q")):
         run("predict", folder / "run", data, "--out", out)
-    # float32 matrix products of batches that are cut at other places.
+    # float32 matrix products of batches that are cut elsewhere.
     np.testing.assert_allclose(np.loadtxt(tmp_path / "p"), np.loadtxt(tmp_path / "q"), rtol=1e-5)
 
 

@@ -414,7 +414,7 @@ class TestBadInput:
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
     def test_a_full_disk(self, folder, refused, tmp_path, monkeypatch):
         """Every write to /dev/full fails as on a full disk."""
-        monkeypatch.setattr("data_pipeline.prepare.partial_name", lambda path: Path("/dev/full"))
+        monkeypatch.setattr("data_pipeline.shard_files.partial_name", lambda path: Path("/dev/full"))
         message = "out: No space left on device; .*make room"
         refused("prepare", folder / "raw", "--out", tmp_path / "out", message=message)
 

@@ -101,8 +101,8 @@ def test_the_same_settings_give_the_same_bytes_packed_or_not(small):
 
 
 def test_no_chunk_repeats_another(law):
-    places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 2**32)]
-    assert len({law.draw(50, *place).dense.tobytes() for place in places}) == len(places)
+    keys = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 2**32)]
+    assert len({law.draw(50, *key).dense.tobytes() for key in keys}) == len(keys)
     np.testing.assert_array_equal(law.draw(50, 1, 0, 0).ranks, law.draw(50, 1, 0, 0).ranks)
 
 

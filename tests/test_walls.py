@@ -25,8 +25,8 @@ def rooms(prefix):
     return [p for p in SOURCES if p.relative_to(ROOT).as_posix().startswith(prefix)]
 
 
-# Where models and data meet, and what names it for `import robe`; nothing else in robe/ knows both.
-TOP = ("robe/cli.py", "robe/run_folder.py", "robe/__init__.py")
+# Where models and data meet; nothing else in robe/ knows both.
+TOP = ("robe/cli.py", "robe/run_folder.py")
 
 
 def below_top():
