@@ -38,14 +38,12 @@ regimes; they are a description, without a verdict.
     python analysis/approximation_bounds.py [--quick] [--seed N] [--out DIR] [--run RUN]
 """
 
-import sys
 from collections.abc import Iterator
 from itertools import combinations
 from math import ceil, log, pi, sqrt
 from pathlib import Path
 
 import numpy as np
-import tyro
 from scipy import stats
 
 from analysis import claim
@@ -551,17 +549,5 @@ def plot(rows: claim.Rows):
     return figure
 
 
-def main(quick: bool = False, seed: int = 0, out: Path = claim.OUT, run: Path | None = None) -> None:
-    """Hold the approximation bounds against measurements.
-
-    Args:
-        quick: Fewer cases and hashes.
-        seed: Of vectors and hashes.
-        out: Where the table and the figure go.
-        run: Describe the table of this run with full tables.
-    """
-    sys.exit(not claim.carry_out(sys.modules[__name__], out, quick=quick, seed=seed, run=run).verdict.holds)
-
-
 if __name__ == "__main__":
-    tyro.cli(main)
+    claim.main(claim.RunOptions)

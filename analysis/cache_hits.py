@@ -1,41 +1,38 @@
 """What share of look-ups hits a cache of 32 ways to a set, for LFU and for LRU.
 
-Claim. Rows are looked up independently, each with its own chance p_r, and hashed to sets of W = 32 places
+Claim. Rows are looked up independently, each with its own chance p_r, and hashed to sets of W = 32 lines
 (robe/kernels/parts/cache.py). In a set whose chances sum to P, the share of look-ups that hit is
 
     LFU    (sum of the W - 1 largest p + sum of p^2 over the others / sum of p over the others) / P
     LRU    sum over r of p_r^2 / P * integral of exp(-p_r t) Prob(fewer than W others are seen in t) dt
 
-LFU, once it has settled: the most frequent rows have been counted so often that they stay, and the last place
+LFU, once it has settled: the most frequent rows have been counted so often that they stay, and the last line
 passes from one of the others to the next, since who leaves is forgotten and comes back with a count of one.
 The other formula is that of Flajolet, Gardy and Thimonier (1992): a row is there if fewer than W others came
 since its last look-up. Each is seen in the time t with 1 - exp(-p t), so their number is a sum of independent
 yes and no. Both are exact. Che's approximation (2002) replaces that number by its mean: r is there with
-1 - exp(-p_r T), T such that these sum to W. With W = 32 places the number strays by some sqrt(W) from its
+1 - exp(-p_r T), T such that these sum to W. With W = 32 lines the number strays by some sqrt(W) from its
 mean, to both sides alike, and what this does to a hit rate is of second order. Here Che's is off by less than
 TOLERANCE, 0.0005, which the exact formula tells.
 
-The hit rate is the mean over sets, weighed by P. Sets have a price: one set of as many places would have more
-hits, since some sets get more of the frequent rows than others. (Under LFU each also leaves one place to
+The hit rate is the mean over sets, weighed by P. Sets have a price: one set of as many lines would have more
+hits, since some sets get more of the frequent rows than others. (Under LFU each also leaves one line to
 whoever comes.)
 
 Conditions: independent look-ups from a law that does not change. LFU from an empty cache need not settle as
 said: the row used least leaves at once, whoever it is, so a frequent row may come back for long. Batches: a
 hit is told by what was there before the batch, which is the same in the mean; those of LRU are judged here
 too. Of LFU they must be small against the sets: where two rows that a set lacks come in one batch, the second
-takes the place of a frequent row that the batch did not touch.
+displaces a frequent row that the batch did not touch.
 
 Measured: the counters of `sort_rows` and `admit`, the kernels that models run, on Zipf-distributed rows.
 
     python analysis/cache_hits.py [--quick] [--seed N] [--out DIR]
 """
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
-import tyro
 from numba import njit
 from scipy.optimize import brentq
 
@@ -52,8 +49,11 @@ SETTLED = 2**31  # look-ups of a row that stays
 TOLERANCE = 0.0005
 # What each policy must not be taken for.
 WRONG_THEORIES = (
-    *(("LFU", "LRU"), ("LFU", "one way")),
-    *(("LRU", "LFU"), ("LRU", "top places"), ("LRU", "one way")),
+    ("LFU", "LRU"),
+    ("LFU", "one way"),
+    ("LRU", "LFU"),
+    ("LRU", "top lines"),
+    ("LRU", "one way"),
 )
 
 
@@ -128,7 +128,7 @@ def fewer_seen(rate, times, ways):
 def bound(p: np.ndarray, sets: int) -> dict[str, float]:
     """Hit rates by theory: of both policies, of what they must not be taken for, and without sets."""
     members = sets_of(len(p), sets)
-    places = sets * WAYS
+    lines = sets * WAYS
 
     def by_set(rate):
         return sum(rate(p[rows], WAYS) for rows in members)
@@ -137,10 +137,10 @@ def bound(p: np.ndarray, sets: int) -> dict[str, float]:
         "LFU": by_set(lfu),
         "LRU": by_set(lru),
         "Che": by_set(che),
-        "top places": float(p[:places].sum()),
-        "one way": sum(lfu(p[rows], 1) for rows in sets_of(len(p), places) if len(rows)),
-        "LFU, one set": lfu(p, places),
-        "LRU, one set": che(p, places),
+        "top lines": float(p[:lines].sum()),
+        "one way": sum(lfu(p[rows], 1) for rows in sets_of(len(p), lines) if len(rows)),
+        "LFU, one set": lfu(p, lines),
+        "LRU, one set": che(p, lines),
     }
 
 
@@ -152,7 +152,7 @@ class Cache:
         self.tags, self.used = np.full((sets, WAYS), EMPTY), np.zeros((sets, WAYS), np.uint32)
 
     def settle(self, p: np.ndarray, rng: np.random.Generator) -> None:
-        """Where LFU ends: the most frequent rows, and some other in the last place."""
+        """Where LFU ends: the most frequent rows, and some other in the last line."""
         for s, rows in enumerate(sets_of(len(p), len(self.tags))):
             stay, others = rows[: WAYS - 1], rows[WAYS - 1 :]
             self.tags[s, : len(stay)], self.used[s, : len(stay)] = stay, SETTLED
@@ -163,8 +163,8 @@ class Cache:
         """Of all look-ups; batches (N, B) of rows, each brought into the cache."""
         base, counters = np.zeros(1, np.uint64), np.zeros((1, len(COUNTED)), np.int64)
         keys, order = np.empty((2, batches.shape[1]), np.uint32)
-        place, before = np.empty((2, batches.shape[1]), np.int64)
-        state = (self.tags, self.used, counters, place, before)
+        line, before = np.empty((2, batches.shape[1]), np.int64)
+        state = (self.tags, self.used, counters, line, before)
         for ids in batches.astype(np.uint32)[:, :, None]:
             self.step += 1
             self.kernels.sort_rows(ids, base, keys, order)
@@ -249,7 +249,7 @@ def checks(rows: claim.Rows) -> Iterator[Check]:
     # The price is a few thousandths; all traces together know it well enough.
     weights = np.array([row["error"] ** -2 for row in together])
     z = weights @ [row["measured"] - row["LRU, one set"] for row in together] / np.sqrt(weights.sum())
-    yield Check("rejected: 32 places a set cost LRU nothing", z < -WRONG, f"z of all traces {z:.1f}")
+    yield Check("rejected: 32 lines a set cost LRU nothing", z < -WRONG, f"z of all traces {z:.1f}")
     empty = where(rows, start="empty")
     z = max(z_of(row, "LFU") for row in empty)
     yield Check("LFU from an empty cache has not settled", z < -WRONG, f"z at most {z:.0f}")
@@ -269,10 +269,10 @@ def plot(rows: claim.Rows):
             share = [row["share"] for row in some]
             by_size.plot(share, [row[policy] for row in some], f"C{i}{style}")
             draw_points(by_size, share, some, f"C{i}", "o" if policy == "LFU" else "s")
-        by_size.plot(share, [row["top places"] for row in some], "k--", linewidth=0.8)
+        by_size.plot(share, [row["top lines"] for row in some], "k--", linewidth=0.8)
     for style, label in (("ko-", "LFU"), ("ks:", "LRU"), ("k--", "the most frequent rows")):
         by_size.plot([], [], style, markersize=4, linewidth=0.8, label=label)
-    by_size.set(xscale="log", xlabel="places, as a share of all rows", ylabel="share of look-ups that hit")
+    by_size.set(xscale="log", xlabel="lines, as a share of all rows", ylabel="share of look-ups that hit")
     by_size.set(title="lines: theory; points: the kernels, 95%", ylim=(0, 1))
     by_size.legend(fontsize="small", ncols=2, loc="lower right")
     claim.ticks(by_size, share)
@@ -309,16 +309,5 @@ def draw_points(axes, x, rows: claim.Rows, color: str, marker: str) -> None:
     axes.errorbar(x, values, half, color=color, fmt=marker, markersize=4, capsize=3)
 
 
-def main(quick: bool = False, seed: int = 0, out: Path = claim.OUT) -> None:
-    """Hold the theory of hit rates against the cache's counters.
-
-    Args:
-        quick: Fewer rows, sizes and look-ups.
-        seed: Of the look-ups.
-        out: Where the table and the figure go.
-    """
-    sys.exit(not claim.carry_out(sys.modules[__name__], out, quick=quick, seed=seed).verdict.holds)
-
-
 if __name__ == "__main__":
-    tyro.cli(main)
+    claim.main()

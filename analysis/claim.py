@@ -6,7 +6,8 @@ A script holds one claim. Its docstring is the claim, its source and its conditi
     measure(quick, seed, ...)        rows, a list of dicts
     verdict(rows)                    a Verdict; it fails when the claim does, and when a wrong one would pass
     plot(rows)                       a figure, with the bound and the measurements on the same axes
-    main(...)                        the command line
+
+and at the end `main()`, the command line of a script that is run by itself.
 
 Every file here that defines `verdict` is such a script: `run.py analyze` finds it by that.
 """
@@ -14,13 +15,16 @@ Every file here that defines `verdict` is such a script: `run.py analyze` finds 
 import csv
 import importlib
 import inspect
+import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
+import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
@@ -96,6 +100,41 @@ def carry_out(script: ModuleType, out: Path = OUT, **options) -> Result:
     verdict = Verdict(*script.verdict(rows))
     print(f"{'holds' if verdict.holds else 'FAILS'} {name}: {verdict.text} ({seconds:.1f} s)", flush=True)
     return Result(script, dict(settings.arguments), rows, verdict, out / f"{name}.png", seconds)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every script can be asked for on its own command line."""
+
+    quick: bool = False
+    """Fewer and smaller measurements."""
+
+    out: Path = OUT
+    """The folder for the table and the figure."""
+
+
+@dataclass(frozen=True)
+class SeededOptions(Options):
+    seed: int = 0
+    """Of whatever is drawn."""
+
+
+@dataclass(frozen=True)
+class RunOptions(SeededOptions):
+    run: Path | None = None
+    """Use the trained table of this run, made with --method full."""
+
+
+def asked(options: type[Options]) -> Result:
+    """Carry out the script that Python was started with, as its command line says."""
+    script = sys.modules["__main__"]
+    given = vars(tyro.cli(options, description=script.__doc__.split("\n")[0]))
+    return carry_out(script, **given)
+
+
+def main(options: type[Options] = SeededOptions) -> None:
+    """The command line of a script; ends with code 1 if its claim fails."""
+    sys.exit(not asked(options).verdict.holds)
 
 
 def write_csv(path: Path, rows: Rows) -> None:

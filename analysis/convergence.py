@@ -26,13 +26,10 @@ must be rejected for unsigned, and the floor L alone for large rates.
     python analysis/convergence.py [--quick] [--seed N] [--out DIR]
 """
 
-import sys
 from collections.abc import Iterator
 from math import log, sqrt
-from pathlib import Path
 
 import numpy as np
-import tyro
 from numba import njit
 from scipy.sparse.linalg import LinearOperator, cg
 
@@ -325,16 +322,5 @@ def plot(rows: claim.Rows):
     return figure
 
 
-def main(quick: bool = False, seed: int = 0, out: Path = claim.OUT) -> None:
-    """Hold the theory of convergence in a shared array against measurements.
-
-    Args:
-        quick: Fewer cases and steps.
-        seed: Of hashes and data.
-        out: Where the table and the figure go.
-    """
-    sys.exit(not claim.carry_out(sys.modules[__name__], out, quick=quick, seed=seed).verdict.holds)
-
-
 if __name__ == "__main__":
-    tyro.cli(main)
+    claim.main()

@@ -1,12 +1,12 @@
 """Where the hash puts blocks: as evenly and as independently as chance, or not.
 
-Claim (our derivation). With ideal starts, N blocks in M places,
+Claim (our derivation). With ideal starts, N blocks in M positions,
 
-1. the chi-square statistic of the N starts over the M places has mean M - 1, variance 2 (M - 1) (1 - 1/N);
+1. the chi-square statistic of the N starts over the M positions has mean M - 1, variance 2 (M - 1) (1 - 1/N);
 2. that of the elements of blocks of Z over the slots has mean M - Z, and the variance that hash_variance
    gives without signs: about 2Z / 3 times that of a textbook test with M - 1 degrees of freedom, which is
    wrong there;
-3. two rows that share the place of one block share that of the next with probability 1/M;
+3. two rows that share the start of one block share that of the next with probability 1/M;
 4. rows of several blocks never repeat one another, for all that happens.
 
 `mix`, the default, does all this on any ids. `affine`, the hash of the published implementation, is fair on
@@ -29,14 +29,13 @@ Measured: robe/kernels/parts/hashing.py against ideal starts from NumPy's PCG64,
     python analysis/hash_quality.py [--quick] [--seed N] [--out DIR] [--data FILE_OR_FOLDER]
 """
 
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from math import sqrt
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from analysis import claim
 from analysis.claim import RIGHT, Check, where
@@ -53,18 +52,18 @@ TOKENS, PLACES = 4096, 16369
 PUBLISHED_SEED = 1024
 
 
-def bound(blocks: int, places: int) -> tuple[float, float]:
+def bound(blocks: int, positions: int) -> tuple[float, float]:
     """Mean and deviation of the chi-square statistic of the starts of so many blocks."""
-    return places - 1, sqrt(2 * (places - 1) * (1 - 1 / blocks))
+    return positions - 1, sqrt(2 * (positions - 1) * (1 - 1 / blocks))
 
 
-def starts_of(family: str, tokens: np.ndarray, places: int, seeds: np.ndarray) -> np.ndarray:
+def starts_of(family: str, tokens: np.ndarray, positions: int, seeds: np.ndarray) -> np.ndarray:
     """Places (seeds, rows, BLOCKS) where the blocks of the rows begin."""
     if family == "ideal":
         shape = (len(seeds), len(tokens), BLOCKS)
-        return np.random.default_rng(seeds).integers(0, places, shape)
+        return np.random.default_rng(seeds).integers(0, positions, shape)
     # The start of a block does not depend on its length: elements of blocks of 1 lie at the starts.
-    return slots_reference(many(family, BLOCKS, 1, places, seeds, signed=False), tokens)[0]
+    return slots_reference(many(family, BLOCKS, 1, positions, seeds, signed=False), tokens)[0]
 
 
 def pairs(keys: np.ndarray) -> int:
@@ -74,21 +73,21 @@ def pairs(keys: np.ndarray) -> int:
 
 
 def chi_square(loads: np.ndarray) -> np.ndarray:
-    """Of each row of loads (trials, places)."""
+    """Of each row of loads (trials, positions)."""
     mean = loads.mean(axis=1, keepdims=True)
     return ((loads - mean) ** 2 / mean).sum(axis=1)
 
 
-def loads_of(starts: np.ndarray, places: int) -> np.ndarray:
-    """How many blocks begin at each place (trials, places)."""
-    flat = starts.reshape(len(starts), -1) + places * np.arange(len(starts))[:, None]
-    return np.bincount(flat.ravel(), minlength=len(starts) * places).reshape(-1, places)
+def loads_of(starts: np.ndarray, positions: int) -> np.ndarray:
+    """How many blocks begin at each position (trials, positions)."""
+    flat = starts.reshape(len(starts), -1) + positions * np.arange(len(starts))[:, None]
+    return np.bincount(flat.ravel(), minlength=len(starts) * positions).reshape(-1, positions)
 
 
-def element_loads(starts: np.ndarray, places: int, block: int, circular: bool) -> np.ndarray:
+def element_loads(starts: np.ndarray, positions: int, block: int, circular: bool) -> np.ndarray:
     """How many elements lie in each slot (trials, M): a start loads the Z slots from it on."""
-    loads = loads_of(starts, places)
-    before = loads[:, places - block + 1 :] if circular else np.zeros((len(loads), block - 1), int)
+    loads = loads_of(starts, positions)
+    before = loads[:, positions - block + 1 :] if circular else np.zeros((len(loads), block - 1), int)
     after = np.zeros((len(loads), 0 if circular else block - 1), int)
     total = np.cumsum(np.concatenate([before, loads, after], axis=1), axis=1)
     total = np.concatenate([np.zeros((len(loads), 1), int), total], axis=1)
@@ -131,7 +130,7 @@ def measure(quick: bool = False, seed: int = 0, data: Path | None = None) -> cla
 
 
 def spread(family: str, ids: str, tokens: np.ndarray, seeds: np.ndarray) -> Iterator[dict]:
-    """Starts over places, and blocks that rows share, over many seeds."""
+    """Starts over positions, and blocks that rows share, over many seeds."""
     statistic, shared, both = [], 0, 0
     for some in chunks(seeds, tokens.size * BLOCKS):
         starts = starts_of(family, tokens, PLACES, some)
@@ -164,10 +163,10 @@ def spread(family: str, ids: str, tokens: np.ndarray, seeds: np.ndarray) -> Iter
 def flat_vector(family: str, seeds: np.ndarray, rows: int = 128, block: int = 8) -> Iterator[dict]:
     """Loads of slots, and the variance of a flat vector's norm with and without signs; consecutive rows."""
     memory, circular = 1024, family != "affine"
-    places = memory if circular else memory - block + 1
+    positions = memory if circular else memory - block + 1
     tokens, width = np.arange(rows, dtype=np.uint64), BLOCKS * block
     loads = [
-        element_loads(starts_of(family, tokens, places, some), places, block, circular)
+        element_loads(starts_of(family, tokens, positions, some), positions, block, circular)
         for some in chunks(seeds, rows * BLOCKS)
     ]
     loads, ones = np.concatenate(loads), np.ones(rows * width)
@@ -199,14 +198,14 @@ def ratio(norms: np.ndarray, ones: np.ndarray, *layout) -> dict:
 
 
 def repeated(family: str, seed: int, rows: int = 1_000_000, memory: int = 1_000_000) -> dict:
-    """Rows of BLOCKS blocks of 32 that repeat another row in all their places."""
-    places = memory if family != "affine" else memory - 31
+    """Rows of BLOCKS blocks of 32 that repeat another row in all their positions."""
+    positions = memory if family != "affine" else memory - 31
     tokens = np.arange(rows, dtype=np.uint64)
     if family == "ideal":
-        starts = starts_of(family, tokens, places, np.array([seed]))[0]
+        starts = starts_of(family, tokens, positions, np.array([seed]))[0]
     else:
-        starts = slots_reference(slot_map(family, BLOCKS, 1, places, seed, signed=False), tokens)[0]
-    halves = starts[:, 0] * places + starts[:, 1], starts[:, 2] * places + starts[:, 3]
+        starts = slots_reference(slot_map(family, BLOCKS, 1, positions, seed, signed=False), tokens)[0]
+    halves = starts[:, 0] * positions + starts[:, 1], starts[:, 2] * positions + starts[:, 3]
     order = np.lexsort(halves)
     same = np.logical_and(*(np.diff(half[order]) == 0 for half in halves))
     columns = {"part": "repeated", "family": family, "hash_seed": seed, "rows": rows, "memory": memory}
@@ -309,17 +308,11 @@ def plot(rows: claim.Rows):
     return figure
 
 
-def main(quick: bool = False, seed: int = 0, out: Path = claim.OUT, data: Path | None = None) -> None:
-    """Hold the hash families against ideal starts.
-
-    Args:
-        quick: Fewer seeds.
-        seed: Of the seeds of the hashes.
-        out: Where the table and the figure go.
-        data: Take real ids from this raw log or prepared folder too.
-    """
-    sys.exit(not claim.carry_out(sys.modules[__name__], out, quick=quick, seed=seed, data=data).verdict.holds)
+@dataclass(frozen=True)
+class Options(claim.SeededOptions):
+    data: Path | None = None
+    """Take real ids from this raw log or prepared folder too."""
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    claim.main(Options)

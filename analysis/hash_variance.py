@@ -29,13 +29,11 @@ of kernels/parts/hashing.py with many seeds, on vectors of seven kinds. Seven wr
     python analysis/hash_variance.py [--quick] [--seed N] [--out DIR] [--run RUN]
 """
 
-import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-import tyro
 from scipy import stats
 
 from analysis import claim
@@ -125,7 +123,7 @@ WRONG_FORMULAS = {
         lambda x, y, block, memory, circular, signs: bound(x, y, block, memory, True, signs),
         {"vector": "gauss", "statistic": "norm", "block": 64, "circular": False, "signs": "element"},
     ),
-    "1 / (M - Z + 1) in place of 1 / M": (
+    "1 / (M - Z + 1) instead of 1 / M": (
         lambda x, y, block, memory, circular, signs: (
             x @ y,
             bound(x, y, block, memory)[1] * memory / (memory - block + 1),
@@ -227,7 +225,7 @@ def sketched(kinds, layout: tuple[int, int, bool], seeds) -> dict[tuple[str, str
     for some in chunks(seeds, n):
         slots, sign = draw(some, n, block, memory)
         if not circular:
-            # The same hash, its starts spread over as many places as do not cross the edge.
+            # The same hash, its starts spread over as many positions as do not cross the edge.
             starts = draw(some, n, 1, memory - block + 1)[0][:, first]
             slots = starts + element - first
         for signs, g in (("element", sign), ("block", sign[:, first]), ("none", 1)):
@@ -348,17 +346,5 @@ def plot(rows: claim.Rows):
     return figure
 
 
-def main(quick: bool = False, seed: int = 0, out: Path = claim.OUT, run: Path | None = None) -> None:
-    """Hold the formulas of the variance against enumeration and measurement.
-
-    Args:
-        quick: Fewer cases and hashes.
-        seed: Of vectors and hashes.
-        out: Where the table and the figure go.
-        run: Take the trained vectors from this run with full tables.
-    """
-    sys.exit(not claim.carry_out(sys.modules[__name__], out, quick=quick, seed=seed, run=run).verdict.holds)
-
-
 if __name__ == "__main__":
-    tyro.cli(main)
+    claim.main(claim.RunOptions)

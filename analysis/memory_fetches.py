@@ -1,12 +1,12 @@
 """How many cache lines a look-up touches, by width D, block length Z and line length B.
 
-Claim (our derivation). A run of L consecutive elements at a random place touches 1 + (L - 1) / B lines of B
+Claim (our derivation). L consecutive elements at a random position touches 1 + (L - 1) / B lines of B
 elements on average. Rows of D elements are cut into pieces where blocks of Z end, kappa of them on average:
 
     mix      kappa = 1 + (D - gcd(D, Z)) / Z    blocks run on from row to row
     affine   kappa = ceil(D / Z)                blocks begin with the row
 
-and each piece lies at a random place of its own, so a row touches
+and each piece lies at a random position of its own, so a row touches
 
     D / B + (1 - 1 / B) kappa    lines
 
@@ -29,16 +29,13 @@ takes, on which the verdict does not rest. The formula ceil(D / Z) ceil(Z / B) m
     python analysis/memory_fetches.py [--quick] [--seed N] [--out DIR]
 """
 
-import sys
 import time
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import product
 from math import ceil, gcd, prod
-from pathlib import Path
 
 import numpy as np
-import tyro
 
 from analysis import claim
 from analysis.claim import RIGHT, WRONG, Check, where
@@ -84,7 +81,7 @@ def pieces(width: int, block: int, first: int) -> list[int]:
 
 
 def enumerated(width: int, block: int | None, line: int, family: str) -> Fraction:
-    """Lines per row, counted: for every place of a row among the blocks and of a piece among the lines."""
+    """Lines per row, counted: for every position of a row among the blocks and of a piece among the lines."""
 
     def lines(start: int, length: int) -> int:
         return (start + length - 1) // line - start // line + 1
@@ -204,17 +201,15 @@ def verdict(rows: claim.Rows) -> claim.Verdict:
 
 
 def checks(rows: claim.Rows) -> Iterator[Check]:
-    counted = where(rows, part="enumerated")
-    for row in counted:
-        found = f"{row['different']} of {row['cases']} differ"
-        yield Check(f"enumeration equals the formula, {row['family']}", row["different"] == 0, found)
-    for row in counted:
-        if row["family"] in FAMILIES:
+    for row in where(rows, part="enumerated"):
+        family, cases, different = (row[name] for name in ("family", "cases", "different"))
+        yield Check(
+            f"enumeration equals the formula, {family}", different == 0, f"{different} of {cases} differ"
+        )
+        if family in FAMILIES:
             different = row["wrong_different"]
-            found = f"{different} of {row['cases']} differ"
-            yield Check(
-                f"rejected: ceil(D / Z) ceil(Z / B), {row['family']}", different > row["cases"] // 2, found
-            )
+            what = f"rejected: ceil(D / Z) ceil(Z / B), {family}"
+            yield Check(what, different > cases // 2, f"{different} of {cases} differ")
     reads = where(rows, part="touched")
     for family in FAMILIES:
         chosen = where(reads, family=family)
@@ -268,16 +263,5 @@ def plot(rows: claim.Rows):
     return figure
 
 
-def main(quick: bool = False, seed: int = 0, out: Path = claim.OUT) -> None:
-    """Hold the number of cache lines per look-up against enumeration and our gather.
-
-    Args:
-        quick: Fewer cases and rows.
-        seed: Of hashes and ids.
-        out: Where the table and the figure go.
-    """
-    sys.exit(not claim.carry_out(sys.modules[__name__], out, quick=quick, seed=seed).verdict.holds)
-
-
 if __name__ == "__main__":
-    tyro.cli(main)
+    claim.main()

@@ -55,7 +55,7 @@ def write(results: list[Result], out: Path) -> Path:
         f"<style>{STYLE}</style>",
         "<h1>Shared embeddings: the theory held against measurements</h1>",
         "<p>A ROBE array stands for embedding tables many times its size: every block of Z elements of the "
-        "virtual table is read from a hashed place of one array. Each section states one claim about such "
+        "virtual table is read from a hashed position in one array. Each section states one claim about such "
         "arrays, shows theory and measurements on the same axes, and ends in a verdict, which also asks that "
         "wrong formulas and bad hashes be rejected.</p>",
         f"<p><b>{count} {len(results)} claims hold.</b></p>",
@@ -83,7 +83,7 @@ def _section(result: Result, out: Path) -> str:
         [
             f'<h2 id="{name}">{html.escape(_title(result))}</h2>',
             _prose(inspect.getdoc(result.script).partition("\n")[2], out),
-            f"<p>Code: {', '.join(_places(result, out))}. Measured with {html.escape(settings)}.</p>",
+            f"<p>Code: {', '.join(_sources(result, out))}. Measured with {html.escape(settings)}.</p>",
             f'<img alt="figure of {name}" src="data:image/png;base64,{image}">',
             f"<p>Verdict: {_verdict(holds)}; {html.escape(text)}.</p>",
             _table(told),
@@ -127,7 +127,7 @@ def _link(path: str, out: Path, text: str) -> str:
     return f'<a href="{os.path.relpath(ROOT / path, out)}">{text}</a>'
 
 
-def _places(result: Result, out: Path) -> list[str]:
+def _sources(result: Result, out: Path) -> list[str]:
     """Links to the functions that state, measure and judge the claim."""
     path = f"analysis/{_name(result)}.py"
     functions = [f for f in ("bound", "measure", "verdict") if hasattr(result.script, f)]

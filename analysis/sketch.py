@@ -34,9 +34,9 @@ def chunks(seeds: np.ndarray, elements: int) -> Iterator[np.ndarray]:
     return (seeds[i : i + size] for i in range(0, len(seeds), size))
 
 
-def trials(seed: int, count: int, *place: int) -> np.ndarray:
-    """(count,) seeds of hashes, other ones for every `place`."""
-    return np.random.default_rng([seed, *place]).integers(0, 2**32, count)
+def trials(seed: int, count: int, *case: int) -> np.ndarray:
+    """(count,) seeds of hashes, other ones for every `case`."""
+    return np.random.default_rng([seed, *case]).integers(0, 2**32, count)
 
 
 def draw(seeds, elements: int, block: int, memory: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,18 +27,17 @@ analysis/trainings.py. Wrong formulas must be rejected, and so must points whose
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 
 from analysis import claim
 from analysis.claim import RIGHT, WRONG, Check, mean_interval, where
 from analysis.sketch import trials
-from analysis.trainings import Study, Trainings, curve, synthetic_data
+from analysis.trainings import Study, StudyOptions, Trainings, curve, synthetic_data
 from data_pipeline.folders import open_folder
 from data_pipeline.manifest import Manifest
 from robe.backend import select
@@ -307,32 +306,14 @@ def plot(rows: claim.Rows):
     return figure
 
 
-def main(
-    quick: bool = False,
-    seed: int = 0,
-    data: Path | None = None,
-    optimizer: Literal["adagrad", "sgd"] = "adagrad",
-    seeds: int | None = None,
-    passes: int | None = None,
-    batch: int | None = None,
-    out: Path = claim.OUT,
-) -> None:
-    """Hold the claim against weights and trainings.
+@dataclass(frozen=True)
+class Options(StudyOptions):
+    seed: int = 0
+    """Of the weights' roundings."""
 
-    Args:
-        quick: Fewer weights and rows, and INT4 only is trained.
-        seed: Of the weights' roundings.
-        data: A folder made by `prepare --ids dictionary` (or modulo), instead of synthetic rows.
-        optimizer: Of the trainings.
-        seeds: How many trainings of each kind.
-        passes: Over the training rows.
-        batch: Rows per step.
-        out: Where the table and the figure go.
-    """
-    options = {"quick": quick, "seed": seed, "data": data, "optimizer": optimizer}
-    options |= {"seeds": seeds, "passes": passes, "batch": batch}
-    sys.exit(not claim.carry_out(sys.modules[__name__], out, **options).verdict.holds)
+    optimizer: Literal["adagrad", "sgd"] = "adagrad"
+    """Of the trainings."""
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    claim.main(Options)

@@ -35,12 +35,21 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
-import tyro
 from matplotlib import colormaps
 
 from analysis import claim
 from analysis.claim import Check, Rows, Verdict, conclude, mean_interval, where
-from analysis.trainings import RATES, TUNING_SEED, WIDTH, Study, Trainings, curve, seeded, synthetic_data
+from analysis.trainings import (
+    RATES,
+    TUNING_SEED,
+    WIDTH,
+    Study,
+    StudyOptions,
+    Trainings,
+    curve,
+    seeded,
+    synthetic_data,
+)
 from data_pipeline.folders import open_folder
 from robe.config import (
     ConfigError,
@@ -463,28 +472,11 @@ def plot(rows: Rows):
     return figure
 
 
-def main(
-    quick: bool = False,
-    data: Path | None = None,
-    seeds: int | None = None,
-    passes: int | None = None,
-    batch: int | None = None,
-    out: Path = claim.OUT,
-) -> None:
-    """Hold the claim against trainings, and write what the tables of docs/results.md are made of.
-
-    Args:
-        quick: Few rows, one rate, two ways to hash.
-        data: A folder made by `prepare`, instead of synthetic rows.
-        seeds: How many, besides the one for tuning.
-        passes: Over the training rows.
-        batch: Rows per step.
-        out: Where the table and the figure go.
-    """
-    options = {"quick": quick, "data": data, "seeds": seeds, "passes": passes, "batch": batch}
-    result = claim.carry_out(sys.modules[__name__], out, **options)
+def main() -> None:
+    """Hold the claim against trainings, and write what the tables of docs/results.md are made of."""
+    result = claim.asked(StudyOptions)
     summary = json.dumps(summarise(result.rows), indent=1)
-    write_whole(out / "tradeoff.json", summary + "\n")
+    write_whole(result.figure.with_name("tradeoff.json"), summary + "\n")
     print(tables(json.loads(summary)))
     for check in result.verdict.checks:
         print(f"{'holds' if check.holds else 'FAILS'} {check.what}: {check.found}")
@@ -492,4 +484,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main()

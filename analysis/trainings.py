@@ -16,7 +16,7 @@ from typing import Self
 
 import numpy as np
 
-from analysis.claim import Rows, where
+from analysis.claim import Options, Rows, where
 from data_pipeline import batches, synthetic
 from data_pipeline.manifest import Manifest
 from data_pipeline.prepare import Order, PrepareConfig, prepare
@@ -63,6 +63,23 @@ class Study:
     def given(self, **options) -> Self:
         """This study with what was asked for; options that are None leave it as it is."""
         return dataclasses.replace(self, **{name: x for name, x in options.items() if x is not None})
+
+
+@dataclass(frozen=True)
+class StudyOptions(Options):
+    """What a study on the command line can be asked for; what is not given is as the study says."""
+
+    data: Path | None = None
+    """A folder made by `prepare`, instead of synthetic rows."""
+
+    seeds: int | None = None
+    """Trainings of each kind, besides those that tune."""
+
+    passes: int | None = None
+    """Over the training rows."""
+
+    batch: int | None = None
+    """Rows per step."""
 
 
 class Trainings:

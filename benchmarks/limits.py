@@ -128,7 +128,7 @@ def bandwidths(backend: Backend, effort: Effort) -> Iterator[dict]:
 
 
 def random_rows(backend: Backend, effort: Effort) -> Iterator[dict]:
-    """Rows per second at random places of tables of growing size, with and without prefetch."""
+    """Rows per second at random rows of tables of growing size, with and without prefetch."""
     sizes = effort.pick((1e6, 1e7, 1e8, 1e9, table_limit(effort)), (1e5, 1e6))
     table = np.empty(int(sizes[-1]) // 4, np.float32)
     table.fill(1)

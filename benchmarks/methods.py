@@ -274,35 +274,48 @@ def plot(results: dict):
     return figure
 
 
-def finish(results: dict, table: Callable[[dict], str], out: Path) -> None:
-    write_whole(out, json.dumps(results, indent=1) + "\n")
-    print(table(results))
-    print(f"{out}: written")
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a comparison of trainings can be asked for on its command line."""
+
+    data: Path | None = None
+    """A folder made by `prepare --ids dictionary`, instead of synthetic rows."""
+
+    seeds: int | None = None
+    """How many, two at least, besides one for tuning."""
+
+    batch: int | None = None
+    """Rows a step; few rows need many steps."""
+
+    quick: bool = False
+    """Few rows and few repeats, to see that everything runs."""
+
+    out: Path | None = None
+    """The file to write; default: one in benchmarks/results, or in analysis/out if quick."""
+
+    def study(self, full: Study, tiny: Study) -> Study:
+        study = tiny if self.quick else full.given(batch=self.batch)
+        return study.given(data=self.data, seeds=self.seeds and max(2, self.seeds))
+
+    def finish(self, results: dict, table: Callable[[dict], str], kept: Path) -> None:
+        """Print the table of the results, and write them to the file; kept: in benchmarks/results."""
+        out = self.out or (claim.OUT / kept.name if self.quick else kept)
+        write_whole(out, json.dumps(results, indent=1) + "\n")
+        print(table(results))
+        print(f"{out}: written")
 
 
 def main(
-    data: Path | None = None,
-    methods: tuple[str, ...] = (),
-    megabytes: tuple[float, ...] = (),
-    seeds: int | None = None,
-    batch: int = STUDY.batch,
-    quick: bool = False,
-    out: Path | None = None,
+    asked: tyro.conf.OmitArgPrefixes[Asked], methods: tuple[str, ...] = (), megabytes: tuple[float, ...] = ()
 ) -> None:
     """Compare ways to store embeddings, and write what the table and the figure are made of.
 
     Args:
-        data: A folder made by `prepare`, instead of synthetic rows.
         methods: Names of benchmarks/methods.py; default: all.
         megabytes: Sizes, in 10^6 bytes; default: the full table's divided by COMPRESSIONS.
-        seeds: How many, two at least, besides the one for tuning.
-        batch: Rows a step; few rows need many steps.
-        quick: Few rows, one rate and few repeats, to see that everything runs.
-        out: The file to write; default: benchmarks/results/methods.json, or one in analysis/out if quick.
     """
-    study = (TINY if quick else STUDY.given(batch=batch)).given(data=data, seeds=seeds and max(2, seeds))
-    results = measure(methods, megabytes, study, QUICK if quick else EFFORT)
-    finish(results, table, out or (claim.OUT / "methods.json" if quick else RESULTS))
+    results = measure(methods, megabytes, asked.study(STUDY, TINY), QUICK if asked.quick else EFFORT)
+    asked.finish(results, table, RESULTS)
 
 
 if __name__ == "__main__":

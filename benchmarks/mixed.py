@@ -1,10 +1,11 @@
 """Look-up in quantised rows and in their cache: against the float32 rows they stand for, and EmbeddingBag.
 
 B = 2048, F = 26, D = 128, uniform ids over 26 equal tables that exceed the caches of the machine. All look up
-the same rows. `hits` has a cache with twice as many places as there are look-ups, and them in it, which is
-checked; INT8 and INT4 have none, as after a flush. `places known` gathers the cached rows without looking for
-them: what is more in `hits` is the search. `full INT8` is the table converted for inference; `ROBE` is an
-array of 25 million weights (Z = 32), in float32 and converted. `inference` interacts the vectors too.
+the same rows. `hits` has a cache with twice as many lines as there are look-ups, and holds them all, which is
+checked; INT8 and INT4 have none, as after a flush. `places known` gathers the cached rows without searching
+for them: what `hits` takes beyond that is the search. `full INT8` is the table converted for inference;
+`ROBE` is an array of 25 million weights (Z = 32), in float32 and converted. `inference` interacts the vectors
+too.
 """
 
 import dataclasses
@@ -99,21 +100,21 @@ def converted(
 
 
 def known(embedding: MixedPrecisionEmbedding, batches: list, out) -> Callable:
-    """A gather of the rows of batches from their places; BenchmarkError unless nearly all have one."""
+    """A gather of the cached rows of batches; BenchmarkError unless nearly all are in the cache."""
     backend, tags = embedding.backend, embedding.backend.to_host(embedding.tags)
-    places, hits = [], []
+    lines, hits = [], []
     for ids in batches:
         rows = backend.to_host(embedding.base) + backend.to_host(ids).astype(np.uint64)
         s = set_of(hash_row(rows), len(tags))
         there = tags[s] == rows[..., None]
         hits.append(there.any(axis=-1).mean())
-        places.append(backend.to_device((s * WAYS + there.argmax(axis=-1)).astype(np.uint32)))
+        lines.append(backend.to_device((s * WAYS + there.argmax(axis=-1)).astype(np.uint32)))
     if np.mean(hits) < LEAST_HITS:
         raise BenchmarkError(f"only {np.mean(hits):.1%} of the look-ups hit; no time is told of them")
     memory = embedding.values.reshape(-1)
     where = slot_map("table", embedding.width, 1, memory.size, signed=False)
     base = backend.xp.zeros(embedding.features, "uint64")
-    return rotate(lambda ids: backend.kernels.gather(memory, ids, base, where, out), places)
+    return rotate(lambda ids: backend.kernels.gather(memory, ids, base, where, out), lines)
 
 
 def run(backend: Backend, effort: Effort) -> Iterator[dict]:

@@ -88,7 +88,7 @@ def make(folder: Path, megabytes: float, packed: bool) -> list[Path]:
     """Four files of so many MB of text in all."""
     law = Law(SyntheticConfig(out=folder, scale=1.0))
     chunks = min(16, int(megabytes * 1e6 / DAYS / 250 / CHUNK_ROWS) + 1)
-    parts = (law.draw(CHUNK_ROWS, place) for place in range(chunks))
+    parts = (law.draw(CHUNK_ROWS, number) for number in range(chunks))
     text = b"".join(to_text(chunk, law.values(chunk.ranks)) for chunk in parts)
     repeats = max(1, round(megabytes * 1e6 / DAYS / len(text)))
     piece = gzip.compress(text, 6) if packed else text

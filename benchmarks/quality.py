@@ -24,7 +24,7 @@ from analysis import claim
 from analysis.claim import mean_interval
 from analysis.trainings import Study, Trainings, synthetic_data
 from benchmarks.measure import machine
-from benchmarks.methods import finish, settings
+from benchmarks.methods import Asked, settings
 from data_pipeline.folders import open_folder
 from data_pipeline.schema import DataError
 from robe.errors import RobeError
@@ -128,25 +128,9 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def main(
-    data: Path | None = None,
-    seeds: int | None = None,
-    batch: int = STUDY.batch,
-    quick: bool = False,
-    out: Path | None = None,
-) -> None:
-    """Compare mixed precision with the table it stands for, and write what docs/results.md tells of it.
-
-    Args:
-        data: A folder made by `prepare --ids dictionary`, instead of synthetic rows.
-        seeds: How many, two at least.
-        batch: Rows a step; few rows need many steps.
-        quick: Few rows, to see that everything runs.
-        out: The file to write; default: benchmarks/results/quality.json, or one in analysis/out if quick.
-    """
-    study = (TINY if quick else STUDY.given(batch=batch)).given(data=data, seeds=seeds and max(2, seeds))
-    results = measure(study)
-    finish(results, table, out or (claim.OUT / "quality.json" if quick else RESULTS))
+def main(asked: tyro.conf.OmitArgPrefixes[Asked]) -> None:
+    """Compare mixed precision with the table it stands for, and write what docs/results.md tells of it."""
+    asked.finish(measure(asked.study(STUDY, TINY)), table, RESULTS)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def small_hash_variance(monkeypatch):
     """Measure on few vectors and seeds."""
     trials = sketch.trials
     vectors = sample_tables.vectors
-    monkeypatch.setattr(hash_variance, "trials", lambda seed, count, *place: trials(seed, 1000, *place))
+    monkeypatch.setattr(hash_variance, "trials", lambda seed, count, *case: trials(seed, 1000, *case))
     monkeypatch.setattr(
         hash_variance,
         "vectors",
@@ -207,7 +207,7 @@ def test_blocks_that_do_not_cross_the_edge_are_found(monkeypatch):
         # Copies that only ever help.
         ("copies_failure", lambda k, m, e: 0.0024 / k, "averaged copies", "averaged_copies"),
         ("enough_for_dense", lambda n, e, d: 4 * n**2, "many points", "many_points"),
-        # The law of a normal variable in place of a bound for the largest of n.
+        # The law of a normal variable instead of a bound for the largest of n.
         ("recovery_error", lambda n, m, flat: 2 / m**0.5, "largest error", "largest_error"),
         ("recovery_variance", lambda x, z, m: np.full(x.size, x @ x / m), "recovered", "recovered_elements"),
         ("best_residual", lambda n, z, m: 1 - m / n, "no approximation", "no_approximation"),
@@ -296,7 +296,7 @@ def test_a_bad_hash_is_found_and_a_good_one_is_not_taken_for_bad(instead, of, mo
 
 def test_rows_that_repeat_are_counted():
     assert hash_quality.repeated("mix", 0, rows=1000)["repeated"] == 0
-    # Four places for each of four blocks: at most 256 rows differ.
+    # Four positions for each of four blocks: at most 256 rows differ.
     assert hash_quality.repeated("mix", 0, rows=1000, memory=4)["repeated"] >= 744
 
 
@@ -377,7 +377,7 @@ def test_a_wrong_formula_of_rounding_is_found(wrong, told, analysis, monkeypatch
     monkeypatch.setattr(
         stochastic_rounding,
         "bound",
-        lambda *place: wrong(*place[:3]) if (place[3] == "stochastic") == random else right(*place),
+        lambda *moved: wrong(*moved[:3]) if (moved[3] == "stochastic") == random else right(*moved),
     )
     rows = without(analysis[0]["stochastic_rounding"].rows, "moved")
     bad = failed(stochastic_rounding, [*rows, *stochastic_rounding.moves(2**10, 0)])
@@ -389,7 +389,7 @@ def test_a_wrong_formula_that_is_right_is_not_rejected(analysis, monkeypatch):
     wrong = stochastic_rounding.WRONG_FORMULAS
     for name, (_, case) in list(wrong.items()):
         monkeypatch.setitem(
-            wrong, name, (lambda *place, r=case["rounding"]: stochastic_rounding.bound(*place, r), case)
+            wrong, name, (lambda *moved, r=case["rounding"]: stochastic_rounding.bound(*moved, r), case)
         )
     rows = without(analysis[0]["stochastic_rounding"].rows, "moved")
     bad = failed(stochastic_rounding, [*rows, *stochastic_rounding.moves(2**10, 0)])
@@ -455,15 +455,15 @@ def test_rates_of_lru_are_those_of_its_stationary_law():
     assert cache_hits.lru(p, 7) == cache_hits.lfu(p, 8) == cache_hits.che(p, 7) == pytest.approx(0.4)
 
 
-def test_lfu_keeps_all_but_the_last_place():
-    """By hand: of 4 rows in 3 places 2 stay, and the last passes between the others."""
+def test_lfu_keeps_all_but_the_last_line():
+    """By hand: of 4 rows in 3 lines 2 stay, and the last passes between the others."""
     p = np.array([0.4, 0.3, 0.2, 0.1])
     assert cache_hits.lfu(p, 3) == pytest.approx(0.7 + (0.04 + 0.01) / 0.3)
 
 
 @pytest.mark.parametrize(
     ("theory", "wrong"),
-    [("LFU", "one way"), ("LFU", "LRU"), ("LRU", "LFU"), ("LRU", "top places"), ("Che", "LRU, one set")],
+    [("LFU", "one way"), ("LFU", "LRU"), ("LRU", "LFU"), ("LRU", "top lines"), ("Che", "LRU, one set")],
 )
 def test_a_wrong_theory_of_hits_is_found(theory, wrong, analysis):
     rows = [row | {theory: row[wrong]} for row in analysis[0]["cache_hits"].rows]
@@ -564,3 +564,22 @@ def test_pieces_of_a_row():
 def test_the_best_shared_table_of_two_blocks():
     """By hand: two blocks of 2 in 4 slots leave a slot empty with probability (1/2)^2."""
     assert approximation_bounds.best_residual(4, 2, 4) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_script_has_a_command_line_of_its_own(monkeypatch, holds):
+    """It hands on what was given, and ends as the verdict says."""
+    asked = {}
+
+    def carry_out(script, **options):
+        asked.update(options, script=script)
+        return mock.Mock(verdict=claim.Verdict(holds, "", ()))
+
+    monkeypatch.setattr(claim, "carry_out", carry_out)
+    monkeypatch.setitem(sys.modules, "__main__", hash_variance)
+    monkeypatch.setattr(sys, "argv", ["hash_variance.py", "--quick", "--seed", "3", "--run", "runs/full"])
+    with pytest.raises(SystemExit) as ended:
+        claim.main(claim.RunOptions)
+    assert ended.value.code == (not holds)
+    given = {"quick": True, "seed": 3, "run": Path("runs/full"), "out": claim.OUT}
+    assert asked == given | {"script": hash_variance}

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from trainings_made import trained
 
 from analysis import trainings
 from benchmarks import measure, methods
@@ -28,18 +29,6 @@ def study(folder, names=CHOSEN, sizes=SIZES, **changes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure.time, "sleep", lambda seconds: None)
         return methods.measure(names, sizes, tiny, QUICK, folder, say=lambda text: None)
-
-
-def trained(monkeypatch):
-    """The configurations of the trainings from now on."""
-    made, train = [], trainings.train
-
-    def listed(model, config, *rest):
-        made.append(config)
-        return train(model, config, *rest)
-
-    monkeypatch.setattr(trainings, "train", listed)
-    return made
 
 
 def scores(results):

@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from trainings_made import trained
 
-from analysis import tradeoff, trainings
+from analysis import tradeoff
 from data_pipeline.manifest import Manifest
 from robe.config import ConfigError
 from robe.model import DLRM
@@ -28,18 +29,6 @@ def measure(folder, **changes):
 
 def lasting(rows):
     return [row for row in rows if row["kind"] != "step_ms"]
-
-
-def trained(monkeypatch):
-    """The configurations of the trainings from now on."""
-    made, train = [], trainings.train
-
-    def listed(model, config, *rest):
-        made.append(config)
-        return train(model, config, *rest)
-
-    monkeypatch.setattr(trainings, "train", listed)
-    return made
 
 
 def test_what_is_there_is_not_trained_again(cache, monkeypatch):
