@@ -355,7 +355,7 @@ def kernels(
             reference, on the case table. bench: times of the CPU versions, as shares of a plain copy.
         name: The operation to show, as `list` calls it.
         form: source; asm or llvm (of the CPU version); ptx, sass (machine code) or registers (with spills,
-            shared memory and occupancy) of the CUDA kernels, which need pip install 'robe-dlrm[inspect]'.
+            shared memory and occupancy) of the CUDA kernels, which need the extra `inspect`.
             registers without a name: those of all kernels, for several compute capabilities.
         cc: Compute capability to compile for; no GPU is needed.
     """
