@@ -23,6 +23,7 @@ from benchmarks.peer import torch_here
 from robe.errors import RobeError
 from robe.backend import Backend, select
 from robe.files import write_whole
+from robe.packages import extra
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -66,7 +67,7 @@ def measure(
     name = "quick" if quick else "cpu" if backend == "cpu" else f"gpu-{device}"
     out = out or RESULTS / f"{name}.json"
     if not torch_here():
-        print("PyTorch is not installed (pip install 'robe-dlrm[torch]'): no peers are measured")
+        print(f"PyTorch is not installed ({extra('torch')}): no peers are measured")
     results = json.loads(out.read_text()) if only and out.exists() else {}
     for name, section in sections(chosen, effort).items():
         if only in (None, name):

@@ -22,7 +22,7 @@ class Ranks:
             except ImportError as error:
                 raise DataError(
                     f"several processes were started, but mpi4py cannot be loaded ({error}); "
-                    "pip install 'robe-dlrm[mpi]', or start one"
+                    "pip install 'mpi4py>=4,<5', or start one"
                 ) from None
             self.comm = MPI.COMM_WORLD
             self.rank, self.size = self.comm.rank, self.comm.size

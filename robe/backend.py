@@ -17,6 +17,7 @@ from robe.errors import RobeError
 from robe.feed import Streams, feed, fetch
 from robe.kernels.operations import OPERATIONS, version
 from robe.matmul import Gemm, emulated
+from robe.packages import extra
 from robe.threads import limit_threads
 from robe.timeline import no_phase
 
@@ -75,6 +76,9 @@ def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
+INSTALL = f"{extra('cuda13')} (or cuda12, as your driver)"
+
+
 def simulator() -> bool:
     """Whether Numba runs CUDA kernels as plain Python threads on NumPy arrays."""
     return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"
@@ -86,13 +90,15 @@ def cuda_trouble() -> str | None:
         return None
     from numba import cuda
 
+    if cuda.implementation == "Built-in":  # the one that Numba itself still has
+        return f"the cuda backend needs numba-cuda and CuPy: {INSTALL}; use --backend cpu without a GPU"
     if not cuda.is_available():
         return (
             "no CUDA device or driver was found; use --backend cpu, or set NUMBA_ENABLE_CUDASIM=1 to run "
             "the CUDA kernels in the simulator"
         )
     if importlib.util.find_spec("cupy") is None:
-        return "the cuda backend needs CuPy: pip install 'robe-dlrm[cuda13]' (or [cuda12], as your driver)"
+        return f"the cuda backend needs CuPy: {INSTALL}"
     for variable in ("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "NUMBA_CUDA_PER_THREAD_DEFAULT_STREAM"):
         if os.environ.get(variable, "0") != "0":
             return f"{variable} is set, but kernels and CuPy must share one stream; unset it"

@@ -73,6 +73,7 @@ def save(
         save_file({name: model.backend.to_host(array) for name, array in model.state().items()}, weights)
         state["weights_sha256"] = _sha256(weights)
         (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+        shutil.copymode(partial / "state.json", weights)  # safetensors leaves them to their owner alone
         for path in (weights, partial / "state.json", partial):
             _sync(path)
         shutil.rmtree(target, ignore_errors=True)

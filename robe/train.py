@@ -13,8 +13,8 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
-from importlib.metadata import version
+from contextlib import closing, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -174,8 +174,11 @@ def write_probabilities(model: DLRM, batches: Iterable, out: Path) -> int:
 
 
 def versions() -> dict[str, str]:
-    packages = ("numpy", "numba", "numba-cuda", "polars", "safetensors")
-    return {"robe-dlrm": __version__, "python": platform.python_version()} | {p: version(p) for p in packages}
+    found = {"robe-dlrm": __version__, "python": platform.python_version()}
+    for package in ("numpy", "numba", "numba-cuda", "polars", "safetensors"):
+        with suppress(PackageNotFoundError):  # numba-cuda: only CUDA needs it
+            found[package] = version(package)
+    return found
 
 
 class Log:

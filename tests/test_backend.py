@@ -11,6 +11,7 @@ from robe import backend
 from robe.backend import select
 from robe.kernels import interaction_scatter, scatter_add
 from robe.kernels.operations import OPERATIONS, version
+from robe.packages import extra
 
 
 @pytest.fixture
@@ -50,7 +51,8 @@ def test_precision_is_that_of_the_products(name):
 class TestTrouble:
     @pytest.fixture(autouse=True)
     def device(self, monkeypatch):
-        """A machine with a device and CuPy, by the look of it."""
+        """A machine with a device, numba-cuda and CuPy, by the look of it."""
+        monkeypatch.setattr("numba.cuda.implementation", "NVIDIA")
         monkeypatch.setattr(backend, "simulator", lambda: False)
         monkeypatch.setattr("numba.cuda.is_available", lambda: True)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(name=name))
@@ -60,9 +62,16 @@ class TestTrouble:
 
     def test_no_cupy_names_the_extra(self, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        assert "pip install 'robe-dlrm[cuda13]'" in backend.cuda_trouble()
+        assert f"needs CuPy: {extra('cuda13')}" in backend.cuda_trouble()
         with pytest.raises(backend.BackendError, match="CuPy"):
             select("cuda")
+
+    def test_no_numba_cuda_names_the_extra_before_the_device_is_looked_for(self, monkeypatch):
+        monkeypatch.setattr("numba.cuda.implementation", "Built-in")
+        monkeypatch.setattr("numba.cuda.is_available", lambda: pytest.fail("asked Numba for a device"))
+        with pytest.raises(backend.BackendError, match="needs numba-cuda and CuPy: pip install"):
+            select("cuda")
+        assert select("auto").name == "cpu"
 
     def test_no_device_names_the_ways_out(self, monkeypatch):
         monkeypatch.setattr("numba.cuda.is_available", lambda: False)

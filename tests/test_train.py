@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from functools import partial
 from types import SimpleNamespace
 
@@ -401,3 +402,15 @@ class TestCheckpoint:
     def test_a_folder_without_checkpoints_is_refused(self, tmp_path):
         with pytest.raises(CheckpointError, match="no checkpoint here"):
             checkpoint.latest(tmp_path / "nowhere")
+
+    def test_weights_are_readable_by_whom_their_neighbours_are(self, tmp_path):
+        before = os.umask(0o027)
+        try:
+            model, settings = build(config(), DATA, select("cpu")), (config(), DATA, checkpoint.Position())
+            folder = checkpoint.save(tmp_path, model, *settings)
+        finally:
+            os.umask(before)
+        assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == {
+            "state.json": 0o640,
+            "weights.safetensors": 0o640,
+        }

@@ -1,9 +1,9 @@
 """Four floats written by one instruction: a quarter of the stores, each 16 bytes wide."""
 
-from numba import config
+from numba import config, cuda
 
-if config.ENABLE_CUDASIM:
-
+if config.ENABLE_CUDASIM or cuda.implementation == "Built-in":
+    # Without numba-cuda no kernel is compiled; what is imported here is then the meaning alone.
     def store4(array, i, j, a, b, c, d):
         """array[i, j : j + 4] = a, b, c, d"""
         array[i, j], array[i, j + 1], array[i, j + 2], array[i, j + 3] = a, b, c, d

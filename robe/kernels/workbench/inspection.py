@@ -1,7 +1,7 @@
 """Looking into the kernels: their code at every stage, what they occupy, whether they agree, their speed.
 
 Compiling for a GPU needs none: NVVM makes PTX for any compute capability, and NVIDIA's linker makes machine
-code of it and tells its registers. Both come with `pip install 'robe-dlrm[inspect]'`.
+code of it and tells its registers. Both come with the extra `inspect`.
 """
 
 import inspect
@@ -26,6 +26,7 @@ from robe.kernels.operations import OPERATIONS, module, version, versions
 from robe.kernels.parts import walks
 from robe.kernels.parts.cost import Limits
 from robe.kernels.workbench.cases import CASES, Case, calls
+from robe.packages import extra
 
 # Warps that an SM of each compute capability holds, blocks, KB of shared memory, and how many of these the
 # system takes with each block unless the linker counts them, as from 9.0 on. Every SM has 65,536 registers.
@@ -41,7 +42,7 @@ REGISTERS = 65536
 REPORTED = ("7.5", "8.0", "9.0")  # where no compute capability is named
 # Sizes of the MLPerf model at its batch, with 10 MB of weights: what `kernels bench` runs.
 BENCH = Case("mlperf", 2048, 26, 128, 32, 2_500_000)
-EXTRA = "pip install 'robe-dlrm[inspect]'"
+EXTRA = extra("inspect")
 
 
 class InspectionError(RobeError):
@@ -245,6 +246,8 @@ def ptx(started: Started, capability: str) -> str:
     class Device:
         compute_capability = tuple(map(int, capability.split(".")))
 
+    if cuda.implementation == "Built-in":
+        raise InspectionError(f"numba-cuda is not installed: {EXTRA}")
     try:
         # Numba compiles functions that a kernel calls for the device at hand. There may be none.
         with mock.patch("numba.cuda.dispatcher.get_current_device", return_value=Device):

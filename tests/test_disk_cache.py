@@ -1,0 +1,193 @@
+"""Compiled kernels: where they are kept, that damage to them costs a compilation and not a command."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from robe.kernels.parts import disk_cache
+
+PROGRAM = """if True:
+    import numpy as np
+    from robe.kernels.sgd import sgd_cpu
+    weights = np.ones(3, np.float32)
+    sgd_cpu(np.ones(3, np.float32), 0.25, weights)
+    print(weights.tolist())
+"""
+STEPPED = ["[0.75, 0.75, 0.75]"]
+
+
+def run(cache, program=PROGRAM):
+    """(what the program printed, its complaints, whether it read a kernel that was kept in `cache`)."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(cache), "NUMBA_DEBUG_CACHE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    printed = [line for line in lines if not line.startswith("[cache]")]
+    return printed, done.stderr, any(line.startswith("[cache] data loaded") for line in lines)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A folder with one compiled kernel."""
+    folder = tmp_path_factory.mktemp("kept")
+    assert run(folder) == (STEPPED, "", False)
+    assert run(folder) == (STEPPED, "", True)
+    return folder
+
+
+def flip(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        (".nbi", lambda data: b""),
+        (".nbi", lambda data: data[:-40]),
+        (".nbc", lambda data: b""),
+        (".nbc", lambda data: data[:-1]),
+        (".nbc", lambda data: bytes(len(data))),
+        (".nbc", flip),
+    ],
+)
+def test_a_damaged_kernel_is_compiled_anew(kept, suffix, damage):
+    (path,) = kept.rglob(f"*{suffix}")
+    path.write_bytes(damage(path.read_bytes()))
+    complaint = f"{path.parents[1]}: held damaged kernels, which are compiled anew\n"
+    assert run(kept) == (STEPPED, complaint, False)
+    assert run(kept) == (STEPPED, "", True)
+
+
+def test_what_cannot_be_kept_is_compiled_each_time(tmp_path):
+    (tmp_path / "file").write_text("")
+    complaint = (
+        "compiled kernels can be kept nowhere; they are compiled anew each time; "
+        "set NUMBA_CACHE_DIR to a folder with room that you may write\n"
+    )
+    assert run(tmp_path / "file") == (STEPPED, complaint, False)
+
+
+def test_a_full_disk_is_said_once(tmp_path):
+    program = """if True:
+        import errno
+        import numpy as np
+        from numba.core.caching import IndexDataCacheFile
+        from robe.kernels.sgd import sgd_cpu
+        def full(*arguments):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        IndexDataCacheFile._save_data = full
+        for dtype in (np.float32, np.float64):
+            weights = np.ones(3, dtype)
+            sgd_cpu(np.ones(3, dtype), 0.25, weights)
+        print(weights.tolist())
+    """
+    printed, complaints, _ = run(tmp_path, program)
+    assert printed == STEPPED
+    assert complaints.count("\n") == 1
+    assert "compiled kernels cannot be kept (No space left on device)" in complaints
+
+
+def test_functions_of_others_are_cached_where_numba_would(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import numba, robe.kernels.sgd\n"
+        "@numba.njit(cache=True)\n"
+        "def twice(x): return 2 * x\n"
+        "print(twice(4), numba.config.CACHE_DIR == '')\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    path = os.pathsep.join([str(Path(disk_cache.__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "mine.py")],
+        env=environment | {"PYTHONPATH": path},
+        **{"capture_output": True, "text": True, "timeout": 300},
+    )
+    assert done.stdout == "8 True\n", done.stderr
+    assert len(list((tmp_path / "__pycache__").glob("mine.twice-*.nbi"))) == 1
+
+
+class TestFolder:
+    """Root may write everywhere, so what may not be written is told by a stand-in for `os.access`."""
+
+    @pytest.fixture(autouse=True)
+    def user(self, monkeypatch, tmp_path):
+        """A user with a home, who may not write the installation."""
+        self.forbidden = [disk_cache.KERNELS]
+        monkeypatch.setattr(
+            os, "access", lambda path, mode: not any(Path(path).is_relative_to(f) for f in self.forbidden)
+        )
+        monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+        self.tmp, self.temporary = tmp_path, tmp_path / f"robe-dlrm-{os.getuid()}"
+
+    def parent(self):
+        found = disk_cache.folder.__wrapped__()
+        assert found is None or found.name.startswith("kernels-")
+        return found and found.parent
+
+    def test_beside_the_kernels_where_that_may_be_written(self):
+        self.forbidden.clear()
+        assert self.parent() == disk_cache.KERNELS / "__pycache__"
+
+    def test_with_the_user_of_a_readonly_installation(self):
+        assert self.parent() == self.tmp / "home/.cache/robe-dlrm"
+
+    def test_where_the_user_keeps_caches(self, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(self.tmp / "caches"))
+        assert self.parent() == self.tmp / "caches/robe-dlrm"
+        monkeypatch.setenv("XDG_CACHE_HOME", "caches")  # to be ignored
+        assert self.parent() == self.tmp / "home/.cache/robe-dlrm"
+
+    def test_where_it_is_asked_for(self, monkeypatch):
+        monkeypatch.setenv("NUMBA_CACHE_DIR", str(self.tmp / "asked"))
+        assert self.parent() == self.tmp / "asked"
+        self.forbidden.append(self.tmp / "asked")
+        (self.tmp / "asked").mkdir()
+        assert self.parent() is None
+
+    def test_in_a_folder_that_another_user_made_inside_ours(self):
+        """As root did, who ran the program before."""
+        self.forbidden = [disk_cache.folder.__wrapped__()]
+        self.forbidden[0].mkdir(parents=True, exist_ok=True)
+        assert self.parent() != self.forbidden[0].parent
+
+    def test_among_temporary_files_without_a_home(self, monkeypatch):
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # a user that the system does not know
+        assert self.parent() == self.temporary
+        assert self.temporary.stat().st_mode & 0o777 == 0o700
+        assert self.parent() == self.temporary
+
+    def test_never_in_a_temporary_folder_that_others_may_have_filled(self):
+        self.forbidden.append(self.tmp / "home")
+        (self.tmp / "home").mkdir()
+        self.temporary.mkdir(mode=0o777)
+        self.temporary.chmod(0o777)
+        assert self.parent() is None
+        self.temporary.chmod(0o700)
+        assert self.parent() == self.temporary
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+    def test_never_in_a_temporary_folder_of_another_user(self):
+        self.forbidden.append(self.tmp / "home")
+        (self.tmp / "home").mkdir()
+        self.temporary.mkdir(mode=0o700)
+        os.chown(self.temporary, 54321, -1)
+        assert self.parent() is None
+
+    def test_never_behind_a_link(self):
+        self.forbidden.append(self.tmp / "home")
+        (self.tmp / "home").mkdir()
+        (self.tmp / "elsewhere").mkdir(mode=0o700)
+        self.temporary.symlink_to(self.tmp / "elsewhere")
+        assert self.parent() is None
