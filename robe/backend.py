@@ -5,7 +5,7 @@ The only place that imports CuPy.
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType, SimpleNamespace
@@ -55,8 +55,8 @@ class Backend:
     empty: Callable[..., Any]
     to_device: Callable[[np.ndarray], Any]
     to_host: Callable[[Any], np.ndarray]
-    feed: Callable[..., Iterator]
-    fetch: Callable[[Iterator, int], Iterator]
+    feed: Callable[..., Generator]
+    fetch: Callable[[Generator, int], Generator]
     synchronize: Callable[[], None]
     limit_threads: Callable[[float], None]
     fuses_scatter: bool

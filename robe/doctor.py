@@ -98,8 +98,8 @@ def overfits(batch, data: DataSpec) -> tuple[bool, str]:
             backend="cpu",
         )
     )
-    model = build(config, data, select("cpu"))
-    losses = [float(model.step(*batch, config.optimizer.lr).mean()) for _ in range(200)]
+    model, (label, dense, ids) = build(config, data, select("cpu")), batch
+    losses = [float(model.step(label, dense, ids, config.optimizer.lr).mean()) for _ in range(200)]
     good = losses[-1] < 0.1 * losses[0]
     return good, f"loss {losses[0]:.3f} -> {losses[-1]:.5f} in 200 steps" + ("" if good else "; report this")
 

@@ -38,7 +38,7 @@ def estimate(config: TrainConfig, memory: int, data: DataSet) -> str:
     cores, loader = rates["cores"], rates["loader"]
     times = CORES // cores
 
-    table = [("", f"{cores} cores", f"{CORES} cores", "arithmetic")]
+    table: list[tuple[str, ...]] = [("", f"{cores} cores", f"{CORES} cores", "arithmetic")]
     for kind, size in (("text", data.text_bytes), ("gzip", data.gzip_bytes)):
         rate, peak = rates["prepare"][kind]["rows_per_second"], rates["prepare"][kind]["peak_mib"]
         reading, writing = size * rate / data.rows, data.row_bytes * rate

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 
 from rich.console import Console
@@ -50,10 +50,10 @@ def progress_bar(description: str, unit: str) -> Iterator[Update]:
 class Watched:
     """Rows whose batches move a progress bar, and that tell how long their reader waited for them."""
 
-    def __init__(self, batches: Callable[..., Iterator], count: int | None, update: Update):
+    def __init__(self, batches: Callable[..., Generator], count: int | None, update: Update):
         self.open, self.count, self.update = batches, count, update
 
-    def batches(self, *arguments, **options) -> Iterator:
+    def batches(self, *arguments, **options) -> Generator:
         self.started, self.waited, self.read = time.perf_counter(), 0.0, 0
         with closing(self.open(*arguments, **options)) as batches:
             while True:

@@ -76,7 +76,7 @@ def paired(monkeypatch):
     file = ModuleType("robe.embeddings.paired")
 
     def declare(chosen, data):
-        return {"": Weights([-(-n // 2) for n in data.cardinalities], chosen.model.width)}
+        return {"": Weights(-(-np.array(data.cardinalities) // 2), chosen.model.width)}
 
     def create(chosen, data, backend, dtype):
         bounds = initial_bounds(chosen, data)

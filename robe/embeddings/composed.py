@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -31,8 +31,9 @@ class ComposedEmbedding:
     rows: np.ndarray | None = None  # (F,)
     steps: int = field(init=False, default=0)
 
-    looks_up_by = None
-    adds = False
+    looks_up_by: ClassVar[str | None] = None
+    operands: ClassVar[Callable[..., tuple] | None] = None
+    adds: ClassVar[Literal[False]] = False
 
     def check(self, ids: np.ndarray) -> None:
         check_rows(ids, self.rows)

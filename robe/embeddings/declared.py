@@ -1,7 +1,7 @@
 """What an embedding declares of its arrays: counting, planning, making and saving them follow from it."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ class Weights:
     group: how many weights share a scale where they are stored in codes; default: those of a row.
     """
 
-    rows: Sequence[int]
+    rows: np.ndarray
     width: int
     group: int = 0
 
