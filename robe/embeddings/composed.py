@@ -7,8 +7,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from robe.backend import Backend
+from robe.config import DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding, check_rows, description
 from robe.embeddings.declared import by_item
+from robe.embeddings.tables import whole
 
 
 @dataclass
@@ -70,3 +72,24 @@ class ComposedEmbedding:
     def describe(self) -> dict:
         parts = self.parts.values()
         return description(self, sum(p.weights for p in parts), sum(int(p.memory.nbytes) for p in parts))
+
+
+def composed(
+    config: TrainConfig,
+    data: DataSpec,
+    backend: Backend,
+    parts: dict[str, ArrayEmbedding],
+    compose: Callable[[Sequence, Any], None],
+    gradients: Callable[[Sequence, Any], Sequence],
+) -> ComposedEmbedding:
+    """The embedding of a configuration whose method makes vectors of these parts."""
+    return ComposedEmbedding(
+        method=config.embedding.method,
+        parts=parts,
+        compose=compose,
+        gradients=gradients,
+        features=len(data.cardinalities),
+        width=config.model.width,
+        backend=backend,
+        **whole(config, data),
+    )
