@@ -16,7 +16,7 @@ from robe.optim import RULES, rounded_rule
 class Array(NamedTuple):
     """An array of this shape and dtype, full of `fill`.
 
-    item: the line of `run.py plan` that counts its bytes.
+    item: the line of `robe plan` that counts its bytes.
     kept: whether a checkpoint holds it.
     """
 
