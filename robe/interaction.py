@@ -4,14 +4,11 @@ Where one kernel does a look-up, or an update, and the interaction at once, it i
 interaction is another such layer.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from robe.backend import Backend
 from robe.embeddings import Embedding
 from robe.kernels.interaction import out_width
-
-# The operation that a look-up is -> the one that looks up and interacts.
-FUSED = {"gather": "gather_interaction", "cached_gather": "cached_interaction"}
 
 
 class Interaction:
@@ -20,22 +17,25 @@ class Interaction:
     rows: of the largest batch. Buffers are made once; a smaller batch uses their front.
     """
 
+    # The operation that a look-up is -> the one that looks up and interacts.
+    fuses: ClassVar[dict[str, str]] = {"gather": "gather_interaction", "cached_gather": "cached_interaction"}
+
     @staticmethod
     def width(features: int, width: int) -> int:
         """Numbers that the layer writes per row, for F categorical features and width D."""
         return out_width(1 + features, width)
 
-    @staticmethod
-    def activations(features: int, width: int) -> int:
+    @classmethod
+    def activations(cls, features: int, width: int) -> int:
         """Numbers per row in the buffers of the layer: vectors, their gradients, and what it writes."""
-        return 2 * (1 + features) * width + Interaction.width(features, width)
+        return 2 * (1 + features) * width + cls.width(features, width)
 
     def __init__(self, embedding: Embedding, rows: int, backend: Backend, dtype="float32"):
         self.embedding, self.kernels = embedding, backend.kernels
         shape = rows, 1 + embedding.features, embedding.width
         self.vectors, self.d_vectors = (backend.empty(shape, dtype) for _ in range(2))
         self.out = backend.empty((rows, self.width(embedding.features, embedding.width)), dtype)
-        fused = FUSED.get(embedding.looks_up_by)
+        fused = self.fuses.get(embedding.looks_up_by)
         self.fused = getattr(self.kernels, fused) if fused else None
         self.scatters = backend.fuses_scatter
 

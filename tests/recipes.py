@@ -9,11 +9,20 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def blocks(page, kind):
-    """What stands in the code blocks behind a comment of that kind, with the rest of the comment."""
-    text = (ROOT / "docs" / page).read_text()
+def blocks(page, kind, text=None):
+    """What stands in the code blocks behind a comment of that kind, with the rest of the comment.
+
+    text: a part of the page, instead of all of it.
+    """
+    text = (ROOT / "docs" / page).read_text() if text is None else text
     found = re.findall(rf"<!-- {kind}(.*?) -->\n```\w*\n(.*?)```", text, re.DOTALL)
     return [(words.strip(), code) for words, code in found]
+
+
+def sections(page):
+    """Title -> text of what stands under each heading of the second level."""
+    text = (ROOT / "docs" / page).read_text()
+    return dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE))
 
 
 def shell(command, folder, typed=""):
