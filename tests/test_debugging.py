@@ -39,7 +39,7 @@ def test_a_cuda_kernel_in_the_simulator(copy):
 
 
 def test_a_cpu_kernel_without_the_compiler(copy):
-    lines = (copy / "robe" / "kernels" / "gather.py").read_text().splitlines()
+    lines = (copy / "robe" / "kernels" / "parts" / "spans.py").read_text().splitlines()
     command = re.sub(
         r"\{line of '(.*?)'\}",
         lambda m: str(next(n for n, line in enumerate(lines, 1) if m[1] in line)),
