@@ -24,7 +24,8 @@ from robe import report, run_folder
 from robe.train import predict
 
 ROOT = Path(__file__).parents[1]
-TINY = ["--bottom", "8", "--width", "4", "--top", "8", "--batch", "64", "--block", "4"]
+TABLES = ["--bottom", "8", "--width", "4", "--top", "8", "--batch", "64"]
+TINY = [*TABLES, "--block", "4"]
 
 
 def run(*arguments, capsys):
@@ -68,7 +69,7 @@ def trained(folder, tmp_path_factory):
             str(runs / method),
             "--method",
             method,
-            *TINY,
+            *(TINY if method == "robe" else TABLES),
         ]
         command_line.main([*arguments, "--baseline"] if method == "robe" else arguments)
     return runs
@@ -371,7 +372,7 @@ class TestBadInput:
             for method in ("robe", "full"):
                 evaluate = ["evaluate", trained / method, "--data", tmp_path / name]
                 refused(*evaluate, message="do not mean what they meant in training")
-        train = ["train", "--data", tmp_path / "modulo", "--out", tmp_path / "r", "--method", "full", *TINY]
+        train = ["train", "--data", tmp_path / "modulo", "--out", tmp_path / "r", "--method", "full", *TABLES]
         command_line.main([str(argument) for argument in train])
         summary = json.loads((tmp_path / "r" / "summary.json").read_text())
         assert summary["embedding_parameters"] == 26 * 50 * 4

@@ -11,7 +11,8 @@ from data_pipeline.folders import open_folder, verify
 from data_pipeline.schema import DataError
 from robe import cli as command_line
 
-TINY = ["--bottom", "8", "--width", "4", "--top", "8", "--batch", "64", "--block", "4"]
+TABLES = ["--bottom", "8", "--width", "4", "--top", "8", "--batch", "64"]
+TINY = [*TABLES, "--block", "4"]
 ROWS = 201  # of each of three days
 
 
@@ -106,7 +107,7 @@ def test_ids_without_gaps_serve_tables(tmp_path):
     manifest = open_folder(tmp_path)
     assert (manifest.ids.dialect, manifest.ids.cardinalities) == ("dictionary", (4, 51, 8))
     assert verify(tmp_path) == manifest
-    run("train", "--data", tmp_path, "--out", tmp_path / "run", "--method", "full", *TINY)
+    run("train", "--data", tmp_path, "--out", tmp_path / "run", "--method", "full", *TABLES)
     assert summary(tmp_path / "run")["embedding_parameters"] == (4 + 51 + 8) * 4
     batch = next(Rows(manifest, "test").batches(10))
     np.testing.assert_array_equal(batch.ids, np.load(tmp_path / "day_2_sparse.npy")[101:111])
