@@ -9,7 +9,7 @@ A script holds one claim. Its docstring is the claim, its source and its conditi
 
 and at the end `main()`, the command line of a script that is run by itself.
 
-Every file here that defines `verdict` is such a script: `run.py analyze` finds it by that.
+Every file here that defines `verdict` is such a script: `robe analyze` finds it by that.
 """
 
 import csv

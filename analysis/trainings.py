@@ -18,8 +18,9 @@ import numpy as np
 
 from analysis.claim import Options, Rows, where
 from data_pipeline import batches, synthetic
+from data_pipeline.dialects import Order
 from data_pipeline.manifest import Manifest
-from data_pipeline.prepare import Order, PrepareConfig, prepare
+from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.synthetic import SyntheticConfig
 from robe.backend import select
 from robe.config import METHODS, PRESETS, DataSpec, EmbeddingConfig, TrainConfig

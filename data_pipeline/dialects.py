@@ -15,6 +15,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
 
 DICTIONARY = "dictionary.npy"
+Dialect = Literal["hash", "modulo", "dictionary"]
 Order = Literal["first", "count"]
 
 # log1p of small counts, which most are: it takes 15 ns to compute, and 1 ns to look up.

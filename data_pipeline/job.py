@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from data_pipeline.dialects import Dense, Order
+from data_pipeline.dialects import Dense, Dialect, Order
 from data_pipeline.logs import BadRows
 from data_pipeline.manifest import shard_name
 from data_pipeline.ranks import Ranks
@@ -25,7 +25,7 @@ class PrepareConfig:
     out: Path
     """Folder to write; it must not exist yet, or be empty. Until it is done, what there is lies in
     .OUT.partial beside it, and the same command goes on from there."""
-    ids: Literal["hash", "modulo", "dictionary"] = "hash"
+    ids: Dialect = "hash"
     """hash keeps the 32 bits of the log, for hashed embeddings; modulo takes them modulo --max-ind-range.
     dictionary numbers the values of each feature that training saw, from 1 on, for tables; others are 0."""
     max_ind_range: int | None = None

@@ -1,11 +1,11 @@
 """Where arrays live and which version of each kernel runs, chosen once and handed on as an argument.
 
-The only place that imports CuPy.
+No other module imports CuPy.
 """
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType, SimpleNamespace
@@ -35,16 +35,17 @@ class Backend:
     """One way to compute.
 
     name: `reference` (NumPy only), `cpu` (Numba) or `cuda`.
+    description: the same for a person, with threads or device, and the precision.
     xp: the array module, NumPy or CuPy.
-    kernels: one function per key of OPERATIONS.
-    matmul: (a, b, out), a product of float32 matrices in the precision that was chosen.
-    empty: (shape, dtype), a new array for the kernels to write to.
-    to_device, to_host: copy an array there and back; the same array where there is nothing to copy.
-    feed: (batches, rows, phase), the arrays of each (tag, arrays) on the device, as in feed.py.
-    fetch: (results, rows), the array of each (tag, array) on the host.
-    synchronize: wait for the device.
-    limit_threads: (flops of the largest product), before a step; see threads.py.
-    fuses_scatter: whether interaction_scatter gains over its two operations here.
+    kernels: one function for each key of OPERATIONS, under its name.
+    matmul: (a, b, out), writes the product of float32 matrices, computed in the precision that was chosen.
+    empty: (shape, dtype) -> a new array for the kernels to write to.
+    to_device, to_host: copy an array there and back; they give the same array where nothing has to be copied.
+    feed: (batches, rows, phase) -> each (tag, arrays) with its arrays on the device, as in feed.py.
+    fetch: (results, rows) -> each (tag, array) with its array on the host, likewise.
+    synchronize: waits for the device.
+    limit_threads: (flops of the largest product), called before a step; see threads.py.
+    fuses_scatter: whether interaction_scatter is faster here than the two operations that it joins.
     """
 
     name: str
@@ -55,8 +56,8 @@ class Backend:
     empty: Callable[..., Any]
     to_device: Callable[[np.ndarray], Any]
     to_host: Callable[[Any], np.ndarray]
-    feed: Callable[..., Iterator]
-    fetch: Callable[[Iterator, int], Iterator]
+    feed: Callable[..., Generator]
+    fetch: Callable[[Generator, int], Generator]
     synchronize: Callable[[], None]
     limit_threads: Callable[[float], None]
     fuses_scatter: bool
@@ -68,7 +69,8 @@ CACHE_LINE = 64  # bytes
 def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
     """NumPy's `empty`, beginning on a cache line, so that no vector register is stored across two.
 
-    NumPy begins on 16 bytes. It makes the interaction and its gradient 1.3 to 1.6 times as fast at D = 128.
+    NumPy's own begins at a multiple of 16 bytes. This makes the interaction and its gradient 1.3 to 1.6 times
+    as fast at D = 128.
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.empty(size + CACHE_LINE, np.uint8)

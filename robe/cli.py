@@ -14,7 +14,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+# Options are named after their fields alone: --block, not --config.embedding.block.
+from tyro.conf import OmitArgPrefixes as Flat
+from tyro.conf import Positional as Argument
+
 from data_pipeline.batches import Rows
+from data_pipeline.dialects import Dialect
 from data_pipeline.folders import open_folder
 from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.prepare import PrepareConfig
@@ -42,9 +47,6 @@ from robe.config import (
 )
 from robe.timeline import Timeline, no_phase
 
-# Options are named after their fields alone: --block, not --config.embedding.block.
-Flat = tyro.conf.OmitArgPrefixes
-Argument = tyro.conf.Positional
 BackendName = Literal["auto", "reference", "cpu", "cuda"]
 
 # A schema is given as the TOML file that holds it.
@@ -439,14 +441,14 @@ def doctor(data: Path | None = None) -> None:
         sys.exit(1)
 
 
-def demo_data(dialect: str) -> Path:
+def demo_data(dialect: Dialect) -> Path:
     """A small synthetic data set, made where there is none yet."""
     raw, prepared = DEMO / "raw", DEMO / dialect
     if not raw.exists():
         print(f"no --data given: making a small SYNTHETIC data set in {raw}", flush=True)
         synth(SyntheticConfig(out=raw, rows=DEMO_ROWS))
     if not prepared.exists():
-        prepare(PrepareConfig(inputs=(raw,), out=prepared, ids=dialect))
+        prepare(PrepareArguments(inputs=(raw,), out=prepared, ids=dialect))
     return prepared
 
 

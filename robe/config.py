@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from robe.errors import RobeError
 
@@ -98,10 +98,18 @@ OPTIMIZERS = {
     "none": ("eps",),  # a converted model keeps the settings it was trained with
 }
 
+if TYPE_CHECKING:  # a type checker cannot read the keys of a dict
+    MethodName = str
+    OptimizerName = str
+else:
+    MethodName = Literal[*METHODS]
+    OptimizerName = Literal[*OPTIMIZERS]
+Memory = Literal["fp32", "fp16", "int8", "int4"]
+
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    method: Literal[*METHODS] = "robe"
+    method: MethodName = "robe"
     """robe: one shared array read in hashed blocks; full: one table per feature; mixed_precision: such tables
     in few bits, and a cache of float32 rows in which they are trained; none: no categorical features at all,
     a baseline. Rivals of robe: hashing: ids modulo the rows of a smaller table; quotient_remainder: two rows
@@ -138,7 +146,7 @@ class EmbeddingConfig:
     """Weights start uniform in (-a, a). Default of full: a = 1/sqrt(rows) per table, as in DLRM. Of
     robe: a = sqrt(features / rows of all tables), which gives the virtual table the same energy."""
 
-    memory: Literal["fp32", "fp16", "int8", "int4"] = "fp32"
+    memory: Memory = "fp32"
     """What a weight is stored in. fp16, of robe, takes 2 bytes instead of 4; it is read as float32, and
     rounded at random when a step has changed it, up or down so that its mean is right. int8 and int4, and
     fp16 of other methods, are for inference: `convert` makes them from a trained run. mixed_precision has
@@ -183,7 +191,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    optimizer: Literal[*OPTIMIZERS] | None = None
+    optimizer: OptimizerName | None = None
     """sgd or adagrad; none: a model that was converted for inference, and is not trained further."""
 
     lr: float | None = None

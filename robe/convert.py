@@ -14,20 +14,23 @@ array does not approximate a table; that is why it works and this does not.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from robe import checkpoint
 from robe.backend import select
 from robe.checkpoint import Position
-from robe.config import METHODS, ConfigError, DataSpec, EmbeddingConfig, TrainConfig, budget, resolve
+from robe.config import METHODS, ConfigError, DataSpec, EmbeddingConfig, Memory, TrainConfig, budget, resolve
 from robe.embeddings import ArrayEmbedding, Embedding, MixedPrecisionEmbedding
 from robe.model import build
 
 CHUNK = 2**22  # weights
+Target = Memory | Literal["robe"]
+Part = ArrayEmbedding | MixedPrecisionEmbedding
 Progress = Callable[[int, int], None]
 
 
@@ -59,7 +62,7 @@ class Difference:
 
 
 def converted_config(
-    config: TrainConfig, data: DataSpec, to: str, compression: float | None, block: int | None
+    config: TrainConfig, data: DataSpec, to: Target, compression: float | None, block: int | None
 ) -> TrainConfig:
     """The configuration of the new run; raises ConfigError where there is no such conversion."""
     settings = config.embedding
@@ -134,11 +137,13 @@ def convert_embedding(
 ) -> dict[str, float]:
     """Fill `target` with what `source` holds; returns what was lost."""
     difference, described = Difference(), source.describe()
-    if target.method == "robe" != described["method"]:
+    if isinstance(target, ArrayEmbedding) and target.method == "robe" != described["method"]:
         project(source, target, data, difference, progress)
         return difference.summary() | {"expected_energy_share_lost": expected_loss(target)}
     done, total = 0, described["embedding_parameters"]
-    for one, other in zip(source.parts.values(), target.parts.values(), strict=True):
+    sources: Iterable[Part] = source.parts.values()
+    assert not isinstance(target, MixedPrecisionEmbedding), "nothing is converted to a table that is trained"
+    for one, other in zip(sources, target.parts.values(), strict=True):
         copied = one.copy_codes(other.memory)
         for start, weights in chunks(one):
             if not copied:
@@ -149,7 +154,7 @@ def convert_embedding(
     return difference.summary()
 
 
-def chunks(part: ArrayEmbedding | MixedPrecisionEmbedding) -> Iterator[tuple[int, np.ndarray]]:
+def chunks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
     """(slot of the first, weights (n,) float32) of all, whole groups or rows at a time."""
     step = part.unit * max(1, CHUNK // part.unit)
     for start in range(0, part.weights, step):

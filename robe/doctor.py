@@ -1,4 +1,4 @@
-"""Checks of an installation and of a data set, each with what to do where it fails."""
+"""Checks of an installation and of a data set; each that fails says what to do."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ import numpy as np
 from robe import metrics
 from robe.backend import cuda_trouble, select, simulator
 from robe.config import DataSpec, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
+from robe.kernels.parts.disk_cache import folder as kernel_folder
 from robe.kernels.workbench.cases import CASES
 from robe.model import build
 from robe.threads import THREAD_POLICY
@@ -98,14 +99,14 @@ def overfits(batch, data: DataSpec) -> tuple[bool, str]:
             backend="cpu",
         )
     )
-    model = build(config, data, select("cpu"))
-    losses = [float(model.step(*batch, config.optimizer.lr).mean()) for _ in range(200)]
+    model, (label, dense, ids) = build(config, data, select("cpu")), batch
+    losses = [float(model.step(label, dense, ids, config.optimizer.lr).mean()) for _ in range(200)]
     good = losses[-1] < 0.1 * losses[0]
     return good, f"loss {losses[0]:.3f} -> {losses[-1]:.5f} in 200 steps" + ("" if good else "; report this")
 
 
 def _kernels_agree() -> tuple[bool, str]:
-    """Compiled look-up against NumPy's on the whole case table."""
+    """Whether the compiled look-up equals NumPy's on every case of the table, and a line that says so."""
     for case in CASES:
         memory = np.arange(case.memory, dtype=np.float32)
         arguments = (memory, case.draw_ids(), case.base(), case.slot_map())
@@ -113,8 +114,6 @@ def _kernels_agree() -> tuple[bool, str]:
         select("reference").kernels.gather(*arguments, expected)
         select("cpu").kernels.gather(*arguments, out)
         if not np.array_equal(expected, out):
-            return (
-                False,
-                f"the compiled look-up is wrong on the case {case.name!r}; delete __pycache__, then report",
-            )
+            remedy = f"delete {kernel_folder()}, and report this if it stays"
+            return False, f"the compiled look-up is wrong on the case {case.name!r}; {remedy}"
     return True, f"compiled look-up equals NumPy's on {len(CASES)} cases"

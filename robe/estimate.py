@@ -1,7 +1,8 @@
 """What a large data set would take on 2 and on 16 cores, worked out from rates measured on small data.
 
-`run.py plan` prints it, each figure with its arithmetic: these are estimates, nobody has run it all. The
-rates come from benchmarks/results/; `python -m benchmarks.readme` copies what is needed to rates.json.
+`robe plan` prints each figure with its arithmetic. They are estimates: nobody has trained on such a data set
+with this program. The rates come from benchmarks/results/; `python -m benchmarks.readme` copies what is
+needed of them to rates.json.
 """
 
 import json
@@ -18,7 +19,7 @@ METHODS = {"robe": "ROBE", "none": "ROBE", "full": "full table"}
 class DataSet(NamedTuple):
     """Sizes of a published data set.
 
-    row_bytes: of a row in the shards; text_bytes, gzip_bytes: of the raw log in either form.
+    row_bytes: of a row in the shards; text_bytes, gzip_bytes: of the whole raw log in either form.
     """
 
     name: str
@@ -38,7 +39,7 @@ def estimate(config: TrainConfig, memory: int, data: DataSet) -> str:
     cores, loader = rates["cores"], rates["loader"]
     times = CORES // cores
 
-    table = [("", f"{cores} cores", f"{CORES} cores", "arithmetic")]
+    table: list[tuple[str, ...]] = [("", f"{cores} cores", f"{CORES} cores", "arithmetic")]
     for kind, size in (("text", data.text_bytes), ("gzip", data.gzip_bytes)):
         rate, peak = rates["prepare"][kind]["rows_per_second"], rates["prepare"][kind]["peak_mib"]
         reading, writing = size * rate / data.rows, data.row_bytes * rate
@@ -87,17 +88,18 @@ def estimate(config: TrainConfig, memory: int, data: DataSet) -> str:
             f"{data.name}, an estimate from rates measured on small data:",
             *(f"  {what:<16}{some:>12}{many:>12}  {how}" for what, some, many, how in table),
             f"  {CORES} cores were not measured, but taken as {times} x {cores}: days are independent, and",
-            "  products of a step at best shared evenly. Ids are hashed, and disks as fast as the lines say.",
+            "  products of a step shared evenly at best. Ids are hashed, and disks as fast as the lines say.",
         ]
     )
 
 
 def hours(seconds: float, times: int) -> tuple[str, str]:
+    """So many seconds, and what is left of them on `times` as many cores."""
     return f"{seconds / 3600:,.1f} h", f"{seconds / times / 3600:,.1f} h"
 
 
 def step_time(config: TrainConfig, steps: list[dict]) -> tuple[str, float] | None:
-    """What was measured, and its seconds per training step; None if no step of this model and batch was."""
+    """The name of the measured step of this model and batch, and its seconds; None if there is none."""
     preset = config.model.preset
     method = METHODS.get(config.embedding.method)
     if method is None or config.model != resolve(TrainConfig(ModelConfig(preset))).model:

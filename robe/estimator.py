@@ -5,7 +5,7 @@ the column.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -84,7 +84,7 @@ class DLRM:
         model, most = self.model, buffer_rows(self.config)
         sums, counts = [], []
 
-        def checked() -> Iterator[tuple]:
+        def checked() -> Generator[tuple]:
             for batch in batches:
                 if not isinstance(batch, tuple | list) or len(batch) != 3:
                     raise ArrayError("a batch must be (label, dense, ids), and fit takes an iterable of such")

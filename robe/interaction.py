@@ -36,8 +36,8 @@ class Interaction:
         self.vectors, self.d_vectors = (backend.empty(shape, dtype) for _ in range(2))
         self.out = backend.empty((rows, self.width(embedding.features, embedding.width)), dtype)
         fused = self.fuses.get(embedding.looks_up_by)
-        self.fused = fused and getattr(self.kernels, fused)
-        self.scatters = embedding.adds and backend.fuses_scatter
+        self.fused = getattr(self.kernels, fused) if fused else None
+        self.scatters = backend.fuses_scatter
 
     def first(self, rows: int) -> Any:
         """(B, D): where vector 0 has to be written before `forward`."""
@@ -68,7 +68,7 @@ class Interaction:
         embedding, rows = self.embedding, len(ids)
         vectors, d_vectors = self.vectors[:rows], self.d_vectors[:rows]
         d_first = d_vectors[:, 0]
-        if self.scatters:
+        if self.scatters and embedding.adds:
             slots = embedding.slots(ids)
             self.kernels.interaction_scatter(d_out, vectors, *slots, -rate, d_first, embedding.memory)
             embedding.steps += 1

@@ -58,7 +58,8 @@ class DLRM:
     ):
         self.embedding, self.backend = embedding, backend
         xp, batch = backend.xp, buffer_rows(config)
-        shapes, layer_sizes = {}, layer_shapes(config, data)
+        layer_sizes = layer_shapes(config, data)
+        shapes: dict[str, tuple[int, ...]] = {}
         self.largest_product = 2 * max(n_in * n_out for part in layer_sizes.values() for n_in, n_out in part)
         for part, layers in layer_sizes.items():
             for i, (n_in, n_out) in enumerate(layers):

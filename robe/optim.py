@@ -67,7 +67,7 @@ class DenseOptimizer:
         rule = RULES[config.optimizer]
         self.parameters, self.options = parameters, kernel_options(config)
         self.state = {name: backend.xp.zeros_like(parameters) for name in rule.state}
-        self.step = rule.dense and getattr(backend.kernels, rule.dense)
+        self.step = getattr(backend.kernels, rule.dense) if rule.dense else None
 
     def update(self, gradient, rate: float) -> None:
         """One step by the gradient (N,) of the parameters, in place."""

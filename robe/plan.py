@@ -10,7 +10,7 @@ FLOAT, INT = 4, 4
 
 
 def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, int]]:
-    """Place (`memory`, `checkpoint`, `disk`) -> item -> bytes, for a resolved configuration.
+    """Store (`memory`, `checkpoint` or `disk`) -> item -> bytes, for a resolved configuration.
 
     rows: rows of the data set, for the shards on disk.
     """

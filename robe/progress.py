@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 
 from rich.console import Console
@@ -12,14 +12,14 @@ Update = Callable[..., None]
 
 
 def unwatched(done: int, total: int | None, note: str = "") -> None:
-    """The update of who shows no progress."""
+    """An `update` that shows nothing."""
 
 
 @contextmanager
 def progress_bar(description: str, unit: str) -> Iterator[Update]:
-    """Gives `update(done, total, note="")`, cheap enough to call at every step.
+    """Gives `update(done, total, note="")`, which is cheap enough to call at every step.
 
-    Shows the rate in `unit` per second and, where the total is known, the remaining time.
+    The bar shows the rate in `unit` per second and, where the total is known, the remaining time.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -48,12 +48,12 @@ def progress_bar(description: str, unit: str) -> Iterator[Update]:
 
 
 class Watched:
-    """Rows whose batches move a progress bar, and that tell how long their reader waited for them."""
+    """Rows whose batches move a progress bar; `pace` tells how long their reader waited for them."""
 
-    def __init__(self, batches: Callable[..., Iterator], count: int | None, update: Update):
+    def __init__(self, batches: Callable[..., Generator], count: int | None, update: Update):
         self.open, self.count, self.update = batches, count, update
 
-    def batches(self, *arguments, **options) -> Iterator:
+    def batches(self, *arguments, **options) -> Generator:
         self.started, self.waited, self.read = time.perf_counter(), 0.0, 0
         with closing(self.open(*arguments, **options)) as batches:
             while True:
@@ -67,6 +67,9 @@ class Watched:
                 self.update(self.read, self.count, f"{self.pace()['busy']:.0%} busy")
 
     def pace(self) -> dict[str, float]:
-        """Speed so far, and the share of the time the reader did not wait. A GPU may work even then."""
+        """Rows per second so far, and `busy`, the share of the time that the reader did not wait for rows.
+
+        While it waits, a GPU may still work on what is queued.
+        """
         seconds = time.perf_counter() - self.started
         return {"rows_per_second": self.read / seconds, "busy": 1 - self.waited / seconds}

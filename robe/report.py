@@ -1,4 +1,4 @@
-"""What a training run leaves to read and to look at: summary.json, curves.png, a few lines of text."""
+"""What is told of a run and of a plan: summary.json, curves.png, and a few lines of text."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def write_summary(run: Path, summary: dict) -> None:
 
 
 def converted_text(run: Path, summary: dict) -> str:
-    """What was converted to the new run, and what it cost."""
+    """What `convert` wrote to the folder `run`, how many bytes it takes, and how far its weights are off."""
     before, lost = summary["before"], summary["energy_share_lost"]
     sizes = [f"{part['method']} {part['memory']} {part['embedding_bytes']:,} B" for part in (before, summary)]
     lines = [
@@ -50,7 +50,7 @@ def converted_text(run: Path, summary: dict) -> str:
 
 
 def compared_text(before: dict, after: dict) -> str:
-    """Test metrics of a run, and of the one converted from it."""
+    """Test metrics of a run and of the one converted from it, in one line."""
     return (
         f"test ({after['rows']:,} rows): AUC {number(before['auc'])} -> {number(after['auc'])}, "
         f"log loss {before['log_loss']:.4f} -> {after['log_loss']:.4f}"
@@ -58,12 +58,12 @@ def compared_text(before: dict, after: dict) -> str:
 
 
 def number(value: float | None, less: float | None = 0.0) -> str:
-    """A metric, or its difference from another, which are None where there was one class alone."""
+    """A metric, or how much it is above `less`; both are None where all labels were the same."""
     return "undefined" if value is None or less is None else f"{value - less:.4f}"
 
 
 def text(summary: dict) -> str:
-    """The summary in a few lines; AUCs with what the generator of synthetic data knows to be the best."""
+    """The summary in a few lines; for synthetic data also the best metrics that any model can reach."""
     test, validation = summary["test"], summary["validation"]
     lines = [
         f"{summary['method']}: {summary['stopped']}; {summary['steps']:,} steps, "
@@ -104,7 +104,7 @@ def text(summary: dict) -> str:
 
 
 def draw_curves(run: Path, summary: dict) -> None:
-    """Draw RUN/curves.png: log loss and AUC over the steps, beside what is best possible and the baseline."""
+    """Draw RUN/curves.png: log loss and AUC over the steps, with the baseline's and the best possible."""
     # The Agg canvas needs no screen; pyplot would pick a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -135,11 +135,14 @@ def draw_curves(run: Path, summary: dict) -> None:
         line = {"color": "black", "linestyle": "--", "linewidth": 1, "label": "best possible, validation"}
         loss_axes.axhline(bayes["validation"]["log_loss"], **line)
         auc_axes.axhline(bayes["validation"]["auc"], **line)
-    places = (loss_axes, "log loss (nats)", "upper right"), (auc_axes, "AUC", "lower right")
-    for axes, ylabel, place in places:  # looking for the best place of a legend takes seconds on long curves
+    # Matplotlib takes seconds to look for the best corner of a legend on long curves, so each is told.
+    for axes, ylabel, corner in (
+        (loss_axes, "log loss (nats)", "upper right"),
+        (auc_axes, "AUC", "lower right"),
+    ):
         axes.set(xlabel="training steps", ylabel=ylabel)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small", loc=place)
+        axes.legend(fontsize="small", loc=corner)
     size = f", {summary['compression']:.0f}x smaller than the full table" if summary["compression"] else ""
     source = "SYNTHETIC data" if summary["data"].startswith("SYNTHETIC") else "real data"
     figure.suptitle(f"DLRM, {summary['method']} embeddings{size}, {source}")
@@ -147,10 +150,10 @@ def draw_curves(run: Path, summary: dict) -> None:
 
 
 def plan_text(plan: dict[str, dict[str, int]], config: TrainConfig, data: DataSpec) -> str:
-    """The plan as a table, and what the full table would take."""
+    """The plan (of robe.plan) as a table, then the bytes of the full table and the compression against it."""
     lines = []
-    for place, items in plan.items():
-        lines += [f"{place}:"] + [f"  {item:<34}{size:>20,} B" for item, size in items.items()]
+    for store, items in plan.items():
+        lines += [f"{store}:"] + [f"  {item:<34}{size:>20,} B" for item, size in items.items()]
         lines.append(f"  {'in all':<34}{sum(items.values()):>20,} B")
     table = 4 * sum(data.cardinalities) * config.model.width
     lines.append(

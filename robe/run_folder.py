@@ -211,7 +211,12 @@ def predict_file(run: Path, file: Path, out: Path, backend: str, update: Update 
 
 
 def convert(
-    run: Path, to: str, out: Path, compression: float | None, block: int | None, update: Update = unwatched
+    run: Path,
+    to: conversion.Target,
+    out: Path,
+    compression: float | None,
+    block: int | None,
+    update: Update = unwatched,
 ) -> dict:
     """Make the run `out` of a trained one, its embedding in other memory; returns and writes its summary.
 

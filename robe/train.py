@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,7 +45,9 @@ class Rows(Protocol):
 
     count: int
 
-    def batches(self, batch_size: int, *, seed: int | None = None, epoch: int = 0, start_step: int = 0): ...
+    def batches(
+        self, batch_size: int, *, seed: int | None = None, epoch: int = 0, start_step: int = 0
+    ) -> Generator: ...
 
 
 # Overflow and NaN are looked for in the losses and weights, and reported with what to do.
@@ -54,7 +56,7 @@ def train(
     model: DLRM,
     config: TrainConfig,
     data: DataSpec,
-    rows: dict[str, Rows],
+    rows: Mapping[str, Rows],
     run: Path,
     progress: Callable[..., None] = lambda done, total, note="": None,
     phase: Phase = no_phase,
@@ -215,7 +217,7 @@ def _parse(line: str) -> dict | None:
         return None
 
 
-def _to_come(rows: Rows, config: TrainConfig, position: Position) -> Iterator[tuple[Position, tuple]]:
+def _to_come(rows: Rows, config: TrainConfig, position: Position) -> Generator[tuple[Position, tuple]]:
     """The batches of all epochs after `position`, each behind the position that training it reaches."""
     steps_per_epoch = math.ceil(rows.count / config.batch)
     while position.epoch < config.epochs:
@@ -226,7 +228,7 @@ def _to_come(rows: Rows, config: TrainConfig, position: Position) -> Iterator[tu
                 yield position, batch
 
 
-def fed(model: DLRM, batches: Iterator, rows: int, phase: Phase = no_phase) -> Iterator:
+def fed(model: DLRM, batches: Generator, rows: int, phase: Phase = no_phase) -> Generator:
     """Each (tag, arrays) with the arrays where the model computes, valid until the next; the last are ids.
 
     rows: the most rows of a batch.
@@ -234,7 +236,7 @@ def fed(model: DLRM, batches: Iterator, rows: int, phase: Phase = no_phase) -> I
     return model.backend.feed(_checked(model, batches, phase), rows, phase)
 
 
-def _checked(model: DLRM, batches: Iterator, phase: Phase) -> Iterator:
+def _checked(model: DLRM, batches: Generator, phase: Phase) -> Generator:
     """Of the ids those of the features that the model uses, and all of them with a row."""
     with closing(batches):
         while True:
@@ -247,7 +249,7 @@ def _checked(model: DLRM, batches: Iterator, phase: Phase) -> Iterator:
             yield tag, (*rest, ids)
 
 
-def _logits(model: DLRM, batches: Iterator) -> Iterator[tuple[Any, np.ndarray]]:
+def _logits(model: DLRM, batches: Generator) -> Iterator[tuple[Any, np.ndarray]]:
     """Each (tag, (dense, ids)) as (tag, logits (B,) on the host), valid until the next."""
     arrived = fed(model, batches, EVALUATION_BATCH)
     results = ((tag, model.predict(*arrays)) for tag, arrays in arrived)

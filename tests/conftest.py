@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from robe.backend import cuda_trouble, select, simulator
+from robe.config import EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
 from robe.kernels.operations import version
 from robe.kernels.workbench.inspection import versions_here
 
@@ -19,6 +20,12 @@ if simulator():
     # Who waits for the threads of a block polls. At Python's 5 ms a turn, that is most of the time.
     sys.setswitchinterval(1e-4)
 needs_simulator = pytest.mark.skipif(not simulator(), reason="needs NUMBA_ENABLE_CUDASIM=1")
+
+
+def resolved(model=None, embedding=None, optimizer=None, **others):
+    """The configuration of these settings, by name, with all that follows from them."""
+    parts = ModelConfig(**model or {}), EmbeddingConfig(**embedding or {}), OptimizerConfig(**optimizer or {})
+    return resolve(TrainConfig(*parts, **others))
 
 
 @pytest.fixture(params=VERSIONS)

@@ -67,6 +67,28 @@ def test_a_damaged_kernel_is_compiled_anew(kept, suffix, damage):
     assert run(kept) == (STEPPED, "", True)
 
 
+def test_kernels_of_one_walk_do_not_collide(tmp_path):
+    """Both are the function `walk` with the same types of arguments; a second process compiles nothing."""
+    program = """if True:
+        import numpy as np
+        from numba.extending import register_jitable
+        from robe.kernels.parts.walks import nothing, rows
+        def kernel(number):
+            @register_jitable
+            def write(state, layout, base, kept, b, ids, following):
+                state[0][b] = number
+            return rows(nothing, write)
+        ids, base = np.zeros((2, 1), np.uint32), np.zeros(1, np.uint64)
+        for walk in (kernel(3.0), kernel(5.0)):
+            out = np.zeros(2, np.float32)
+            walk((out,), 0, ids, base)
+            stats = walk.stats
+            print(out.tolist(), sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+    """
+    assert run(tmp_path, program)[0] == ["[3.0, 3.0] 0 1", "[5.0, 5.0] 0 1"]
+    assert run(tmp_path, program)[0] == ["[3.0, 3.0] 1 0", "[5.0, 5.0] 1 0"]
+
+
 def test_what_cannot_be_kept_is_compiled_each_time(tmp_path):
     (tmp_path / "file").write_text("")
     complaint = (

@@ -5,17 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from conftest import resolved
 
 from robe.backend import BackendError, cuda_trouble, select
-from robe.config import (
-    ConfigError,
-    DataSpec,
-    EmbeddingConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-    resolve,
-)
+from robe.config import ConfigError, DataSpec
 from robe.embeddings import create
 from robe.model import build
 from robe.plan import plan
@@ -26,13 +19,7 @@ NUMBERED = DataSpec(13, (1000, 10, 300), "dictionary", "", "test")
 
 
 def settings(optimizer="sgd", **embedding):
-    return resolve(
-        TrainConfig(
-            model=ModelConfig(width=8),
-            embedding=EmbeddingConfig(**embedding),
-            optimizer=OptimizerConfig(optimizer),
-        )
-    )
+    return resolved({"width": 8}, embedding, {"optimizer": optimizer})
 
 
 def test_full_tables_start_like_those_of_the_dlrm():
@@ -168,11 +155,11 @@ def test_plan_of_criteo_terabyte():
     rows, cardinalities = PUBLIC_DATA_SETS["criteo-tb"]
     assert rows == 4_373_472_329
     data = DataSpec(13, cardinalities, "dictionary", "", "published")
-    mlperf = ModelConfig("mlperf")
-    full = plan(resolve(TrainConfig(model=mlperf, embedding=EmbeddingConfig("full"))), data, rows)
+    mlperf = {"preset": "mlperf"}
+    full = plan(resolved(mlperf, {"method": "full"}), data, rows)
     assert full["memory"]["embedding weights"] == 187_767_399 * 128 * 4
     assert full["memory"]["embedding optimizer state"] == 0
-    robe = plan(resolve(TrainConfig(model=mlperf, embedding=EmbeddingConfig(weights=27_000_000))), data, rows)
+    robe = plan(resolved(mlperf, {"weights": 27_000_000}), data, rows)
     assert robe["memory"]["embedding weights"] == 108_000_000
 
 

@@ -133,7 +133,15 @@ def drift(steps=400, slots=4000):
     for step in range(steps):
         gradient = np.full(slots, -1, np.float32)
         half_step.half_step_reference(
-            *(None, None, None, 1e-5, 1e-8, rounding_key(3, step), gradient, nothing, weights)
+            ids=None,
+            base=None,
+            slot_map=None,
+            rate=1e-5,
+            eps=1e-8,
+            key=rounding_key(3, step),
+            gradient=gradient,
+            accumulator=nothing,
+            out=weights,
         )
     moved = weights.astype(np.float64) - 1.5
     return moved.mean(), moved.std() / np.sqrt(slots), moved.std()

@@ -188,13 +188,14 @@ def test_double_precision_stays_out():
     assert kernels_with(r"\b(?:add|mul|fma\.rn|div\.rn)\.f64|cvt.*\.f64") == []
 
 
+READERS = {"_gather_kernel", "_gather_elements_kernel", "_gather_interaction_kernel"}
+
+
 @needs_compiler
 def test_halves_are_read_as_such():
     """What reads the shared weights has a kernel for halves, and it takes 2 bytes at a time."""
     halves = {name: kernel for name, kernel in each_kernel().items() if name.endswith(" of halves")}
-    assert {name.split()[0] for name in halves} == {
-        *("_gather_kernel", "_gather_elements_kernel", "_gather_interaction_kernel"),
-    }
+    assert {name.split()[0] for name in halves} == READERS
     for started in (*halves.values(), inspection.kernels("half_step")["_half_step_kernel"]):
         text = inspection.ptx(started, "9.0")
         assert "ld.global.u16" in text
@@ -203,11 +204,9 @@ def test_halves_are_read_as_such():
 
 @needs_compiler
 def test_codes_are_read_as_such():
-    """Likewise, a byte at a time, and a weight's place in its group takes no division."""
+    """Likewise, a byte at a time, and finding a weight in its group takes no division."""
     codes = {name: kernel for name, kernel in each_kernel().items() if name.endswith(" of codes")}
-    assert {name.split()[0] for name in codes} == {
-        *("_gather_kernel", "_gather_elements_kernel", "_gather_interaction_kernel"),
-    }
+    assert {name.split()[0] for name in codes} == READERS
     for started in codes.values():
         text = inspection.ptx(started, "9.0")
         assert re.search(r"ld\.global(\.nc)?\.u8", text)

@@ -5,21 +5,12 @@ import json
 
 import numpy as np
 import pytest
-from conftest import VERSIONS
+from conftest import VERSIONS, resolved
 
 from robe import checkpoint
 from robe.backend import select
 from robe.checkpoint import Position
-from robe.config import (
-    ConfigError,
-    DataSpec,
-    EmbeddingConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-    from_json,
-    resolve,
-)
+from robe.config import ConfigError, DataSpec, from_json
 from robe.embeddings import create, stored_weights
 from robe.embeddings.quotient_remainder import divisor, divisors
 from robe.embeddings.tables import capped_rows
@@ -46,14 +37,8 @@ each_rival = pytest.mark.parametrize("rival", RIVALS)
 
 def settings(rival, optimizer="sgd", **embedding):
     embedding = {"weights": WEIGHTS, "init_bound": 0.5} | RIVALS[rival] | embedding
-    return resolve(
-        TrainConfig(
-            ModelConfig(width=WIDTH, bottom=(4,), top=(4,)),
-            EmbeddingConfig(**embedding),
-            OptimizerConfig(optimizer),
-            batch=12,
-        )
-    )
+    model = {"width": WIDTH, "bottom": (4,), "top": (4,)}
+    return resolved(model, embedding, {"optimizer": optimizer}, batch=12)
 
 
 def make(rival, backend="reference", dtype="float64", data=DATA, **changes):

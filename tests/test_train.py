@@ -9,20 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import VERSIONS
+from conftest import VERSIONS, resolved
 
 from robe import checkpoint
 from robe.backend import select
 from robe.checkpoint import CheckpointError
-from robe.config import (
-    ConfigError,
-    DataSpec,
-    EmbeddingConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-    resolve,
-)
+from robe.config import ConfigError, DataSpec, EmbeddingConfig, OptimizerConfig
 from robe.feed import Streams, feed, fetch
 from robe.kernels import half_step
 from robe.model import build
@@ -60,8 +52,8 @@ def rows(poison=None):
 
 def config(memory="fp32", **changes):
     base = {"batch": 32, "epochs": 2, "eval_every": 5, "checkpoint_every": 3, "backend": "cpu"} | changes
-    embedding = EmbeddingConfig(weights=40, block=4, memory=memory)
-    return resolve(TrainConfig(ModelConfig(width=4, bottom=(6,), top=(6,)), embedding, **base))
+    embedding = {"weights": 40, "block": 4, "memory": memory}
+    return resolved({"width": 4, "bottom": (6,), "top": (6,)}, embedding, **base)
 
 
 def train(config, data, rows, run, backend=None):

@@ -16,7 +16,8 @@ and all embeddings have the same few verbs:
 
 Kernels that do more than a look-up or an update at once (robe/interaction.py) ask
 
-- `looks_up_by`, `operands(ids)`: the operation that a look-up is, and its arguments before `out`; or None
+- `looks_up_by`, `operands(ids)`: the operation that a look-up is, and its arguments before `out`; both are
+  None where a look-up takes more than one operation
 - `adds`: whether an update only adds to `memory` at `slots(ids)`
 """
 

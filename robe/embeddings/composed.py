@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from robe.backend import Backend
+from robe.config import DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding, check_rows, description
 from robe.embeddings.declared import by_item
+from robe.embeddings.tables import whole
 
 
 @dataclass
@@ -31,8 +33,9 @@ class ComposedEmbedding:
     rows: np.ndarray | None = None  # (F,)
     steps: int = field(init=False, default=0)
 
-    looks_up_by = None
-    adds = False
+    looks_up_by: ClassVar[str | None] = None
+    operands: ClassVar[Callable[..., tuple] | None] = None
+    adds: ClassVar[Literal[False]] = False
 
     def check(self, ids: np.ndarray) -> None:
         check_rows(ids, self.rows)
@@ -69,3 +72,24 @@ class ComposedEmbedding:
     def describe(self) -> dict:
         parts = self.parts.values()
         return description(self, sum(p.weights for p in parts), sum(int(p.memory.nbytes) for p in parts))
+
+
+def composed(
+    config: TrainConfig,
+    data: DataSpec,
+    backend: Backend,
+    parts: dict[str, ArrayEmbedding],
+    compose: Callable[[Sequence, Any], None],
+    gradients: Callable[[Sequence, Any], Sequence],
+) -> ComposedEmbedding:
+    """The embedding of a configuration whose method makes vectors of these parts."""
+    return ComposedEmbedding(
+        method=config.embedding.method,
+        parts=parts,
+        compose=compose,
+        gradients=gradients,
+        features=len(data.cardinalities),
+        width=config.model.width,
+        backend=backend,
+        **whole(config, data),
+    )

@@ -1,7 +1,7 @@
 """What an embedding declares of its arrays: counting, planning, making and saving them follow from it."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from robe.optim import RULES, rounded_rule
 class Array(NamedTuple):
     """An array of this shape and dtype, full of `fill`.
 
-    item: the line of `run.py plan` that counts its bytes.
+    item: the line of `robe plan` that counts its bytes.
     kept: whether a checkpoint holds it.
     """
 
@@ -47,7 +47,7 @@ class Weights:
     group: how many weights share a scale where they are stored in codes; default: those of a row.
     """
 
-    rows: Sequence[int]
+    rows: np.ndarray
     width: int
     group: int = 0
 

@@ -1,5 +1,7 @@
 """The full table: one row of D weights for every id of every feature, as in the DLRM."""
 
+import numpy as np
+
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding
@@ -8,7 +10,7 @@ from robe.embeddings.tables import initial_bounds, tables
 
 
 def declare(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
-    return {"": Weights(data.cardinalities, config.model.width)}
+    return {"": Weights(np.array(data.cardinalities), config.model.width)}
 
 
 def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> ArrayEmbedding:

@@ -18,7 +18,7 @@ The table and the cache lie in the same memory, so rows are not fetched before t
 """
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -34,7 +34,8 @@ from robe.kernels.parts.half import rounding_key
 from robe.optim import rounded_rule
 
 
-class CachedTable(NamedTuple):
+@dataclass(frozen=True)
+class CachedTable:
     """The rows of all tables in `form`, of which `sets` * WAYS are in the cache."""
 
     rows: int
@@ -91,8 +92,9 @@ class MixedPrecisionEmbedding(Declared):
     sorted: Any = field(init=False)  # (2, B * F) uint32, scratch: hashes and look-ups of a batch
     lines: Any = field(init=False)  # (2, B * F) int64, scratch: where in `values` its rows are, and who was
 
+    method = "mixed_precision"
     looks_up_by = "cached_gather"
-    adds = False
+    adds: ClassVar[Literal[False]] = False
 
     def __post_init__(self):
         self.make_arrays()
@@ -188,7 +190,7 @@ class MixedPrecisionEmbedding(Declared):
         stored = bytes_of["embedding weights"] + bytes_of["embedding cache"]
         counters = self.backend.to_host(self.counters).tolist()
         return {
-            "method": "mixed_precision",
+            "method": self.method,
             "embedding_parameters": self.weights,
             "embedding_bytes": stored,
             "compression": full / stored,

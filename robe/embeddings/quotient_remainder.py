@@ -14,9 +14,9 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
-from robe.embeddings.composed import ComposedEmbedding
+from robe.embeddings.composed import ComposedEmbedding, composed
 from robe.embeddings.declared import Weights
-from robe.embeddings.tables import initial_bounds, largest, tables, whole
+from robe.embeddings.tables import initial_bounds, largest, tables
 
 
 def divisor(n: int, rows: int) -> int:
@@ -67,13 +67,4 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
         quotient, remainder = rows
         return (d_vectors * remainder, d_vectors * quotient) if product else (d_vectors, d_vectors)
 
-    return ComposedEmbedding(
-        method=config.embedding.method,
-        parts=parts,
-        compose=compose,
-        gradients=gradients,
-        features=len(data.cardinalities),
-        width=config.model.width,
-        backend=backend,
-        **whole(config, data),
-    )
+    return composed(config, data, backend, parts, compose, gradients)

@@ -16,9 +16,9 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding
-from robe.embeddings.composed import ComposedEmbedding
+from robe.embeddings.composed import ComposedEmbedding, composed
 from robe.embeddings.declared import Weights
-from robe.embeddings.tables import initial_bounds, largest, tables, whole
+from robe.embeddings.tables import initial_bounds, largest, tables
 
 
 def factors(width: int) -> tuple[int, int, int]:
@@ -125,13 +125,4 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
         found = (g.reshape(core.shape) for g, core in zip(found, cores, strict=True))
         return *found, xp.take(d_vectors, kept_columns, axis=1)
 
-    return ComposedEmbedding(
-        method=config.embedding.method,
-        parts=parts,
-        compose=compose,
-        gradients=gradients,
-        features=len(data.cardinalities),
-        width=width,
-        backend=backend,
-        **whole(config, data),
-    )
+    return composed(config, data, backend, parts, compose, gradients)

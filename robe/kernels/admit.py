@@ -15,14 +15,15 @@
 A set first notes which rows of the batch it holds. Then each of the others, in the order of their hash, takes
 an empty way, or else that of the row used least (of several the first way), but never that of a row of this
 batch. So if one batch wants more rows of a set than there are ways, the last of them stay outside: they are
-DIRECT, and stepped in the table itself (cached_step.py). Whether a row is a hit is told by what was there
-before the batch, for every look-up of it.
+DIRECT, and stepped in the table itself (cached_step.py). A row is a hit if it was cached before the batch;
+then all its look-ups in the batch count as hits.
 
 Only the tags change here; cached_step.py moves the rows.
 
 Versions: `reference` goes from row to row in plain Python. In `cpu` each thread owns a range of the sets,
-which is a range of the sorted rows, and `cuda` gives each set to a thread: so there are no races, and nothing
-depends on the number of threads but the order of the sums in `counters`, which are of integers.
+which is a range of the sorted rows, and `cuda` gives each set to a thread: so there are no races, and results
+are the same for any number of threads. (Only the order of the sums in `counters` depends on it, and those are
+of integers.)
 """
 
 import numpy as np
@@ -109,7 +110,7 @@ def victim(tags, used, s, touched):
 
 @register_jitable
 def group_end(keys, p, last):
-    """Behind the look-ups of the row of p, those sorted."""
+    """The index behind the last sorted look-up of the row that look-up p is of."""
     end = p + 1
     while end < last and keys[end] == keys[p]:
         end += 1

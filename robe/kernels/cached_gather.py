@@ -107,22 +107,22 @@ def cached_gather_cpu(table, form, tags, values, ids, base, out):
 
 
 @register_jitable
-def _find(state, form, row):
-    """(entry in the cache or NOWHERE, scale, bias) of a row."""
-    table, tags, _, _ = state
-    entry = np.int64(NOWHERE)
+def _find(state, b, f):
+    """(row, its entry in the cache or NOWHERE, scale, bias) of a look-up."""
+    table, form, tags, _, ids, base, _ = state
+    row, entry = base[f] + np.uint64(ids[b, f]), np.int64(NOWHERE)
     if tags.shape[0]:
         s = set_of(hash_row(row), tags.shape[0])
         way = way_of(tags, s, np.uint32(row))
         entry = s * WAYS + way if way >= 0 else entry
     scale, bias = scale_at(table, row, form) if entry < 0 else (np.float32(1), np.float32(0))
-    return entry, scale, bias
+    return row, entry, scale, bias
 
 
 @register_jitable
-def _read_element(state, form, row, found, b, f, i):
-    table, _, values, out = state
-    entry, scale, bias = found
+def _read_element(state, found, b, f, i):
+    table, form, _, values, _, _, out = state
+    row, entry, scale, bias = found
     out[b, f, i] = values[entry, i] if entry >= 0 else element_at(table, row, i, scale, bias, form)
 
 
@@ -130,4 +130,4 @@ _cached_gather_kernel = elements(_find, _read_element)
 
 
 def cached_gather_cuda(table, form, tags, values, ids, base, out):
-    walk_elements(_cached_gather_kernel, ids, base, form, (table, tags, values, out))
+    walk_elements(_cached_gather_kernel, out.shape, (table, form, tags, values, ids, base, out))

@@ -1,7 +1,7 @@
-"""Step of the optimizer on the rows of a batch, in the cache where admit.py has found them a entry.
+"""Step of the optimizer on the rows of a batch, in the cache where admit.py has found them an entry.
 
     d_vectors (B, F, D) float          gradient of the loss by the vectors; may be a strided view
-    order, entry, before               the sorted look-ups of the batch, and what admit.py said of them
+    order, entry, before               the sorted look-ups of the batch, and what admit.py found for them
     ids, base                          as in sort_rows.py
     rate, eps                          as in adagrad.py
     key                                rounding_key(seed, step) of half.py
@@ -13,8 +13,9 @@
     x <- x - rate * gradient                                                          SGD
     a <- a + mean of gradient^2;  x <- x - rate * gradient / (sqrt(a) + eps)          row-wise Adagrad
 
-x is a row of `values` if it has a entry there. One that comes to a entry is read from the table first, and
-the one it replaces is rounded and written back. A row without a entry is read, stepped and rounded at once.
+A row with an entry in the cache is stepped there, in `values`. If it is new there, the row that it replaces
+is rounded and written back to the table, and its own weights are read from the table before the step. A row
+without an entry is read, stepped, rounded and written back at once.
 
 Versions: each row, and each entry, belongs to the first look-up of the row, and no two look-ups share one; so
 there are no races, and each row sums in the order of the batch. `reference` and `cpu` take one row after the
@@ -190,9 +191,21 @@ def cached_step_cuda(
     d_vectors, order, entry, before, ids, base, rate, eps, key, form, table, values, accumulator
 ):
     number = values.dtype.type
-    settings = (number(rate), number(eps), key, form)
     launch(
-        *(_cached_step_kernel, order.shape, d_vectors, order, entry, before, ids, base, *settings),
-        *(table, values, accumulator),
+        _cached_step_kernel,
+        order.shape,
+        d_vectors,
+        order,
+        entry,
+        before,
+        ids,
+        base,
+        number(rate),
+        number(eps),
+        key,
+        form,
+        table,
+        values,
+        accumulator,
         shape=team_shape(order.size, form.width * values.itemsize),
     )

@@ -134,7 +134,7 @@ def _gather_interaction_kernel(memory, ids, base, slot_map, shift, first, out):
 
 @register_jitable
 def element_of(memory, slot_map, slots, signs, columns, shift, e):
-    """(place, value) of element e of the pieces in shared memory."""
+    """(index in `staged`, value) of element e of the pieces in shared memory."""
     p = U32(e >> shift)
     k = U32(e - (p << shift))
     return columns[p] + k, weight(memory, slot_map, slots[p], signs[p], k)

@@ -12,14 +12,15 @@
     accumulator (M,) float32   sum of squared gradients, or (0,): the step is that of SGD
     out         (M,) float16   stepped in place
 
-Halves cannot take the gradients of a batch one by one, as scatter_add does for float32: each would be
-rounded. So they are summed first, and the gradient of a slot is cleared with its step. Met again, or not
-touched at all, a slot has the gradient 0, which changes nothing: a half is rounded to itself.
+The gradients of a batch cannot be added to halves one by one, as scatter_add adds them to float32: each sum
+would be rounded. So they are summed first, and the step of a slot clears its gradient. A slot that the batch
+names twice, or not at all, meets the gradient 0, which changes nothing: a half is rounded to itself.
 
 Versions: `reference` steps the whole array. In `cpu` each thread owns a range of it, and `cuda` exchanges the
-gradient of each slot it meets with 0, both as in adagrad_step.py. In which order slots are stepped does
-not matter, so from the same gradient all come to the same bits (on a GPU but for a product that is fused with
-a sum, which may move a float32 by an ulp); scatter_add alone decides whether training repeats.
+gradient of each slot it meets with 0, both as in adagrad_step.py. The order in which
+slots are stepped does not matter, so from the same gradient all versions compute the same bits (except that a
+GPU may fuse a product with a sum, which may change a float32 by an ulp). Training is reproducible if
+scatter_add is.
 """
 
 import numpy as np

@@ -24,7 +24,7 @@ from numba.extending import register_jitable
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.lanes import combine
 from robe.kernels.parts.launch import block_shape, launch
-from robe.kernels.parts.walks import ROWS
+from robe.kernels.parts.walks import ROWS, elements, nothing, walk_elements
 
 # The compiler may reorder sums and fuse products into them, but not assume that no NaN occurs.
 REORDER = {"reassoc", "contract"}
@@ -107,32 +107,29 @@ def interaction_backward_cpu(d_out, vectors, d_vectors):
                 d_vectors[b, 0, d] += d_out[b, d]
 
 
-@cuda.jit
-def _interaction_elements_kernel(vectors, out):
+@register_jitable
+def _write_column(state, found, b, n, column):
+    vectors, out = state
     width = vectors.shape[2]
-    first_column, first_b = cuda.grid(2)
-    step_column, step_b = cuda.gridsize(2)
-    b = first_b
-    while b < out.shape[0]:
-        column = first_column
-        while column < out.shape[1]:
-            if column < width:
-                out[b, column] = vectors[b, 0, column]
-            else:
-                i, pair = 1, column - width
-                while pair >= i:  # row i of the triangle holds i pairs
-                    pair -= i
-                    i += 1
-                total = ZERO
-                for d in range(width):
-                    total += vectors[b, i, d] * vectors[b, pair, d]
-                out[b, column] = total
-            column += step_column
-        b += step_b
+    if column < width:
+        out[b, column] = vectors[b, 0, column]
+        return
+    i, pair = 1, column - width
+    while pair >= i:  # row i of the triangle holds i pairs
+        pair -= i
+        i += 1
+    total = ZERO
+    for d in range(width):
+        total += vectors[b, i, d] * vectors[b, pair, d]
+    out[b, column] = total
+
+
+_interaction_elements_kernel = elements(nothing, _write_column)
 
 
 def interaction_cuda_elements(vectors, out):
-    launch(_interaction_elements_kernel, out.shape[::-1], vectors, out)
+    rows, columns = out.shape
+    walk_elements(_interaction_elements_kernel, (rows, 1, columns), (vectors, out))
 
 
 @register_jitable
@@ -224,31 +221,24 @@ def interaction_cuda(vectors, out):
     launch(_interaction_kernel, (len(vectors),), vectors, out, shape=shape)
 
 
-@cuda.jit
-def _interaction_backward_elements_kernel(d_out, vectors, d_vectors):
+@register_jitable
+def _write_gradient(state, found, b, i, d):
+    d_out, vectors, d_vectors = state
     n, width = vectors.shape[1], vectors.shape[2]
-    first_d, first_i, first_b = cuda.grid(3)
-    step_d, step_i, step_b = cuda.gridsize(3)
-    b = first_b
-    while b < vectors.shape[0]:
-        i = first_i
-        while i < n:
-            d = first_d
-            while d < width:
-                # Nobody else writes this element, so the pairs of vector i are simply summed up.
-                total = d_out[b, d] if i == 0 else ZERO
-                for other in range(n):
-                    if other != i:
-                        high, low = max(i, other), min(i, other)
-                        total += d_out[b, width + high * (high - 1) // 2 + low] * vectors[b, other, d]
-                d_vectors[b, i, d] = total
-                d += step_d
-            i += step_i
-        b += step_b
+    total = d_out[b, d] if i == 0 else ZERO
+    for other in range(n):
+        if other != i:
+            high, low = max(i, other), min(i, other)
+            total += d_out[b, width + high * (high - 1) // 2 + low] * vectors[b, other, d]
+    d_vectors[b, i, d] = total
+
+
+_interaction_backward_elements_kernel = elements(nothing, _write_gradient)
 
 
 def interaction_backward_cuda_elements(d_out, vectors, d_vectors):
-    launch(_interaction_backward_elements_kernel, d_vectors.shape[::-1], d_out, vectors, d_vectors)
+    state = (d_out, vectors, d_vectors)
+    walk_elements(_interaction_backward_elements_kernel, d_vectors.shape, state)
 
 
 @register_jitable
@@ -266,28 +256,40 @@ def stage_backward(d_out, vectors, b, staged, thread, threads):
     stage(vectors, b, staged[n * n :], width, thread, threads)
 
 
-@register_jitable
-def sum_tile(staged, n, width, tile, sums):
-    """Sums of a tile of the gradients (N, N) times the vectors (N, D), both staged.
+def staged_sums(visit):
+    """Device function: sums of the gradients by the vectors of a row, from what `stage_backward` copied.
 
-    Returns (i, d, step): sums[a, c] is element d + c * step of the gradient by vector i + a. A thread's
-    columns are a quarter of D apart, so that neighbouring threads read neighbouring elements.
+    visit(state, b, i, d, total): `total` sums the products for element d of vector i. A thread has
+    SUMS x SUMS elements at a time, its columns a quarter of D apart, so that neighbouring threads read
+    neighbouring elements.
     """
-    last, step = U32(n - U32(1)), columns_of(width)
-    group = U32(tile // step)
-    first_i, first_d = U32(group * U32(SUMS)), U32(tile - group * step)
-    for a in range(SUMS):
-        for c in range(SUMS):
-            sums[a, c] = 0
-    other = U32(0)
-    while other < n:
-        for a in range(SUMS):
-            x = staged[U32(min(U32(first_i + U32(a)), last) * n + other)]
-            for c in range(SUMS):
-                d = min(U32(first_d + step * U32(c)), U32(width - U32(1)))
-                sums[a, c] += x * staged[U32(n * n + other * width + d)]
-        other = U32(other + U32(1))
-    return first_i, first_d, step
+
+    @register_jitable
+    def walk(staged, n, width, sums, thread, threads, b, state):
+        last, step = U32(n - U32(1)), columns_of(width)
+        tile = thread
+        while tile < tiles_of(n, width):
+            group = U32(tile // step)
+            first_i, first_d = U32(group * U32(SUMS)), U32(tile - group * step)
+            for a in range(SUMS):
+                for c in range(SUMS):
+                    sums[a, c] = 0
+            other = U32(0)
+            while other < n:
+                for a in range(SUMS):
+                    x = staged[U32(min(U32(first_i + U32(a)), last) * n + other)]
+                    for c in range(SUMS):
+                        d = min(U32(first_d + step * U32(c)), U32(width - U32(1)))
+                        sums[a, c] += x * staged[U32(n * n + other * width + d)]
+                other = U32(other + U32(1))
+            for a in range(SUMS):
+                for c in range(SUMS):
+                    i, d = U32(first_i + U32(a)), U32(first_d + step * U32(c))
+                    if i < n and d < width:
+                        visit(state, b, i, d, sums[a, c])
+            tile = U32(tile + threads)
+
+    return walk
 
 
 @register_jitable
@@ -302,6 +304,15 @@ def tiles_of(n, width):
     return columns_of(width) * U32((n + U32(SUMS - 1)) // U32(SUMS))
 
 
+@register_jitable
+def _write_sum(state, b, i, d, total):
+    d_out, d_vectors = state
+    d_vectors[b, i, d] = total + (d_out[b, d] if i == U32(0) else ZERO)
+
+
+write_sums = staged_sums(_write_sum)
+
+
 @cuda.jit
 def _interaction_backward_kernel(d_out, vectors, d_vectors):
     staged = cuda.shared.array(0, vectors.dtype)
@@ -312,15 +323,7 @@ def _interaction_backward_kernel(d_out, vectors, d_vectors):
     while b < rows:
         stage_backward(d_out, vectors, b, staged, thread, threads)
         cuda.syncthreads()
-        tile = thread
-        while tile < tiles_of(n, width):
-            first_i, first_d, step = sum_tile(staged, n, width, tile, sums)
-            for a in range(SUMS):
-                for c in range(SUMS):
-                    i, d = U32(first_i + U32(a)), U32(first_d + step * U32(c))
-                    if i < n and d < width:
-                        d_vectors[b, i, d] = sums[a, c] + (d_out[b, d] if i == U32(0) else ZERO)
-            tile = U32(tile + threads)
+        write_sums(staged, n, width, sums, thread, threads, b, (d_out, d_vectors))
         cuda.syncthreads()  # the next row takes the same memory
         b = U32(b + U32(cuda.gridDim.x))
 

@@ -19,6 +19,7 @@ Where a row takes more than 48 KB, it is `cuda_apart`. `cuda_deterministic` is `
 
 import numpy as np
 from numba import cuda
+from numba.extending import register_jitable
 
 from robe.kernels.interaction import (
     SUMS,
@@ -28,8 +29,7 @@ from robe.kernels.interaction import (
     interaction_backward_reference,
     interaction_backward_shape,
     stage_backward,
-    sum_tile,
-    tiles_of,
+    staged_sums,
 )
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.hashing import U64, flip
@@ -76,40 +76,42 @@ def interaction_scatter_cuda_deterministic(*arguments):
     _apart(interaction_backward_cuda, scatter_add_cuda_deterministic, *arguments)
 
 
+@register_jitable
+def _scatter_sum(state, b, i, d, total):
+    slots, signs, shift, parts, scale, d_out, d_first, out = state
+    if i == U32(0):
+        d_first[b, d] = d_out[b, d] + total
+    else:
+        part = U32(d >> shift)
+        p, k = U32((i - U32(1)) * parts + part), U32(d - (part << shift))
+        cuda.atomic.add(out, around(slots[p] + U64(k), out.size), scale * flip(total, signs[p], k))
+
+
+scatter_sums = staged_sums(_scatter_sum)
+
+
 @cuda.jit
 def _interaction_scatter_kernel(d_out, vectors, ids, base, slot_map, shift, scale, d_first, out):
     # All dynamic arrays begin at the same memory: slots and signs of the row's pieces, then the numbers.
-    places = cuda.shared.array(0, np.uint64)
+    hashed = cuda.shared.array(0, np.uint64)
     numbers = cuda.shared.array(0, vectors.dtype)
     sums = cuda.local.array((SUMS, SUMS), vectors.dtype)
     thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
     rows, n, width = U32(vectors.shape[0]), U32(vectors.shape[1]), U32(vectors.shape[2])
     parts = U32(width >> shift)
     pieces = U32((n - U32(1)) * parts)
+    slots, signs = hashed[:pieces], hashed[pieces:]
     staged = numbers[U32(PIECE * pieces) // U32(vectors.itemsize) :]
     b = U32(cuda.blockIdx.x)
     while b < rows:
         p = thread
         while p < pieces:
-            slot, bits, _, _, _ = piece_at(U32(b * pieces + p), ids, base, slot_map, shift)
-            places[p], places[pieces + p] = slot, bits
+            slots[p], signs[p], _, _, _ = piece_at(U32(b * pieces + p), ids, base, slot_map, shift)
             p = U32(p + threads)
         stage_backward(d_out, vectors, b, staged, thread, threads)
         cuda.syncthreads()
-        tile = thread
-        while tile < tiles_of(n, width):
-            first_i, first_d, step = sum_tile(staged, n, width, tile, sums)
-            for a in range(SUMS):
-                for c in range(SUMS):
-                    i, d = U32(first_i + U32(a)), U32(first_d + step * U32(c))
-                    if i == U32(0) and d < width:
-                        d_first[b, d] = d_out[b, d] + sums[a, c]
-                    elif i < n and d < width:
-                        part = U32(d >> shift)
-                        p, k = U32((i - U32(1)) * parts + part), U32(d - (part << shift))
-                        slot = around(places[p] + U64(k), out.size)
-                        cuda.atomic.add(out, slot, scale * flip(sums[a, c], places[pieces + p], k))
-            tile = U32(tile + threads)
+        state = (slots, signs, shift, parts, scale, d_out, d_first, out)
+        scatter_sums(staged, n, width, sums, thread, threads, b, state)
         cuda.syncthreads()  # the next row takes the same memory
         b = U32(b + U32(cuda.gridDim.x))
 

@@ -5,7 +5,7 @@
     scale     float             1 for the gradient, -learning rate for a fused step of SGD on `memory`
     out       (M,)    float     added to
 
-Versions: `reference` is `np.add.at`, one addition after the other. `cpu` lists the runs of the batch
+Versions: `reference` is `np.add.at`, one addition after the other. `cpu` lists the spans of the batch
 (parts/spans.py) and splits `out` in as many ranges as there are threads: each goes through the list in the
 order of the batch and adds what falls into its own range, so no two threads ever write the same slot, and
 every slot sums in the order of the batch however many threads there are. `cuda_elements` gives one thread
@@ -56,8 +56,8 @@ def scatter_add_cpu(d_vectors, ids, base, slot_map, scale, out):
 
 
 @register_jitable
-def _add_element(state, slot_map, token, found, b, f, i):
-    d_vectors, scale, out = state
+def _add_element(state, token, b, f, i):
+    _, _, slot_map, d_vectors, scale, out = state
     slot, _, bits = span_at(slot_map, token, np.uint64(i))
     add(out, slot, scale * flip(d_vectors[b, f, i], bits, 0))
 
@@ -66,7 +66,8 @@ _scatter_add_elements_kernel = elements(token_of, _add_element)
 
 
 def scatter_add_cuda_elements(d_vectors, ids, base, slot_map, scale, out):
-    walk_elements(_scatter_add_elements_kernel, ids, base, slot_map, (d_vectors, out.dtype.type(scale), out))
+    state = (ids, base, slot_map, d_vectors, out.dtype.type(scale), out)
+    walk_elements(_scatter_add_elements_kernel, d_vectors.shape, state)
 
 
 @register_jitable
@@ -83,61 +84,62 @@ def scatter_add_cuda(d_vectors, ids, base, slot_map, scale, out):
 
 
 @cuda.jit
-def _sorting_keys_kernel(ids, base, slot_map, shift, slots, places, signs):
+def _sorting_keys_kernel(ids, base, slot_map, shift, slots, origins, signs):
     p = U32(cuda.grid(1))
     while p < U32(slots.size):
         slots[p], signs[p], b, f, element = piece_at(p, ids, base, slot_map, shift)
-        places[p, 0], places[p, 1], places[p, 2] = b, f, element
+        origins[p, 0], origins[p, 1], origins[p, 2] = b, f, element
         p = U32(p + cuda.gridsize(1))
 
 
 def sorted_pieces(ids, base, slot_map):
     """The pieces of a batch by slot, those of one slot in the order of the batch.
 
-    (slots, which piece it is; of each piece in the order of the batch: (b, f, element), sign bits; shift)
+    (slots, sorted; order, which piece of the batch each is; origins (b, f, element) and sign bits of the
+    pieces as the batch has them; shift)
     """
     pieces, shift = count_pieces(slot_map, ids)
     # NumPy hands these to CuPy where ids are CuPy's.
     slots, signs = np.empty_like(ids, np.uint64, shape=(2, pieces))
-    places = np.empty_like(ids, shape=(pieces, 3))
-    launch(_sorting_keys_kernel, (pieces,), ids, base, slot_map, shift, slots, places, signs)
+    origins = np.empty_like(ids, shape=(pieces, 3))
+    launch(_sorting_keys_kernel, (pieces,), ids, base, slot_map, shift, slots, origins, signs)
     order = np.argsort(slots, kind="stable")
-    return slots[order], order, places, signs, shift
+    return slots[order], order, origins, signs, shift
 
 
 @register_jitable
-def slot_sum(d_vectors, slots, order, places, signs, shift, p, k, size):
+def slot_sum(d_vectors, slots, order, origins, signs, shift, p, k, size):
     """(slot, sum of all its gradients) for element k of sorted piece p; slot = size if that is no owner."""
     pieces, length = U32(slots.size), ONE << U64(shift)
-    place, end = slots[p] + U64(k), U64(size)
-    slot = around(place, size)
+    reached, end = slots[p] + U64(k), U64(size)  # where the piece says, which may lie behind the end
+    slot = around(reached, size)
     # The owner is the first piece to cover the slot; one that goes around the end comes after those at 0.
-    if (p > U32(0) and slots[p - U32(1)] + length > place) or (place >= end and slots[0] <= slot):
+    if (p > U32(0) and slots[p - U32(1)] + length > reached) or (reached >= end and slots[0] <= slot):
         return end, ZERO
     total = ZERO
-    while p < pieces and slots[p] <= place:
-        total += gradient_at(d_vectors, order[p], places, signs, place - slots[p])
+    while p < pieces and slots[p] <= reached:
+        total += gradient_at(d_vectors, order[p], origins, signs, reached - slots[p])
         p = U32(p + U32(1))
-    if place < end:
+    if reached < end:
         p = pieces
         while p > U32(0) and slots[p - U32(1)] + length > slot + end:
             p = U32(p - U32(1))
-            total += gradient_at(d_vectors, order[p], places, signs, slot + end - slots[p])
+            total += gradient_at(d_vectors, order[p], origins, signs, slot + end - slots[p])
     return slot, total
 
 
 @register_jitable
-def gradient_at(d_vectors, piece, places, signs, k):
-    return flip(d_vectors[places[piece, 0], places[piece, 1], U64(places[piece, 2]) + k], signs[piece], k)
+def gradient_at(d_vectors, piece, origins, signs, k):
+    return flip(d_vectors[origins[piece, 0], origins[piece, 1], U64(origins[piece, 2]) + k], signs[piece], k)
 
 
 @cuda.jit
-def _scatter_sums_kernel(d_vectors, slots, order, places, signs, shift, scale, out):
+def _scatter_sums_kernel(d_vectors, slots, order, origins, signs, shift, scale, out):
     e = U64(cuda.grid(1))
     while e < U64(slots.size) << U64(shift):
         p = U32(e >> U64(shift))
         k = e - (U64(p) << U64(shift))
-        slot, total = slot_sum(d_vectors, slots, order, places, signs, shift, p, k, out.size)
+        slot, total = slot_sum(d_vectors, slots, order, origins, signs, shift, p, k, out.size)
         if slot < U64(out.size):
             out[slot] += scale * total
         e += U64(cuda.gridsize(1))

@@ -52,9 +52,9 @@ def _sort_rows(ids, base, keys, order):
             start += count
         for a in range(keys.size):
             value = first[a, 0] >> np.uint32(DIGIT * turn) & digit
-            place = counts[turn, value]
-            counts[turn, value] = place + 1
-            second[place, 0], second[place, 1] = first[a, 0], first[a, 1]
+            target = counts[turn, value]
+            counts[turn, value] = target + 1
+            second[target, 0], second[target, 1] = first[a, 0], first[a, 1]
         first, second = second, first
     for a in range(keys.size):
         keys[a], order[a] = first[a, 0], first[a, 1]

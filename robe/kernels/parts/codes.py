@@ -10,14 +10,14 @@ in the low half), then scale and bias as halves. Element i is
     code  = floor((x - bias) / scale + u)      u uniform in [0, 1): the element is right on average
                                                u = 1/2, to the nearest, where not form.stochastic
 
-So each element is off by less than scale, or by half of it at most, and none is cut off. Halves cost 4 bytes
-a row where float32 would cost 8, and the error grows by at most 5% for it (INT8, D = 16, initial weights of
-10^7 rows; below 1% where rows have moved, and 0.1% for INT4). A row with an element that is not finite reads
-as NaN.
+So the error of an element is below the scale, or at most half of it when rounded to nearest, and none is cut
+off. Scale and bias take 4 bytes a row as halves, 8 as float32; the error grows by at most 5% for it (INT8, D
+= 16, initial weights of 10^7 rows; below 1% where rows have moved, and 0.1% for INT4). A row with an element
+that is not finite reads as NaN.
 With 16 bits there is no scale: each element is a half, rounded as half.py does.
 
-u is a hash of (key, row, element), so it is the same for any number of threads and for every version. With a
-fixed u, steps smaller than half a scale would be lost each time.
+u is a hash of (key, row, element), so it is the same for any number of threads and for every version. With
+u = 1/2, training would lose every step that is smaller than half a scale.
 """
 
 from typing import NamedTuple
@@ -129,7 +129,7 @@ def load_half(table, row, at):
 
 @register_jitable
 def store_row(values, row, key, form, out):
-    """Write the row of that number, values (D,), to its place in the table, out (S,)."""
+    """Write the row of that number, values (D,), to its bytes in the table, out (S,)."""
     if form.bits == 16:
         for i in range(form.width):
             store_half(out, 2 * i, half_of(values[i], key, row, i, form))
@@ -179,7 +179,7 @@ def element_at(table, row, i, scale, bias, form):
 
 @register_jitable
 def note_range(values, form, lows, highs, thread, threads):
-    """A thread of a team tells the least and largest of its elements; then all wait for each other."""
+    """A thread of a team notes the least and largest of its elements; the caller synchronises then."""
     low, high = MOST, LEAST
     i = thread
     while i < form.width:

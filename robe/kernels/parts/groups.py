@@ -6,10 +6,10 @@ weights, and the last one is filled up. So
 
     weight of a slot = element (slot mod G) of group (slot div G)
 
-S tells 8 bits from 4 (a group of one weight looks the same in both), the slot map tells G, and the type of an
-array tells that it is one: kernels take it where they take floats, and choose when they are compiled.
+Kernels take such an array wherever they take floats, and recognise it by its dtype (uint8) when they are
+compiled. The row length S gives the bits (a group of one weight looks the same in both), the slot map G.
 
-The functions below run on NumPy arrays, or compiled, as those of hashing.py.
+The functions below run on NumPy arrays, or compiled, like those of hashing.py.
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ def stored_weight_bytes(memory, slot_map) -> float:
 def store_groups(weights, form, quantise, groups) -> None:
     """Write weights (n,) float32 to the first of `groups` (R, S), with a version of `quantise`.
 
-    What the last one lacks is more of the last weight, which changes no scale.
+    The last group is filled up with copies of the last weight, which change no scale.
     """
     rows = np.pad(weights, (0, -weights.size % form.width), "edge").reshape(-1, form.width)
     numbers = np.arange(len(rows), dtype=np.uint32)
@@ -56,7 +56,7 @@ def group_length(slot_map):
 
 @register_jitable
 def group_of(slot_map, slot):
-    """(number of the group of a slot, its place there)."""
+    """(number of the group of a slot, its element there)."""
     if slot_map.family == TABLE:  # its block is a row
         return divide(slot, slot_map.block, slot_map.block_reciprocal)
     return slot >> SHIFT, slot & LAST
@@ -92,10 +92,10 @@ def _fetch(memory, slot_map, slot):
 def expand_span(table, group, element, size, bits, ends, signs, vectors, o, length):
     """Write `length` weights, from an element of a group on, with signs to element o of the vectors and on.
 
-    size: G; bits: 8 or 4; ends: (scale, bias) of the group, or of it and the next: then the weights may go on
-    there. Which do is chosen in the lanes of a register, since a branch would be taken as often as not, and
-    each part would have a rest to write one by one. The last register is filled up with weights that were
-    written before.
+    size: G; bits: 8 or 4; ends: (scale, bias) of the group, or of it and the next if the weights may go on
+    there. Each lane of a register selects its group: a branch would be mispredicted half of the time, and
+    each side of it would end with weights to be written one by one. The last register overlaps with the one
+    before it, and writes some weights again.
     """
     k = ZERO
     if length >= SIXTEEN:
@@ -148,7 +148,7 @@ def expand_slots(memory, slot_map, slot, signs, vectors, o, length):
         else:
             both = ends + scale_at(memory, group + np.uint64(element + count > size), form)
             expand_span(memory, group, element, size, form.bits, both, signs, vectors, o, count)
-        slot, o, length = slot + count, o + count, length - count  # signed runs end after 64
+        slot, o, length = slot + count, o + count, length - count  # signed spans end after 64
 
 
 @register_jitable

@@ -1,17 +1,18 @@
 """Weights in half precision: IEEE 754 binary16, read as float32, and rounded at random when stored.
 
-A step of training is often smaller than half the distance of two halves. Rounded to the nearest it would be
-lost, each time; rounded up as often as it lies high between the two, a weight goes the right way on average:
+A step of training is often smaller than half the distance between two neighbouring float16 numbers ("halves"
+here). Rounding to nearest would lose such a step every time. So a weight between two halves is rounded at
+random, to the upper one with the probability that keeps its expectation:
 
     bits of a half = (bits of float32(x) * 2^-112, without the sign, + 13 random bits) >> 13
 
-The factor takes the exponent's bias from 127 to 15, after which a half is the upper part of a float32 (those
-below 2^-14 too, where both are subnormal: there x is first rounded to a multiple of 2^-37). Above 65504, the
-largest half, it stays 65504; NaN stays NaN. The random bits of a weight are a hash of (seed, step, slot), so
-they are the same for any number of threads, for every version of a kernel, and after resuming.
+The factor changes the exponent's bias from 127 to 15; then the upper bits of the float32 are a half. (This
+holds below 2^-14 too, where both are subnormal and x is first rounded to a multiple of 2^-37.) What exceeds
+65504, the largest half, becomes 65504; NaN stays NaN. The random bits of a weight are a hash of (seed, step,
+slot), so they are the same for any number of threads, for every version of a kernel, and after resuming.
 
 Arrays are float16; kernels take the bits (`words`), since Numba has no float16 on the CPU, and on a GPU calls
-a function for it. The functions below run on NumPy arrays, or compiled, as those of hashing.py.
+a function for it. The functions below run on NumPy arrays, or compiled, like those of hashing.py.
 """
 
 import numpy as np

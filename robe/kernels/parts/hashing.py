@@ -47,7 +47,7 @@ warnings.filterwarnings("ignore", "overflow encountered in scalar", RuntimeWarni
 
 
 class SlotMap(NamedTuple):
-    """Everything a kernel needs to place an element; scalars only, so kernels take it as an argument."""
+    """Everything a kernel needs to locate an element; scalars only, so kernels take it as an argument."""
 
     family: int
     signed: bool
@@ -176,10 +176,10 @@ def sign_bits(word, position):
 
 @register_jitable
 def span_at(slot_map, token, element):
-    """The longest run of elements from `element` on whose slots are consecutive and share a sign word.
+    """The longest span of elements from `element` on whose slots are consecutive and share a sign word.
 
     Returns (slot, length, bits): element + k lies at slot + k and is negated where bit k of `bits` is
-    set, for k < length. A run ends with the row, its block, the array (`mix` goes on at slot 0), or 64
+    set, for k < length. A span ends with the row, its block, the array (`mix` goes on at slot 0), or 64
     positions of a block.
     """
     start, word, position = locate(slot_map, token, element)

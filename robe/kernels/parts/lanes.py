@@ -1,14 +1,14 @@
-"""Runs of weights, several at a time in one vector register; and a word to the cache ahead of time.
+"""Spans of weights, several at a time in one vector register, and prefetching.
 
-Numba's compiler turns a loop into vector code where the loop is long; the runs of a ROBE array are 8 to 64
+Numba's compiler turns a loop into vector code where the loop is long; the spans of a ROBE array are 8 to 64
 elements, and fall into the scalar rest of such a loop. So the loads and stores of 16 or 8 elements are
 written out here as LLVM instructions, for any machine: where registers are shorter, it takes several. With
-the JIT off (NUMBA_DISABLE_JIT=1) or bounds checked (NUMBA_BOUNDSCHECK=1), the plain functions below, which
-say the same, run instead.
+the JIT off (NUMBA_DISABLE_JIT=1) or bounds checked (NUMBA_BOUNDSCHECK=1), the plain functions below run in
+their stead; they compute the same.
 
-A run goes between `memory` (M,) and the contiguous `vectors` (F, D) of one row of a batch, whose elements are
-counted 0 .. F * D - 1; element k of it is negated where bit k of `bits` is set. `memory` may be the bits of
-halves (half.py), which are widened as they are read; groups of codes (groups.py) have a copy of their own.
+A span goes between `memory` (M,) and the contiguous `vectors` (F, D) of one row of a batch, whose elements
+are counted 0 .. F * D - 1; element k of it is negated where bit k of `bits` is set. `memory` may be the bits
+of halves (half.py), which are widened as they are read; groups of codes (groups.py) have a copy of their own.
 """
 
 import numpy as np
@@ -166,7 +166,7 @@ def _add_lanes(typing, source, s, bits, scale, out, o, lanes):
         lanes, align = lanes_type.literal_value, out_type.dtype.bitwidth // 8
         value = _signed(context, builder, source_type, source, s, bits, lanes)
         target = _vector_pointer(context, builder, out_type, out, o, lanes)
-        # Two roundings, as in the plain function: the bytes must not depend on where a run is cut.
+        # Two roundings, as in the plain function: the bytes must not depend on where a span is cut.
         total = builder.fadd(
             builder.load(target, align=align), builder.fmul(_splat(builder, scale, lanes), value)
         )
@@ -280,8 +280,8 @@ if config.DISABLE_JIT or config.BOUNDSCHECK:
         pass
 
 
-# Called from several places, the loops over a run are not inlined by LLVM's own choice, and a call for each
-# run costs as much as copying it: with blocks of 8, a look-up took 1.4 times as long.
+# Called more than once, the loops over a span are not inlined by LLVM's own choice, and a call for each
+# span costs as much as copying it: with blocks of 8, a look-up took 1.4 times as long.
 @register_jitable(forceinline=True)
 def copy_span(memory, s, bits, vectors, o, length):
     """Write memory[s + k], with its sign, to element o + k of the vectors, for k < length."""
@@ -312,7 +312,7 @@ def add_span(vectors, s, bits, scale, memory, o, length):
 
 @register_jitable(forceinline=True)
 def adagrad_span(gradient, rate, eps, accumulator, out, o, length):
-    """Adagrad's step on a run of weights, whose gradients become 0."""
+    """Adagrad's step on a span of weights, whose gradients become 0."""
     while length >= SIXTEEN:
         _adagrad_lanes(gradient, rate, eps, accumulator, out, o, 16)
         o, length = o + SIXTEEN, length - SIXTEEN
@@ -341,7 +341,7 @@ def combine(factors, vectors, out, i):
 
 @register_jitable
 def prefetch_span(array, start, length):
-    """Ask for the cache lines of a run that will be needed soon."""
+    """Ask for the cache lines of a span that will be needed soon."""
     k, line = ZERO, np.uint64(64 // array.itemsize)
     while k < length:
         _prefetch(array, start + k)

@@ -22,7 +22,7 @@ def launch(kernel, work: tuple[int, ...], *arguments, shape=None) -> None:
 
     `shape` is for kernels whose thread blocks work together on something, as `block_shape` makes it.
 
-    A kernel over several axes needs no division to find its place (nor with `while`, as Numba divides to
+    A kernel over several axes needs no division to find its indices (nor with `while`, as Numba divides to
     count the rounds of a strided `range`), and neighbouring threads stand along the first axis, so their
     reads and writes are merged. Nothing is started where there is no work. In the
     simulator, device memory is host memory: NumPy arrays, strided views too, are used in place.
@@ -51,7 +51,7 @@ def on_device(argument):
     """The argument as Numba takes it at once: CuPy's arrays wrapped, numbers and tuples as they are.
 
     Numba takes CuPy's arrays too, but looks each over anew at every launch, and may wait for the stream. So
-    it is done once per place in memory. What is kept does not own the memory: should CuPy free it and hand
+    it is done once per address. What is kept does not own the memory: should CuPy free it and hand
     out the same address in the same shape again, the view is as right as before.
     """
     if isinstance(argument, np.ndarray):
@@ -64,8 +64,8 @@ def on_device(argument):
         if len(_wrapped) == WRAPPED_MOST:
             _wrapped.clear()
         address, shape, strides, dtype = key
-        place = {"data": (address, False), "shape": shape, "strides": strides, "typestr": dtype.str}
-        _wrapped[key] = cuda.from_cuda_array_interface(place | {"version": 3})
+        interface = {"data": (address, False), "shape": shape, "strides": strides, "typestr": dtype.str}
+        _wrapped[key] = cuda.from_cuda_array_interface(interface | {"version": 3})
     return _wrapped[key]
 
 

@@ -2,8 +2,8 @@
 
 A piece is R = gcd(Z, D, 64) consecutive elements of a row, the first of them a multiple of R; of a full
 table, which has no blocks, gcd(D, 64). So it lies in one block and under one word of signs, and one hash
-places all of it: element k lies at slot + k, which goes on at 0 behind the end of the array, and bit k of the
-sign bits is its sign. R is a power of two, 2^shift, so a shift tells an element's piece and place in it.
+locates all of it: element k lies at slot + k, which goes on at 0 behind the end of the array, and bit k of
+the sign bits is its sign. R is a power of two, 2^shift, so a shift finds the piece of an element.
 
 Thread blocks work on tiles of TILE pieces: each thread hashes one into shared memory, all wait for each
 other, and then they share the elements of the tile. Pieces are numbered row after row: piece p is part

@@ -16,7 +16,7 @@ def repair() -> None:
 
 
 def _shared_array(self, shape, dtype):
-    if shape == 0:  # dynamic: the one place whose size the launch says, as an array of any type
+    if shape == 0:  # dynamic: the only memory whose size the launch says, as an array of any type
         return np.frombuffer(self._dynshared.data, dtype, self._dynshared.size // np.dtype(dtype).itemsize)
     caller = sys._getframe(1)
     return self._allocations.setdefault((caller.f_code, caller.f_lineno), np.empty(shape, dtype))

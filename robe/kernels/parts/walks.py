@@ -1,12 +1,13 @@
 """The loops of the kernels, once each: walks over a batch, that call a visitor at every stop.
 
 An operation hands in `visit`, plain Python under `register_jitable`, and gets a kernel; the compiler puts the
-visitor into the innermost loop. All kernels of a walk take the same arguments: the batch (`ids`, `base`), a
-`layout` that tells where rows lie (a SlotMap or a Form), and `state`, a tuple of whatever the visitor needs.
+visitor into the innermost loop. A kernel takes `state`, a tuple of whatever the visitor needs, and all but
+those of `elements` take the batch (`ids`, `base`) and a `layout` that tells where rows lie (a SlotMap or a
+Form).
 
     rows(begin, visit)    CPU    once for each row of the batch, with scratch memory of the thread
     spans(visit)          CPU    once for each span of slots; threads own ranges of the array, so none collide
-    elements(find, visit) CUDA   once for each element, by a thread of its own
+    elements(find, visit) CUDA   once for each element of some vectors, by a thread of its own
     pieces(visit)         CUDA   once for each element, or for four, hashed once per piece (pieces.py)
 
 The layout stays outside of `state`, since a NamedTuple within a tuple cannot enter a parallel region of
@@ -44,8 +45,8 @@ def rows(begin, visit, fastmath=False):
 
 
 @register_jitable
-def nothing(state, layout, base, b, ids):
-    """A `begin` for visitors that keep nothing."""
+def nothing(*arguments):
+    """A `begin` or `find` for visitors that need none."""
     return 0
 
 
@@ -88,35 +89,36 @@ def walk_spans(kernel, ids, base, slot_map, array, state) -> None:
 
 
 def elements(find, visit):
-    """Kernel for `walk_elements`: on a GPU, each element by a thread of its own.
+    """Kernel for `walk_elements`: on a GPU, each element of vectors (B, N, D) by a thread of its own.
 
-    find(state, layout, row) -> what the elements of a row share, row = base[f] + id
-    visit(state, layout, row, found, b, f, i)
+    find(state, b, n) -> what the elements of a vector share
+    visit(state, found, b, n, d)
     """
 
     @cuda.jit
-    def walk(ids, base, layout, state):
-        first_i, first_b, first_f = cuda.grid(3)
-        step_i, step_b, step_f = cuda.gridsize(3)
-        f = first_f
-        while f < ids.shape[1]:
+    def walk(shape, state):
+        rows, vectors, width = shape
+        first_d, first_b, first_n = cuda.grid(3)
+        step_d, step_b, step_n = cuda.gridsize(3)
+        n = first_n
+        while n < vectors:
             b = first_b
-            while b < ids.shape[0]:
-                row = base[f] + np.uint64(ids[b, f])
-                found = find(state, layout, row)
-                i = first_i
-                while i < np.int64(layout.width):
-                    visit(state, layout, row, found, b, f, i)
-                    i += step_i
+            while b < rows:
+                found = find(state, b, n)
+                d = first_d
+                while d < width:
+                    visit(state, found, b, n, d)
+                    d += step_d
                 b += step_b
-            f += step_f
+            n += step_n
 
     return walk
 
 
-def walk_elements(kernel, ids, base, layout, state) -> None:
-    """Run a kernel of `elements`."""
-    launch(kernel, (int(layout.width), *ids.shape), ids, base, layout, state)
+def walk_elements(kernel, shape, state) -> None:
+    """Run a kernel of `elements` over vectors of that shape."""
+    rows, vectors, width = shape
+    launch(kernel, (width, rows, vectors), shape, state)
 
 
 def pieces(visit, together=1):

@@ -58,42 +58,108 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case("Z = 1", 5, 3, 8, 1, 50),
-    Case("Z < D", 6, 4, 16, 4, 1000),
-    Case("Z = D", 6, 4, 16, 16, 1000),
-    Case("Z > D", 6, 4, 16, 64, 1000),
-    Case("Z does not divide D", 5, 3, 24, 10, 509),
-    Case("Z > 64: two sign words a block", 3, 2, 128, 128, 4099),
-    Case("Z > D, does not divide, two sign words", 7, 2, 48, 100, 333),
-    Case("M = Z: every block wraps", 4, 3, 32, 32, 32),
-    Case("M barely above Z", 4, 3, 32, 30, 31),
-    Case("D = 1", 4, 3, 1, 1, 7),
-    Case("one row, one feature", 1, 1, 16, 8, 100),
-    Case("empty batch", 0, 3, 16, 8, 100),
-    Case("no features", 4, 0, 16, 8, 100),
-    Case("repeated ids", 9, 3, 16, 8, 200, ids="repeated"),
-    Case("largest ids", 3, 26, 16, 16, 997, ids="largest"),
-    Case("unsigned", 6, 4, 16, 8, 300, signed=False),
-    Case("affine", 6, 4, 16, 8, 300, "affine", signed=False),
-    Case("affine, signed", 6, 4, 16, 8, 300, "affine"),
-    Case("affine, Z = M", 4, 2, 16, 64, 64, "affine", signed=False),
-    Case("affine, Z does not divide D", 4, 2, 20, 8, 90, "affine", signed=False),
-    Case("affine, largest ids", 3, 26, 16, 16, 997, "affine", signed=False, ids="largest"),
-    Case("full table", 8, 3, 16, 1, 3 * 10 * 16, "table", signed=False),
-    Case("halves, Z = 1", 5, 3, 8, 1, 50, memory_type="float16"),
-    Case("halves, Z = D", 6, 4, 16, 16, 1000, memory_type="float16"),
-    Case("halves, Z does not divide D", 5, 3, 24, 10, 509, memory_type="float16"),
-    Case("halves, Z > 64", 3, 2, 128, 128, 4099, memory_type="float16"),
-    Case("INT8, Z = 1", 5, 3, 8, 1, 150, memory_type="int8"),
-    Case("INT8, Z = D", 6, 4, 32, 32, 1000, memory_type="int8"),
-    Case("INT8, Z > 64, and the last group is not full", 3, 2, 128, 128, 4099, memory_type="int8"),
-    Case("INT8, full table, D odd", 8, 3, 33, 1, 3 * 10 * 33, "table", signed=False, memory_type="int8"),
-    Case("INT4, Z = 1", 5, 3, 8, 1, 150, memory_type="int4"),
-    Case("INT4, Z = D", 6, 4, 32, 32, 1000, memory_type="int4"),
-    Case("INT4, Z does not divide D", 5, 3, 45, 19, 509, memory_type="int4"),
-    Case("INT4, every block wraps", 4, 3, 70, 70, 70, memory_type="int4"),
-    Case("INT4, unsigned", 4, 3, 150, 150, 600, signed=False, memory_type="int4"),
-    Case("INT4, full table, D odd", 8, 3, 33, 1, 3 * 10 * 33, "table", signed=False, memory_type="int4"),
+    Case("Z = 1", rows=5, features=3, width=8, block=1, memory=50),
+    Case("Z < D", rows=6, features=4, width=16, block=4, memory=1000),
+    Case("Z = D", rows=6, features=4, width=16, block=16, memory=1000),
+    Case("Z > D", rows=6, features=4, width=16, block=64, memory=1000),
+    Case("Z does not divide D", rows=5, features=3, width=24, block=10, memory=509),
+    Case("Z > 64: two sign words a block", rows=3, features=2, width=128, block=128, memory=4099),
+    Case("Z > D, does not divide, two sign words", rows=7, features=2, width=48, block=100, memory=333),
+    Case("M = Z: every block wraps", rows=4, features=3, width=32, block=32, memory=32),
+    Case("M barely above Z", rows=4, features=3, width=32, block=30, memory=31),
+    Case("D = 1", rows=4, features=3, width=1, block=1, memory=7),
+    Case("one row, one feature", rows=1, features=1, width=16, block=8, memory=100),
+    Case("empty batch", rows=0, features=3, width=16, block=8, memory=100),
+    Case("no features", rows=4, features=0, width=16, block=8, memory=100),
+    Case("repeated ids", rows=9, features=3, width=16, block=8, memory=200, ids="repeated"),
+    Case("largest ids", rows=3, features=26, width=16, block=16, memory=997, ids="largest"),
+    Case("unsigned", rows=6, features=4, width=16, block=8, memory=300, signed=False),
+    Case("affine", rows=6, features=4, width=16, block=8, memory=300, family="affine", signed=False),
+    Case("affine, signed", rows=6, features=4, width=16, block=8, memory=300, family="affine"),
+    Case("affine, Z = M", rows=4, features=2, width=16, block=64, memory=64, family="affine", signed=False),
+    Case(
+        "affine, Z does not divide D",
+        rows=4,
+        features=2,
+        width=20,
+        block=8,
+        memory=90,
+        family="affine",
+        signed=False,
+    ),
+    Case(
+        "affine, largest ids",
+        rows=3,
+        features=26,
+        width=16,
+        block=16,
+        memory=997,
+        family="affine",
+        signed=False,
+        ids="largest",
+    ),
+    Case(
+        "full table", rows=8, features=3, width=16, block=1, memory=3 * 10 * 16, family="table", signed=False
+    ),
+    Case("halves, Z = 1", rows=5, features=3, width=8, block=1, memory=50, memory_type="float16"),
+    Case("halves, Z = D", rows=6, features=4, width=16, block=16, memory=1000, memory_type="float16"),
+    Case(
+        "halves, Z does not divide D",
+        rows=5,
+        features=3,
+        width=24,
+        block=10,
+        memory=509,
+        memory_type="float16",
+    ),
+    Case("halves, Z > 64", rows=3, features=2, width=128, block=128, memory=4099, memory_type="float16"),
+    Case("INT8, Z = 1", rows=5, features=3, width=8, block=1, memory=150, memory_type="int8"),
+    Case("INT8, Z = D", rows=6, features=4, width=32, block=32, memory=1000, memory_type="int8"),
+    Case(
+        "INT8, Z > 64, and the last group is not full",
+        rows=3,
+        features=2,
+        width=128,
+        block=128,
+        memory=4099,
+        memory_type="int8",
+    ),
+    Case(
+        "INT8, full table, D odd",
+        rows=8,
+        features=3,
+        width=33,
+        block=1,
+        memory=3 * 10 * 33,
+        family="table",
+        signed=False,
+        memory_type="int8",
+    ),
+    Case("INT4, Z = 1", rows=5, features=3, width=8, block=1, memory=150, memory_type="int4"),
+    Case("INT4, Z = D", rows=6, features=4, width=32, block=32, memory=1000, memory_type="int4"),
+    Case("INT4, Z does not divide D", rows=5, features=3, width=45, block=19, memory=509, memory_type="int4"),
+    Case("INT4, every block wraps", rows=4, features=3, width=70, block=70, memory=70, memory_type="int4"),
+    Case(
+        "INT4, unsigned",
+        rows=4,
+        features=3,
+        width=150,
+        block=150,
+        memory=600,
+        signed=False,
+        memory_type="int4",
+    ),
+    Case(
+        "INT4, full table, D odd",
+        rows=8,
+        features=3,
+        width=33,
+        block=1,
+        memory=3 * 10 * 33,
+        family="table",
+        signed=False,
+        memory_type="int4",
+    ),
 ]
 
 
@@ -106,6 +172,11 @@ class Call(NamedTuple):
     def copy(self) -> dict:
         """The arguments with outputs of their own."""
         return {n: a.copy() if n in self.outputs else a for n, a in self.arguments.items()}
+
+
+def call(outputs: tuple[str, ...], **arguments) -> Call:
+    """A call with these arguments, in the order of the operation's."""
+    return Call(arguments, outputs)
 
 
 def cached_calls(case: Case, rng) -> dict[str, Call]:
@@ -134,12 +205,19 @@ def cached_calls(case: Case, rng) -> dict[str, Call]:
     entry, before = np.empty((2, ids.size), np.int64)
     counters = np.ones((case.features, len(COUNTED)), np.int64)
     used = rng.integers(1, 5, (sets, WAYS)).astype(np.uint32)
-    admission = Call(
-        {
-            **{"keys": keys, "order": order, "ids": ids, "base": base, "least_used": case.rows % 2 == 0},
-            **{"step": 7, "tags": tags, "used": used, "counters": counters, "entry": entry, "before": before},
-        },
+    admission = call(
         ("tags", "used", "counters", "entry", "before"),
+        keys=keys,
+        order=order,
+        ids=ids,
+        base=base,
+        least_used=case.rows % 2 == 0,
+        step=7,
+        tags=tags,
+        used=used,
+        counters=counters,
+        entry=entry,
+        before=before,
     )
     admitted = admission.copy()
     admit_reference(*admitted.values())
@@ -147,28 +225,36 @@ def cached_calls(case: Case, rng) -> dict[str, Call]:
     shape, columns = (case.rows, case.features, case.width), out_width(1 + case.features, case.width)
     first = rng.standard_normal((case.rows, case.width)).astype(np.float32)
     return {
-        "quantise": Call(
-            {
-                **{"rows": weights, "numbers": np.where(numbers % 5, numbers[::-1], NO_ROW), "key": key},
-                **{"form": form, "table": np.zeros_like(table)},
-            },
+        "quantise": call(
             ("table",),
+            rows=weights,
+            numbers=np.where(numbers % 5, numbers[::-1], NO_ROW),
+            key=key,
+            form=form,
+            table=np.zeros_like(table),
         ),
-        "sort_rows": Call({"ids": ids, "base": base, "keys": keys, "order": order}, ("keys", "order")),
+        "sort_rows": call(("keys", "order"), ids=ids, base=base, keys=keys, order=order),
         "admit": admission,
-        "cached_gather": Call(looked_up | {"out": np.full(shape, np.nan, np.float32)}, ("out",)),
-        "cached_interaction": Call(
-            looked_up | {"first": first, "out": np.full((case.rows, columns), np.nan, np.float32)}, ("out",)
+        "cached_gather": call(("out",), **looked_up, out=np.full(shape, np.nan, np.float32)),
+        "cached_interaction": call(
+            ("out",), **looked_up, first=first, out=np.full((case.rows, columns), np.nan, np.float32)
         ),
         # Products here are exact, as in half_step.
-        "cached_step": Call(
-            {
-                **{"d_vectors": rng.integers(-4, 5, shape).astype(np.float32), "order": order},
-                **{name: admitted[name] for name in ("entry", "before", "ids", "base")},
-                **{"rate": 0.125, "eps": 1e-8, "key": key, "form": form, "table": table, "values": values},
-                "accumulator": weights[: total * (case.rows % 2), 0] ** 2,
-            },
+        "cached_step": call(
             ("table", "values", "accumulator"),
+            d_vectors=rng.integers(-4, 5, shape).astype(np.float32),
+            order=order,
+            entry=admitted["entry"],
+            before=admitted["before"],
+            ids=ids,
+            base=base,
+            rate=0.125,
+            eps=1e-8,
+            key=key,
+            form=form,
+            table=table,
+            values=values,
+            accumulator=weights[: total * (case.rows % 2), 0] ** 2,
         ),
     }
 
@@ -185,69 +271,78 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
         return np.full(shape, np.nan, np.float32)
 
     rows = {"ids": case.draw_ids(), "base": case.base(), "slot_map": case.slot_map()}
-    vectors = (case.rows, case.features, case.width)
+    vectors, interacted = (case.rows, case.features, case.width), (case.rows, n, case.width)
     memory, touched = numbers(case.memory), np.zeros(case.memory, np.float32)
     looked_up = case.stored(memory)
     slots, _ = slots_reference(rows["slot_map"], rows["base"] + rows["ids"].astype(np.uint64))
     touched[slots] = rng.integers(-4, 5, slots.shape)
-    step = {"rate": 0.1, "eps": 1e-8}
     matrix = (case.rows, case.width)
     label = rng.integers(0, 2, case.rows).astype(np.float32)
 
-    def call(*outputs, **arguments):
-        return Call(arguments, outputs)
-
     return {
-        "gather": call("out", memory=looked_up, **rows, out=nan(*vectors)),
-        "scatter_add": call("out", d_vectors=numbers(*vectors), **rows, scale=-0.1, out=memory),
+        "gather": call(("out",), memory=looked_up, **rows, out=nan(*vectors)),
+        "scatter_add": call(("out",), d_vectors=numbers(*vectors), **rows, scale=-0.1, out=memory),
         "adagrad_step": call(
-            *("gradient", "accumulator", "out"),
-            **{**rows, **step, "gradient": touched, "accumulator": memory**2, "out": memory},
+            ("gradient", "accumulator", "out"),
+            **rows,
+            rate=0.1,
+            eps=1e-8,
+            gradient=touched,
+            accumulator=memory**2,
+            out=memory,
         ),
         # Products here are exact, fused with a sum or not, so that all versions come to the same bits.
         "half_step": call(
-            *("gradient", "accumulator", "out"),
-            **{**rows, "rate": 0.125, "eps": 1e-8, "key": rounding_key(seed, 5)},
-            **{"gradient": touched, "accumulator": touched[: case.memory * (case.rows % 2)] ** 2},
-            **{"out": memory.astype(np.float16)},
+            ("gradient", "accumulator", "out"),
+            **rows,
+            rate=0.125,
+            eps=1e-8,
+            key=rounding_key(seed, 5),
+            gradient=touched,
+            accumulator=touched[: case.memory * (case.rows % 2)] ** 2,
+            out=memory.astype(np.float16),
         ),
-        "interaction": call("out", vectors=numbers(case.rows, n, case.width), out=nan(case.rows, columns)),
+        "interaction": call(("out",), vectors=numbers(*interacted), out=nan(case.rows, columns)),
         "interaction_backward": call(
-            "d_vectors",
+            ("d_vectors",),
             d_out=numbers(case.rows, columns),
-            vectors=numbers(case.rows, n, case.width),
-            d_vectors=nan(case.rows, n, case.width),
+            vectors=numbers(*interacted),
+            d_vectors=nan(*interacted),
         ),
         "gather_interaction": call(
-            "out", memory=looked_up, **rows, first=numbers(*matrix), out=nan(case.rows, columns)
+            ("out",), memory=looked_up, **rows, first=numbers(*matrix), out=nan(case.rows, columns)
         ),
         "interaction_scatter": call(
-            *("d_first", "out"),
+            ("d_first", "out"),
             d_out=numbers(case.rows, columns),
-            vectors=numbers(case.rows, n, case.width),
+            vectors=numbers(*interacted),
             **rows,
             scale=-0.1,
             d_first=nan(*matrix),
             out=memory,
         ),
-        "bias_relu": call("out", x=numbers(*matrix), bias=numbers(case.width), out=nan(*matrix)),
+        "bias_relu": call(("out",), x=numbers(*matrix), bias=numbers(case.width), out=nan(*matrix)),
         "bias_relu_backward": call(
-            *("d", "d_bias"),
-            **{"out": np.maximum(numbers(*matrix), 0), "d": numbers(*matrix), "d_bias": nan(case.width)},
+            ("d", "d_bias"),
+            out=np.maximum(numbers(*matrix), 0),
+            d=numbers(*matrix),
+            d_bias=nan(case.width),
         ),
         "binary_cross_entropy": call(
-            *("loss", "d_logits"),
-            **{
-                "logits": numbers(case.rows),
-                "label": label,
-                "loss": nan(case.rows),
-                "d_logits": nan(case.rows),
-            },
+            ("loss", "d_logits"),
+            logits=numbers(case.rows),
+            label=label,
+            loss=nan(case.rows),
+            d_logits=nan(case.rows),
         ),
-        "sgd": call("parameters", gradient=numbers(case.memory), rate=0.1, parameters=memory),
+        "sgd": call(("parameters",), gradient=numbers(case.memory), rate=0.1, parameters=memory),
         "adagrad": call(
-            *("accumulator", "parameters"),
-            **{"gradient": numbers(case.memory), **step, "accumulator": memory**2, "parameters": memory},
+            ("accumulator", "parameters"),
+            gradient=numbers(case.memory),
+            rate=0.1,
+            eps=1e-8,
+            accumulator=memory**2,
+            parameters=memory,
         ),
         **cached_calls(case, rng),
     }
