@@ -8,6 +8,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 
 import numpy as np
 import pytest
+from numba.core.caching import NullCache
 from recipes import ROOT, blocks, sections
 
 from robe import checkpoint, model
@@ -47,7 +48,10 @@ def add_file(monkeypatch, folder, path, code):
     spec = spec_from_file_location(module_of(path), file)
     module = module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as uncached:
+        # The cache knows the kernels by the sources in robe/kernels, to which this file does not belong.
+        uncached.setattr("numba.core.dispatcher.FunctionCache", lambda function: NullCache())
+        spec.loader.exec_module(module)
 
 
 def add_rows(monkeypatch, path, name, code):
