@@ -28,7 +28,7 @@ def rounded(x: np.ndarray, bits: int) -> np.ndarray:
 
 
 def product(a, b, out) -> None:
-    """a b by NumPy, the same bytes however many threads its BLAS has.
+    """a b by NumPy, the same bytes however many threads its BLAS has, if its kernels are those for AVX-512.
 
     OpenBLAS adds up a long sum in parts, and two threads cut it elsewhere than one unless its length is a
     multiple of 32. (All lengths up to 3,000 were tried on one machine: sums of up to 448 are never cut, nor

@@ -25,7 +25,9 @@ SMALL_PRODUCT, SMALL_STEP = 2e7, 2e8
 def limit_threads(flops: float) -> None:
     """Let NumPy's BLAS and the kernels use as many threads as a model's largest product is worth.
 
-    No result depends on it: sums have the same order for any number of threads.
+    The kernels' results do not depend on it: their sums have the same order for any number of threads. Those
+    of products do not either with OpenBLAS's kernels for AVX-512 (see `product` in matmul.py); with those for
+    AVX2, the bytes of a product depend on where its rows are cut for two threads.
     """
     import numba
 

@@ -27,9 +27,9 @@ def test_a_cuda_kernel_in_the_simulator(copy):
     ((words, lines),) = blocks(PAGE, "insert")
     name, before = re.fullmatch(r"(\S+) before (.*)", words).groups()
     source = (copy / name).read_text()
-    kernel = source.index("def _gather_kernel")
-    place = source.rindex("\n", 0, source.index(before, kernel)) + 1
-    (copy / name).write_text(source[:place] + lines + source[place:])
+    visitor = source.index("def _read_four")
+    start = source.rindex("\n", 0, source.index(before, visitor)) + 1
+    (copy / name).write_text(source[:start] + lines + source[start:])
     done = shell(RUN[0], copy, TYPED[0])
     assert done.returncode == 0, done.stderr
     where, token, element = slot_map("mix", 8, 4, 1000), np.uint64(8), np.uint64(4)

@@ -61,7 +61,7 @@ def adagrad_step_cuda_sweep(ids, base, slot_map, rate, eps, gradient, accumulato
 
 
 @register_jitable
-def _step_piece(state, slot_map, b, f, element, slot, bits):
+def _step_piece(state, slot_map, b, column, slot, bits):
     gradient, rate, eps, accumulator, out = state
     slot = around(slot, out.size)
     taken = take(gradient, slot).view(out.dtype)

@@ -34,7 +34,7 @@ from robe.kernels.parts.hashing import (
     span_at,
 )
 from robe.kernels.parts.lanes import require_rows_together
-from robe.kernels.parts.pieces import U32, count_pieces, weight
+from robe.kernels.parts.pieces import count_pieces, weight
 from robe.kernels.parts.spans import row_walk
 from robe.kernels.parts.vector import in_fours, store4
 from robe.kernels.parts.walks import elements, nothing, pieces, rows, walk_elements, walk_pieces
@@ -158,12 +158,12 @@ def gather_cuda_elements(memory, ids, base, slot_map, out):
 
 
 @register_jitable
-def _read_four(state, slot_map, b, f, element, slot, bits):
+def _read_four(state, slot_map, b, column, slot, bits):
     memory, out = state  # out (B, F * D)
     store4(
         out,
         b,
-        f * U32(slot_map.width) + element,
+        column,
         weight(memory, slot_map, slot, bits, 0),
         weight(memory, slot_map, slot, bits, 1),
         weight(memory, slot_map, slot, bits, 2),

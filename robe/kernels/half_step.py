@@ -72,7 +72,7 @@ def half_step_cpu(ids, base, slot_map, rate, eps, key, gradient, accumulator, ou
 
 
 @register_jitable
-def _step_piece(state, slot_map, b, f, element, slot, bits):
+def _step_piece(state, slot_map, b, column, slot, bits):
     gradient, rate, eps, key, accumulator, out = state
     slot = around(slot, out.size)
     taken = take(gradient, slot).view(np.float32)

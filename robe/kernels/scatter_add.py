@@ -71,16 +71,18 @@ def scatter_add_cuda_elements(d_vectors, ids, base, slot_map, scale, out):
 
 
 @register_jitable
-def _add_piece(state, slot_map, b, f, element, slot, bits):
-    d_vectors, scale, out = state
-    add(out, around(slot, out.size), scale * flip(d_vectors[b, f, element], bits, 0))
+def _add_piece(state, slot_map, b, column, slot, bits):
+    d_vectors, scale, out = state  # d_vectors (B, F * D)
+    add(out, around(slot, out.size), scale * flip(d_vectors[b, column], bits, 0))
 
 
 _scatter_add_kernel = pieces(_add_piece)
 
 
 def scatter_add_cuda(d_vectors, ids, base, slot_map, scale, out):
-    walk_pieces(_scatter_add_kernel, ids, base, slot_map, (d_vectors, out.dtype.type(scale), out))
+    rows, features, width = d_vectors.shape
+    state = (d_vectors.reshape(rows, features * width), out.dtype.type(scale), out)
+    walk_pieces(_scatter_add_kernel, ids, base, slot_map, state)
 
 
 @cuda.jit

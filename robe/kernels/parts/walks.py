@@ -124,8 +124,9 @@ def walk_elements(kernel, shape, state) -> None:
 def pieces(visit, together=1):
     """Kernel for `walk_pieces`: on a GPU, each element of the batch, or `together` neighbours at a time.
 
-    visit(state, layout, b, f, element, slot, bits): element + k lies at around(slot + k, M), with the sign of
-    bit k. A thread block hashes a tile of pieces into shared memory, and then shares out their elements.
+    visit(state, layout, b, column, slot, bits): of the F * D elements of row b, column + k lies at
+    around(slot + k, M), with the sign of bit k. A thread block hashes a tile of pieces into shared memory,
+    and then shares out their elements.
     """
 
     @cuda.jit
@@ -133,23 +134,22 @@ def pieces(visit, together=1):
         slots = cuda.shared.array(TILE, np.uint64)
         signs = cuda.shared.array(TILE, np.uint64)
         rows = cuda.shared.array(TILE, np.uint32)
-        features = cuda.shared.array(TILE, np.uint32)
-        elements = cuda.shared.array(TILE, np.uint32)
+        columns = cuda.shared.array(TILE, np.uint32)
         thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
         first = U32(cuda.blockIdx.x * TILE)
         while first < count:
             here = min(U32(TILE), U32(count - first))
             p = thread
             while p < here:
-                found = piece_at(U32(first + p), ids, base, layout, shift)
-                slots[p], signs[p], rows[p], features[p], elements[p] = found
+                slots[p], signs[p], rows[p], f, element = piece_at(U32(first + p), ids, base, layout, shift)
+                columns[p] = f * U32(layout.width) + element
                 p = U32(p + threads)
             cuda.syncthreads()
             e = U32(together * thread)
             while e < here << shift:
                 p = U32(e >> shift)
                 k = U32(e - (p << shift))
-                visit(state, layout, rows[p], features[p], U32(elements[p] + k), slots[p] + k, signs[p] >> k)
+                visit(state, layout, rows[p], U32(columns[p] + k), slots[p] + k, signs[p] >> k)
                 e = U32(e + together * threads)
             cuda.syncthreads()  # the next tile takes the same memory
             first = U32(first + cuda.gridDim.x * TILE)
