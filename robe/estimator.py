@@ -77,7 +77,7 @@ class DLRM:
         """One optimizer step per batch; call it again to go on, with the next epoch for instance.
 
         batches: of (label (B,) 0 or 1, dense (B, n) finite numbers, ids (B, F) integers), read once. B is at
-            most the setting `batch`, or 2048 if that is less.
+            most the larger of the setting `batch` and 2048.
         Raises ArrayError for a batch that does not fit, TrainingError where the loss is not finite.
         """
         require_trainable(self.config)
