@@ -11,7 +11,7 @@ Form).
     pieces(visit)         CUDA   once for each element, or for four, hashed once per piece (pieces.py)
 
 The layout stays outside of `state`, since a NamedTuple within a tuple cannot enter a parallel region of
-Numba. Kernels made by a walk are cached on disk, under keys that tell the visitors apart.
+Numba. A kernel is named by its walk and its visitor, in profilers and in the cache on disk.
 """
 
 import numpy as np
@@ -25,6 +25,21 @@ from robe.kernels.parts.spans import find_spans, most_spans, own_spans, room_for
 ROWS = 16  # of a batch, that a thread of the CPU does in turn
 
 
+def of(visit):
+    """Name a walk by its visitor, such as `rows.gather._read`.
+
+    Numba's cache has files for each name, and a list of the kernels that share them. Two processes that
+    compile at a time could mix up the kernels of one list, so no two operations may share a name.
+    """
+
+    def named(walk):
+        made_by, file = walk.__qualname__.split(".")[0], visit.__module__.split(".")[-1]
+        walk.__qualname__ = f"{made_by}.{file}.{visit.__name__}"
+        return walk
+
+    return named
+
+
 def rows(begin, visit, fastmath=False):
     """Kernel (state, layout, ids, base): on the CPU, each row of the batch by one thread, in order within 16.
 
@@ -33,6 +48,7 @@ def rows(begin, visit, fastmath=False):
     """
 
     @njit(parallel=True, nogil=True, cache=True, fastmath=fastmath)
+    @of(visit)
     def walk(state, layout, ids, base):
         count = ids.shape[0]
         for tile in prange((count + ROWS - 1) // ROWS):
@@ -61,6 +77,7 @@ def spans(visit):
 
     # Division in NumPy's way does not look for 0, so loops that divide become vector code.
     @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+    @of(visit)
     def walk(ids, base, layout, most, owners, array, state):
         rows = ids.shape[0]
         listed, counts = room_for_spans(rows, most)
@@ -96,6 +113,7 @@ def elements(find, visit):
     """
 
     @cuda.jit
+    @of(visit)
     def walk(shape, state):
         rows, vectors, width = shape
         first_d, first_b, first_n = cuda.grid(3)
@@ -130,6 +148,7 @@ def pieces(visit, together=1):
     """
 
     @cuda.jit
+    @of(visit)
     def walk(ids, base, layout, count, shift, state):
         slots = cuda.shared.array(TILE, np.uint64)
         signs = cuda.shared.array(TILE, np.uint64)
