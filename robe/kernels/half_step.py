@@ -23,6 +23,8 @@ GPU may fuse a product with a sum, which may change a float32 by an ulp). Traini
 scatter_add is.
 """
 
+import math
+
 import numpy as np
 from numba.extending import register_jitable
 
@@ -49,17 +51,21 @@ def half_step_reference(ids, base, slot_map, rate, eps, key, gradient, accumulat
 
 
 @register_jitable
-def step_half(i, gradient, rate, eps, key, accumulator, out):
-    step = descent(i, gradient, rate, eps, accumulator) if accumulator.size > 0 else rate * gradient
-    out[i] = to_half(from_half(out[i]) - step, random_bits(key, i))
+def stepped(weight, step, key, slot):
+    return to_half(from_half(weight) - step, random_bits(key, slot))
 
 
 @register_jitable(forceinline=True)
 def _step(state, b, element, slot, length, bits):
-    # No branch passes over gradients of 0: so the loop becomes vector code, two to four times as fast.
+    # This loop becomes vector code, two to four times as fast, if no branch passes over gradients of 0
+    # and no function takes the arrays: with `descent` in it, the whole step took 1.4 to 1.8 times as long.
     gradient, rate, eps, key, accumulator, out = state
     for i in range(slot, slot + length):
-        step_half(i, gradient[i], rate, eps, key, accumulator, out)
+        step = rate * gradient[i]
+        if accumulator.size > 0:
+            accumulator[i] += gradient[i] * gradient[i]
+            step /= math.sqrt(accumulator[i]) + eps
+        out[i] = stepped(out[i], step, key, i)
         gradient[i] = 0
 
 
@@ -77,7 +83,8 @@ def _step_piece(state, slot_map, b, column, slot, bits):
     slot = around(slot, out.size)
     taken = take(gradient, slot).view(np.float32)
     if taken != 0:
-        step_half(slot, taken, rate, eps, key, accumulator, out)
+        step = descent(slot, taken, rate, eps, accumulator) if accumulator.size > 0 else rate * taken
+        out[slot] = stepped(out[slot], step, key, slot)
 
 
 _half_step_kernel = pieces(_step_piece)
