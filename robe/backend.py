@@ -169,9 +169,13 @@ def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:
 
 
 def _device(kernels: SimpleNamespace, precision: str) -> Backend:
-    """The backend on the current CUDA device. No part of it has been run on one yet."""
+    """The backend on the current CUDA device."""
     import cupy
     import cupyx
+    from numba.cuda.core import config  # type: ignore[import-not-found]  # numba-cuda's
+
+    # Of a launch with little work Numba would say, on every size of batch, that it fills no card.
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
     device = cupy.cuda.Device()
     model = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()

@@ -83,11 +83,12 @@ def test_a_batch_is_copied_while_the_step_before_computes():
     work, sums = cupy.ones(50_000_000, np.float32), []
     for _, (array,) in feed(streams, batches, 1000):
         sums.append(array.sum())
-        for _ in range(500):  # far longer than it takes the host to fill 4 MB
+        for _ in range(100):  # far longer than it takes the host to fill 4 MB
             cupy.multiply(work, 1.0001, out=work)
         ended.append(compute.record())
     assert [float(total) for total in sums] == [number * 1e6 for number in range(8)]
-    for number in range(7):
+    # Before the second batch its slot is made, and pinned memory is given out only when the device is idle.
+    for number in range(1, 7):
         assert cupy.cuda.get_elapsed_time(begun[number + 1], ended[number]) > 0
 
 
