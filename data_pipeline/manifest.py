@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.names import shown
 from data_pipeline.schema import DataError, Schema
 
 FORMAT, VERSION = "robe-dlrm-shards", 1
@@ -145,7 +146,8 @@ class Manifest:
         """What these data are, in one line."""
         kind = "SYNTHETIC data, no click in it is real" if self.synthetic else f"{self.schema.name} data"
         sizes = ", ".join(f"{self.rows(split):,} {split}" for split in self.split)
-        return f"{kind}; rows: {sizes}; dense: {self.dense_transform}; ids: {self.ids}; {self.split_note}"
+        meaning = f"dense: {self.dense_transform}; ids: {self.ids}; {self.split_note}"
+        return shown(f"{kind}; rows: {sizes}; {meaning}")
 
     def save(self, folder: Path) -> None:
         """Write `folder/manifest.json`."""

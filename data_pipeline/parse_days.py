@@ -15,6 +15,7 @@ from data_pipeline.dialects import Distinct, modulo
 from data_pipeline.job import Job, identity, read_note
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, shard_columns
+from data_pipeline.names import shown
 from data_pipeline.schema import DataError
 from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard
 
@@ -85,7 +86,7 @@ def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
                     path = partial_name(job.work / f"day_{day}_{REJECTED}")
                     files[day] = stack.enter_context(open(path, "wb"))
                 rejected[day] += 1
-                files[day].write(f"{source.path}\t{line}\t{reason}\t".encode() + text + b"\n")
+                files[day].write(f"{shown(source.path)}\t{line}\t{shown(reason)}\t".encode() + text + b"\n")
 
         parts = stack.enter_context(closing(_parts(job, source, source.first_line(needed[0]), reject)))
         for day, group in groupby(parts, key=itemgetter(0)):
