@@ -1,7 +1,10 @@
 import pytest
 from rich.cells import cell_len
 
+from data_pipeline.dialects import report
+from data_pipeline.manifest import Ids, Manifest
 from data_pipeline.names import fitted, shown
+from data_pipeline.schema import Schema
 
 
 @pytest.mark.parametrize(
@@ -39,3 +42,13 @@ def test_long_names_keep_both_ends(cells, character):
     assert "..." in short
     assert short.startswith("a") or cells == 4
     assert fitted("a" * cells, cells) == "a" * cells
+
+
+def test_what_is_told_of_data_is_one_line_a_feature():
+    schema = Schema("a\nb", "label", (), ("\x1b[31m", "$x$"))
+    feature = {"coverage": {"1": 0.5}, "kept": 1, "distinct": 2, "rare_rows": 1}
+    ids, split = Ids("dictionary", (2, 2), True), {"train": ((0, 0, 9),)}
+    manifest = Manifest(schema, "none", ids, (), split, "day_0\n tests", features=(feature, feature))
+    assert manifest.describe().startswith(r"a\nb data; ")
+    assert manifest.describe().endswith(r"day_0\n tests")
+    assert [line.split(":")[0] for line in report(manifest)] == [r"\x1b[31m", "$x$"]
