@@ -52,3 +52,8 @@ def test_what_is_told_of_data_is_one_line_a_feature():
     assert manifest.describe().startswith(r"a\nb data; ")
     assert manifest.describe().endswith(r"day_0\n tests")
     assert [line.split(":")[0] for line in report(manifest)] == [r"\x1b[31m", "$x$"]
+
+
+def test_wide_characters_take_two_cells():
+    assert fitted("格" * 10, 20) == "格" * 10
+    assert fitted("格" * 11, 20) == "格" * 5 + "..." + "格" * 3
