@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from data_pipeline.dialects import Dense, Dialect, Order
+from data_pipeline.input_files import InputOrder
 from data_pipeline.logs import BadRows
 from data_pipeline.manifest import shard_name
 from data_pipeline.ranks import Ranks
@@ -40,6 +41,9 @@ class PrepareConfig:
     """log1p writes log(max(x, 0) + 1) of the dense values, none the values themselves; missing ones are 0."""
     bad_rows: BadRows = "error"
     """error stops at the first malformed line; skip leaves such lines out and lists them in rejected.tsv."""
+    input_order: InputOrder = "names"
+    """names sorts files whose names differ only in numbers by these, day_2 before day_10, and refuses other
+    orders that the names contradict; given takes the files as they are listed."""
     blocks: int = 7
     """Number of days of equal length to cut a single file into; DLRM cuts Criteo Kaggle into 7."""
     days: str | None = None

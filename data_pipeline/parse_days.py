@@ -27,11 +27,13 @@ Rows = dict[str, np.ndarray]
 class Source(NamedTuple):
     """A log file and the days in it, which are numbered from `first` on.
 
+    found: size and time of the last change of the file, as it was found; it may not change from then on.
     stops: the number of each day's last line.
     origins: what the manifest calls each day.
     """
 
     path: Path
+    found: dict[str, int]
     first: int
     stops: tuple[int, ...]
     origins: tuple[str, ...]
@@ -48,7 +50,10 @@ def parse_days(job: Job, sources: list[Source], days: Sequence[int]) -> None:
     for source in sources:
         mine = [day for day in days if source.first <= day < source.first + len(source.stops)]
         if needed := [day for day in mine if not _is_parsed(job, source, day)]:
-            _parse_file(job, source, needed)
+            try:
+                _parse_file(job, source, needed)
+            finally:  # what is amiss with a line, or has no line, may come of a change too
+                _require_unchanged(source)
         if mine:
             job.meter.add(source.path.stat().st_size)
 
@@ -61,7 +66,7 @@ def _is_parsed(job: Job, source: Source, day: int) -> bool:
     record = read_note(job.work / f"day_{day}.done")
     if record is None or (record["rejected"] and job.config.bad_rows == "error"):
         return False
-    if record["source"] != identity(source.path):
+    if record["source"] != source.found:
         raise DataError(
             f"{source.path}: has changed since day {day} was prepared from it; remove {job.work} to begin "
             "again"
@@ -75,7 +80,7 @@ def _is_parsed(job: Job, source: Source, day: int) -> bool:
 
 def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
     """Write the shards of some days of a file."""
-    source_now, rejected = identity(source.path), Counter[int]()
+    rejected = Counter[int]()
     with ExitStack() as stack:
         files: dict[int, BinaryIO] = {}
 
@@ -91,14 +96,23 @@ def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
         for day, group in groupby(parts, key=itemgetter(0)):
             if day in needed:
                 record = _write_day(job, day, (rows for _, rows in group))
+                _require_unchanged(source)
                 if day in files:
                     files[day].close()
                     path = job.work / f"day_{day}_{REJECTED}"
                     partial_name(path).replace(path)
-                record |= {"source": source_now, "rejected": rejected[day]}
+                record |= {"source": source.found, "rejected": rejected[day]}
                 write_whole(job.work / f"day_{day}.done", record)
             if day == needed[-1]:
                 break
+
+
+def _require_unchanged(source: Source) -> None:
+    """Raise DataError if the file is not what it was when it was found: who can say which rows were read?"""
+    if identity(source.path) != source.found:
+        raise DataError(
+            f"{source.path}: has changed while it was read; give the same command again when it is whole"
+        )
 
 
 def _parts(

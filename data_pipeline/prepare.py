@@ -17,7 +17,6 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ import numpy as np
 
 from data_pipeline.appearing import finish, resuming, work_folder, write_whole
 from data_pipeline.dialects import DICTIONARY, Distinct
-from data_pipeline.folders import DAY_FILE
+from data_pipeline.input_files import input_files
 from data_pipeline.job import Job, Meter, PrepareConfig, Progress, identity, read_note
 from data_pipeline.logs import count_rows
 from data_pipeline.manifest import Day, Ids, Manifest, Stretch
@@ -48,7 +47,7 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     """
     _check(config)
     _keep_freed_memory()
-    files = _input_files(config.inputs)
+    files = input_files(config.inputs, config.input_order)
     _synthetic(files, None)  # raises if synthetic files are mixed with others
     count = len(files) if len(files) > 1 else config.blocks
     if count < 2:
@@ -136,55 +135,25 @@ def _chosen(text: str, count: int) -> list[int]:
     return sorted(days)
 
 
-def _input_files(inputs: tuple[Path, ...]) -> list[Path]:
-    """The log files in order; raises DataError unless all are there and all are different."""
-    if not inputs:
-        raise DataError("no input: name one log file per day, or one folder of day_0, day_1, ...")
-    if len(inputs) == 1 and inputs[0].is_dir():
-        folder = inputs[0]
-        days = sorted((int(m[1]), path) for path in folder.iterdir() if (m := DAY_FILE.fullmatch(path.name)))
-        if not days:
-            raise DataError(f"{folder}: holds no day_0, day_1, ...; name the log files one by one")
-        for (number, path), (next_number, twin) in pairwise(days):
-            if number == next_number:
-                raise DataError(f"{twin}: is the same day as {path}; name the log files one by one")
-        inputs = tuple(path for _, path in days)
-    seen: dict[tuple[int, int], Path] = {}
-    for path in inputs:
-        try:
-            info = path.stat()
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}; check the path") from None
-        if path.is_dir():
-            raise DataError(f"{path}: is a folder; name log files, or one folder alone")
-        if not path.is_file():
-            raise DataError(f"{path}: is not an ordinary file; write the log to one first")
-        file = info.st_dev, info.st_ino
-        if file in seen:
-            raise DataError(f"{path}: is the same file as {seen[file]}; name each file once")
-        seen[file] = path
-    return list(inputs)
-
-
 def _count_lines(job: Job, path: Path) -> None:
     """Note how many rows a single file has, so that it can be cut into days."""
     note = job.work / "lines.json"
-    if (read_note(note) or {}).get("source") != identity(path):
-        write_whole(note, {"source": identity(path), "rows": count_rows(path, job.meter.advance)})
+    if (read_note(note) or {}).get("source") != (found := identity(path)):
+        write_whole(note, {"source": found, "rows": count_rows(path, job.meter.advance)})
     job.meter.add(path.stat().st_size)
 
 
 def _sources(job: Job, files: list[Path]) -> list[Source]:
     """Each of several files is a day; a single one is cut into days of equal length, to within a row."""
     if len(files) > 1:
-        return [Source(path, day, (END,), (str(path),)) for day, path in enumerate(files)]
+        return [Source(path, identity(path), day, (END,), (str(path),)) for day, path in enumerate(files)]
     (path,), blocks = files, job.config.blocks
     counted = read_note(job.work / "lines.json")
     assert counted is not None, "_count_lines comes first"
     lines = counted["rows"]
     sizes = [lines // blocks + (block < lines % blocks) for block in range(blocks)]
     origins = tuple(f"{path}, block {block} of {blocks}" for block in range(1, blocks + 1))
-    return [Source(path, 0, (*np.cumsum(sizes[:-1]).tolist(), END), origins)]
+    return [Source(path, counted["source"], 0, (*np.cumsum(sizes[:-1]).tolist(), END), origins)]
 
 
 def _split(rows: list[int], origins: Sequence[str], how: str) -> tuple[dict[str, tuple[Stretch, ...]], str]:
@@ -196,7 +165,18 @@ def _split(rows: list[int], origins: Sequence[str], how: str) -> tuple[dict[str,
                 f"{origin}: {count} usable rows, but each day needs 1 and the last 2; give more "
                 "rows, or cut a single file into fewer --blocks"
             )
-    return split(rows, how)
+    parts, note = split(rows, how)
+    held_out = (f"{name}: {_told(parts[name], rows, origins)}" for name in ("test", "validation"))
+    return parts, f"{note}; {', '.join(held_out)}"
+
+
+def _told(stretches: tuple[Stretch, ...], rows: list[int], origins: Sequence[str]) -> str:
+    """The rows of some stretches in words, counted from 1 in each day."""
+    words = []
+    for day, start, stop in stretches:
+        whole = stop - start == rows[day]
+        words.append(origins[day] if whole else f"rows {start + 1:,} to {stop:,} of {origins[day]}")
+    return " and ".join(words if len(words) < 4 else [words[0], f"{len(words) - 2} more days", words[-1]])
 
 
 def _finish(

@@ -287,7 +287,8 @@ def test_every_split_needs_rows(tmp_path):
     )
     fails(tmp_path, "day_0, block 5 of 7: 0 usable rows", files[0], done=range(4))
     write(files[1], [b"bad"] * 5)
-    fails(tmp_path, "day_1: 0 usable rows", files[1], files[0], bad_rows="skip", done=[1])
+    given = {"input_order": "given", "bad_rows": "skip"}
+    fails(tmp_path, "day_1: 0 usable rows", files[1], files[0], done=[1], **given)
     run(files[:1], tmp_path / "enough", blocks=2)
 
 
