@@ -32,7 +32,9 @@ def paths(text):
         ("extra part10.csv part2.csv", "extra part2.csv part10.csv"),
         ("part-00000.parquet part-00001.parquet", "part-00000.parquet part-00001.parquet"),
         ("monday tuesday friday", "monday tuesday friday"),
+        ("b2.csv a1.csv", "b2.csv a1.csv"),
         ("train.csv test.csv", "train.csv test.csv"),
+        ("test_10.csv test_9.csv", "test_9.csv test_10.csv"),
     ],
 )  # fmt: skip
 def test_files_are_sorted_by_the_numbers_in_their_names(listed, meant):
