@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from analysis.claim import FOLDER, Result, Rows, columns
-from robe.files import write_whole
 from robe.train import versions
+from whole_files import write_whole
 
 ROOT = FOLDER.parent
 MOST_ROWS = 200  # of a table of measurements; the CSV file has all

@@ -60,9 +60,9 @@ from robe.config import (
     resolve,
     robe_weights,
 )
-from robe.files import write_whole
 from robe.model import build
 from robe.train import versions
+from whole_files import write_whole
 
 CACHE = claim.OUT / "tradeoff"
 EVALUATIONS = 20  # per pass

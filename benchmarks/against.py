@@ -12,7 +12,6 @@ Writes benchmarks/results/against-REVISION.json, unless --quick.
 """
 
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,9 +22,9 @@ import tyro
 from benchmarks.measure import BenchmarkError, machine, spread
 from benchmarks.peer import process_jobs
 from benchmarks.revision import ROOT, checked_out, environment, git
-from robe.files import write_whole
 from robe.progress import progress_bar
 from robe.threads import THREAD_POLICY
+from whole_files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 WORKER = Path(__file__).with_name("against_worker.py")
@@ -110,7 +109,7 @@ def measure(
         print(f"known to one revision only: {', '.join(alone)}")
     if out or not quick:
         out = out or RESULTS / f"against-{Path(revision).name}.json"
-        write_whole(out, json.dumps(results, indent=1) + "\n")
+        write_json(out, results)
         print(f"{out}: written")
 
 

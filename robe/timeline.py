@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from robe.kernels.operations import version
 from robe.kernels.parts.cost import Cost, Limits
+from whole_files import write_whole
 
 # What times a phase: `with phase("forward"): ...`
 Phase = Callable[[str], AbstractContextManager]
@@ -97,4 +98,4 @@ class Timeline:
             {"name": e.name, "ph": "X", "ts": 1e6 * e.start, "dur": 1e6 * e.length, "pid": 0, "tid": 0}
             for e in self.events
         ]
-        path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+        write_whole(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(
-    p for folder in ("robe", "data_pipeline", "analysis", "benchmarks") for p in (ROOT / folder).rglob("*.py")
-)
+ROOMS = "robe", "data_pipeline", "analysis", "benchmarks"
+SOURCES = sorted([ROOT / "whole_files.py", *(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))])
 
 
 def imports(path):
@@ -51,6 +50,10 @@ def test_robe_and_the_data_pipeline_do_not_know_each_other():
     """But for the folders of runs and the commands, which bring them together."""
     assert forbidden(below_top(), "data_pipeline") == []
     assert forbidden(rooms("data_pipeline/"), "robe") == []
+
+
+def test_what_every_room_writes_by_knows_no_room():
+    assert forbidden(rooms("whole_files.py"), *ROOMS) == []
 
 
 def test_nothing_below_knows_the_top():
