@@ -36,6 +36,7 @@ from data_pipeline.dialects import TRANSFORMS, encoder
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, Manifest, Stretch
 from data_pipeline.schema import DataError
+from data_pipeline.whole_files import naming
 
 BLOCK_ROWS = 4096
 WINDOW_BLOCKS = 64
@@ -194,7 +195,8 @@ class _Shard:
         rows = out if as_they_are else np.empty(out.shape, self.dtype)
         room, position = rows.reshape(-1).view(np.uint8), self.offset + start * self.row_bytes
         while room.size:
-            read = os.preadv(self.file, [room.data], position)
+            with naming(self.path):
+                read = os.preadv(self.file, [room.data], position)
             if read == 0:
                 raise DataError(f"{self.path}: has become shorter; prepare the data again")
             room, position = room[read:], position + read

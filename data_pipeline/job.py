@@ -11,7 +11,8 @@ from data_pipeline.input_files import InputOrder
 from data_pipeline.logs import BadRows
 from data_pipeline.manifest import shard_name
 from data_pipeline.ranks import Ranks
-from data_pipeline.schema import CRITEO, Schema
+from data_pipeline.schema import CRITEO, DataError, Schema
+from data_pipeline.whole_files import sync, write_json
 
 # Called with how many bytes of the logs, as they lie on disk, have been read, and how many will be in all;
 # making a dictionary counts as reading them once more.
@@ -72,6 +73,12 @@ class Job(NamedTuple):
         """The file of a feature's values on a day, raw or as ids of its dictionary: plain uint32."""
         return self.work / f"day_{day}_{form}_{feature}"
 
+    def note(self, name: str, record: dict[str, Any]) -> None:
+        """Note in the file `name` that a part of the work is done, once the disk holds all that it wrote."""
+        sync(self.work / "data")
+        sync(self.work)
+        write_json(self.work / name, record)
+
     def features(self) -> range:
         return range(len(self.config.schema.categorical))
 
@@ -122,5 +129,8 @@ def identity(path: Path) -> dict[str, int]:
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
-    """What `write_whole` wrote to a file; None if there is no such file."""
-    return json.loads(path.read_text()) if path.exists() else None
+    """What `Job.note` wrote to a file; None if there is no such file. Raises DataError if it is damaged."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); remove {path.parent} to begin again") from None

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.schema import DataError, Schema
+from data_pipeline.whole_files import naming, write_json
 
 FORMAT, VERSION = "robe-dlrm-shards", 1
 MANIFEST = "manifest.json"
@@ -49,12 +50,16 @@ def possible(rows: np.ndarray, kind: str) -> np.ndarray:
 
 
 def map_shard(path: Path, *, missing: str, remedy: str) -> np.memmap:
-    """Map a shard read-only, or raise DataError, which ends with `missing` or, if damaged, with `remedy`."""
+    """Map a shard read-only, or raise DataError, which ends with `missing` or, if damaged, with `remedy`.
+
+    A shard that cannot be opened for now is not damaged: the OSError says why.
+    """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        with naming(path):
+            return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path}: {missing}") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, EOFError) as error:
         raise DataError(f"{path}: damaged ({error}); {remedy}") from None
 
 
@@ -152,7 +157,7 @@ class Manifest:
         data = {"format": FORMAT, "version": VERSION, "schema_fingerprint": self.schema.fingerprint()}
         data |= asdict(self)
         del data["folder"]
-        (folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n")
+        write_json(folder / MANIFEST, data)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Manifest":

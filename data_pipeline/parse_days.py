@@ -10,13 +10,14 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from data_pipeline.appearing import partial_name, write_whole
+from data_pipeline.appearing import partial_name
 from data_pipeline.dialects import Distinct, modulo
 from data_pipeline.job import Job, identity, read_note
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, shard_columns
 from data_pipeline.schema import DataError
-from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard
+from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard, save_array
+from data_pipeline.whole_files import new_file
 
 REJECTED = "rejected.tsv"
 
@@ -61,12 +62,14 @@ def parse_days(job: Job, sources: list[Source], days: Sequence[int]) -> None:
 def _is_parsed(job: Job, source: Source, day: int) -> bool:
     """Whether a day is done, and need not be done again because bad lines are an error now.
 
-    Raises DataError if the file has changed since.
+    Raises DataError if the file has changed since, and had rows enough to be of use.
     """
     record = read_note(job.work / f"day_{day}.done")
     if record is None or (record["rejected"] and job.config.bad_rows == "error"):
         return False
     if record["source"] != source.found:
+        if record["rows"] < 2:  # too few for the last day; it may have got more
+            return False
         raise DataError(
             f"{source.path}: has changed since day {day} was prepared from it; remove {job.work} to begin "
             "again"
@@ -83,12 +86,14 @@ def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
     rejected = Counter[int]()
     with ExitStack() as stack:
         files: dict[int, BinaryIO] = {}
+        ends: dict[int, ExitStack] = {}
 
         def reject(line: int, reason: str, text: bytes) -> None:
             if (day := source.day_of(line)) in needed:
                 if day not in files:
-                    path = partial_name(job.work / f"day_{day}_{REJECTED}")
-                    files[day] = stack.enter_context(open(path, "wb"))
+                    path = job.work / f"day_{day}_{REJECTED}"
+                    ends[day] = stack.enter_context(ExitStack())
+                    files[day] = ends[day].enter_context(new_file(path, partial_name(path)))
                 rejected[day] += 1
                 files[day].write(f"{source.path}\t{line}\t{reason}\t".encode() + text + b"\n")
 
@@ -97,12 +102,10 @@ def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
             if day in needed:
                 record = _write_day(job, day, (rows for _, rows in group))
                 _require_unchanged(source)
-                if day in files:
-                    files[day].close()
-                    path = job.work / f"day_{day}_{REJECTED}"
-                    partial_name(path).replace(path)
+                if day in ends:
+                    ends[day].close()
                 record |= {"source": source.found, "rejected": rejected[day]}
-                write_whole(job.work / f"day_{day}.done", record)
+                job.note(f"day_{day}.done", record)
             if day == needed[-1]:
                 break
 
@@ -166,5 +169,5 @@ def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
                 distinct.add(arrays["sparse"])
             rows += len(arrays["labels"])
     if not dictionary:
-        np.save(job.work / f"day_{day}_distinct.npy", distinct.to_array())
+        save_array(job.work / f"day_{day}_distinct.npy", distinct.to_array())
     return {"rows": rows, "sha256": sha256}
