@@ -64,9 +64,14 @@ def make(folder: Path, rows: int) -> Manifest:
     return Manifest.load(folder)
 
 
+def mapped(manifest: Manifest, day: int) -> list[np.ndarray]:
+    """The shards of a day, mapped."""
+    return [np.load(manifest.folder / shard_name(day, kind), mmap_mode="r") for kind in KINDS]
+
+
 def numpy_batches(manifest: Manifest, size: int, rng: np.random.Generator) -> Iterator[Batch]:
     for day, _, rows in manifest.split["train"]:
-        label, dense, ids = (manifest.open_shard(day, kind) for kind in KINDS)
+        label, dense, ids = mapped(manifest, day)
         order = rng.permutation(rows)
         for start in range(0, rows, size):
             chosen = order[start : start + size]
@@ -87,7 +92,7 @@ def torchrec_batches(
 def jobs(manifest: Manifest, size: int) -> dict[str, Callable[[], Iterator]]:
     """Name -> an epoch of batches."""
     rows, rng = Rows(manifest, "train"), np.random.default_rng(0)
-    whole = [[np.array(manifest.open_shard(day, kind)) for kind in KINDS] for day in range(DAYS)]
+    whole = [[np.array(shard) for shard in mapped(manifest, day)] for day in range(DAYS)]
     return {
         OURS: lambda: rows.batches(size, seed=0),
         "ours, in order": lambda: rows.batches(size),
@@ -98,7 +103,7 @@ def jobs(manifest: Manifest, size: int) -> dict[str, Callable[[], Iterator]]:
 
 def check(name: str, epoch: Iterator, manifest: Manifest) -> None:
     """Raise BenchmarkError unless the batches hold the rows of the shards, as sums of their bits tell."""
-    days = [[manifest.open_shard(day, kind) for kind in KINDS] for day in range(DAYS)]
+    days = [mapped(manifest, day) for day in range(DAYS)]
     if (_bits(epoch) != _bits(days)).any():
         raise BenchmarkError(f"{name}: not the rows of the shards; no time is told of it")
 

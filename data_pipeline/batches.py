@@ -20,11 +20,10 @@ Where the time goes, per row of 160 bytes in the page cache, on one core of a Ze
 for the random order, 40 ns to gather.
 """
 
-import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +35,6 @@ from data_pipeline.dialects import TRANSFORMS, encoder
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, Manifest, Stretch
 from data_pipeline.schema import DataError
-from data_pipeline.whole_files import naming
 
 BLOCK_ROWS = 4096
 WINDOW_BLOCKS = 64
@@ -86,11 +84,7 @@ class Rows:
         lengths = self._stretches[:, 2] - self._stretches[:, 1]
         # (number of stretches,): how many row blocks there are up to the end of each.
         self._ends = np.cumsum(-(-lengths // block_rows))
-        files = ExitStack()
-        weakref.finalize(self, files.close)
-        self._shards = {
-            day: [_Shard(manifest.open_shard(day, kind), files) for kind in KINDS] for day, _, _ in stretches
-        }
+        self._shards = {day: [manifest.open_shard(day, kind) for kind in KINDS] for day, _, _ in stretches}
 
     def steps(self, batch_size: int) -> int:
         """The number of batches in an epoch; the last may be short."""
@@ -167,42 +161,6 @@ class Rows:
             # No index needs clipping. With mode="raise", NumPy would gather to memory of its own first.
             array.take(order, 0, out=out, mode="clip")
         return shuffled
-
-
-class _Shard:
-    """The rows of a shard, read from its file.
-
-    They are not read through the map: its pages would count as memory of this process, and a file that is cut
-    short meanwhile would kill it.
-    """
-
-    def __init__(self, mapped: np.memmap, files: ExitStack):
-        # TorchRec's ids without gaps lie column by column; only these are read through the map.
-        assert mapped.filename is not None
-        self.columns = None if mapped.flags.c_contiguous else mapped
-        self.path, self.offset = Path(mapped.filename), mapped.offset
-        self.dtype, self.row_bytes = mapped.dtype, mapped.strides[0]
-        self.file = files.enter_context(self.path.open("rb", buffering=0)).fileno()
-
-    def read(self, start: int, out: np.ndarray) -> None:
-        """Fill `out` (n, ...) with the rows from `start` on; safe to call from several threads."""
-        if out.size == 0:  # a schema without dense columns
-            return
-        if self.columns is not None:
-            np.copyto(out, self.columns[start : start + len(out)], casting="unsafe")
-            return
-        as_they_are = out.dtype == self.dtype or (out.dtype, self.dtype) == (np.uint32, np.int32)
-        rows = out if as_they_are else np.empty(out.shape, self.dtype)
-        room, position = rows.reshape(-1).view(np.uint8), self.offset + start * self.row_bytes
-        while room.size:
-            with naming(self.path):
-                read = os.preadv(self.file, [room.data], position)
-            if read == 0:
-                raise DataError(f"{self.path}: has become shorter; prepare the data again")
-            room, position = room[read:], position + read
-        if not as_they_are:
-            # Labels become float32; ids that are int64 keep their low 32 bits.
-            np.copyto(out, rows, casting="unsafe")
 
 
 class _Memory:

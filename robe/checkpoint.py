@@ -9,22 +9,24 @@ the newest of the run, which has gone on meanwhile.
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import msgspec
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from data_pipeline.whole_files import make_folder, remedy, sync, sync_tree, write_json
 from robe.backend import select
-from robe.config import ConfigError, DataSpec, TrainConfig, from_json
+from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve
 from robe.errors import RobeError
-from robe.model import DLRM, build
+from robe.model import DLRM, build, state_shapes
 from robe.version import __version__
 
 T = TypeVar("T")
@@ -34,7 +36,9 @@ DTYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16"},
     **{"I64": "int64", "U32": "uint32", "U8": "uint8"},
 }
+STATE, WEIGHTS = "state.json", "weights.safetensors"
 STEP = re.compile(r"step_\d+")
+SUMS = "accumulator"  # how the names of arrays end whose numbers are sums of squares
 KEPT = 2  # checkpoints that stay when newer ones come; two, so that a damaged last one is no loss
 
 
@@ -115,23 +119,26 @@ def latest(run: Path) -> Path:
 
 
 def read_state(checkpoint: Path) -> tuple[TrainConfig, DataSpec, Position]:
-    """Configuration, data and position of a checkpoint, validated."""
-    path = checkpoint / "state.json"
-    try:
-        state = json.loads(path.read_text())
+    """Configuration, data and position of a checkpoint, validated.
+
+    Its arrays, too, have the types and shapes that these ask for, so a model of them takes no more memory
+    than the file says.
+    """
+    path = checkpoint / STATE
+    with _reading(path):
+        state = msgspec.json.decode(path.read_bytes())
         if state["format"] != FORMAT or state["version"] != VERSION:
             raise CheckpointError(
                 f"{path}: is {state['format']} version {state['version']}, this program reads {FORMAT} "
                 f"version {VERSION}; train again, or use the version of the program that wrote it"
             )
-        data = DataSpec(**{**state["data"], "cardinalities": tuple(state["data"]["cardinalities"])})
-        return from_json(state["config"]), data, Position(**state["position"])
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; {_remedy(checkpoint)}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {remedy(error)}") from None
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: damaged or foreign ({error}); {_remedy(checkpoint)}") from None
+        config = resolve(from_json(state["config"]))
+        data, position = _exactly(DataSpec, state["data"]), _exactly(Position, state["position"])
+        if not 0 <= position.epoch_step <= position.step < 2**32 or not 0 <= position.epoch <= position.step:
+            raise ValueError(f"no training stands at {position}")
+        shapes = state_shapes(config, data)
+    with _arrays(checkpoint, shapes):
+        return config, data, position
 
 
 def newest_state(run: Path) -> tuple[TrainConfig, DataSpec, Position]:
@@ -140,31 +147,75 @@ def newest_state(run: Path) -> tuple[TrainConfig, DataSpec, Position]:
 
 
 def load_weights(checkpoint: Path, model: DLRM) -> None:
-    """Copy the arrays of a checkpoint into a model of the same configuration."""
-    path = checkpoint / "weights.safetensors"
-    try:
-        expected = json.loads((checkpoint / "state.json").read_text())["weights_sha256"]
+    """Copy the arrays of a checkpoint into a model of the same configuration.
+
+    Raises CheckpointError unless they are those that were written, and hold what training can have left.
+    """
+    path = checkpoint / WEIGHTS
+    with _reading(checkpoint / STATE):
+        expected = msgspec.json.decode((checkpoint / STATE).read_bytes())["weights_sha256"]
+    with _reading(path):
         if _sha256(path) != expected:
             raise CheckpointError(f"{path}: truncated or altered (sha256 differs); {_remedy(checkpoint)}")
-        with safe_open(path, "numpy") as file:
-            state, parts = model.state(), {name: file.get_slice(name) for name in file.keys()}
-            if {
-                name: (tuple(part.get_shape()), DTYPES.get(part.get_dtype())) for name, part in parts.items()
-            } != {name: (array.shape, array.dtype) for name, array in state.items()}:
-                raise CheckpointError(
-                    f"{path}: its arrays do not fit the configuration; {_remedy(checkpoint)}"
-                )
-            for name, part in parts.items():
-                array = state[name]
-                rows = max(1, PART * len(array) // max(1, array.nbytes))
-                for start in range(0, len(array), rows):
-                    stop = min(start + rows, len(array))
-                    array[start:stop] = model.backend.to_device(part[start:stop])
+    state = model.state()
+    shapes = {name: (array.shape, str(array.dtype)) for name, array in state.items()}
+    with _arrays(checkpoint, shapes) as parts:
+        for name, part in parts.items():
+            array = state[name]
+            rows = max(1, PART * len(array) // max(1, array.nbytes))
+            for start in range(0, len(array), rows):
+                stop = min(start + rows, len(array))
+                piece = part[start:stop]
+                if (flaw := _flaw(name, piece)) is not None:
+                    raise CheckpointError(f"{path}: {name} holds {flaw}; {_remedy(checkpoint)}")
+                array[start:stop] = model.backend.to_device(piece)
+    if (flaw := model.embedding.flaw()) is not None:
+        raise CheckpointError(f"{path}: {flaw}; {_remedy(checkpoint)}")
+
+
+def _flaw(name: str, piece: np.ndarray) -> str | None:
+    """What a piece of an array of that name holds that training cannot have left, in words."""
+    if piece.dtype.kind == "f" and not np.isfinite(piece).all():
+        return "a value that is not finite"
+    if name.endswith(SUMS) and (piece < 0).any():
+        return "a sum of squares that is negative"
+    return None
+
+
+def _exactly(kind: type[T], values: Any) -> T:
+    """A dataclass of its fields in JSON; ValueError where one is missing, unknown or of another type."""
+    made = msgspec.convert(values, kind)
+    if different := values.keys() ^ vars(made).keys():
+        raise ValueError(f"missing or unknown: {', '.join(sorted(different))}")
+    return made
+
+
+@contextmanager
+def _arrays(checkpoint: Path, shapes: dict[str, tuple[tuple[int, ...], str]]) -> Iterator[dict[str, Any]]:
+    """Name -> slices of the arrays of a checkpoint, which have to be of these (shape, dtype)."""
+    path = checkpoint / WEIGHTS
+    with _reading(path), safe_open(path, "numpy") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}
+        if shapes != {
+            name: (tuple(part.get_shape()), DTYPES.get(part.get_dtype())) for name, part in parts.items()
+        }:
+            raise CheckpointError(f"{path}: its arrays do not fit the configuration; {_remedy(checkpoint)}")
+        yield parts
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise CheckpointError for a file of a checkpoint that is missing, damaged, or of another program."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: cannot be read, it is missing; {_remedy(path.parent)}") from None
     except OSError as error:
-        mend = _remedy(checkpoint) if isinstance(error, FileNotFoundError) else remedy(error)
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {mend}") from None
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {remedy(error)}") from None
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); {_remedy(checkpoint)}") from None
+        raise CheckpointError(f"{path}: truncated or altered ({error}); {_remedy(path.parent)}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ConfigError) as error:
+        raise CheckpointError(f"{path}: damaged or foreign ({error}); {_remedy(path.parent)}") from None
 
 
 def load_model(run: Path, backend: str) -> tuple[DLRM, TrainConfig, DataSpec, Position]:

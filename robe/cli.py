@@ -189,6 +189,7 @@ def train(
     from robe.files import alone
     from robe.model import build
     from robe.progress import progress_bar
+    from robe.train import resumed
 
     if resume is not None:
         if config != TrainConfig() or out is not None or baseline:
@@ -209,6 +210,8 @@ def train(
         )
     # Whatever is refused is refused here, before there is a folder of the run.
     rows = {split: Rows(manifest, split) for split in SPLITS}
+    if resume is not None:
+        resumed(run, config, DataSpec.of(manifest), rows["train"].steps(config.batch))
     backend = select(config.backend, config.precision, config.deterministic)
     timeline = Timeline(backend.synchronize)
     model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)

@@ -8,13 +8,13 @@
 This is where models and data meet: it stands above both `robe` and `data_pipeline`, as the commands do.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -23,7 +23,7 @@ from data_pipeline.batches import Rows, raw_batches
 from data_pipeline.dialects import DICTIONARY
 from data_pipeline.folders import open_folder
 from data_pipeline.frames import RowReader
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import MANIFEST, Manifest
 from data_pipeline.whole_files import copy_whole, write_json
 from robe import checkpoint, estimator, metrics, report
 from robe import convert as conversion
@@ -51,6 +51,14 @@ class Settings(NamedTuple):
         write_json(run / "config.json", settings)
 
 
+class _Stored(msgspec.Struct):
+    """`config.json` as it lies there."""
+
+    config: dict[str, Any]
+    data: str
+    baseline: bool
+
+
 def create(run: Path, config: TrainConfig, manifest: Manifest, baseline: bool) -> None:
     """Make the folder of a run, with all that using it later needs of the data.
 
@@ -70,10 +78,9 @@ def read(run: Path) -> Settings:
     """The settings of a run; raises ConfigError if the folder is none."""
     path = run / "config.json"
     try:
-        settings = json.loads(path.read_text())
-        config = resolve(from_json(settings["config"]))
-        return Settings(config, Path(settings["data"]), bool(settings["baseline"]))
-    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError) as error:
+        settings = msgspec.json.decode(path.read_bytes(), type=_Stored)
+        return Settings(resolve(from_json(settings.config)), Path(settings.data), settings.baseline)
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError, ConfigError) as error:
         raise ConfigError(f"{path}: not the settings of a run ({error}); give the folder of a run") from None
 
 
@@ -152,7 +159,25 @@ def load(run: Path | str, backend: str = "auto") -> TrainedModel:
     Raises CheckpointError if there is no sound checkpoint.
     """
     model, config, data, _ = checkpoint.load_model(Path(run), backend)
+    require_same(Path(run), config, data)
     return TrainedModel(Path(run), config, data, model)
+
+
+def require_same(run: Path, config: TrainConfig, data: DataSpec) -> None:
+    """Raise ConfigError unless what a checkpoint says is what the other files of its run say, if it has them.
+
+    Whoever reads a checkpoint with other settings than it was trained with gets numbers, but not its own.
+    """
+    if (run / "config.json").exists() and read(run).config != config:
+        raise ConfigError(
+            f"{run / 'config.json'}: tells of other settings than the newest checkpoint; one of them was "
+            "altered: put back the file as it was, or train again"
+        )
+    if (run / "data").exists() and DataSpec.of(learned_data(run)) != data:
+        raise ConfigError(
+            f"{run / 'data' / MANIFEST}: tells of other data than the newest checkpoint; one of them was "
+            "altered: put back the file as it was, or train again"
+        )
 
 
 def fit(
@@ -227,6 +252,7 @@ def convert(
     """
     settings, described = read(run), learned_data(run).describe()
     config, spec, _ = checkpoint.newest_state(run)
+    require_same(run, config, spec)
     new = conversion.converted_config(config, spec, to, compression, block)
     with appearing(out, lambda: 0.0) as folder:
         (folder / "data").mkdir()

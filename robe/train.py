@@ -72,12 +72,8 @@ def train(
     checkpoint_every = config.checkpoint_every or evaluate_every
     log_every = max(1, evaluate_every // LOGS_PER_EVALUATION)
 
-    position = Position()
-    if checkpoint.saved(run):
-        newest = checkpoint.latest(run)
-        saved_config, saved_data, position = checkpoint.read_state(newest)
-        if (saved_config, saved_data) != (config, data):
-            raise ConfigError(f"{run} was trained with other settings or data; choose another --out")
+    newest, position = resumed(run, config, data, steps_per_epoch)
+    if newest is not None:
         checkpoint.load_weights(newest, model)
         model.embedding.steps = position.step
     make_folder(run)
@@ -132,6 +128,27 @@ def train(
         "backend": model.backend.description,
         "versions": versions(),
     }
+
+
+def resumed(
+    run: Path, config: TrainConfig, data: DataSpec, steps_per_epoch: int
+) -> tuple[Path | None, Position]:
+    """The newest checkpoint of a run and where it stands; None, and the start, if there is none yet.
+
+    Raises ConfigError if it is of other settings or data, or of epochs of another length.
+    """
+    if not checkpoint.saved(run):
+        return None, Position()
+    newest = checkpoint.latest(run)
+    saved_config, saved_data, position = checkpoint.read_state(newest)
+    if (saved_config, saved_data) != (config, data):
+        raise ConfigError(f"{run} was trained with other settings or data; choose another --out")
+    if divmod(position.step, steps_per_epoch) != (position.epoch, position.epoch_step):
+        raise ConfigError(
+            f"{newest}: stands at {position}, where no training of {steps_per_epoch} steps per epoch does; "
+            "delete it to go on from the checkpoint before it"
+        )
+    return newest, position
 
 
 def predict(model: DLRM, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
