@@ -93,20 +93,20 @@ class Laboratory:
             with contextlib.redirect_stdout(io.StringIO()):
                 here(COMMANDS[name], self.trial)
         # A training that met a full disk when most of it was done.
-        self.run("train", "sync", k=2 * self.run("train", "sync")[1] // 3, number=errno.ENOSPC)
+        self.run("train", "sync", 2 * self.run("train")[1]["sync"] // 3, errno.ENOSPC)
         (self.trial / "made").rename(inputs / "begun")
-        self.expected = {}
+        self.calls, self.expected = {}, {}
         for name in COMMANDS:
             if (ended := self.run(name))[0] != 0:
                 raise Trouble(f"{name}: ends with {ended} undisturbed")
-            self.expected[name] = contents(self.trial)
+            self.calls[name], self.expected[name] = ended[1], contents(self.trial)
 
     def clear(self):
         shutil.rmtree(self.trial, ignore_errors=True)
         self.trial.mkdir()
 
     def run(self, name, kind="open", k=0, number=0, anew=True):
-        """(exit code, number of calls of the kind, standard error) of a command whose call k fails.
+        """(exit code, number of calls of each kind, standard error) of a command whose call k fails.
 
         anew: in an empty folder.
         """
@@ -118,16 +118,16 @@ class Laboratory:
 
     def fork(self, command, folder, kind="open", k=0, number=0):
         if (child := os.fork()) == 0:
-            os._exit(self.in_fork(command, folder, kind.encode(), k, number))
+            os._exit(self.in_fork(command, folder, list(KINDS).index(kind), k, number))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        *lines, calls = self.log.read_text().rpartition("calls ")
-        return code, int(calls or -1), lines[0]
+        text, _, calls = self.log.read_text().partition("calls ")
+        return code, dict(zip(KINDS, map(int, calls.split()), strict=False)), text
 
     def in_fork(self, command, folder, kind, k, number):
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        faulthandler.dump_traceback_later(10, exit=True, file=log)
+        faulthandler.dump_traceback_later(60, exit=True, file=log)
         self.faults.fault_arm(os.fsencode(self.folder), kind, k, number)
         try:
             here(command, folder)
@@ -137,15 +137,14 @@ class Laboratory:
         except BaseException:
             traceback.print_exc()
             code = 1
-        os.write(log, b"calls %d" % self.faults.fault_seen())
+        os.write(log, b"calls " + b" ".join(b"%d" % self.faults.fault_seen(i) for i in range(len(KINDS))))
         return code
 
     def moments(self):
         """(command, kind, k, error) of every call that can fail."""
-        for name in COMMANDS:
+        for name, calls in self.calls.items():
             for kind, numbers in KINDS.items():
-                for k in range(1, self.run(name, kind)[1] + 1):
-                    yield name, kind, k, numbers[k % len(numbers)]
+                yield from ((name, kind, k, numbers[k % len(numbers)]) for k in range(1, calls[kind] + 1))
 
     def attempt(self, name, kind, k, number):
         """What the command says if call k fails; raises Trouble if it, or the one after it, goes wrong."""
@@ -163,6 +162,10 @@ class Laboratory:
             if again:
                 raise Trouble(f"said {text}but then ends with {again}: {said}")
         found, expected = contents(self.trial), self.expected[name]
+        if name == "convert" and not code:
+            # Without its data a run is converted all the same, and not evaluated.
+            for scores in {"test", "test_before"} - found["made/summary.json"].keys():
+                found["made/summary.json"][scores] = expected["made/summary.json"][scores]
         if found != expected:
             differ = [
                 path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path)
@@ -176,6 +179,12 @@ class Laboratory:
         for path, content in found.items():
             if any(part.startswith(".") for part in Path(path).parts) or content == expected.get(path):
                 continue
+            if (
+                name == "convert"
+                and path == "made/summary.json"
+                and content.items() <= expected[path].items()
+            ):
+                continue  # not evaluated
             if path.endswith("metrics.jsonl") and content == expected[path][: len(content)]:
                 continue  # a log; the rest is still to come
             folder = (self.trial / path).parent
@@ -188,8 +197,10 @@ class Laboratory:
 
 
 def here(command, folder):
+    from data_pipeline import synthetic
     from robe.cli import main
 
+    synthetic.SAMPLE_CHUNKS = 1  # what costs most of the time of a small log
     os.chdir(folder)
     main(command.split())
 
