@@ -250,8 +250,8 @@ def convert(
     judged: what to add to the summary, which it finds out from the new run before this appears.
     Other arguments, and errors, are those of robe.convert.converted_config.
     """
-    settings, described = read(run), learned_data(run).describe()
     config, spec, _ = checkpoint.newest_state(run)
+    settings, described = read(run), learned_data(run).describe()
     require_same(run, config, spec)
     new = conversion.converted_config(config, spec, to, compression, block)
     with appearing(out, lambda: 0.0) as folder:
