@@ -4,8 +4,9 @@ A file is read in slices, so memory does not depend on its size. The schema says
 how; they may stand in any order, and other columns are ignored. A row with a value that breaks the rules of
 its column is rejected: nothing is guessed.
 
-CSV is separated by comma, tab or semicolon, plain or gzip, one row per line. Fields may be quoted as in RFC
-4180, but hold no newline. A regular expression checks each line of a block before Polars parses the block.
+CSV is separated by comma, tab, semicolon or bar, plain or gzip, one row per line. Fields may be quoted as in
+RFC 4180, but hold no newline. A regular expression checks each line of a block before Polars parses the
+block.
 """
 
 import csv
@@ -33,7 +34,9 @@ SCANS: dict[str, Callable[..., pl.LazyFrame]] = {
 }
 TEXTS = {".csv", ".tsv"}
 SLICE_ROWS = 1 << 18  # fewer, and the row groups of a Parquet file are decoded again and again
-SEPARATORS = ",\t;"
+SEPARATORS = ",\t;|"
+# What is not read, but occurs.
+FOREIGN = ("::", ":", "^", "~", "\x01", "  ", " ")
 
 NUMBER = r"^-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"
 INTEGER = r"^-?[0-9]{1,38}(?:\.0+)?$"  # what 128 bits hold; Pandas writes 37.0 where others are missing
@@ -152,6 +155,10 @@ def head(path: Path | str, rows: int) -> pl.DataFrame:
     """
     path = Path(path)
     if not is_table(path):
+        with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
+            line = next(blocks).text.partition(b"\n")[0]
+        if b"::" in line:
+            _refuse_separator(path, "::")
         raise DataError(f"{path}: not called {', '.join([*SCANS, *TEXTS])}; rename the file if it is one")
     if is_binary(path):
         with _named(path):
@@ -160,13 +167,26 @@ def head(path: Path | str, rows: int) -> pl.DataFrame:
         block = next(blocks)
     header, _, text = block.text.partition(b"\n")
     layout = _Csv(path, header)
-    if len(set(layout.names)) < len(layout.names):
-        raise DataError(f"{path}: has two columns of one name; rename one")
+    if len(layout.names) == 1 and (other := [one for one in FOREIGN if one in layout.names[0].strip()]):
+        _refuse_separator(path, other[0])
+    if twice := [name for name in layout.names if layout.names.count(name) > 1]:
+        raise DataError(
+            f"{path}: has two columns of one name; rename one called {twice[0]!r}, or write the names of the "
+            "columns above line 1 if that is data"
+        )
     part = layout.parse(text, np.arange(1, block.rows), layout.names, block.position)
     if part.broken:
         first = min(part.broken, key=attrgetter("row"))
         raise DataError(f"{path}, {_where(path, first.row)}: {first.reason}; correct it")
     return part.frame.head(rows)
+
+
+def _refuse_separator(path: Path, separator: str) -> None:
+    """Raise DataError for a table with a separator that is not read."""
+    raise DataError(
+        f"{path}: its fields seem to be separated by {separator!r}, which is not read; write a .csv file "
+        "with commas or tabs between them, and the names of the columns in its first line"
+    )
 
 
 class _Broken(NamedTuple):
@@ -289,8 +309,12 @@ class _Csv:
             raise DataError(f"{path}, line 1: not the names of columns; give the file a header") from None
         self.separator = max(SEPARATORS, key=lambda separator: len(splits[separator]))
         self.names = splits[self.separator]
+        # Where a blank follows each separator in the header, blanks belong to the separators.
+        self.blanks = len(self.names) > 1 and all(name[:1] == " " for name in self.names[1:])
+        if self.blanks:
+            self.names = [name.strip(" ") for name in self.names]
         field = rf'(?:[^"{self.separator}\r]*|"(?:[^"\r]|"")*")'
-        self.pattern = f"^{field}(?:{self.separator}{field}){{{len(self.names) - 1}}}$"
+        self.pattern = f"^{field}(?:[{self.separator}]{field}){{{len(self.names) - 1}}}$"
 
     def parse(self, text: bytes, row: np.ndarray, wanted: list[str], position: int) -> _Part:
         """The wanted columns of a block of lines, `row` (n,) being their numbers."""
@@ -316,8 +340,10 @@ class _Csv:
             missing_columns="insert",
         )
         # Columns are picked by number, as names that are not wanted may come twice.
-        columns = {name: str(self.names.index(name)) for name in wanted}
-        frame = table.select(pl.col(number).alias(name) for name, number in columns.items()).collect()
+        columns = {name: pl.col(str(self.names.index(name))) for name in wanted}
+        if self.blanks:
+            columns = {name: column.str.strip_chars(" ") for name, column in columns.items()}
+        frame = table.select(column.alias(name) for name, column in columns.items()).collect()
         frame = frame[: row.size]
         assert frame.height == row.size, "the two ways to read a line disagree"
         return _Part(row, frame, broken, position)
