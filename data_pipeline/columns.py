@@ -4,8 +4,9 @@ A file is read in slices, so memory does not depend on its size. The schema says
 how; they may stand in any order, and other columns are ignored. A row with a value that breaks the rules of
 its column is rejected: nothing is guessed.
 
-CSV is separated by comma, tab or semicolon, plain or gzip, one row per line. Fields may be quoted as in RFC
-4180, but hold no newline. A regular expression checks each line of a block before Polars parses the block.
+CSV is separated by comma, tab, semicolon or bar, plain or gzip, one row per line. Fields may be quoted as in
+RFC 4180, but hold no newline. A regular expression checks each line of a block before Polars parses the
+block.
 """
 
 import csv
@@ -22,7 +23,7 @@ import xxhash
 
 from data_pipeline.background import ahead
 from data_pipeline.chunk import Chunk, Parsed, Rejected
-from data_pipeline.dialects import TRANSFORMS
+from data_pipeline.dialects import dense_values
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
 
@@ -33,12 +34,23 @@ SCANS: dict[str, Callable[..., pl.LazyFrame]] = {
 }
 TEXTS = {".csv", ".tsv"}
 SLICE_ROWS = 1 << 18  # fewer, and the row groups of a Parquet file are decoded again and again
-SEPARATORS = ",\t;"
+SEPARATORS = ",\t;|"
+# What is not read, but occurs.
+FOREIGN = ("::", ":", "^", "~", "\x01", "  ", " ")
 
 NUMBER = r"^-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"
-INTEGER = r"^-?[0-9]{1,38}$"  # what 128 bits hold
+INTEGER = r"^-?[0-9]{1,38}(?:\.0+)?$"  # what 128 bits hold; Pandas writes 37.0 where others are missing
 LARGEST = 1e38  # what float32 holds
 HEX = r"^[0-9a-fA-F]{1,8}$"
+# The integers up to which a float tells each from its neighbours.
+EXACT: dict[pl.DataType | type[pl.DataType], int] = {pl.Float32: 2**24, pl.Float64: 2**53}
+# Words that a label may be, as programs write them.
+TRUTH = {
+    form(word): value
+    for value, words in (("1", ("true", "yes", "t", "y")), ("0", ("false", "no", "f", "n")))
+    for word in words
+    for form in (str.lower, str.upper, str.title)
+}
 
 
 def is_table(path: Path | str) -> bool:
@@ -89,10 +101,12 @@ def read_table(
             values, good, reasons = _applied(rules, part.frame)
             broken = [_Broken(int(part.row[i]), text, part.frame.row(i)) for i, text in reasons.items()]
             values = values if good.all() else values.filter(good)
+            numbers, clipped = dense_values(schema, dense, matrix(values, schema.dense, np.float64))
             chunk = Chunk(
                 line=part.row[good],
                 label=values[schema.label].to_numpy() if schema.label in values.columns else None,
-                dense=TRANSFORMS[dense](matrix(values, schema.dense, np.float64)),
+                dense=numbers,
+                clipped=clipped,
                 ids=matrix(values, schema.categorical, np.uint32),
                 position=part.position,
             )
@@ -141,6 +155,10 @@ def head(path: Path | str, rows: int) -> pl.DataFrame:
     """
     path = Path(path)
     if not is_table(path):
+        with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
+            line = next(blocks).text.partition(b"\n")[0]
+        if b"::" in line:
+            _refuse_separator(path, "::")
         raise DataError(f"{path}: not called {', '.join([*SCANS, *TEXTS])}; rename the file if it is one")
     if is_binary(path):
         with _named(path):
@@ -149,13 +167,26 @@ def head(path: Path | str, rows: int) -> pl.DataFrame:
         block = next(blocks)
     header, _, text = block.text.partition(b"\n")
     layout = _Csv(path, header)
-    if len(set(layout.names)) < len(layout.names):
-        raise DataError(f"{path}: has two columns of one name; rename one")
+    if len(layout.names) == 1 and (other := [one for one in FOREIGN if one in layout.names[0].strip()]):
+        _refuse_separator(path, other[0])
+    if twice := [name for name in layout.names if layout.names.count(name) > 1]:
+        raise DataError(
+            f"{path}: has two columns of one name; rename one called {twice[0]!r}, or write the names of the "
+            "columns above line 1 if that is data"
+        )
     part = layout.parse(text, np.arange(1, block.rows), layout.names, block.position)
     if part.broken:
         first = min(part.broken, key=attrgetter("row"))
         raise DataError(f"{path}, {_where(path, first.row)}: {first.reason}; correct it")
     return part.frame.head(rows)
+
+
+def _refuse_separator(path: Path, separator: str) -> None:
+    """Raise DataError for a table with a separator that is not read."""
+    raise DataError(
+        f"{path}: its fields seem to be separated by {separator!r}, which is not read; write a .csv file "
+        "with commas or tabs between them, and the names of the columns in its first line"
+    )
 
 
 class _Broken(NamedTuple):
@@ -278,8 +309,12 @@ class _Csv:
             raise DataError(f"{path}, line 1: not the names of columns; give the file a header") from None
         self.separator = max(SEPARATORS, key=lambda separator: len(splits[separator]))
         self.names = splits[self.separator]
+        # Where a blank follows each separator in the header, blanks belong to the separators.
+        self.blanks = len(self.names) > 1 and all(name[:1] == " " for name in self.names[1:])
+        if self.blanks:
+            self.names = [name.strip(" ") for name in self.names]
         field = rf'(?:[^"{self.separator}\r]*|"(?:[^"\r]|"")*")'
-        self.pattern = f"^{field}(?:{self.separator}{field}){{{len(self.names) - 1}}}$"
+        self.pattern = f"^{field}(?:[{self.separator}]{field}){{{len(self.names) - 1}}}$"
 
     def parse(self, text: bytes, row: np.ndarray, wanted: list[str], position: int) -> _Part:
         """The wanted columns of a block of lines, `row` (n,) being their numbers."""
@@ -305,8 +340,10 @@ class _Csv:
             missing_columns="insert",
         )
         # Columns are picked by number, as names that are not wanted may come twice.
-        columns = {name: str(self.names.index(name)) for name in wanted}
-        frame = table.select(pl.col(number).alias(name) for name, number in columns.items()).collect()
+        columns = {name: pl.col(str(self.names.index(name))) for name in wanted}
+        if self.blanks:
+            columns = {name: column.str.strip_chars(" ") for name, column in columns.items()}
+        frame = table.select(column.alias(name) for name, column in columns.items()).collect()
         frame = frame[: row.size]
         assert frame.height == row.size, "the two ways to read a line disagree"
         return _Part(row, frame, broken, position)
@@ -353,8 +390,10 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
     if isinstance(dtype, pl.Categorical | pl.Enum):
         column, dtype = column.cast(pl.String), pl.String()
     text = dtype == pl.String
-    if text and name != schema.label:
-        column = pl.when(column.is_in(schema.missing).not_()).then(column)
+    if text and name == schema.label:
+        column = column.replace(TRUTH)
+    elif text:
+        column = pl.when(column.is_in(schema.missing_in.get(name, schema.missing)).not_()).then(column)
 
     def unlike(pattern: str) -> pl.Expr:
         return ~column.str.contains(pattern).fill_null(True) if text else pl.repeat(False, pl.len())
@@ -373,19 +412,25 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
     if kind == "integer" and (text or whole):
         ids = column.map_batches(_integer_ids, return_dtype=pl.UInt32)
         return rule(unlike(INTEGER), ids.fill_null(0), "an integer of up to 38 digits")
+    if kind == "integer" and dtype in EXACT:
+        column = column.fill_nan(None)
+        good = (column == column.round()) & (column.abs() <= EXACT[dtype])
+        ids = column.cast(pl.Int64, strict=False).map_batches(_integer_ids, return_dtype=pl.UInt32)
+        words = f"a whole number of up to {EXACT[dtype]}, as which {dtype} is exact"
+        return rule(~good.fill_null(True), ids.fill_null(0), words)
     if kind is None and (text or whole or dtype.is_numeric()):
         number = column.cast(pl.Float64, strict=False).fill_nan(None)
         if name in schema.dense:
             number = number.fill_null(schema.dense_missing)
             return rule(unlike(NUMBER) | (number.abs() >= LARGEST), number, f"a number below {LARGEST:.0e}")
         if schema.threshold is None:
-            label, allowed, words = number == 1, number.is_in([0.0, 1.0]), "0 or 1"
+            label, allowed = number == 1, number.is_in([0.0, 1.0])
+            words = "0 or 1, true or false (other numbers need a `threshold` in the schema)"
         else:
             label, allowed, words = number >= schema.threshold, number.is_finite(), "a number"
         return rule(unlike(NUMBER) | ~allowed.fill_null(False), label.cast(pl.Int32), words)
-    raise DataError(
-        f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; correct the schema"
-    )
+    remedy = "declare it as integer" if kind == "string" and dtype in EXACT else "correct the schema"
+    raise DataError(f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; {remedy}")
 
 
 def _applied(rules: list[_Rule], frame: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray, dict[int, str]]:
@@ -406,6 +451,8 @@ def _integer_ids(values: pl.Series) -> pl.Series:
     """
     numbers = values.cast(pl.Int64, strict=False)
     if numbers.null_count() > values.null_count():
+        if values.dtype == pl.String:
+            values = values.str.replace(r"\.0+$", "")
         numbers = values.cast(pl.Int128, strict=False)
     ids = numbers.cast(pl.UInt32, strict=False)
     if ids.null_count() > numbers.null_count():

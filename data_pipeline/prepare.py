@@ -31,7 +31,7 @@ from data_pipeline.manifest import Day, Ids, Manifest, Stretch
 from data_pipeline.number_features import join_days, number_features
 from data_pipeline.parse_days import REJECTED, Source, parse_days
 from data_pipeline.ranks import Ranks
-from data_pipeline.schema import DataError
+from data_pipeline.schema import DataError, Schema
 from data_pipeline.shard_files import load_array, save_array
 from data_pipeline.splits import halves_of, split
 from data_pipeline.synthetic import FIGURES
@@ -228,9 +228,17 @@ def _finish(
         synthetic=_synthetic(files, None if records[-1]["rejected"] else halves_of(config.split)),
         dictionary_sha256=found.dictionary_sha256,
         features=found.features,
+        clipped=_clipped(config.schema, records),
     )
     manifest.save(work / "data")
     finish(work, config.out)
+
+
+def _clipped(schema: Schema, records: list[dict[str, Any]]) -> dict[str, float]:
+    """`Manifest.clipped`, of what is noted of each day."""
+    counts = np.sum([record.get("clipped", [0] * len(schema.dense)) for record in records], axis=0)
+    rows = sum(record["rows"] for record in records)
+    return {name: count / rows for name, count in zip(schema.dense, counts.tolist(), strict=True) if count}
 
 
 class _Found(NamedTuple):

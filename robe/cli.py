@@ -134,9 +134,15 @@ def schema(file: Argument[Path], rows: int = 10_000) -> None:
         file: A table: .parquet, .arrow, .ipc, .feather, or .csv or .tsv with a header, or these as .gz.
         rows: Look at so many rows, the first ones.
     """
-    from data_pipeline.proposal import propose
+    from data_pipeline.proposal import propose, unfilled
 
-    print(propose(file, rows), end="")
+    text = propose(file, rows)
+    print(text, end="", flush=True)
+    if unfilled(text):
+        print(
+            "the label is left to you: fill in its line at the top, as the comment there says",
+            file=sys.stderr,
+        )
 
 
 def describe(
