@@ -21,26 +21,28 @@ ROWS = 10  # so many rows in rising order are no chance
 
 CODES = set(
     """
-    ad adgroup adset advertiser aid aisle album app area article artist asin author banner barcode bin
-    book brand browser bucket business campaign carrier cat cate category channel cid city class client
-    cluster cms code color colour company cookie country county creative crowd currency customer
-    department device district doc document domain driver ean emp employee entity feature flag gender
-    genre geo gid group guid hash hotel hour id iid impression ip isbn isp item job key keyword kind
-    lang language level listing locale location make manager market member merchant model month movie
-    network news node occupation offer oid org os page partner pid place plan platform position post
-    postal postcode product profession profile province publisher query region restaurant room route seg
-    segment seller service session sex shop show sid site sku slot song source state station status
-    store street subcategory supplier tag team template tid title tower track type uid upc url user uuid
-    vendor venue version vid video visitor warehouse website weekday zip zipcode zone
+    ad adgroup adset advertiser aid aisle album app area article artist asin author banner barcode
+    bin book brand browser bucket business campaign carrier cat cate category channel cid city class
+    client cluster cms code color colour company cookie country county creative crowd currency
+    customer department device district doc document domain driver ean emp employee entity feature
+    flag gender genre geo gid group guid hash hotel hour id iid impression ip isbn isp item job key
+    keyword kind lang language level listing locale location make manager market member merchant
+    model month movie network news node occupation offer oid org os page partner pid place plan
+    platform position post postal postcode product profession profile province publisher query
+    region restaurant room route seg segment seller service session sex shop show sid site sku slot
+    song source state station status store street subcategory supplier tag team template tid title
+    tower track type uid upc url user uuid vendor venue version vid video visitor warehouse website
+    weekday zip zipcode zone
     """.split()
 )
 MEASURES = set(
     """
     age ago amount average avg balance bid budget capacity cnt cost count ctr days depth discount
-    distance duration elevation fee freq frequency height hours income kilometers km lat latitude length
-    lng lon longitude max mean median mileage min minutes ms num number pct percent percentage
-    population price prob probability qty quantity rate ratio salary score sec seconds secs share since
-    size speed std stock sum temp temperature time total value views visits volume weight width
+    distance duration elevation fee freq frequency height hours income kilometers km lat latitude
+    length lng lon longitude max mean median mileage min minutes ms num number pct percent
+    percentage population price prob probability qty quantity rate ratio salary score sec seconds
+    secs share since size speed std stock sum temp temperature time total value views visits volume
+    weight width
     """.split()
 )
 COUNTS = {"n", "nb", "nr", "no", "num", "number", "count", "cnt", "total", "sum", "avg", "mean", "average"}
@@ -49,48 +51,34 @@ CLICKS = {"click", "clicked", "clk", "clicks"}
 # What happens once something was clicked, and what may stand beside it in the name of a column.
 AFTER = set(
     """
-    attributed attribution booked booking bought buy checkout conversion conversions convert converted
-    converts dwell install installed ordered paid payment playtime purchase purchased purchases refund refunded
-    revenue sold watched
+    attributed attribution booked booking bought buy checkout conversion conversions convert
+    converted converts dwell install installed ordered paid payment playtime purchase purchased
+    purchases refund refunded revenue sold watched
     """.split()
 )
-BESIDE = (
-    CLICKS
-    | TIMES
-    | set(
-        """
-    after amount at bool delay did duration end eur first flag has id in is label made ms price s sec
-    seconds secs start status to until usd user value was
-    """.split()
-    )
-)
-FLAGS = set("is has was did flag bool label user".split())
-LOOKING = set(
+BESIDE = (CLICKS | TIMES).union(
     """
-    listen listening page play playing read reading spent stay view viewing watch watched
+    after amount at bool delay did duration end eur first flag has id in is label made ms price s
+    sec seconds secs start status to until usd user value was
     """.split()
 )
-LASTING = set(
-    """
-    duration minutes ms on pct percent rate ratio sec seconds secs time
-    """.split()
-)
+FLAGS = {"is", "has", "was", "did", "flag", "bool", "label", "user"}
+# A verb and a span of time: how long someone looked.
+LOOKING = set("listen listening page play playing read reading spent stay view viewing watch watched".split())
+LASTING = set("duration minutes ms on pct percent rate ratio sec seconds secs time".split())
 # What else people do with a thing they see; a column of 0 and 1 called so is an outcome.
-DEEDS = (
-    AFTER
-    | CLICKS
-    | set(
-        """
-    cart churn churned comment commented default favorite favourite follow followed forward hate like
-    liked responded response returned save saved share shared skip skipped subscribe subscribed
+DEEDS = (AFTER | CLICKS).union(
+    """
+    cart churn churned comment commented default favorite favourite follow followed forward hate
+    like liked responded response returned save saved share shared skip skipped subscribe subscribed
     """.split()
-    )
 )
 # These make of it what was known before.
 BEFORE = set(
     """
     ago average avg before cnt count ctr cum cumulative cvr days ever freq frequency hist historical
-    history lag last max mean median min n num past prev previous prior rate recent since std sum total
+    history lag last max mean median min n num past prev previous prior rate recent since std sum
+    total
     """.split()
 )
 
@@ -345,8 +333,8 @@ def _in_order(name: str, column: pl.Series, found: Look, said: str) -> str:
 def _spread(numbers: np.ndarray) -> bool:
     """Whether numbers lie all over their range, as codes do; counts crowd low in it, sizes in the middle."""
     least, most = numbers.min(), numbers.max()
-    place = (numbers - least) / (most - least)
-    return bool((place < 0.1).mean() <= 0.5 and (np.abs(place - 0.5) < 0.25).mean() <= 0.75)
+    share = (numbers - least) / (most - least)
+    return bool((share < 0.1).mean() <= 0.5 and (np.abs(share - 0.5) < 0.25).mean() <= 0.75)
 
 
 def _share(values: pl.Series, pattern: str) -> float:

@@ -130,6 +130,8 @@ def prepare(config: Flat[PrepareArguments], verify: Path | None = None) -> None:
 def schema(file: Argument[Path], rows: int = 10_000) -> None:
     """Propose a schema for your own data, in TOML, to correct and to give to `prepare --schema`.
 
+    Doubts, and what is no feature, stand in comments. A label that no name decides on is left to you.
+
     Args:
         file: A table: .parquet, .arrow, .ipc, .feather, or .csv or .tsv with a header, or these as .gz.
         rows: Look at so many rows, the first ones.
