@@ -10,6 +10,7 @@ CSV is separated by comma, tab or semicolon, plain or gzip, one row per line. Fi
 
 import csv
 import io
+import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from operator import attrgetter
@@ -23,15 +24,12 @@ import xxhash
 from data_pipeline.background import ahead
 from data_pipeline.chunk import Chunk, Parsed, Rejected
 from data_pipeline.dialects import TRANSFORMS
+from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, format_of, header_of
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
 
-# How Polars opens a file, by the end of its name.
-SCANS: dict[str, Callable[..., pl.LazyFrame]] = {
-    ".parquet": pl.scan_parquet,
-    **dict.fromkeys((".arrow", ".ipc", ".feather"), pl.scan_ipc),
-}
-TEXTS = {".csv", ".tsv"}
+# How Polars opens a file of a format.
+SCANS: dict[str, Callable[..., pl.LazyFrame]] = {"parquet": pl.scan_parquet, "arrow": pl.scan_ipc}
 SLICE_ROWS = 1 << 18  # fewer, and the row groups of a Parquet file are decoded again and again
 SEPARATORS = ",\t;"
 
@@ -41,14 +39,24 @@ LARGEST = 1e38  # what float32 holds
 HEX = r"^[0-9a-fA-F]{1,8}$"
 
 
-def is_table(path: Path | str) -> bool:
-    """Whether the name is that of a table: .parquet, .arrow, .ipc, .feather, .csv, .tsv, .csv.gz, .tsv.gz."""
-    return _format(Path(path)) in {*SCANS, *TEXTS}
+def is_table(path: Path, schema: Schema) -> bool:
+    """Whether a file is a table: by its format, or as its first line names the columns of the schema.
+
+    Where a schema has rules that no raw log can keep, the name of one column is enough.
+    """
+    if format_of(path) != "raw":
+        return True
+    try:
+        named = set(_Csv(path, header_of(path)).names)
+    except DataError:
+        return False
+    wanted = {*schema.dense, *schema.categorical}
+    return wanted <= named or bool(schema.rules() and wanted & named)
 
 
 def is_binary(path: Path) -> bool:
-    """Whether the name is that of a Parquet or Arrow file."""
-    return _format(path) in SCANS
+    """Whether a file is Parquet or Arrow IPC."""
+    return format_of(path) in SCANS
 
 
 def hash_texts(texts: pl.Series) -> pl.Series:
@@ -78,7 +86,8 @@ def read_table(
 
     Rows count from 1, without the header. Arguments and errors are those of `logs.read_log`.
     """
-    if is_binary(path):
+    binary = is_binary(path)
+    if binary:
         parts = _slices(path, schema, labelled, first_line, slice_rows)
     else:
         parts = _csv(path, schema, labelled, first_line, block_bytes)
@@ -97,17 +106,19 @@ def read_table(
                 position=part.position,
             )
             rejected = sorted(part.broken + broken, key=attrgetter("row"))
-            yield chunk, [_rejected(path, row) for row in rejected]
+            yield chunk, [_rejected(binary, row) for row in rejected]
 
 
-def _rejected(path: Path, broken: "_Broken") -> Rejected:
+def _rejected(binary: bool, broken: "_Broken") -> Rejected:
     text = "\t".join("" if field is None else str(field) for field in broken.fields)
-    return Rejected(broken.row, _where(path, broken.row), broken.reason, text.encode().replace(b"\n", b"\\n"))
+    return Rejected(
+        broken.row, _where(binary, broken.row), broken.reason, text.encode().replace(b"\n", b"\\n")
+    )
 
 
-def _where(path: Path, row: int) -> str:
+def _where(binary: bool, row: int) -> str:
     """A row in words; in a text, where there is a header, its line too."""
-    return f"row {row}" if is_binary(path) else f"row {row} (line {row + 1})"
+    return f"row {row}" if binary else f"row {row} (line {row + 1})"
 
 
 def count_binary(path: Path) -> int:
@@ -140,8 +151,8 @@ def head(path: Path | str, rows: int) -> pl.DataFrame:
     Raises DataError if the file is no table, or one of these rows of a CSV file cannot be taken apart.
     """
     path = Path(path)
-    if not is_table(path):
-        raise DataError(f"{path}: not called {', '.join([*SCANS, *TEXTS])}; rename the file if it is one")
+    if format_of(path) == "raw" and not _is_header(path):
+        raise DataError(f"{path}: not called {', '.join(SUFFIXES)}; rename the file if it is one")
     if is_binary(path):
         with _named(path):
             return _scan(path).head(rows).collect()
@@ -154,7 +165,7 @@ def head(path: Path | str, rows: int) -> pl.DataFrame:
     part = layout.parse(text, np.arange(1, block.rows), layout.names, block.position)
     if part.broken:
         first = min(part.broken, key=attrgetter("row"))
-        raise DataError(f"{path}, {_where(path, first.row)}: {first.reason}; correct it")
+        raise DataError(f"{path}, {_where(False, first.row)}: {first.reason}; correct it")
     return part.frame.head(rows)
 
 
@@ -194,29 +205,30 @@ class _Rule(NamedTuple):
     words: str
 
 
-def _format(path: Path) -> str:
-    """The end of the name that tells the format, in lower case."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    return "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
-
-
 def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None) -> list[str]:
     """Those of a table's columns that the schema names; raises DataError if one is missing."""
-    wanted = [*schema.dense, *schema.categorical]
-    if labelled or (labelled is None and schema.label in names):
-        wanted = [schema.label, *wanted]
+    wanted = [*([schema.label] if labelled else []), *schema.dense, *schema.categorical]
     if missing := [name for name in wanted if names.count(name) == 0]:
-        raise DataError(
-            f"{path}: has no column {missing[0]!r}, but {', '.join(names)[:200]!r}; give its columns with "
-            "--schema, of which `robe schema FILE` proposes one"
-        )
+        remedy = "give its columns with --schema, of which `robe schema FILE` proposes one"
+        if labelled is None:
+            remedy = "give all columns that the model was trained on"
+        raise DataError(f"{path}: has no column {missing[0]!r}, but {', '.join(names)[:200]!r}; {remedy}")
     if twice := [name for name in wanted if names.count(name) > 1]:
         raise DataError(f"{path}: has two columns {twice[0]!r}; rename one")
     return wanted
 
 
+def _is_header(path: Path) -> bool:
+    """Whether the first line of a text is made of names, rather than of values."""
+    try:
+        names = _Csv(path, header_of(path)).names
+    except DataError:
+        return False
+    return len(names) > 1 and all(name and not re.fullmatch(NUMBER, name) for name in names)
+
+
 def _scan(path: Path) -> pl.LazyFrame:
-    return SCANS[_format(path)](path, glob=False)
+    return SCANS[format_of(path)](path, glob=False)
 
 
 def _length(path: Path, log: pl.LazyFrame) -> int:
@@ -233,7 +245,7 @@ def _named(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: not found; check the path") from None
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a whole {_format(path)[1:]} file ({reason}); write it again") from None
+        raise DataError(f"{path}: not a whole {format_of(path)} file ({reason}); write it again") from None
 
 
 def _slices(
@@ -274,7 +286,9 @@ class _Csv:
         try:
             text = header.decode("utf-8-sig")
             splits = {separator: next(csv.reader([text], delimiter=separator)) for separator in SEPARATORS}
-        except (UnicodeDecodeError, StopIteration, csv.Error):
+        except UnicodeDecodeError:
+            raise DataError(f"{path}, line 1: {NOT_UTF8}; {FROM_GBK}") from None
+        except (StopIteration, csv.Error):
             raise DataError(f"{path}, line 1: not the names of columns; give the file a header") from None
         self.separator = max(SEPARATORS, key=lambda separator: len(splits[separator]))
         self.names = splits[self.separator]
@@ -329,7 +343,7 @@ class _Csv:
         if not line:
             return "blank line"
         if (text := _decoded(line)) is None:
-            return "not UTF-8 text"
+            return NOT_UTF8
         try:
             count = len(next(csv.reader([text], delimiter=self.separator)))
         except csv.Error as error:  # a carriage return; a field of over 128 KiB

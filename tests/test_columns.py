@@ -366,7 +366,7 @@ def test_tables_that_cannot_be_used(tmp_path):
     path.write_text(",".join([*NAMES, "x", "x"]) + "\n1,2,3,4,5,6,7,8\n")
     assert len(read(path)) == 1
     path.write_bytes(b"\xff,b\n1,2\n")
-    fails("own.csv, line 1: not the names of columns", path)
+    fails("own.csv, line 1: not UTF-8 text; if it is GBK, `iconv", path)
     path = write(FRAME.cast({"code": pl.Binary}), tmp_path / "own.parquet")
     fails("own.parquet: column code is Binary, which cannot be hex; correct the schema", path)
     write(FRAME.cast({"age": pl.Date}), path)
