@@ -23,7 +23,7 @@ import xxhash
 
 from data_pipeline.background import ahead
 from data_pipeline.chunk import Chunk, Parsed, Rejected
-from data_pipeline.dialects import TRANSFORMS
+from data_pipeline.dialects import dense_values
 from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, format_of, header_of
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
@@ -34,9 +34,18 @@ SLICE_ROWS = 1 << 18  # fewer, and the row groups of a Parquet file are decoded 
 SEPARATORS = ",\t;"
 
 NUMBER = r"^-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"
-INTEGER = r"^-?[0-9]{1,38}$"  # what 128 bits hold
+INTEGER = r"^-?[0-9]{1,38}(?:\.0+)?$"  # what 128 bits hold; Pandas writes 37.0 where others are missing
 LARGEST = 1e38  # what float32 holds
 HEX = r"^[0-9a-fA-F]{1,8}$"
+# The integers up to which a float tells each from its neighbours.
+EXACT: dict[pl.DataType | type[pl.DataType], int] = {pl.Float32: 2**24, pl.Float64: 2**53}
+# Words that a label may be, as programs write them.
+TRUTH = {
+    form(word): value
+    for value, words in (("1", ("true", "yes", "t", "y")), ("0", ("false", "no", "f", "n")))
+    for word in words
+    for form in (str.lower, str.upper, str.title)
+}
 
 
 def is_table(path: Path, schema: Schema) -> bool:
@@ -98,10 +107,12 @@ def read_table(
             values, good, reasons = _applied(rules, part.frame)
             broken = [_Broken(int(part.row[i]), text, part.frame.row(i)) for i, text in reasons.items()]
             values = values if good.all() else values.filter(good)
+            numbers, clipped = dense_values(schema, dense, matrix(values, schema.dense, np.float64))
             chunk = Chunk(
                 line=part.row[good],
                 label=values[schema.label].to_numpy() if schema.label in values.columns else None,
-                dense=TRANSFORMS[dense](matrix(values, schema.dense, np.float64)),
+                dense=numbers,
+                clipped=clipped,
                 ids=matrix(values, schema.categorical, np.uint32),
                 position=part.position,
             )
@@ -367,8 +378,10 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
     if isinstance(dtype, pl.Categorical | pl.Enum):
         column, dtype = column.cast(pl.String), pl.String()
     text = dtype == pl.String
-    if text and name != schema.label:
-        column = pl.when(column.is_in(schema.missing).not_()).then(column)
+    if text and name == schema.label:
+        column = column.replace(TRUTH)
+    elif text:
+        column = pl.when(column.is_in(schema.missing_in.get(name, schema.missing)).not_()).then(column)
 
     def unlike(pattern: str) -> pl.Expr:
         return ~column.str.contains(pattern).fill_null(True) if text else pl.repeat(False, pl.len())
@@ -387,19 +400,25 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
     if kind == "integer" and (text or whole):
         ids = column.map_batches(_integer_ids, return_dtype=pl.UInt32)
         return rule(unlike(INTEGER), ids.fill_null(0), "an integer of up to 38 digits")
+    if kind == "integer" and dtype in EXACT:
+        column = column.fill_nan(None)
+        good = (column == column.round()) & (column.abs() <= EXACT[dtype])
+        ids = column.cast(pl.Int64, strict=False).map_batches(_integer_ids, return_dtype=pl.UInt32)
+        words = f"a whole number of up to {EXACT[dtype]}, as which {dtype} is exact"
+        return rule(~good.fill_null(True), ids.fill_null(0), words)
     if kind is None and (text or whole or dtype.is_numeric()):
         number = column.cast(pl.Float64, strict=False).fill_nan(None)
         if name in schema.dense:
             number = number.fill_null(schema.dense_missing)
             return rule(unlike(NUMBER) | (number.abs() >= LARGEST), number, f"a number below {LARGEST:.0e}")
         if schema.threshold is None:
-            label, allowed, words = number == 1, number.is_in([0.0, 1.0]), "0 or 1"
+            label, allowed = number == 1, number.is_in([0.0, 1.0])
+            words = "0 or 1, true or false (other numbers need a `threshold` in the schema)"
         else:
             label, allowed, words = number >= schema.threshold, number.is_finite(), "a number"
         return rule(unlike(NUMBER) | ~allowed.fill_null(False), label.cast(pl.Int32), words)
-    raise DataError(
-        f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; correct the schema"
-    )
+    remedy = "declare it as integer" if kind == "string" and dtype in EXACT else "correct the schema"
+    raise DataError(f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; {remedy}")
 
 
 def _applied(rules: list[_Rule], frame: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray, dict[int, str]]:
@@ -420,6 +439,8 @@ def _integer_ids(values: pl.Series) -> pl.Series:
     """
     numbers = values.cast(pl.Int64, strict=False)
     if numbers.null_count() > values.null_count():
+        if values.dtype == pl.String:
+            values = values.str.replace(r"\.0+$", "")
         numbers = values.cast(pl.Int128, strict=False)
     ids = numbers.cast(pl.UInt32, strict=False)
     if ids.null_count() > numbers.null_count():

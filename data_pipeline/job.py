@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from data_pipeline.dialects import Dense, Dialect, Order
+from data_pipeline.dialects import Dialect, Order
 from data_pipeline.input_files import InputOrder
 from data_pipeline.logs import BadRows
 from data_pipeline.manifest import shard_name
 from data_pipeline.ranks import Ranks
-from data_pipeline.schema import CRITEO, Schema
+from data_pipeline.schema import CRITEO, Dense, Schema
 
 # Called with how many bytes of the logs, as they lie on disk, have been read, and how many will be in all;
 # making a dictionary counts as reading them once more.
@@ -38,7 +38,8 @@ class PrepareConfig:
     order: Order = "first"
     """The dictionary numbers values in order of first appearance, or by falling count, ties by value."""
     dense: Dense = "log1p"
-    """log1p writes log(max(x, 0) + 1) of the dense values, none the values themselves; missing ones are 0."""
+    """log1p writes log(max(x, 0) + 1) of the dense values, none the values themselves; missing ones are 0. A
+    schema may name another transform for a column."""
     bad_rows: BadRows = "error"
     """error stops at the first malformed line; skip leaves such lines out and lists them in rejected.tsv."""
     input_order: InputOrder = "names"

@@ -9,6 +9,7 @@ Day N of the log is three `.npy` files, in the layout of TorchRec's Criteo tools
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -121,6 +122,8 @@ class Manifest:
     # `rare_rows` of training whose value was not, and the `coverage`, the share of rows that have one of the
     # n most frequent values, by n.
     features: tuple[dict, ...] = ()
+    # Of each dense column that had numbers below 0, which the transform made 0, their share of all rows.
+    clipped: dict[str, float] = field(default_factory=dict)
     folder: Path = field(default=Path("."), compare=False)
 
     def rows(self, split: str) -> int:
@@ -145,7 +148,9 @@ class Manifest:
         """What these data are, in one line."""
         kind = "SYNTHETIC data, no click in it is real" if self.synthetic else f"{self.schema.name} data"
         sizes = ", ".join(f"{self.rows(split):,} {split}" for split in self.split)
-        return f"{kind}; rows: {sizes}; dense: {self.dense_transform}; ids: {self.ids}; {self.split_note}"
+        own = Counter(self.schema.transforms.values())
+        dense = ", ".join([self.dense_transform, *(f"{n} by schema {name}" for name, n in own.items())])
+        return f"{kind}; rows: {sizes}; dense: {dense}; ids: {self.ids}; {self.split_note}"
 
     def save(self, folder: Path) -> None:
         """Write `folder/manifest.json`."""
@@ -187,6 +192,7 @@ class Manifest:
                 synthetic=data["synthetic"],
                 dictionary_sha256=data["dictionary_sha256"],
                 features=tuple(data.get("features", ())),
+                clipped=data.get("clipped", {}),
                 folder=Path(folder),
             )
         except (ValueError, LookupError, TypeError) as error:

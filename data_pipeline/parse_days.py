@@ -20,7 +20,7 @@ from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard
 
 REJECTED = "rejected.tsv"
 
-# Some consecutive rows: an array (n, columns) for each of KINDS.
+# Some consecutive rows: an array (n, columns) for each of KINDS, and `clipped` as in `Chunk`.
 Rows = dict[str, np.ndarray]
 
 
@@ -134,20 +134,21 @@ def _parts(
             ends = np.searchsorted(chunk.line, source.stops, side="right")
             assert chunk.label is not None
             rows = {"labels": chunk.label[:, None], "dense": chunk.dense, "sparse": chunk.ids}
+            rows |= {"clipped": chunk.clipped}
             for day, (start, stop) in enumerate(pairwise([0, *ends]), source.first):
                 if start < stop:
                     yield day, {kind: array[start:stop] for kind, array in rows.items()}
 
 
 def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
-    """Write the shards of a day, and return their rows and hashes.
+    """Write the shards of a day, and return their rows and hashes, and how many numbers were clipped.
 
     With a dictionary, columns of raw values are written instead of the sparse shard.
     """
     schema, dictionary = job.config.schema, job.config.ids == "dictionary"
     modulus = None if dictionary else job.config.max_ind_range
     distinct = Distinct(len(schema.categorical))
-    rows = 0
+    rows, clipped = 0, np.zeros(len(schema.dense), np.int64)
     sha256: dict[str, str] = {}
     with ExitStack() as stack:
         append = {
@@ -159,6 +160,7 @@ def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
             columns = [job.column(day, "raw", feature) for feature in job.features()]
             append["sparse"] = stack.enter_context(new_columns(columns))
         for arrays in parts:
+            clipped += np.count_nonzero(arrays.pop("clipped"), axis=0)
             arrays["sparse"] = modulo(arrays["sparse"], modulus)
             for kind, array in arrays.items():
                 append[kind](array)
@@ -167,4 +169,4 @@ def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
             rows += len(arrays["labels"])
     if not dictionary:
         np.save(job.work / f"day_{day}_distinct.npy", distinct.to_array())
-    return {"rows": rows, "sha256": sha256}
+    return {"rows": rows, "sha256": sha256, "clipped": clipped.tolist()}

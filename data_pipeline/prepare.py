@@ -232,9 +232,17 @@ def _finish(
         synthetic=_synthetic(files, None if records[-1]["rejected"] else halves_of(config.split)),
         dictionary_sha256=found.dictionary_sha256,
         features=found.features,
+        clipped=_clipped(config.schema, records),
     )
     manifest.save(work / "data")
     finish(work, config.out)
+
+
+def _clipped(schema: Schema, records: list[dict[str, Any]]) -> dict[str, float]:
+    """`Manifest.clipped`, of what is noted of each day."""
+    counts = np.sum([record.get("clipped", [0] * len(schema.dense)) for record in records], axis=0)
+    rows = sum(record["rows"] for record in records)
+    return {name: count / rows for name, count in zip(schema.dense, counts.tolist(), strict=True) if count}
 
 
 class _Found(NamedTuple):

@@ -25,7 +25,7 @@ import polars as pl
 from data_pipeline import hexadecimal
 from data_pipeline.background import ahead, in_parallel
 from data_pipeline.chunk import Chunk, Parsed, Rejected
-from data_pipeline.dialects import TRANSFORMS
+from data_pipeline.dialects import dense_values
 from data_pipeline.formats import NOT_UTF8
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.text_blocks import TextBlock, count_byte, text_blocks
@@ -87,7 +87,7 @@ def _parse_block(task: "tuple[_Layout, TextBlock]") -> Parsed:
         line = line[good]
         arrays = layout.parse(b"".join(text + b"\n" for text in compress(texts, good)), line.size)
         assert arrays is not None, "the two ways to check a line disagree"
-    return Chunk(line, arrays.label, arrays.dense, arrays.ids, block.position), rejected
+    return Chunk(line, *arrays, block.position), rejected
 
 
 def _has_label(path: Path, block: TextBlock, schema: Schema) -> bool:
@@ -103,6 +103,7 @@ class _Arrays(NamedTuple):
 
     label: np.ndarray | None
     dense: np.ndarray
+    clipped: np.ndarray
     ids: np.ndarray
 
 
@@ -113,13 +114,13 @@ class _Layout:
     """
 
     def __init__(self, schema: Schema, labelled: bool, dense: str, unread: bool = False):
-        self.reads_label, self.transform = labelled and not unread, TRANSFORMS[dense]
+        self.reads_label, self.schema, self.transform = labelled and not unread, schema, dense
         label = [schema.label] if labelled else []
         self.rules = dict.fromkeys(label, UNREAD if unread else LABEL)
         self.rules |= dict.fromkeys(schema.dense, DENSE) | dict.fromkeys(schema.categorical, CATEGORY)
         self.pattern = "^" + "\t".join(pattern for pattern, _ in self.rules.values()) + "$"
 
-        self.dense, self.categorical = schema.dense, len(schema.categorical)
+        self.categorical = len(schema.categorical)
         self.read_as: dict[str, type[pl.DataType]]
         self.read_as = dict.fromkeys(self.rules, pl.String) | dict.fromkeys(schema.dense, pl.Int64)
 
@@ -147,18 +148,19 @@ class _Layout:
         ids = hexadecimal.numbers(text, before[:, first:], ends[:, first:])
         if ids is None:
             return None
-        if not self.dense:
-            return _Arrays(label, np.empty((rows, 0), np.float32), ids)
+        if not self.schema.dense:
+            nothing = np.empty((rows, 0), np.float32)
+            return _Arrays(label, nothing, nothing < 0, ids)
         log = pl.scan_csv(text, separator="\t", has_header=False, quote_char=None, schema=self.read_as)
         try:
-            dense = log.select(pl.col(self.dense).fill_null(0)).collect().to_numpy(order="c")
+            dense = log.select(pl.col(self.schema.dense).fill_null(0)).collect().to_numpy(order="c")
         except pl.exceptions.PolarsError:
             return None
         if len(dense) != rows:
             return None
         if rows and not -LARGEST <= dense.min() <= dense.max() <= LARGEST:
             return None
-        return _Arrays(label, self.transform(dense), ids)
+        return _Arrays(label, *dense_values(self.schema, self.transform, dense), ids)
 
     def good(self, text: bytes) -> np.ndarray:
         """Which lines of a block keep the rules: (rows,) bool."""

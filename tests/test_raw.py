@@ -174,7 +174,7 @@ def test_each_byte_in_each_place():
                 found, expected = layout.parse(line + b"\n", 1), parse(line, 2, 2)
                 assert (found is None) == (expected is None), line
                 if found is not None:
-                    label, dense, ids = found
+                    label, dense, _, ids = found
                     assert (label[0], dense[0].tolist(), ids[0].tolist()) == expected
 
 

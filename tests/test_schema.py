@@ -44,7 +44,7 @@ def test_a_schema_is_read_from_toml(tmp_path):
             "dense_mising",
             "dense_mising is no key of a schema; there are categorical, ",
         ),
-        ('label = "stars"', "", "label must be a text; `robe schema FILE` shows an example"),
+        ('label = "stars"', "", 'no label; write `label = "COLUMN"` above the first table, with the column'),
         ('"stars"', "3", "label must be a text"),
         ("threshold = 4", 'threshold = "4"', "threshold must be a number"),
         ("threshold = 4", "threshold = true", "threshold must be a number"),
@@ -55,6 +55,13 @@ def test_a_schema_is_read_from_toml(tmp_path):
         ('"string"', "['hex']", "categorical.a b must be one of hex, integer, string"),
         ("[categorical]", "[other]", "other is no key of a schema"),
         ('code = "hex"', 'age = "hex"', "column age must be named once, as label, dense or categorical"),
+        ("[categorical]", "missing_in = 3\n[categorical]", "missing_in must be a table of COLUMN = "),
+        ("[categorical]", "missing_in.age = '-'\n[categorical]", "missing_in.age must be a list of texts"),
+        ("[categorical]", "missing_in.ag = []\n[categorical]", "missing_in.ag must be of a dense or categ"),
+        ("[categorical]", "missing_in.stars = []\n[categorical]", "missing_in.stars must be of a dense or"),
+        ("[categorical]", "transform = 'none'\n[categorical]", "transform must be a table of COLUMN = "),
+        ("[categorical]", "transform.age = 'log'\n[categorical]", "transform.age must be one of log1p, none"),
+        ("[categorical]", "transform.user = 'none'\n[categorical]", "transform.user must be of a column in"),
         ('["age"]', '["age", "*"]', r"column \* must be the name of one column"),
         ('["age"]', '["age", "^a.*$"]', r"column \^a\.\*\$ must be the name of one column"),
     ],
@@ -65,6 +72,23 @@ def test_a_bad_schema_is_refused(tmp_path, old, new, message):
         load(tmp_path, TEXT.replace(old, new))
     assert str(error.value).startswith(f"{tmp_path}/own.toml: ")
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_rules_of_single_columns(tmp_path):
+    rules = "\n[missing_in]\ncode = []\nage = ['-']\n[transform]\nage = 'none'\n"
+    found = load(tmp_path, TEXT + rules)
+    assert (found.missing, found.missing_in, found.transforms) == (
+        ("", "NA"),
+        {"age": ("-",), "code": ()},
+        {"age": "none"},
+    )
+    assert Schema.from_json(json.loads(json.dumps(found.to_json()))) == found
+    # Neither the order in the file nor rules that there are not matter to the fingerprint, others do.
+    turned = load(tmp_path, TEXT + rules.replace("code = []\nage = ['-']", "age = ['-']\ncode = []"))
+    assert turned.fingerprint() == found.fingerprint() != OWN.fingerprint()
+    assert load(tmp_path, TEXT + "\n[missing_in]\n[transform]\n").fingerprint() == OWN.fingerprint()
+    with pytest.raises(ValueError, match="transform log2"):
+        Schema.from_json(found.to_json() | {"transforms": {"age": "log2"}})
 
 
 def test_a_schema_embeds_something(tmp_path):
@@ -90,12 +114,14 @@ def test_a_schema_survives_json():
 
 
 def test_the_fingerprint_is_of_columns_and_rules():
-    # That of models trained before there were rules.
+    # Those of models trained before there were rules, and before there were rules of single columns.
     assert CRITEO.fingerprint() == "ba156a82786cc829"
+    assert OWN.fingerprint() == "5f5147513cfde179"
     assert dataclasses.replace(CRITEO, name="other").fingerprint() == CRITEO.fingerprint()
     others = [
         {"label": "l"}, {"dense": ()}, {"categorical": ("user", "code", "a b")}, {"kinds": ("hex",) * 3},
         {"missing": ("",)}, {"dense_missing": 0.0}, {"threshold": None}, {"threshold": 5.0},
+        {"missing_in": {"age": ()}}, {"missing_in": {"code": ()}}, {"transforms": {"age": "log1p"}},
     ]  # fmt: skip
     found = {OWN.fingerprint(), *(dataclasses.replace(OWN, **other).fingerprint() for other in others)}
     assert len(found) == 1 + len(others)
