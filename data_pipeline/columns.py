@@ -4,8 +4,9 @@ A file is read in slices, so memory does not depend on its size. The schema says
 how; they may stand in any order, and other columns are ignored. A row with a value that breaks the rules of
 its column is rejected: nothing is guessed.
 
-CSV is separated by comma, tab or semicolon, plain or gzip, one row per line. Fields may be quoted as in RFC
-4180, but hold no newline. A regular expression checks each line of a block before Polars parses the block.
+CSV is separated by comma, tab or semicolon, plain or packed, one row per line. Fields may be quoted as in
+RFC 4180, if the schema's `quote` is not empty, but hold no newline. A regular expression checks each line of
+a block before Polars parses the block.
 """
 
 import csv
@@ -37,6 +38,7 @@ NUMBER = r"^-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"
 INTEGER = r"^-?[0-9]{1,38}(?:\.0+)?$"  # what 128 bits hold; Pandas writes 37.0 where others are missing
 LARGEST = 1e38  # what float32 holds
 HEX = r"^[0-9a-fA-F]{1,8}$"
+QUOTES = "quotes that do not match, or are not around a whole field"
 # The integers up to which a float tells each from its neighbours.
 EXACT: dict[pl.DataType | type[pl.DataType], int] = {pl.Float32: 2**24, pl.Float64: 2**53}
 # Words that a label may be, as programs write them.
@@ -56,7 +58,7 @@ def is_table(path: Path, schema: Schema) -> bool:
     if format_of(path) != "raw":
         return True
     try:
-        named = set(_Csv(path, header_of(path)).names)
+        named = set(_Csv(path, header_of(path), schema.quote).names)
     except DataError:
         return False
     wanted = {*schema.dense, *schema.categorical}
@@ -156,8 +158,23 @@ def matrix(table: pl.DataFrame, columns: tuple[str, ...], dtype: type[np.generic
     return table.select(columns).to_numpy(order="c")
 
 
+def quote_of(path: Path) -> str:
+    """`Schema.quote` for a table: empty if its first rows can be taken apart only where quotes are text."""
+    if is_binary(path):
+        return '"'
+    with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
+        block = next(blocks)
+    header, _, text = block.text.partition(b"\n")
+
+    def broken(quote: str) -> int:
+        layout = _Csv(path, header, quote)
+        return len(layout.parse(text, np.arange(1, block.rows), layout.names[:1], block.position).broken)
+
+    return "" if broken('"') > broken("") == 0 else '"'
+
+
 def head(path: Path | str, rows: int) -> pl.DataFrame:
-    """All columns of the first rows of a table; those of CSV are texts.
+    """All columns of the first rows of a table, with the quotes of `quote_of`; those of CSV are texts.
 
     Raises DataError if the file is no table, or one of these rows of a CSV file cannot be taken apart.
     """
@@ -170,7 +187,7 @@ def head(path: Path | str, rows: int) -> pl.DataFrame:
     with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
         block = next(blocks)
     header, _, text = block.text.partition(b"\n")
-    layout = _Csv(path, header)
+    layout = _Csv(path, header, quote_of(path))
     if len(set(layout.names)) < len(layout.names):
         raise DataError(f"{path}: has two columns of one name; rename one")
     part = layout.parse(text, np.arange(1, block.rows), layout.names, block.position)
@@ -232,7 +249,7 @@ def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None)
 def _is_header(path: Path) -> bool:
     """Whether the first line of a text is made of names, rather than of values."""
     try:
-        names = _Csv(path, header_of(path)).names
+        names = _Csv(path, header_of(path), '"').names
     except DataError:
         return False
     return len(names) > 1 and all(name and not re.fullmatch(NUMBER, name) for name in names)
@@ -282,7 +299,7 @@ def _csv(
         text, row = block.text, np.arange(block.line, block.line + block.rows) - 1
         if layout is None:
             header, _, text = text.partition(b"\n")
-            layout, row = _Csv(path, header), row[1:]
+            layout, row = _Csv(path, header, schema.quote), row[1:]
             wanted = _wanted(path, layout.names, schema, labelled)
         if row.size and first_line <= row[-1]:
             yield layout.parse(text, row, wanted, block.position)
@@ -291,19 +308,20 @@ def _csv(
 
 
 class _Csv:
-    """How the lines of a CSV file are taken apart, as its header tells."""
+    """How the lines of a CSV file are taken apart, as its header and `Schema.quote` tell."""
 
-    def __init__(self, path: Path, header: bytes):
+    def __init__(self, path: Path, header: bytes, quote: str):
+        self.quote = quote
         try:
             text = header.decode("utf-8-sig")
-            splits = {separator: next(csv.reader([text], delimiter=separator)) for separator in SEPARATORS}
+            splits = {separator: self._split(text, separator) for separator in SEPARATORS}
         except UnicodeDecodeError:
             raise DataError(f"{path}, line 1: {NOT_UTF8}; {FROM_GBK}") from None
         except (StopIteration, csv.Error):
             raise DataError(f"{path}, line 1: not the names of columns; give the file a header") from None
         self.separator = max(SEPARATORS, key=lambda separator: len(splits[separator]))
         self.names = splits[self.separator]
-        field = rf'(?:[^"{self.separator}\r]*|"(?:[^"\r]|"")*")'
+        field = rf'(?:[^"{self.separator}\r]*|"(?:[^"\r]|"")*")' if quote else rf"[^{self.separator}\r]*"
         self.pattern = f"^{field}(?:{self.separator}{field}){{{len(self.names) - 1}}}$"
 
     def parse(self, text: bytes, row: np.ndarray, wanted: list[str], position: int) -> _Part:
@@ -324,7 +342,7 @@ class _Csv:
             io.BytesIO(text or b"\n"),
             has_header=False,
             separator=self.separator,
-            quote_char=None if plain else '"',
+            quote_char=None if plain else self.quote or None,
             empty_string_is_null=False,
             schema=dict.fromkeys(map(str, range(len(self.names))), pl.String),
             missing_columns="insert",
@@ -356,12 +374,17 @@ class _Csv:
         if (text := _decoded(line)) is None:
             return NOT_UTF8
         try:
-            count = len(next(csv.reader([text], delimiter=self.separator)))
+            count = len(self._split(text, self.separator))
         except csv.Error as error:  # a carriage return; a field of over 128 KiB
             return str(error)
-        if count != len(self.names):
+        if len(self.names) not in (count, text.count(self.separator) + 1):
             return f"{count} fields instead of {len(self.names)}"
-        return "quotes that do not match, or are not around a whole field"
+        return QUOTES
+
+    def _split(self, line: str, separator: str) -> list[str]:
+        if self.quote:
+            return next(csv.reader([line], delimiter=separator))
+        return next(csv.reader([line], delimiter=separator, quoting=csv.QUOTE_NONE))
 
 
 def _decoded(text: bytes) -> str | None:

@@ -99,6 +99,8 @@ def _remedy(bad: Rejected, table: bool, preparing: bool) -> str:
         words += f", or leave such {'rows' if table else 'lines'} out with --bad-rows skip"
     if bad.reason == NOT_UTF8:
         return f"{FROM_GBK}; {words}"
+    if bad.reason == columns.QUOTES and preparing:
+        return f'if quotes are part of the text, write quote = "" in the schema; else {words}'
     if bad.line == 1 and not table and re.search(b"[g-zG-Z]", bad.text):
         remedy = "give its columns with --schema, of which `robe schema FILE` proposes one"
         remedy = remedy if preparing else "it needs all columns that the model was trained on"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import polars as pl
 
-from data_pipeline.columns import INTEGER, NUMBER, head
+from data_pipeline.columns import INTEGER, NUMBER, head, quote_of
 from data_pipeline.schema import DataError
 
 LABELS = {"label", "click", "clicked", "is_click", "target", "y", "liked", "like", "converted", "purchased"}
@@ -56,6 +56,7 @@ def propose(path: Path | str, rows: int) -> str:
         "",
         f"label = {_quoted(label)}  # {looks[label].words}",
         *([f"threshold = {threshold!r}  # the label is 1 from this value on, else 0"] if threshold else []),
+        *([] if quote_of(path) else ['quote = ""  # quotes are part of the text, not around it']),
         "",
         "# Numbers. The model gets log(max(x, 0) + 1) of each.",
         "dense = [",

@@ -1,7 +1,7 @@
 """Raw logs in Criteo's format -> chunks of NumPy arrays.
 
-Such a log is text, plain or gzip: one row per line, separated by tabs, without a header. A line is a label (0
-or 1), the dense columns (integers, may be negative) and the categorical columns (up to 8 hex digits, so 32
+Such a log is text, plain or packed: one row per line, separated by tabs, without a header. A line is a label
+(0 or 1), the dense columns (integers, may be negative) and the categorical columns (up to 8 hex digits, so 32
 bits). Every value but the label may be missing, that is, empty.
 
 One thread reads blocks of lines and one per core parses them: Polars the integers, hexadecimal.py the rest.

@@ -130,7 +130,7 @@ def schema(file: Argument[Path], rows: int = 10_000) -> None:
     """Propose a schema for your own data, in TOML, to correct and to give to `prepare --schema`.
 
     Args:
-        file: A table: .parquet, .arrow, .ipc, .feather, or .csv or .tsv with a header, or these as .gz.
+        file: A table: Parquet, Arrow, or CSV with a header, also packed with gzip, bzip2, xz or zip.
         rows: Look at so many rows, the first ones.
     """
     from data_pipeline.proposal import propose
@@ -278,6 +278,8 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
     from robe import run_folder
     from robe.progress import progress_bar
 
+    if out == Path("-"):
+        raise ConfigError("--out -: probabilities are written to a file that appears whole; name one")
     with progress_bar("predict", "rows") as update:
         count = run_folder.predict_file(run, file, out, backend, update)
     print(f"{out}: {count:,} probabilities")
