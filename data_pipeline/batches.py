@@ -202,16 +202,15 @@ def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Genera
 
     manifest: of the folder that the model was trained on; it tells how values become inputs of the model.
 
-    The log, raw or a table, may lack the label column; the labels are then NaN. Raises DataError for a log
-    that cannot be read or breaks the rules, and for a manifest of a TorchRec folder.
+    The log, raw or a table, may lack the label column; it is not read, and the labels are NaN. Raises
+    DataError for a log that cannot be read or breaks the rules, and for a manifest of a TorchRec folder.
     """
     require_recipe(manifest, path)
     encode = encoder(manifest)
 
     def windows() -> Generator[Batch, None, None]:
         for chunk in read_log(path, manifest.schema, labelled=None, dense=manifest.dense_transform):
-            label = np.full(len(chunk.ids), np.nan) if chunk.label is None else chunk.label
-            yield Batch(label.astype(np.float32), chunk.dense, encode(chunk.ids))
+            yield Batch(np.full(len(chunk.ids), np.nan, np.float32), chunk.dense, encode(chunk.ids))
 
     return _cut(windows(), batch_size)
 

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from data_pipeline import guesses
-from data_pipeline.columns import NUMBER, head, is_binary
+from data_pipeline.columns import NUMBER, head, is_binary, quote_of
 from data_pipeline.guesses import FEW, NOTHING, Look, listed, quoted, role
 from data_pipeline.schema import DataError
 
@@ -75,6 +75,7 @@ def propose(path: Path | str, rows: int) -> str:
         f"name = {quoted(path.name.split('.')[0] or 'table')}",
         "",
         *_label_lines(chosen, others),
+        *([] if quote_of(path) else ['quote = ""  # quotes are part of the text, not around it']),
         "",
         f"# Numbers. The model gets log(max(x, 0) + 1) of each{transforms}.",
         "dense = [",

@@ -1,7 +1,7 @@
 """Raw logs in Criteo's format -> chunks of NumPy arrays.
 
-Such a log is text, plain or gzip: one row per line, separated by tabs, without a header. A line is a label (0
-or 1), the dense columns (integers, may be negative) and the categorical columns (up to 8 hex digits, so 32
+Such a log is text, plain or packed: one row per line, separated by tabs, without a header. A line is a label
+(0 or 1), the dense columns (integers, may be negative) and the categorical columns (up to 8 hex digits, so 32
 bits). Every value but the label may be missing, that is, empty.
 
 One thread reads blocks of lines and one per core parses them: Polars the integers, hexadecimal.py the rest.
@@ -26,6 +26,7 @@ from data_pipeline import hexadecimal
 from data_pipeline.background import ahead, in_parallel
 from data_pipeline.chunk import Chunk, Parsed, Rejected
 from data_pipeline.dialects import dense_values
+from data_pipeline.formats import NOT_UTF8
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.text_blocks import TextBlock, count_byte, text_blocks
 
@@ -38,6 +39,7 @@ PARSERS = 1 + min(
 # What a field may hold, per kind: a pattern and the same in words. Integers are bounded so that they fit in
 # 64 bits; the bound is a power of ten, which can be told from the text as easily as from the value.
 LABEL = r"[01]", "0 or 1"
+UNREAD = r"[\x0b\f\x0e-\x1f!-*,-\x7f]*", "ASCII without blanks and +"  # a label that is not used
 DENSE = r"(?:-?0*[0-9]{1,18})?", "an integer below 10^18"
 CATEGORY = r"(?:[0-9a-fA-F]{1,8})?", "a number of up to 8 hex digits"
 LARGEST = 10**18 - 1
@@ -62,7 +64,7 @@ def read_raw(
             for block in blocks:
                 if layout is None:
                     label = _has_label(path, block, schema) if labelled is None else labelled
-                    layout = _Layout(schema, label, dense)
+                    layout = _Layout(schema, label, dense, unread=labelled is None)
                 if first_line < block.line + block.rows:
                     yield layout, block
 
@@ -106,12 +108,15 @@ class _Arrays(NamedTuple):
 
 
 class _Layout:
-    """The columns of a log, and the rules for a line: `parse` applies them to blocks, `good` to each line."""
+    """The columns of a log, and the rules for a line: `parse` applies them to blocks, `good` to each line.
 
-    def __init__(self, schema: Schema, labelled: bool, dense: str):
-        self.labelled, self.schema, self.transform = labelled, schema, dense
+    unread: the label may be anything, even missing, and is left out.
+    """
+
+    def __init__(self, schema: Schema, labelled: bool, dense: str, unread: bool = False):
+        self.reads_label, self.schema, self.transform = labelled and not unread, schema, dense
         label = [schema.label] if labelled else []
-        self.rules = dict.fromkeys(label, LABEL)
+        self.rules = dict.fromkeys(label, UNREAD if unread else LABEL)
         self.rules |= dict.fromkeys(schema.dense, DENSE) | dict.fromkeys(schema.categorical, CATEGORY)
         self.pattern = "^" + "\t".join(pattern for pattern, _ in self.rules.values()) + "$"
 
@@ -134,7 +139,7 @@ class _Layout:
             return None
 
         label = None
-        if self.labelled:
+        if self.reads_label:
             label = characters[before[:, 0] + 1] - np.uint8(ord("0"))
             if (label > 1).any() or (ends[:, 0] - before[:, 0] != 2).any():
                 return None
@@ -170,7 +175,7 @@ class _Layout:
         try:
             fields = line.decode().split("\t")
         except UnicodeDecodeError:
-            return "not UTF-8 text"
+            return NOT_UTF8
         if len(fields) != len(self.rules):
             return f"{len(fields)} columns instead of {len(self.rules)}"
         return next(

@@ -33,6 +33,7 @@ class Schema:
     missing: the texts that count as missing, besides null.
     missing_in: those texts of the columns that differ from the others, by column.
     transforms: the transform of each dense column that does not take the one of the whole folder.
+    quote: what fields of CSV may stand in, `"` as in RFC 4180; empty if quotes are part of the text.
     dense_missing: what a missing number becomes, before the transform.
     threshold: the label is 1 from this value on, else 0; with None, labels must be 0 or 1.
     """
@@ -47,6 +48,7 @@ class Schema:
     threshold: float | None = None
     missing_in: dict[str, tuple[str, ...]] = field(default_factory=dict)
     transforms: dict[str, Dense] = field(default_factory=dict)
+    quote: str = '"'
 
     def __post_init__(self):
         object.__setattr__(self, "kinds", self.kinds or ("hex",) * len(self.categorical))
@@ -102,12 +104,12 @@ def load_schema(path: Path | str) -> Schema:
     except ValueError as error:
         raise DataError(f"{path}: not a TOML file ({error}); correct it") from None
     known = {"name", "label", "threshold", "dense", "dense_missing", "missing", "categorical"}
-    known |= {"missing_in", "transform"}
+    known |= {"missing_in", "transform", "quote"}
     for key in data.keys() - known:
         raise DataError(f"{path}: {key} is no key of a schema; there are {', '.join(sorted(known))}")
     defaults: dict[str, Any]
     defaults = {"name": path.stem, "dense": [], "dense_missing": 0, "missing": [""]}
-    data = defaults | {"missing_in": {}, "transform": {}} | data
+    data = defaults | {"missing_in": {}, "transform": {}, "quote": '"'} | data
 
     if "label" not in data:
         raise DataError(
@@ -117,6 +119,7 @@ def load_schema(path: Path | str) -> Schema:
         check(isinstance(data.get(key), str) and data[key] != "", key, "a text")
     for key in ("dense", "missing"):
         check(_are_texts(data[key]), key, "a list of texts")
+    check(data["quote"] in ("", '"'), "quote", "empty or one double quote")
     for key in ("threshold", "dense_missing"):
         if key in data:
             number = isinstance(data[key], int | float) and not isinstance(data[key], bool)
@@ -145,6 +148,7 @@ def load_schema(path: Path | str) -> Schema:
         categorical=tuple(kinds),
         kinds=tuple(kinds.values()),
         missing=tuple(data["missing"]),
+        quote=data["quote"],
         dense_missing=float(data["dense_missing"]),
         threshold=None if "threshold" not in data else float(data["threshold"]),
         missing_in={column: tuple(texts) for column, texts in data["missing_in"].items()},

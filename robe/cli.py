@@ -133,7 +133,7 @@ def schema(file: Argument[Path], rows: int = 10_000) -> None:
     Doubts, and what is no feature, stand in comments. A label that no name decides on is left to you.
 
     Args:
-        file: A table: .parquet, .arrow, .ipc, .feather, or .csv or .tsv with a header, or these as .gz.
+        file: A table: Parquet, Arrow, or CSV with a header, also packed with gzip, bzip2, xz or zip.
         rows: Look at so many rows, the first ones.
     """
     from data_pipeline.proposal import propose, unfilled
@@ -290,6 +290,8 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
     from robe import run_folder
     from robe.progress import progress_bar
 
+    if out == Path("-"):
+        raise ConfigError("--out -: probabilities are written to a file that appears whole; name one")
     with progress_bar("predict", "rows") as update:
         count = run_folder.predict_file(run, file, out, backend, update)
     print(f"{out}: {count:,} probabilities")

@@ -2,6 +2,7 @@ import csv
 import gzip
 import io
 import itertools
+import json
 import math
 import re
 from dataclasses import replace
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.columns import hash_texts
 from data_pipeline.logs import count_rows, read_log
-from data_pipeline.schema import DataError, Schema
+from data_pipeline.proposal import propose
+from data_pipeline.schema import DataError, Schema, load_schema
 
 SCHEMA = Schema(
     "own", "liked", ("age", "price"), ("user", "genre", "code"), ("integer", "string", "hex"), ("", "NA"), 2.0
@@ -409,6 +411,34 @@ def test_numbers_that_become_0_are_told(tmp_path):
     assert chunk.clipped.tolist() == [[True], [False]]
 
 
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+def test_quotes_that_are_part_of_the_text(tmp_path, block_bytes):
+    """As in a TSV of titles: the schema says so, and what is proposed of such a file says it too."""
+    texts = ['The "best" thing', '5" pipe', "plain", '"quoted"', '"', '""', '"half']
+    path = tmp_path / "news.tsv"
+    path.write_text("click\ttitle\n" + "".join(f"{i % 2}\t{text}\n" for i, text in enumerate(texts)))
+    proposed = propose(path, 10)
+    assert 'quote = ""' in proposed
+    (tmp_path / "news.toml").write_text(proposed)
+    schema = load_schema(tmp_path / "news.toml")
+    assert schema.quote == ""
+    assert load_schema_again(schema) == schema
+    found = [row[3][0] for row in read(path, schema, block_bytes=block_bytes)]
+    assert found == [xxh32(text.encode()) for text in texts]
+    assert count_rows(path) == len(texts)
+    quoting = Schema(**{**schema.to_json(), "quote": '"'})
+    assert quoting.fingerprint() != schema.fingerprint()
+    fails(r"row 1 \(line 2\): quotes .*; if quotes are part of the text, write quote = ", path, quoting)
+    path.write_text('click\ttitle\n1\t"quoted"\n0\tplain\n')
+    assert "quote =" not in propose(path, 10)
+    assert read(path, quoting)[0][3] == [xxh32(b"quoted")]
+
+
+def load_schema_again(schema):
+    """A schema as a manifest keeps it."""
+    return Schema.from_json(json.loads(json.dumps(schema.to_json())))
+
+
 def test_errors_name_file_row_column_and_value(tmp_path):
     frame = FRAME.with_columns(price=pl.Series([1.0, float("inf"), -1e39]), liked=pl.Series([0, 1, 2]))
     path = write(frame, tmp_path / "own.parquet")
@@ -436,7 +466,7 @@ def test_tables_that_cannot_be_used(tmp_path):
     path.write_text(",".join([*NAMES, "x", "x"]) + "\n1,2,3,4,5,6,7,8\n")
     assert len(read(path)) == 1
     path.write_bytes(b"\xff,b\n1,2\n")
-    fails("own.csv, line 1: not the names of columns", path)
+    fails("own.csv, line 1: not UTF-8 text; if it is GBK, `iconv", path)
     path = write(FRAME.cast({"code": pl.Binary}), tmp_path / "own.parquet")
     fails("own.parquet: column code is Binary, which cannot be hex; correct the schema", path)
     write(FRAME.cast({"age": pl.Date}), path)

@@ -44,6 +44,15 @@ def test_the_example_gets_from_a_csv_file_to_an_auc(tmp_path):
     assert auc(liked[-6000:], probabilities[-6000:]) == pytest.approx(found, abs=1e-4)
 
 
+def test_a_table_is_made_of_libffm(tmp_path, monkeypatch):
+    ((_, program),) = blocks(PAGE, "libffm")
+    (tmp_path / "train.ffm").write_text("0 2:57:1 3:91:1\n1 2:8:1\n")
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    expected = {"label": ["0", "1"], "field_2": ["57", "8"], "field_3": ["91", None]}
+    assert pl.read_parquet("train.parquet").to_dict(as_series=False) == expected
+
+
 @pytest.fixture(scope="module", params=[0, 3])
 def own(request, tmp_path_factory):
     """A table in three formats, with so many dense columns; its schema; and a model trained on it."""
