@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from data_pipeline.manifest import Manifest
+from data_pipeline.names import shown
 from data_pipeline.schema import DataError, Schema
 
 DICTIONARY = "dictionary.npy"
@@ -338,7 +339,7 @@ def _features(manifest: Manifest) -> list[str]:
         )
         return [f"distinct values per feature{estimated}: {counts}"]
     lines, rows = [], manifest.rows("train")
-    for name, feature in zip(manifest.schema.categorical, manifest.features, strict=True):
+    for name, feature in zip(map(shown, manifest.schema.categorical), manifest.features, strict=True):
         top = ", ".join(f"top {int(n):,} {share:.1%}" for n, share in feature["coverage"].items())
         kept = f"{feature['kept']:,} of {feature['distinct']:,} values kept"
         lines.append(f"{name}: {kept}, {feature['rare_rows'] / rows:.2%} of rows rare; rows covered: {top}")

@@ -17,6 +17,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 import msgspec
 import numpy as np
 
+from data_pipeline.names import shown
 from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.whole_files import write_json
@@ -193,7 +194,7 @@ class Manifest:
         sizes = ", ".join(f"{self.rows(split):,} {split}" for split in self.split)
         own = Counter(self.schema.transforms.values())
         dense = ", ".join([self.dense_transform, *(f"{n} by schema {name}" for name, n in own.items())])
-        return f"{kind}; rows: {sizes}; dense: {dense}; ids: {self.ids}; {self.split_note}"
+        return shown(f"{kind}; rows: {sizes}; dense: {dense}; ids: {self.ids}; {self.split_note}")
 
     def save(self, folder: Path) -> None:
         """Write `folder/manifest.json`."""

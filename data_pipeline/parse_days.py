@@ -15,6 +15,7 @@ from data_pipeline.dialects import Distinct, modulo
 from data_pipeline.job import Job, identity, read_note
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, shard_columns
+from data_pipeline.names import shown
 from data_pipeline.schema import DataError
 from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard, save_array
 from data_pipeline.whole_files import new_file
@@ -95,7 +96,7 @@ def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
                     ends[day] = stack.enter_context(ExitStack())
                     files[day] = ends[day].enter_context(new_file(path, partial_name(path)))
                 rejected[day] += 1
-                files[day].write(f"{source.path}\t{line}\t{reason}\t".encode() + text + b"\n")
+                files[day].write(f"{shown(source.path)}\t{line}\t{shown(reason)}\t".encode() + text + b"\n")
 
         parts = stack.enter_context(closing(_parts(job, source, source.first_line(needed[0]), reject)))
         for day, group in groupby(parts, key=itemgetter(0)):

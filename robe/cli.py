@@ -22,6 +22,7 @@ from data_pipeline.batches import Rows
 from data_pipeline.dialects import Dialect
 from data_pipeline.folders import open_folder
 from data_pipeline.manifest import SPLITS, Manifest
+from data_pipeline.names import shown
 from data_pipeline.prepare import PrepareConfig
 from data_pipeline.schema import (
     CRITEO,
@@ -74,7 +75,7 @@ def synth(config: Flat[SyntheticConfig]) -> None:
 
     with progress_bar("synth", "rows") as update:
         write(config, update)
-    print(f"{config.out}: {config.rows:,} SYNTHETIC rows in {config.days} files")
+    print(shown(f"{config.out}: {config.rows:,} SYNTHETIC rows in {config.days} files"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +103,8 @@ def prepare(config: Flat[PrepareArguments], verify: Path | None = None) -> None:
         if config.inputs or config.out:
             raise ConfigError("--verify checks a folder that is there; give neither logs nor --out")
         manifest = check(verify)
-        print(
-            f"{verify}: {manifest.describe()}; all shards are as they were written, and all values possible"
-        )
+        good = "all shards are as they were written, and all values possible"
+        print(shown(f"{verify}: {manifest.describe()}; {good}"))
     else:
         if config.out is None:
             raise ConfigError("--out: name the folder to write")
@@ -117,12 +117,13 @@ def prepare(config: Flat[PrepareArguments], verify: Path | None = None) -> None:
         if not first:
             return
         if manifest is None:
-            print(f"{config.out}: days {config.days} are done; without --days the same command finishes it")
+            done = f"days {config.days} are done; without --days the same command finishes it"
+            print(shown(f"{config.out}: {done}"))
             return
-        print(f"{config.out}: {manifest.describe()}")
+        print(shown(f"{config.out}: {manifest.describe()}"))
         print(*report(manifest), sep="\n")
         if rejected := sum(day.rejected for day in manifest.days):
-            print(f"{rejected:,} bad lines were left out; see {config.out / REJECTED}")
+            print(shown(f"{rejected:,} bad lines were left out; see {config.out / REJECTED}"))
     if published := against_published(manifest):
         print(published)
 
@@ -158,7 +159,7 @@ def describe(
 
     Args:
         data: A folder made by `prepare`.
-        rows: How many rows to draw a sample of; memory is up to 400 bytes for each.
+        rows: How many rows to draw a sample of; memory is up to 10 bytes for each value in them.
         everything: Count clicks and zeros, means and extremes over all rows, not only over the sample.
         seed: Of the sample.
         out: The figure; default: DATA/describe.png.
@@ -167,11 +168,12 @@ def describe(
     from robe.progress import progress_bar
 
     out = out or data / "describe.png"
-    with progress_bar("describe", "rows") as update:
+    with progress_bar("describe", "values") as update:
         found = describe.describe(open_folder(data), rows, everything=everything, seed=seed, progress=update)
     print(describe.text(found))
-    describe.save(describe.draw(found), out)
-    print(f"{out}: drawn")
+    with progress_bar("draw", ""):
+        describe.save(describe.draw(found), out)
+    print(shown(f"{out}: drawn"))
 
 
 def train(
@@ -211,7 +213,7 @@ def train(
     require_trainable(config)
     data = data or demo_data("dictionary" if config.embedding.method in NUMBERED else "hash")
     manifest = open_folder(data)
-    print(f"data: {data}: {manifest.describe()}")
+    print(shown(f"data: {data}: {manifest.describe()}"))
     if resume is not None and not manifest.same_rows(run_folder.learned_data(run)):
         raise ConfigError(
             f"{data}: not the rows {run} was trained on; name the folder that holds them with --data"
@@ -225,7 +227,7 @@ def train(
     model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)
     if resume is None:
         run_folder.create(run, config, manifest, baseline)
-    print(f"run: {run}", flush=True)
+    print(shown(f"run: {run}"), flush=True)
 
     def fit(config, model, run, phase=no_phase):
         with progress_bar(f"train {config.embedding.method}", "rows") as update:
@@ -245,7 +247,7 @@ def train(
                 summary["without_categories"] = fit(plain, model, run / "without_categories")
             print(report.finish(run, summary))
         except KeyboardInterrupt:
-            sys.exit(as_started(f"interrupted; go on with `robe train --resume {run}`"))
+            sys.exit(as_started(shown(f"interrupted; go on with `robe train --resume {run}`")))
 
 
 def evaluate(
@@ -294,7 +296,7 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
         raise ConfigError("--out -: probabilities are written to a file that appears whole; name one")
     with progress_bar("predict", "rows") as update:
         count = run_folder.predict_file(run, file, out, backend, update)
-    print(f"{out}: {count:,} probabilities")
+    print(shown(f"{out}: {count:,} probabilities"))
 
 
 def convert(
@@ -325,7 +327,7 @@ def convert(
             before, after = (watched_evaluation(one, None, "test", "auto")[2] for one in (run, folder))
         except (DataError, RobeError, OSError) as error:
             reason = told(error) if isinstance(error, OSError) else str(error)
-            compared = as_started(f"not evaluated: {reason}")
+            compared = as_started(shown(f"not evaluated: {reason}"))
             return {}
         compared = report.compared_text(before, after)
         return {"test": after, "test_before": before}
@@ -333,7 +335,7 @@ def convert(
     with ExitStack() as bar:
         update = bar.enter_context(progress_bar("convert", "weights"))
         summary = run_folder.convert(run, to, out, compression, block, update, judged)
-    print(report.converted_text(out, summary), compared, sep="\n")
+    print(report.converted_text(shown(out), summary), compared, sep="\n")
 
 
 def plan(
@@ -433,7 +435,7 @@ def analyze(
         raise ConfigError(f"no analysis {', '.join(sorted(unknown))}; there are {', '.join(claim.scripts())}")
     options = {"quick": quick, "seed": seed, "data": data, "run": run}
     results = [claim.carry_out(claim.load(name), out, **options) for name in names or claim.scripts()]
-    print(report.write(results, out))
+    print(shown(report.write(results, out)))
     if not all(result.verdict.holds for result in results):
         sys.exit(1)
 
@@ -457,7 +459,7 @@ def doctor(data: Path | None = None) -> None:
 
     fine = True
     for check in checks():
-        print(check, flush=True)
+        print(shown(check), flush=True)
         fine &= check.ok is not False
     if not fine:
         sys.exit(1)
@@ -509,7 +511,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def fail(message: str, code: int = 2) -> None:
-    print(as_started(f"error: {message}"), file=sys.stderr)
+    print(as_started(shown(f"error: {message}")), file=sys.stderr)
     sys.exit(code)
 
 

@@ -25,8 +25,8 @@ def write_summary(run: Path, summary: dict) -> None:
     write_whole(run / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
 
 
-def converted_text(run: Path, summary: dict) -> str:
-    """What `convert` wrote to the folder `run`, how many bytes it takes, and how far its weights are off."""
+def converted_text(run: str, summary: dict) -> str:
+    """What `convert` wrote to a folder of this name, its bytes, and how far its weights are off."""
     before, lost = summary["before"], summary["energy_share_lost"]
     sizes = [f"{part['method']} {part['memory']} {part['embedding_bytes']:,} B" for part in (before, summary)]
     lines = [

@@ -364,6 +364,25 @@ class TestBadInput:
             tmp_path / "out" / "rejected.tsv"
         ).read_text() == f"{raw}\t31\t1 columns instead of 40\trubbish\n"
 
+    def test_names_of_files_stay_in_their_line(self, line, refused, tmp_path, capsys):
+        """Those with line ends, escapes for a terminal, marks of direction, and bytes that are not UTF-8."""
+        name = b"a\n\x1b[31m\t\xe2\x80\xae\xff"
+        raw, told = tmp_path / os.fsdecode(name), r"a\n\x1b[31m\t\u202e\udcff"
+        refused("prepare", raw, "--out", tmp_path / "out", message=re.escape(f"{tmp_path}/{told}: "))
+        raw.write_bytes(b"\n".join([b"\t".join(line)] * 30 + [b"rubbish"]) + b"\n")
+        out = tmp_path / f"{raw.name}.out"
+        code, printed, err = run("prepare", raw, "--out", out, "--bad-rows", "skip", capsys=capsys)
+        assert (code, err) == (0, "")
+        assert all(text.isprintable() for text in printed.splitlines())
+        assert f"{tmp_path}/{told}.out: criteo data" in printed
+        rejected = (out / "rejected.tsv").read_text()
+        assert rejected == f"{tmp_path}/{told}\t31\t1 columns instead of 40\trubbish\n"
+        for command in (["describe", out], ["prepare", "--verify", out]):
+            code, printed, err = run(*command, capsys=capsys)
+            assert (code, err) == (0, "")
+            assert f"{told}.out" in printed
+            assert all(text.isprintable() for text in printed.splitlines())
+
     def test_another_dialect_is_not_what_was_learned(self, folder, trained, refused, tmp_path):
         """Ids modulo something feed full tables, and no model of other ids; nor do other dense values."""
         options = {"modulo": ["--ids", "modulo", "--max-ind-range", "50"], "none": ["--dense", "none"]}
