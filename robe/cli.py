@@ -430,8 +430,11 @@ def doctor(data: Path | None = None) -> None:
         if data is not None:
             manifest = verify(data)
             yield doctor.Check("data", None, f"{data}: {manifest.describe()}; all checksums hold")
-            batch = next(Rows(manifest, "train").batches(100_000, prefetch=0))
-            yield from doctor.data_set(*batch, DataSpec.of(manifest))
+            rates = {split: Rows(manifest, split).base_rate for split in SPLITS}
+            # Drawn from all over the log, which may be sorted.
+            batch = next(Rows(manifest, "train").batches(100_000, seed=0, prefetch=0))
+            names = manifest.schema.dense, manifest.schema.categorical
+            yield from doctor.data_set(*batch, DataSpec.of(manifest), *names, rates)
 
     fine = True
     for check in checks():
