@@ -50,11 +50,18 @@ class Position:
 
 
 def save(
-    run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: Position, again: str | None = None
+    run: Path,
+    model: DLRM,
+    config: TrainConfig,
+    data: DataSpec,
+    position: Position,
+    again: str | None = None,
+    good_until: int = 0,
 ) -> Path:
     """Write checkpoint `step_NNNNNNNN` of a run and drop all but the newest ones.
 
     again: what to do once there is room for it; default: go on with the run.
+    good_until: the newest checkpoint up to this step stays too.
     """
     folder = run / "checkpoints"
     target, partial = folder / f"step_{position.step:08d}", folder / ".partial"
@@ -85,14 +92,21 @@ def save(
             f"{target}: cannot be written ({error}); make room, then "
             + (again or f"go on with `robe train --resume {run}`")
         ) from None
+    good = newest_until(run, good_until)
     for old in saved(run)[:-KEPT]:
-        shutil.rmtree(old)
+        if old != good:
+            shutil.rmtree(old)
     return target
 
 
 def saved(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     return sorted((run / "checkpoints").glob("step_*"))
+
+
+def newest_until(run: Path, step: int) -> Path | None:
+    """The newest checkpoint of a run that is not of a later step; None if it has none."""
+    return next((path for path in reversed(saved(run)) if path.name <= f"step_{step:08d}"), None)
 
 
 def latest(run: Path) -> Path:
