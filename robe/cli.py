@@ -199,11 +199,14 @@ def train(
     from robe.files import alone
     from robe.model import build
     from robe.progress import progress_bar
-    from robe.train import resumed
+    from robe.train import TrainingError, resumed
 
     if resume is not None:
         if config != TrainConfig() or out is not None or baseline:
-            raise ConfigError("--resume goes on with the settings of the run; give no others besides --data")
+            raise ConfigError(
+                "--resume goes on with the settings of the run; give no others besides --data. For more "
+                "--epochs than it began with, or other settings, train anew with another --out"
+            )
         run, (config, trained_on, baseline) = resume, run_folder.read(resume)
         data = data or trained_on
     else:
@@ -216,12 +219,14 @@ def train(
     print(shown(f"data: {data}: {manifest.describe()}"))
     if resume is not None and not manifest.same_rows(run_folder.learned_data(run)):
         raise ConfigError(
-            f"{data}: not the rows {run} was trained on; name the folder that holds them with --data"
+            f"{data}: not the rows {run} was trained on; name the folder that holds them with --data, or "
+            "train anew on these, with another --out"
         )
     # Whatever is refused is refused here, before there is a folder of the run.
     rows = {split: Rows(manifest, split) for split in SPLITS}
     if resume is not None:
         resumed(run, config, DataSpec.of(manifest), rows["train"].steps(config.batch))
+    warn(run_folder.before_training(rows))
     backend = select(config.backend, config.precision, config.deterministic)
     timeline = Timeline(backend.synchronize)
     model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)
@@ -244,10 +249,19 @@ def train(
             if baseline:
                 plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), target_auc=None)
                 model = build(plain, DataSpec.of(manifest), backend)
-                summary["without_categories"] = fit(plain, model, run / "without_categories")
-            print(report.finish(run, summary))
+                try:
+                    summary["without_categories"] = fit(plain, model, run / "without_categories")
+                except TrainingError as error:
+                    summary["warnings"].append(f"the same model without categorical features: {error}")
+            print(report.finish(run, summary), flush=True)
+            warn(summary["warnings"])
+        except TrainingError as error:
+            report.write_summary(run, {"stopped": str(error), "diverged": True, "warnings": [str(error)]})
+            raise
         except KeyboardInterrupt:
             sys.exit(as_started(shown(f"interrupted; go on with `robe train --resume {run}`")))
+    if summary["diverged"]:
+        raise TrainingError(f"{run}: the training diverged, and its model is of no use")
 
 
 def evaluate(
@@ -265,10 +279,14 @@ def evaluate(
         split: Which rows; the line that describes the data says which these are.
         backend: Where to compute.
     """
+    from robe import metrics
+
     manifest, pace, found = watched_evaluation(run, data, split, backend)
     description = {"folder": str(manifest.folder), "description": manifest.describe()}
     result = {"run": str(run), "data": description, "split": split} | pace | found
-    print(json.dumps(result, indent=1, allow_nan=False))
+    print(json.dumps(result, indent=1, allow_nan=False), flush=True)
+    if (trouble := metrics.trouble(found)) is not None:
+        warn([f"{split} rows: {trouble}"])
 
 
 def watched_evaluation(run: Path, data: Path | None, split: str, backend: str) -> tuple[Manifest, dict, dict]:
@@ -295,7 +313,9 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
     if out == Path("-"):
         raise ConfigError("--out -: probabilities are written to a file that appears whole; name one")
     with progress_bar("predict", "rows") as update:
-        count = run_folder.predict_file(run, file, out, backend, update)
+        notices: list[str] = []
+        count = run_folder.predict_file(run, file, out, backend, update, notices.append)
+    warn(notices)
     print(shown(f"{out}: {count:,} probabilities"))
 
 
@@ -454,8 +474,11 @@ def doctor(data: Path | None = None) -> None:
         if data is not None:
             manifest = verify(data)
             yield doctor.Check("data", None, f"{data}: {manifest.describe()}; all checksums hold")
-            batch = next(Rows(manifest, "train").batches(100_000, prefetch=0))
-            yield from doctor.data_set(*batch, DataSpec.of(manifest))
+            rates = {split: Rows(manifest, split).base_rate for split in SPLITS}
+            # Drawn from all over the log, which may be sorted.
+            batch = next(Rows(manifest, "train").batches(100_000, seed=0, prefetch=0))
+            names = manifest.schema.dense, manifest.schema.categorical
+            yield from doctor.data_set(*batch, DataSpec.of(manifest), *names, rates)
 
     fine = True
     for check in checks():
@@ -508,6 +531,11 @@ def main(arguments: list[str] | None = None) -> None:
         fail(str(error), getattr(error, "exit_code", 2))
     except OSError as error:
         fail(told(error))
+
+
+def warn(lines: list[str]) -> None:
+    for line in lines:
+        print(as_started(shown(f"warning: {line}")), file=sys.stderr)
 
 
 def fail(message: str, code: int = 2) -> None:
