@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from analysis.claim import FOLDER, Result, Rows, columns
-from robe.files import write_whole
+from data_pipeline.whole_files import write_whole
 from robe.train import versions
 
 ROOT = FOLDER.parent

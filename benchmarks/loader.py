@@ -13,7 +13,6 @@ Writes benchmarks/results/loader.json, from which the table in docs/speed.md is 
 
 import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
 
-import json
 import re
 import subprocess
 import sys
@@ -39,7 +38,7 @@ from benchmarks.measure import (
 from data_pipeline.batches import Batch, Rows
 from data_pipeline.manifest import KINDS, Day, Ids, Manifest, shard_name
 from data_pipeline.schema import CRITEO
-from robe.files import write_whole
+from data_pipeline.whole_files import write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -176,7 +175,7 @@ def measure(quick: bool = False, out: Path | None = None) -> None:
                 disturbed = (cpu_seconds_of_others() - others) / (time.monotonic() - start)
             needed.append(memory(manifest))
     where = machine("loader, 2 threads") | {"cores_used_by_others": max(0.0, round(disturbed, 2))}
-    write_whole(out, json.dumps({"machine": where, "rows": rows, "memory": needed}, indent=1) + "\n")
+    write_json(out, {"machine": where, "rows": rows, "memory": needed})
     print(f"{out}: written")
 
 

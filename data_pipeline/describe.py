@@ -8,7 +8,6 @@ The sample takes the same share of each day, in random row blocks of 256 rows, d
 not tell which values were missing in the log, as these became a dense 0 or an id. So the zeros are counted.
 """
 
-import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ import numpy as np
 from data_pipeline.batches import WINDOW_BLOCKS, Batch, Rows
 from data_pipeline.manifest import Manifest, Stretch
 from data_pipeline.schema import DataError
+from data_pipeline.whole_files import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -374,9 +374,4 @@ def _draw_distinct(ax, found: Description) -> None:
 
 def save(figure: "Figure", out: Path) -> None:
     """Write the figure as PNG; `out` appears whole."""
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        figure.savefig(partial, dpi=110, format="png")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_figure(out, figure, 110)

@@ -270,7 +270,7 @@ class Dictionary:
             raise DataError(f"{manifest.folder}: has no dictionary; prepare it with --ids dictionary")
         try:
             values = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (FileNotFoundError, ValueError, EOFError) as error:
             raise DataError(f"{path}: cannot be read ({error}); prepare the data again") from None
         if hashlib.sha256(values.data).hexdigest() != manifest.dictionary_sha256:
             raise DataError(f"{path}: is not the one the manifest describes; prepare the data again")

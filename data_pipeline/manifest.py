@@ -18,6 +18,7 @@ import numpy as np
 
 from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError, Schema
+from data_pipeline.whole_files import write_json
 
 FORMAT, VERSION = "robe-dlrm-shards", 1
 MANIFEST = "manifest.json"
@@ -194,7 +195,7 @@ class Manifest:
         data = {"format": FORMAT, "version": VERSION, "schema_fingerprint": self.schema.fingerprint()}
         data |= asdict(self)
         del data["folder"]
-        (folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n")
+        write_json(folder / MANIFEST, data)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Manifest":

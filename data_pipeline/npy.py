@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.schema import DataError
+from data_pipeline.whole_files import remedy
 
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -91,6 +92,4 @@ class NpyFile:
             room, position = room[read:], position + read
 
     def _unreadable(self, error: OSError) -> DataError:
-        return DataError(
-            f"{self.path}: cannot be read ({error.strerror}); check its rights and the disk, then try again"
-        )
+        return DataError(f"{self.path}: cannot be read ({error.strerror}); {remedy(error)}")

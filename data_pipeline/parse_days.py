@@ -10,13 +10,14 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from data_pipeline.appearing import partial_name, write_whole
+from data_pipeline.appearing import partial_name
 from data_pipeline.dialects import Distinct, modulo
 from data_pipeline.job import Job, identity, read_note
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, shard_columns
 from data_pipeline.schema import DataError
-from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard
+from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard, save_array
+from data_pipeline.whole_files import new_file
 
 REJECTED = "rejected.tsv"
 
@@ -27,11 +28,13 @@ Rows = dict[str, np.ndarray]
 class Source(NamedTuple):
     """A log file and the days in it, which are numbered from `first` on.
 
+    found: size and time of the last change of the file, as it was found; it may not change from then on.
     stops: the number of each day's last line.
     origins: what the manifest calls each day.
     """
 
     path: Path
+    found: dict[str, int]
     first: int
     stops: tuple[int, ...]
     origins: tuple[str, ...]
@@ -48,7 +51,10 @@ def parse_days(job: Job, sources: list[Source], days: Sequence[int]) -> None:
     for source in sources:
         mine = [day for day in days if source.first <= day < source.first + len(source.stops)]
         if needed := [day for day in mine if not _is_parsed(job, source, day)]:
-            _parse_file(job, source, needed)
+            try:
+                _parse_file(job, source, needed)
+            finally:  # what is amiss with a line, or has no line, may come of a change too
+                _require_unchanged(source)
         if mine:
             job.meter.add(source.path.stat().st_size)
 
@@ -56,12 +62,14 @@ def parse_days(job: Job, sources: list[Source], days: Sequence[int]) -> None:
 def _is_parsed(job: Job, source: Source, day: int) -> bool:
     """Whether a day is done, and need not be done again because bad lines are an error now.
 
-    Raises DataError if the file has changed since.
+    Raises DataError if the file has changed since, and had rows enough to be of use.
     """
     record = read_note(job.work / f"day_{day}.done")
     if record is None or (record["rejected"] and job.config.bad_rows == "error"):
         return False
-    if record["source"] != identity(source.path):
+    if record["source"] != source.found:
+        if record["rows"] < 2:  # too few for the last day; it may have got more
+            return False
         raise DataError(
             f"{source.path}: has changed since day {day} was prepared from it; remove {job.work} to begin "
             "again"
@@ -75,15 +83,17 @@ def _is_parsed(job: Job, source: Source, day: int) -> bool:
 
 def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
     """Write the shards of some days of a file."""
-    source_now, rejected = identity(source.path), Counter[int]()
+    rejected = Counter[int]()
     with ExitStack() as stack:
         files: dict[int, BinaryIO] = {}
+        ends: dict[int, ExitStack] = {}
 
         def reject(line: int, reason: str, text: bytes) -> None:
             if (day := source.day_of(line)) in needed:
                 if day not in files:
-                    path = partial_name(job.work / f"day_{day}_{REJECTED}")
-                    files[day] = stack.enter_context(open(path, "wb"))
+                    path = job.work / f"day_{day}_{REJECTED}"
+                    ends[day] = stack.enter_context(ExitStack())
+                    files[day] = ends[day].enter_context(new_file(path, partial_name(path)))
                 rejected[day] += 1
                 files[day].write(f"{source.path}\t{line}\t{reason}\t".encode() + text + b"\n")
 
@@ -91,14 +101,21 @@ def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
         for day, group in groupby(parts, key=itemgetter(0)):
             if day in needed:
                 record = _write_day(job, day, (rows for _, rows in group))
-                if day in files:
-                    files[day].close()
-                    path = job.work / f"day_{day}_{REJECTED}"
-                    partial_name(path).replace(path)
-                record |= {"source": source_now, "rejected": rejected[day]}
-                write_whole(job.work / f"day_{day}.done", record)
+                _require_unchanged(source)
+                if day in ends:
+                    ends[day].close()
+                record |= {"source": source.found, "rejected": rejected[day]}
+                job.note(f"day_{day}.done", record)
             if day == needed[-1]:
                 break
+
+
+def _require_unchanged(source: Source) -> None:
+    """Raise DataError if the file is not what it was when it was found: who can say which rows were read?"""
+    if identity(source.path) != source.found:
+        raise DataError(
+            f"{source.path}: has changed while it was read; give the same command again when it is whole"
+        )
 
 
 def _parts(
@@ -152,5 +169,5 @@ def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
                 distinct.add(arrays["sparse"])
             rows += len(arrays["labels"])
     if not dictionary:
-        np.save(job.work / f"day_{day}_distinct.npy", distinct.to_array())
+        save_array(job.work / f"day_{day}_distinct.npy", distinct.to_array())
     return {"rows": rows, "sha256": sha256}

@@ -2,15 +2,17 @@
 
 `weights.safetensors` holds every array of `DLRM.state()`. `state.json` holds the position in the data,
 the configuration (hash family, seeds, schedule), what the data must look like, and the sha256 of the
-weights. A folder is written under another name and renamed when complete.
+weights. A folder is written under another name and renamed when the disk holds all of it; it loses its name
+again before it is removed. So what is called `step_NNNNNNNN` is whole, and a reader to whom it vanishes takes
+the newest of the run, which has gone on meanwhile.
 """
 
 import dataclasses
 import hashlib
-import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,12 +22,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from data_pipeline.whole_files import make_folder, remedy, sync, sync_tree, write_json
 from robe.backend import select
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve
 from robe.errors import RobeError
 from robe.model import DLRM, build, state_shapes
 from robe.version import __version__
 
+T = TypeVar("T")
 FORMAT, VERSION = "robe-dlrm-checkpoint", 1
 PART = 2**28  # bytes read at a time
 DTYPES = {
@@ -33,8 +37,8 @@ DTYPES = {
     **{"I64": "int64", "U32": "uint32", "U8": "uint8"},
 }
 STATE, WEIGHTS = "state.json", "weights.safetensors"
+STEP = re.compile(r"step_\d+")
 SUMS = "accumulator"  # how the names of arrays end whose numbers are sums of squares
-T = TypeVar("T")
 KEPT = 2  # checkpoints that stay when newer ones come; two, so that a damaged last one is no loss
 
 
@@ -76,31 +80,35 @@ def save(
         "data": dataclasses.asdict(data),
     }
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        make_folder(folder)
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        partial.mkdir()
         save_file({name: model.backend.to_host(array) for name, array in model.state().items()}, weights)
         state["weights_sha256"] = _sha256(weights)
-        (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+        write_json(partial / "state.json", state)
         shutil.copymode(partial / "state.json", weights)  # safetensors leaves them to their owner alone
-        for path in (weights, partial / "state.json", partial):
-            _sync(path)
-        shutil.rmtree(target, ignore_errors=True)
+        sync_tree(partial)
+        if target.exists():
+            _remove(target)
         partial.rename(target)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        cause = _cause(error)
         raise CheckpointError(
-            f"{target}: cannot be written ({error}); make room, then "
+            f"{target}: cannot be written ({cause.strerror or error}); {remedy(cause)}, then "
             + (again or f"go on with `robe train --resume {run}`")
         ) from None
     for old in saved(run)[:-KEPT]:
-        shutil.rmtree(old)
+        _remove(old)
     return target
 
 
 def saved(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step_*"))
+    folder = run / "checkpoints"
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if STEP.fullmatch(path.name)), key=_step)
 
 
 def latest(run: Path) -> Path:
@@ -131,6 +139,11 @@ def read_state(checkpoint: Path) -> tuple[TrainConfig, DataSpec, Position]:
         shapes = state_shapes(config, data)
     with _arrays(checkpoint, shapes):
         return config, data, position
+
+
+def newest_state(run: Path) -> tuple[TrainConfig, DataSpec, Position]:
+    """`read_state` of the newest checkpoint of a run."""
+    return _of_newest(run, read_state)
 
 
 def load_weights(checkpoint: Path, model: DLRM) -> None:
@@ -198,7 +211,7 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: cannot be read, it is missing; {_remedy(path.parent)}") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); {_remedy(path.parent)}") from None
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {remedy(error)}") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path}: truncated or altered ({error}); {_remedy(path.parent)}") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ConfigError) as error:
@@ -210,27 +223,57 @@ def load_model(run: Path, backend: str) -> tuple[DLRM, TrainConfig, DataSpec, Po
 
     Raises CheckpointError if there is none, or it is damaged.
     """
-    newest = latest(run)
-    config, data, position = read_state(newest)
+    # Built first, as it takes longer than to read the files of a checkpoint that a training soon removes.
+    config, data, _ = newest_state(run)
     model = build(config, data, select(backend, config.precision, config.deterministic))
-    load_weights(newest, model)
-    model.embedding.steps = position.step
-    return model, config, data, position
+
+    def load(newest: Path) -> tuple[DLRM, TrainConfig, DataSpec, Position]:
+        if (state := read_state(newest))[:2] != (config, data):
+            raise CheckpointError(f"{run}: has become another run; try again")
+        load_weights(newest, model)
+        model.embedding.steps = state[2].step
+        return model, *state
+
+    return _of_newest(run, load)
+
+
+def _of_newest(run: Path, use: Callable[[Path], T]) -> T:
+    """What `use` makes of the newest checkpoint; of a newer one, if a training removed that meanwhile."""
+    while True:
+        newest = latest(run)
+        try:
+            return use(newest)
+        except CheckpointError:
+            if newest.exists():
+                raise
 
 
 def _remedy(checkpoint: Path) -> str:
-    return f"delete {checkpoint} to use the checkpoint before it, or train again"
+    older = [path for path in saved(checkpoint.parent.parent) if _step(path) < _step(checkpoint)]
+    delete = f"delete {checkpoint} to use the checkpoint before it, or " if older else ""
+    return delete + "train again"
+
+
+def _cause(error: Exception) -> OSError:
+    """The error of the system; safetensors has it in its words alone."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint at one stroke for those who look for it, whatever comes between."""
+    removed = checkpoint.with_name(".removed")
+    shutil.rmtree(removed, ignore_errors=True)  # of a process that was killed
+    checkpoint.rename(removed)
+    shutil.rmtree(removed)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold a file or folder before the next step relies on it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

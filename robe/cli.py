@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -46,6 +46,7 @@ from robe.config import (
     resolve,
 )
 from robe.timeline import Timeline, no_phase
+from data_pipeline.whole_files import told
 
 BackendName = Literal["auto", "reference", "cpu", "cuda"]
 
@@ -305,16 +306,24 @@ def convert(
     from robe import report, run_folder
     from robe.progress import progress_bar
 
-    with progress_bar("convert", "weights") as update:
-        summary = run_folder.convert(run, to, out, compression, block, update)
-    print(report.converted_text(out, summary), flush=True)
-    try:
-        before, after = (watched_evaluation(folder, None, "test", "auto")[2] for folder in (run, out))
-    except (DataError, RobeError) as error:
-        print(as_started(f"not evaluated: {error}"))
-        return
-    report.write_summary(out, summary | {"test": after, "test_before": before})
-    print(report.compared_text(before, after))
+    compared = ""
+
+    def judged(folder: Path) -> dict:
+        nonlocal compared
+        bar.close()
+        try:
+            before, after = (watched_evaluation(one, None, "test", "auto")[2] for one in (run, folder))
+        except (DataError, RobeError, OSError) as error:
+            reason = told(error) if isinstance(error, OSError) else str(error)
+            compared = as_started(f"not evaluated: {reason}")
+            return {}
+        compared = report.compared_text(before, after)
+        return {"test": after, "test_before": before}
+
+    with ExitStack() as bar:
+        update = bar.enter_context(progress_bar("convert", "weights"))
+        summary = run_folder.convert(run, to, out, compression, block, update, judged)
+    print(report.converted_text(out, summary), compared, sep="\n")
 
 
 def plan(
@@ -486,7 +495,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (DataError, RobeError) as error:
         fail(str(error), getattr(error, "exit_code", 2))
     except OSError as error:
-        fail(f"{error.filename or 'a file'}: {error.strerror}; check the path, the rights and the space")
+        fail(told(error))
 
 
 def fail(message: str, code: int = 2) -> None:

@@ -4,9 +4,9 @@ import json
 import math
 from pathlib import Path
 
+from data_pipeline.whole_files import write_figure, write_whole
 from robe.config import DataSpec, TrainConfig
 from robe.embeddings import stored_weights
-from robe.files import write_whole
 from robe.train import read_log
 
 
@@ -146,7 +146,7 @@ def draw_curves(run: Path, summary: dict) -> None:
     size = f", {summary['compression']:.0f}x smaller than the full table" if summary["compression"] else ""
     source = "SYNTHETIC data" if summary["data"].startswith("SYNTHETIC") else "real data"
     figure.suptitle(f"DLRM, {summary['method']} embeddings{size}, {source}")
-    figure.savefig(run / "curves.png", dpi=120)
+    write_figure(run / "curves.png", figure, 120)
 
 
 def plan_text(plan: dict[str, dict[str, int]], config: TrainConfig, data: DataSpec) -> str:

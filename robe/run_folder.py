@@ -8,8 +8,7 @@
 This is where models and data meet: it stands above both `robe` and `data_pipeline`, as the commands do.
 """
 
-import json
-import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from data_pipeline.dialects import DICTIONARY
 from data_pipeline.folders import open_folder
 from data_pipeline.frames import RowReader
 from data_pipeline.manifest import MANIFEST, Manifest
+from data_pipeline.whole_files import copy_whole, write_json
 from robe import checkpoint, estimator, metrics, report
 from robe import convert as conversion
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve
@@ -48,7 +48,7 @@ class Settings(NamedTuple):
 
     def write(self, run: Path) -> None:
         settings = {"config": asdict(self.config), "data": str(self.data), "baseline": self.baseline}
-        (run / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+        write_json(run / "config.json", settings)
 
 
 class _Stored(msgspec.Struct):
@@ -70,7 +70,7 @@ def create(run: Path, config: TrainConfig, manifest: Manifest, baseline: bool) -
         (folder / "data").mkdir()
         manifest.save(folder / "data")
         if manifest.dictionary_sha256 is not None:
-            shutil.copy(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
+            copy_whole(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
         Settings(config, manifest.folder.resolve(), baseline).write(folder)
 
 
@@ -80,7 +80,7 @@ def read(run: Path) -> Settings:
     try:
         settings = msgspec.json.decode(path.read_bytes(), type=_Stored)
         return Settings(resolve(from_json(settings.config)), Path(settings.data), settings.baseline)
-    except (OSError, ValueError, RecursionError, ConfigError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError, ConfigError) as error:
         raise ConfigError(f"{path}: not the settings of a run ({error}); give the folder of a run") from None
 
 
@@ -243,19 +243,24 @@ def convert(
     compression: float | None,
     block: int | None,
     update: Update = unwatched,
+    judged: Callable[[Path], dict] = lambda folder: {},
 ) -> dict:
     """Make the run `out` of a trained one, its embedding in other memory; returns and writes its summary.
 
-    Arguments and errors are those of robe.convert.converted_config.
+    judged: what to add to the summary, which it finds out from the new run before this appears.
+    Other arguments, and errors, are those of robe.convert.converted_config.
     """
-    newest, settings = checkpoint.latest(run), read(run)
-    config, spec, position = checkpoint.read_state(newest)
+    settings, described = read(run), learned_data(run).describe()
+    config, spec, _ = checkpoint.newest_state(run)
     require_same(run, config, spec)
     new = conversion.converted_config(config, spec, to, compression, block)
     with appearing(out, lambda: 0.0) as folder:
-        shutil.copytree(run / "data", folder / "data")
-        described = {"converted_from": str(run.resolve()), "data": learned_data(run).describe()}
-        summary = described | conversion.convert(newest, config, new, spec, position, folder, update)
+        (folder / "data").mkdir()
+        for path in (run / "data").iterdir():
+            copy_whole(path, folder / "data" / path.name)
+        summary = {"converted_from": str(run.resolve()), "data": described}
+        summary |= conversion.convert(run, new, folder, update)
         Settings(new, settings.data, False).write(folder)
+        summary |= judged(folder)
         report.write_summary(folder, summary)
     return summary

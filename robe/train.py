@@ -9,7 +9,6 @@ yields `(label, dense, ids)`.
 
 import json
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -20,11 +19,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from data_pipeline.whole_files import make_folder, naming, new_file, remedy, sync, write_whole
 from robe import checkpoint, metrics
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig
 from robe.errors import RobeError
-from robe.files import write_whole
 from robe.model import DLRM, EVALUATION_BATCH
 from robe.optim import learning_rate
 from robe.timeline import Phase, no_phase
@@ -77,7 +76,7 @@ def train(
     if newest is not None:
         checkpoint.load_weights(newest, model)
         model.embedding.steps = position.step
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     log = Log(run / "metrics.jsonl", position.step)
     target = config.target_auc or math.inf
     reached = log.best_validation_auc() >= target
@@ -112,6 +111,7 @@ def train(
             if saves or reached:
                 with phase("checkpoint"):
                     _check_finite(model, step, config, run)
+                    log.sync()
                     checkpoint.save(run, model, config, data, position)
     rows_trained = position.epoch * rows["train"].count + position.epoch_step * config.batch
     return {
@@ -178,17 +178,18 @@ def write_probabilities(model: DLRM, batches: Iterable, out: Path) -> int:
     out = out.resolve()
     if out.exists() and not out.is_file():
         raise ConfigError(f"{out}: is not an ordinary file; choose another --out")
-    partial, count = out.with_name(f".{out.name}.partial-{os.getpid()}"), 0
+    count = 0
     try:
-        with partial.open("w") as file:
+        with new_file(out) as file:
             for part in probabilities(model, batches):
-                file.writelines(f"{p:.9g}\n" for p in part.tolist())
+                file.write("".join(f"{p:.9g}\n" for p in part.tolist()).encode())
                 count += len(part)
-        partial.replace(out)
+        sync(out.parent)
     except OSError as error:
-        raise ConfigError(f"{out}: cannot be written: {error.strerror}; choose another --out") from None
-    finally:
-        partial.unlink(missing_ok=True)
+        if error.filename != str(out):  # of the rows that are read meanwhile
+            raise
+        mend = f"{remedy(error)}, or choose another --out"
+        raise ConfigError(f"{out}: cannot be written: {error.strerror}; {mend}") from None
     return count
 
 
@@ -211,8 +212,12 @@ class Log:
 
     def write(self, **entry: Any) -> None:
         self.entries.append(entry)
-        with self.path.open("a") as file:
+        with naming(self.path), self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
+
+    def sync(self) -> None:
+        """Have the disk hold the entries, as a checkpoint relies on those up to it."""
+        sync(self.path)
 
     def seconds(self) -> float:
         """Time spent up to the last entry, all sessions together."""

@@ -18,7 +18,7 @@ from robe.config import ConfigError, DataSpec, EmbeddingConfig, OptimizerConfig
 from robe.feed import Streams, feed, fetch
 from robe.kernels import half_step
 from robe.model import build
-from robe.train import TrainingError, predict, write_probabilities
+from robe.train import EVALUATION_BATCH, TrainingError, predict, write_probabilities
 from robe.train import train as train_model
 
 DATA = DataSpec(3, (20, 5), "hash", "abc", "test")
@@ -293,11 +293,14 @@ def test_predictions_are_written_in_order(tmp_path):
     data = rows()["test"]
     label, logits = predict(model, data)
     np.testing.assert_array_equal(label, data.label)
-    count = write_probabilities(model, data.batches(50), tmp_path / "p.txt")
-    written = [float(line) for line in (tmp_path / "p.txt").read_text().splitlines()]
-    assert count == len(written) == 110
-    # Nine digits are written; matrix products of another batch size may round otherwise.
-    np.testing.assert_allclose(written, [1 / (1 + math.exp(-x)) for x in logits.tolist()], rtol=1e-5)
+    for batch, error in (
+        (EVALUATION_BATCH, 5e-9),  # nine digits are written
+        (50, 1e-5),  # matrix products of another batch size may round otherwise
+    ):
+        count = write_probabilities(model, data.batches(batch), tmp_path / "p.txt")
+        written = [float(line) for line in (tmp_path / "p.txt").read_text().splitlines()]
+        assert count == len(written) == 110
+        np.testing.assert_allclose(written, [1 / (1 + math.exp(-x)) for x in logits.tolist()], rtol=error)
 
 
 def test_a_prediction_that_fails_leaves_no_file(tmp_path):
