@@ -39,7 +39,8 @@ class NpyFile:
         except OSError as error:
             raise self._unreadable(error) from None
         except Exception as error:  # Python's parser reads the header, and raises what it likes
-            raise DataError(f"{path}: damaged ({error}); {remedy}") from None
+            what = str(error).partition("\n")[0]
+            raise DataError(f"{path}: damaged ({what}); {remedy}") from None
         weakref.finalize(self, os.close, self.file)
         self.shape, self.fortran, self.dtype = header
         whole = self.offset + math.prod(self.shape) * self.dtype.itemsize
