@@ -239,7 +239,8 @@ def evaluate(
     trained.data.require(manifest.fingerprint(), str(manifest.folder))
     if data is None and not manifest.same_rows(learned_data(run)):
         raise ConfigError(
-            f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with --data"
+            f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with "
+            f"`robe evaluate {run} --data {manifest.folder}`"
         )
     rows = Rows(manifest, split)
     rows.require_possible("labels", "dense")
