@@ -15,6 +15,7 @@ Every file here that defines `verdict` is such a script: `robe analyze` finds it
 import csv
 import importlib
 import inspect
+import io
 import sys
 import time
 from collections.abc import Iterable
@@ -29,6 +30,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from scipy import stats
+
+from data_pipeline.whole_files import write_figure, write_whole
 
 FOLDER = Path(__file__).parent
 OUT = FOLDER / "out"
@@ -96,7 +99,7 @@ def carry_out(script: ModuleType, out: Path = OUT, **options) -> Result:
     seconds = time.perf_counter() - started
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / f"{name}.csv", rows)
-    script.plot(rows).savefig(out / f"{name}.png", dpi=100)
+    write_figure(out / f"{name}.png", script.plot(rows), 100)
     verdict = Verdict(*script.verdict(rows))
     print(f"{'holds' if verdict.holds else 'FAILS'} {name}: {verdict.text} ({seconds:.1f} s)", flush=True)
     return Result(script, dict(settings.arguments), rows, verdict, out / f"{name}.png", seconds)
@@ -139,10 +142,11 @@ def main(options: type[Options] = SeededOptions) -> None:
 
 def write_csv(path: Path, rows: Rows) -> None:
     """Rows may lack columns that others have."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns(rows))
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns(rows))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def columns(rows: Rows) -> list[str]:

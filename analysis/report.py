@@ -14,7 +14,7 @@ from pathlib import Path
 
 from analysis.claim import FOLDER, Result, Rows, columns
 from data_pipeline.names import shown
-from robe.files import write_whole
+from data_pipeline.whole_files import write_whole
 from robe.train import versions
 
 ROOT = FOLDER.parent

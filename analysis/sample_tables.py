@@ -43,12 +43,9 @@ def trained_table(run: Path | None = None, seed: int = 0, steps: int = 300) -> n
     order of frequency, feature by feature.
     """
     if run is not None:
-        newest = checkpoint.latest(run)
-        config, spec, _ = checkpoint.read_state(newest)
+        model, config, _, _ = checkpoint.load_model(run, "cpu")
         if (config.embedding.method, config.embedding.memory) != ("full", "fp32"):
             raise ConfigError(f"{run}: not a run with full tables in fp32; train one with --method full")
-        model = build(config, spec, select("cpu"))
-        checkpoint.load_weights(newest, model)
         return model.embedding.memory.reshape(-1, model.embedding.width)
     rng = np.random.default_rng([seed, 7])
     spec = DataSpec(13, (ROWS_PER_FEATURE,) * FEATURES, "dictionary", "", "planted")

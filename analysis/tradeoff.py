@@ -51,6 +51,7 @@ from analysis.trainings import (
     synthetic_data,
 )
 from data_pipeline.folders import open_folder
+from data_pipeline.whole_files import write_whole
 from robe.config import (
     ConfigError,
     DataSpec,
@@ -60,7 +61,6 @@ from robe.config import (
     resolve,
     robe_weights,
 )
-from robe.files import write_whole
 from robe.model import build
 from robe.train import versions
 

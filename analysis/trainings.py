@@ -22,9 +22,10 @@ from data_pipeline.dialects import Order
 from data_pipeline.manifest import Manifest
 from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.synthetic import SyntheticConfig
+from data_pipeline.whole_files import write_json
 from robe.backend import select
 from robe.config import METHODS, PRESETS, DataSpec, EmbeddingConfig, TrainConfig
-from robe.files import alone, write_whole
+from robe.files import alone
 from robe.model import build
 from robe.train import read_log, train
 
@@ -114,7 +115,7 @@ class Trainings:
                 summary = json.loads(done.read_text())
             else:
                 summary = train(build(config, self.spec, self.backend), config, self.spec, self.rows, run)
-                write_whole(done, json.dumps(summary | what, indent=1) + "\n")
+                write_json(done, summary | what)
             # A checkpoint of the full table is large, and no longer needed.
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
         log = [e for e in read_log(run / "metrics.jsonl") if e["kind"] == "validation"]

@@ -22,7 +22,7 @@ from benchmarks.measure import QUICK, Effort, cpu_seconds_of_others, machine
 from benchmarks.peer import torch_here
 from robe.errors import RobeError
 from robe.backend import Backend, select
-from robe.files import write_whole
+from data_pipeline.whole_files import write_json
 from robe.packages import extra
 
 RESULTS = Path(__file__).parent / "results"
@@ -82,7 +82,7 @@ def measure(
                 "cores_used_by_others": max(0.0, round((cpu_seconds_of_others() - others) / seconds, 2)),
             }
             results[name] = {"machine": where, "rows": rows}
-            write_whole(out, json.dumps(results, indent=1) + "\n")
+            write_json(out, results)
     print(f"{out}: written")
 
 

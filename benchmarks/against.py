@@ -12,7 +12,6 @@ Writes benchmarks/results/against-REVISION.json, unless --quick.
 """
 
 import contextlib
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,7 +22,7 @@ import tyro
 from benchmarks.measure import BenchmarkError, machine, spread
 from benchmarks.peer import process_jobs
 from benchmarks.revision import ROOT, checked_out, environment, git
-from robe.files import write_whole
+from data_pipeline.whole_files import write_json
 from robe.progress import progress_bar
 from robe.threads import THREAD_POLICY
 
@@ -110,7 +109,7 @@ def measure(
         print(f"known to one revision only: {', '.join(alone)}")
     if out or not quick:
         out = out or RESULTS / f"against-{Path(revision).name}.json"
-        write_whole(out, json.dumps(results, indent=1) + "\n")
+        write_json(out, results)
         print(f"{out}: written")
 
 

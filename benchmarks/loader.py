@@ -13,7 +13,6 @@ Writes benchmarks/results/loader.json, from which the table in docs/speed.md is 
 
 import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
 
-import json
 import re
 import subprocess
 import sys
@@ -39,7 +38,7 @@ from benchmarks.measure import (
 from data_pipeline.batches import Batch, Rows
 from data_pipeline.manifest import KINDS, Day, Ids, Manifest, shard_name
 from data_pipeline.schema import CRITEO
-from robe.files import write_whole
+from data_pipeline.whole_files import write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -65,9 +64,14 @@ def make(folder: Path, rows: int) -> Manifest:
     return Manifest.load(folder)
 
 
+def mapped(manifest: Manifest, day: int) -> list[np.ndarray]:
+    """The shards of a day, mapped."""
+    return [np.load(manifest.folder / shard_name(day, kind), mmap_mode="r") for kind in KINDS]
+
+
 def numpy_batches(manifest: Manifest, size: int, rng: np.random.Generator) -> Iterator[Batch]:
     for day, _, rows in manifest.split["train"]:
-        label, dense, ids = (manifest.open_shard(day, kind) for kind in KINDS)
+        label, dense, ids = mapped(manifest, day)
         order = rng.permutation(rows)
         for start in range(0, rows, size):
             chosen = order[start : start + size]
@@ -88,7 +92,7 @@ def torchrec_batches(
 def jobs(manifest: Manifest, size: int) -> dict[str, Callable[[], Iterator]]:
     """Name -> an epoch of batches."""
     rows, rng = Rows(manifest, "train"), np.random.default_rng(0)
-    whole = [[np.array(manifest.open_shard(day, kind)) for kind in KINDS] for day in range(DAYS)]
+    whole = [[np.array(shard) for shard in mapped(manifest, day)] for day in range(DAYS)]
     return {
         OURS: lambda: rows.batches(size, seed=0),
         "ours, in order": lambda: rows.batches(size),
@@ -99,7 +103,7 @@ def jobs(manifest: Manifest, size: int) -> dict[str, Callable[[], Iterator]]:
 
 def check(name: str, epoch: Iterator, manifest: Manifest) -> None:
     """Raise BenchmarkError unless the batches hold the rows of the shards, as sums of their bits tell."""
-    days = [[manifest.open_shard(day, kind) for kind in KINDS] for day in range(DAYS)]
+    days = [mapped(manifest, day) for day in range(DAYS)]
     if (_bits(epoch) != _bits(days)).any():
         raise BenchmarkError(f"{name}: not the rows of the shards; no time is told of it")
 
@@ -171,7 +175,7 @@ def measure(quick: bool = False, out: Path | None = None) -> None:
                 disturbed = (cpu_seconds_of_others() - others) / (time.monotonic() - start)
             needed.append(memory(manifest))
     where = machine("loader, 2 threads") | {"cores_used_by_others": max(0.0, round(disturbed, 2))}
-    write_whole(out, json.dumps({"machine": where, "rows": rows, "memory": needed}, indent=1) + "\n")
+    write_json(out, {"machine": where, "rows": rows, "memory": needed})
     print(f"{out}: written")
 
 

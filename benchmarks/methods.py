@@ -17,7 +17,6 @@ goes on, and a method or a size more trains that alone. Writes benchmarks/result
 import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -44,7 +43,7 @@ from robe.config import (
     TrainConfig,
     resolve,
 )
-from robe.files import write_whole
+from data_pipeline.whole_files import write_json
 from robe.model import build
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
@@ -300,7 +299,7 @@ class Asked:
     def finish(self, results: dict, table: Callable[[dict], str], kept: Path) -> None:
         """Print the table of the results, and write them to the file; kept: in benchmarks/results."""
         out = self.out or (claim.OUT / kept.name if self.quick else kept)
-        write_whole(out, json.dumps(results, indent=1) + "\n")
+        write_json(out, results)
         print(table(results))
         print(f"{out}: written")
 

@@ -29,7 +29,7 @@ from data_pipeline.logs import count_rows
 from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.schema import CRITEO
 from data_pipeline.synthetic import CHUNK_ROWS, Law, SyntheticConfig, to_text
-from robe.files import write_whole
+from data_pipeline.whole_files import write_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -178,7 +178,7 @@ def main(
         if only in (None, form):
             results[form] = compare(megabytes, rounds, packed=form == "gzip")
             results[form]["machine"] = machine("cpu")
-            write_whole(out, json.dumps(results, indent=1) + "\n")
+            write_json(out, results)
             for reader, figures in results[form]["readers"].items():
                 print(form, reader, figures, flush=True)
 

@@ -1,18 +1,25 @@
 """New folders that appear only when they are whole, whether they are made at once or in several attempts."""
 
-import errno
 import fcntl
-import glob
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from data_pipeline.schema import DataError
+from data_pipeline.whole_files import (
+    FULL,
+    make_folder,
+    naming,
+    remedy,
+    remove_leftovers,
+    sync,
+    sync_tree,
+    write_json,
+)
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SETTINGS = "settings.json"
 
 
@@ -35,7 +42,7 @@ def appearing(out: Path, share_done: Callable[[], float]) -> Iterator[Path]:
     """
     check_free(out)
     out = out.resolve()
-    _remove_leftovers(out)
+    remove_leftovers(out)
     temporary = out.with_name(f".{out.name}.partial-{os.getpid()}")
     _make(temporary, out)
     try:
@@ -48,7 +55,11 @@ def appearing(out: Path, share_done: Callable[[], float]) -> Iterator[Path]:
 
 @contextmanager
 def resuming(
-    out: Path, settings: dict, share_done: Callable[[], float], parts: list[str] | None = None
+    out: Path,
+    settings: dict,
+    share_done: Callable[[], float],
+    parts: list[str] | None = None,
+    late: Collection[str] = (),
 ) -> Iterator[Path]:
     """The folder `.OUT.partial` beside `out`, in which `out` is made bit by bit; `finish` makes `out` of it.
 
@@ -57,7 +68,8 @@ def resuming(
     `partial_name`. If an error ends the `with` block and nothing is done yet, the folder is removed. Locks,
     which end with their process, keep other processes out.
 
-    settings: must be those that the folder was begun with.
+    settings: must be those that the folder was begun with; others begin anew where nothing is done yet.
+    late: names of those settings that matter only once a feature is numbered, and may change until then.
     share_done: as in `appearing`.
     parts: names of the parts of the work that this process does; others may do others at the same time.
 
@@ -71,15 +83,14 @@ def resuming(
         check_free(out)
         try:
             with _told_if_full(out, work, share_done):
-                (work / "data").mkdir(exist_ok=True)
-                _settle(work, settings)
+                _settle(work, settings, late, exclusive=parts is None)
                 yield work
         except BaseException:
             for part in ["*"] if parts is None else parts:
                 for begun in work.rglob(f"{part}_*.partial"):
-                    begun.unlink()
+                    begun.unlink(missing_ok=True)
             if parts is None and not any(work.glob("*.done")):
-                shutil.rmtree(work)
+                shutil.rmtree(work, ignore_errors=True)
             raise
 
 
@@ -91,19 +102,12 @@ def work_folder(out: Path) -> Path:
 def finish(work: Path, out: Path) -> None:
     """Make `out` appear, and remove the rest of `work`."""
     _rename(work / "data", out.resolve())
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)  # what stays is told by its lack of `data`, and cleared
 
 
 def partial_name(path: Path) -> Path:
     """The name of a file until it is whole."""
     return path.with_name(f"{path.name}.partial")
-
-
-def write_whole(path: Path, data: dict) -> None:
-    """Write JSON to a file that appears when it is whole."""
-    partial = partial_name(path.with_name(f"{path.name}.{os.getpid()}"))
-    partial.write_text(json.dumps(data, indent=1) + "\n")
-    partial.replace(path)
 
 
 @contextmanager
@@ -117,7 +121,8 @@ def _locked(work: Path, out: Path, parts: list[str] | None) -> Iterator[None]:
             try:
                 path = work / f"{name}.lock"
                 file = stack.enter_context(path.open("a"))
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                with naming(path):
+                    fcntl.flock(file, kind | fcntl.LOCK_NB)
                 # Another process may have removed the folder after the file was opened.
                 mine = os.path.samestat(os.fstat(file.fileno()), path.stat())
             except (BlockingIOError, FileNotFoundError):
@@ -127,34 +132,59 @@ def _locked(work: Path, out: Path, parts: list[str] | None) -> Iterator[None]:
         yield
 
 
-def _settle(work: Path, settings: dict) -> None:
-    """Note these settings in a new folder; raise DataError if one was begun with others."""
+def _settle(work: Path, settings: dict, late: Collection[str], exclusive: bool) -> None:
+    """Note these settings; raise DataError if what is done in the folder was done with others.
+
+    exclusive: no other process can be at work in it, so what is of no use there may be removed.
+    """
     path, settings = work / SETTINGS, json.loads(json.dumps(settings))
-    with (work / "settings.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            write_whole(path, settings)
-    begun = json.loads(path.read_text())
-    for name, value in settings.items():
-        if begun.get(name) != value:
+    with (lock := work / "settings.lock").open("a") as file:
+        with naming(lock):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        begun = json.loads(path.read_text()) if path.exists() else {}
+        numbered = any(work.glob("feature_*.done"))
+        changed = [name for name, value in settings.items() if begun.get(name) != value]
+        wrong = [name for name in changed if begun and (numbered or name not in late)]
+        # What a finished preparation no longer needed, or what was begun with other settings and not done.
+        useless = not (work / "data").exists() or (wrong and not any(work.glob("*.done")))
+        if exclusive and useless:
+            _clear(work)
+        elif wrong:
             raise DataError(
-                f"{work}: was begun with {name} {begun.get(name)}, not {value}; go on with the same "
-                "settings, remove this folder, or choose another --out"
+                f"{work}: was begun with {wrong[0]} {begun.get(wrong[0])}, not {settings[wrong[0]]}; go on "
+                "with the same settings, remove this folder, or choose another --out"
             )
+        (work / "data").mkdir(exist_ok=True)
+        if changed or not path.exists():
+            write_json(path, settings)
+
+
+def _clear(work: Path) -> None:
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix != ".lock":
+            path.unlink()
 
 
 def _make(folder: Path, out: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise DataError(f"{out}: {error.strerror}; choose another folder with --out") from None
 
 
 def _rename(folder: Path, out: Path) -> None:
+    sync_tree(folder)
     try:
         folder.rename(out)
     except OSError as error:
         raise DataError(f"{out}: {error.strerror}; choose another folder with --out") from None
+    try:
+        sync(out.parent)
+    except OSError:
+        out.rename(folder)  # the command fails, so nothing may have appeared
+        raise
 
 
 @contextmanager
@@ -171,18 +201,6 @@ def _told_if_full(out: Path, folder: Path, share_done: Callable[[], float]) -> I
         share = share_done()
         needed = f"at least {written / share:,.0f} bytes are" if share > 0 else "more space is"
         raise DataError(
-            f"{out}: {error.strerror}; {needed} needed and {free:,} bytes were free; make room, or choose "
-            "another folder with --out"
+            f"{out}: {error.strerror}; {needed} needed and {free:,} bytes were free; {remedy(error)}, or "
+            "choose another folder with --out"
         ) from None
-
-
-def _remove_leftovers(out: Path) -> None:
-    """Remove the unfinished folders that killed processes left."""
-    for leftover in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
-        pid = int(leftover.name.rpartition("-")[2])
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            shutil.rmtree(leftover, ignore_errors=True)
-        except PermissionError:
-            pass  # alive, and someone else's

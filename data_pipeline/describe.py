@@ -9,7 +9,6 @@ not tell which values were missing in the log, as these became a dense 0 or an i
 """
 
 import heapq
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from data_pipeline.batches import WINDOW_BLOCKS, Batch, Rows
 from data_pipeline.manifest import Manifest, Stretch
 from data_pipeline.names import fitted, shown
 from data_pipeline.schema import DataError
+from data_pipeline.whole_files import write_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -476,9 +476,4 @@ def _draw_distinct(ax, features: Sequence[Categorical], found: Description, lett
 
 def save(figure: "Figure", out: Path) -> None:
     """Write the figure as PNG; `out` appears whole."""
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    try:
-        figure.savefig(partial, dpi=110, format="png")
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_figure(out, figure, 110)

@@ -39,12 +39,12 @@ def verify(folder: Path | str) -> Manifest:
             shard, digest, trouble = manifest.open_shard(number, kind), hashlib.sha256(), None
             step = CHECKED // max(1, shard.shape[1])
             for start in range(0, len(shard), step):
-                rows = np.ascontiguousarray(shard[start : start + step].astype(KINDS[kind], copy=False))
+                rows = shard.part(start, start + step).astype(KINDS[kind], copy=False)
                 digest.update(rows.data)
-                wrong = np.flatnonzero(~_valid(rows, kind, manifest.ids).all(axis=1))
+                wrong = np.flatnonzero(~valid(rows, kind, manifest.ids).all(axis=1))
                 if wrong.size and trouble is None:
                     trouble = f"row {start + wrong[0]} holds what no {kind} may be"
-            if digest.hexdigest() != day.sha256[kind]:
+            if digest.hexdigest() != day.sha256.get(kind):
                 trouble = "its bytes are not those that were written"
             if trouble is not None:
                 raise DataError(f"{path}: {trouble}; prepare the data again")
@@ -53,7 +53,7 @@ def verify(folder: Path | str) -> Manifest:
     return manifest
 
 
-def _valid(rows: np.ndarray, kind: str, ids: Ids) -> np.ndarray:
+def valid(rows: np.ndarray, kind: str, ids: Ids) -> np.ndarray:
     """Which values of a shard are possible; ids have to be below their feature's cardinality."""
     if kind != "sparse":
         return possible(rows, kind)

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from data_pipeline.dialects import Dense, Dialect, Order
+from data_pipeline.dialects import Dialect, Order
+from data_pipeline.input_files import InputOrder
 from data_pipeline.logs import BadRows
 from data_pipeline.manifest import shard_name
 from data_pipeline.ranks import Ranks
-from data_pipeline.schema import CRITEO, Schema
+from data_pipeline.schema import CRITEO, DataError, Dense, Schema
+from data_pipeline.whole_files import sync, write_json
 
 # Called with how many bytes of the logs, as they lie on disk, have been read, and how many will be in all;
 # making a dictionary counts as reading them once more.
@@ -20,8 +22,9 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class PrepareConfig:
     inputs: tuple[Path, ...]
-    """Raw logs, plain or gzip, or tables (.parquet, .arrow, .csv, .tsv): one file per day, oldest
-    first; or one folder, whose day_0, day_1, ... are taken in that order; or one file, to be cut up."""
+    """Raw logs or tables (Parquet, Arrow, CSV), text also packed with gzip, bzip2, xz or zip: one file per
+    day, oldest first; or one folder, whose day_0, day_1, ... are taken in that order; or one file, to be cut
+    up."""
     out: Path
     """Folder to write; it must not exist yet, or be empty. Until it is done, what there is lies in
     .OUT.partial beside it, and the same command goes on from there."""
@@ -37,9 +40,13 @@ class PrepareConfig:
     order: Order = "first"
     """The dictionary numbers values in order of first appearance, or by falling count, ties by value."""
     dense: Dense = "log1p"
-    """log1p writes log(max(x, 0) + 1) of the dense values, none the values themselves; missing ones are 0."""
+    """log1p writes log(max(x, 0) + 1) of the dense values, none the values themselves; missing ones are 0. A
+    schema may name another transform for a column."""
     bad_rows: BadRows = "error"
     """error stops at the first malformed line; skip leaves such lines out and lists them in rejected.tsv."""
+    input_order: InputOrder = "names"
+    """names sorts files whose names differ only in numbers by these, day_2 before day_10, and refuses other
+    orders that the names contradict; given takes the files as they are listed."""
     blocks: int = 7
     """Number of days of equal length to cut a single file into; DLRM cuts Criteo Kaggle into 7."""
     days: str | None = None
@@ -67,6 +74,12 @@ class Job(NamedTuple):
     def column(self, day: int, form: Literal["raw", "ids"], feature: int) -> Path:
         """The file of a feature's values on a day, raw or as ids of its dictionary: plain uint32."""
         return self.work / f"day_{day}_{form}_{feature}"
+
+    def note(self, name: str, record: dict[str, Any]) -> None:
+        """Note in the file `name` that a part of the work is done, once the disk holds all that it wrote."""
+        sync(self.work / "data")
+        sync(self.work)
+        write_json(self.work / name, record)
 
     def features(self) -> range:
         return range(len(self.config.schema.categorical))
@@ -118,5 +131,8 @@ def identity(path: Path) -> dict[str, int]:
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
-    """What `write_whole` wrote to a file; None if there is no such file."""
-    return json.loads(path.read_text()) if path.exists() else None
+    """What `Job.note` wrote to a file; None if there is no such file. Raises DataError if it is damaged."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); remove {path.parent} to begin again") from None

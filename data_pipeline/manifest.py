@@ -9,13 +9,18 @@ Day N of the log is three `.npy` files, in the layout of TorchRec's Criteo tools
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
 
+import msgspec
 import numpy as np
 
 from data_pipeline.names import shown
+from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError, Schema
+from data_pipeline.whole_files import write_json
 
 FORMAT, VERSION = "robe-dlrm-shards", 1
 MANIFEST = "manifest.json"
@@ -49,16 +54,6 @@ def possible(rows: np.ndarray, kind: str) -> np.ndarray:
     return (rows >= -(2**31)) & (rows < 2**32)  # of int64 ids the low 32 bits are read
 
 
-def map_shard(path: Path, *, missing: str, remedy: str) -> np.memmap:
-    """Map a shard read-only, or raise DataError, which ends with `missing` or, if damaged, with `remedy`."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{path}: {missing}") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise DataError(f"{path}: damaged ({error}); {remedy}") from None
-
-
 @dataclass(frozen=True)
 class Ids:
     """What the numbers in the sparse shards mean.
@@ -73,12 +68,12 @@ class Ids:
         count, ties by value.
     """
 
-    dialect: str
+    dialect: Literal["hash", "modulo", "dictionary"]
     cardinalities: tuple[int, ...]
     exact: bool
     modulus: int | None = None
     min_count: int = 1
-    order: str = "first"
+    order: Literal["first", "count"] = "first"
 
     def __str__(self) -> str:
         modulo = [] if self.modulus is None else [f"modulo {self.modulus:,}"]
@@ -104,6 +99,32 @@ class Day:
     rejected: int = 0
 
 
+class Score(TypedDict):
+    rows: int
+    auc: float
+    log_loss: float
+    base_rate: float
+
+
+class Bayes(TypedDict):
+    bayes: dict[str, Score] | None
+
+
+class Feature(TypedDict):
+    distinct: int
+    kept: NotRequired[int]
+    rare_rows: NotRequired[int]
+    coverage: NotRequired[dict[str, float]]
+
+
+class Told(TypedDict):
+    """What else a reader of a manifest relies on."""
+
+    schema_fingerprint: str
+    synthetic: Bayes | None
+    features: NotRequired[list[Feature]]
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a prepared folder holds, and what the values in it mean."""
@@ -115,14 +136,39 @@ class Manifest:
     split: dict[str, tuple[Stretch, ...]]
     split_note: str
     # What the generator knows of its own data (best possible AUC, ...); None for data of the world.
-    synthetic: dict | None = None
+    synthetic: dict[str, Any] | None = None
     dictionary_sha256: str | None = None
     # For each feature, for people to read: how many `distinct` values there are, in all days, and estimated
     # from 4096 on. With a dictionary: the `distinct` values of training, how many of them were `kept`, the
     # `rare_rows` of training whose value was not, and the `coverage`, the share of rows that have one of the
     # n most frequent values, by n.
-    features: tuple[dict, ...] = ()
+    features: tuple[dict[str, Any], ...] = ()
+    # Of each dense column that had numbers below 0, which the transform made 0, their share of all rows.
+    clipped: dict[str, float] = field(default_factory=dict)
     folder: Path = field(default=Path("."), compare=False)
+
+    def require_consistent(self) -> None:
+        """Raise ValueError unless its numbers are possible, and agree where two of them tell the same."""
+        ids, columns = self.ids, len(self.schema.categorical)
+        if {*SPLITS} - self.split.keys():
+            raise ValueError("a split is missing")
+        rows = dict(enumerate(day.rows for day in self.days))
+        if any(not 0 <= number < 2**63 for day in self.days for number in (day.rows, day.rejected)):
+            raise ValueError("a day of fewer rows than none")
+        for day, start, stop in (stretch for part in self.split.values() for stretch in part):
+            if not 0 <= start < stop <= rows.get(day, -1):
+                raise ValueError(f"rows {start} to {stop} of day {day}")
+        if not all(1 <= count < 2**32 for count in ids.cardinalities):
+            raise ValueError("a feature needs from 1 to 2^32 - 1 ids")
+        if len(ids.cardinalities) != columns or len(self.schema.kinds) != columns:
+            raise ValueError(f"{len(ids.cardinalities)} cardinalities of {columns} categorical columns")
+        if not (ids.modulus is None or 1 <= ids.modulus < 2**32) or ids.min_count < 1:
+            raise ValueError("a modulus or a least count that no number can be")
+        if ids.dialect == "modulo" and {ids.modulus} != {*ids.cardinalities}:
+            raise ValueError("cardinalities that are not the modulus")
+        told = {"hash": lambda f: f["distinct"], "dictionary": lambda f: f["kept"] + 1}.get(ids.dialect)
+        if self.features and told and tuple(map(told, self.features)) != ids.cardinalities:
+            raise ValueError("cardinalities that are not those of the features")
 
     def rows(self, split: str) -> int:
         """The number of rows of a split."""
@@ -146,15 +192,16 @@ class Manifest:
         """What these data are, in one line."""
         kind = "SYNTHETIC data, no click in it is real" if self.synthetic else f"{self.schema.name} data"
         sizes = ", ".join(f"{self.rows(split):,} {split}" for split in self.split)
-        meaning = f"dense: {self.dense_transform}; ids: {self.ids}; {self.split_note}"
-        return shown(f"{kind}; rows: {sizes}; {meaning}")
+        own = Counter(self.schema.transforms.values())
+        dense = ", ".join([self.dense_transform, *(f"{n} by schema {name}" for name, n in own.items())])
+        return shown(f"{kind}; rows: {sizes}; dense: {dense}; ids: {self.ids}; {self.split_note}")
 
     def save(self, folder: Path) -> None:
         """Write `folder/manifest.json`."""
         data = {"format": FORMAT, "version": VERSION, "schema_fingerprint": self.schema.fingerprint()}
         data |= asdict(self)
         del data["folder"]
-        (folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n")
+        write_json(folder / MANIFEST, data)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Manifest":
@@ -167,39 +214,31 @@ class Manifest:
             remedy = f"make the folder with `robe prepare FILE --out {folder}`"
             raise DataError(f"{path}: not found; {remedy}")
         try:
-            data = json.loads(path.read_text())
+            data = msgspec.json.decode(path.read_bytes())
             if data["format"] != FORMAT or data["version"] != VERSION:
                 raise DataError(
                     f"{path}: is {data['format']} version {data['version']}, this program reads {FORMAT} "
                     f"version {VERSION}; prepare the data again"
                 )
-            schema = Schema.from_json(data["schema"])
-            if schema.fingerprint() != data["schema_fingerprint"]:
+            found = replace(msgspec.convert(data, cls), folder=Path(folder))
+            msgspec.convert(data, Told)
+            if found.schema.fingerprint() != data["schema_fingerprint"]:
                 raise DataError(f"{path}: the columns do not match their fingerprint; prepare the data again")
-            for day, start, stop in (stretch for split in SPLITS for stretch in data["split"][split]):
-                if not 0 <= start < stop <= data["days"][day]["rows"]:
-                    raise ValueError(f"rows {start} to {stop} of day {day}")
-            return cls(
-                schema=schema,
-                dense_transform=data["dense_transform"],
-                ids=Ids(**{**data["ids"], "cardinalities": tuple(data["ids"]["cardinalities"])}),
-                days=tuple(Day(**day) for day in data["days"]),
-                split={name: tuple(tuple(s) for s in part) for name, part in data["split"].items()},
-                split_note=data["split_note"],
-                synthetic=data["synthetic"],
-                dictionary_sha256=data["dictionary_sha256"],
-                features=tuple(data.get("features", ())),
-                folder=Path(folder),
-            )
-        except (ValueError, LookupError, TypeError) as error:
-            raise DataError(f"{path}: not a valid manifest ({error!r}); prepare the data again") from None
+            if unknown := data.keys() - {*vars(found), "format", "version", "schema_fingerprint"}:
+                raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+            found.require_consistent()
+            return found
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; check its rights and the disk") from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"{path}: not a valid manifest ({error}); prepare the data again") from None
 
-    def open_shard(self, day: int, kind: str) -> np.memmap:
-        """Map one shard read-only; raises DataError if its type or shape is not what the manifest says."""
+    def open_shard(self, day: int, kind: str) -> NpyFile:
+        """Open one shard; raises DataError if its type or shape is not what the manifest says."""
         path = self.folder / shard_name(day, kind)
         expected = (self.days[day].rows, shard_columns(self.schema)[kind])
         again = "prepare the data again"
-        array = map_shard(path, missing=f"missing, though {MANIFEST} lists it; {again}", remedy=again)
+        array = NpyFile(path, missing=f"missing, though {MANIFEST} lists it; {again}", remedy=again)
         if array.shape != expected or array.dtype not in shard_types(kind):
             raise DataError(
                 f"{path}: holds {array.dtype} {array.shape}, {MANIFEST} says {KINDS[kind]} {expected}; "

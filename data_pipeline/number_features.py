@@ -10,11 +10,12 @@ from functools import partial
 import numpy as np
 
 from data_pipeline import shard_files
-from data_pipeline.appearing import partial_name, write_whole
+from data_pipeline.appearing import partial_name
 from data_pipeline.dialects import Numbers, learn
 from data_pipeline.job import Job
 from data_pipeline.manifest import Stretch
-from data_pipeline.shard_files import new_shard, read_column
+from data_pipeline.shard_files import new_shard, read_column, save_array
+from data_pipeline.whole_files import new_file
 
 
 def number_features(job: Job, day_rows: list[int], train: tuple[Stretch, ...]) -> None:
@@ -34,15 +35,14 @@ def number_features(job: Job, day_rows: list[int], train: tuple[Stretch, ...]) -
                 min_count=config.min_count,
                 order=config.order,
             )
-            np.save(job.work / f"feature_{feature}.npy", learned.values)
+            save_array(job.work / f"feature_{feature}.npy", learned.values)
             numbers = Numbers(learned.values, config.max_ind_range)
             for day, rows in enumerate(day_rows):
                 path = job.column(day, "ids", feature)
-                with open(partial_name(path), "wb") as file:
+                with new_file(path, partial_name(path)) as file:
                     for piece in read_column(job.column(day, "raw", feature), 0, rows):
                         file.write(numbers.find(piece).data)
-                partial_name(path).replace(path)
-            write_whole(done, learned.report)
+            job.note(done.name, learned.report)
         for day in range(len(day_rows)):
             job.column(day, "raw", feature).unlink(missing_ok=True)
         job.meter.add(job.meter.size // (2 * len(features)))
@@ -66,7 +66,7 @@ def join_days(job: Job, day_rows: list[int]) -> None:
                     stop = min(start + step, day_rows[day])
                     columns = [next(read_column(job.column(day, "ids", f), start, stop)) for f in features]
                     append(np.stack(columns, axis=1))
-            write_whole(done, sha256)
+            job.note(done.name, sha256)
         for feature in features:
             job.column(day, "ids", feature).unlink(missing_ok=True)
         job.meter.add(job.meter.size // (2 * len(day_rows)))

@@ -10,29 +10,32 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from data_pipeline.appearing import partial_name, write_whole
+from data_pipeline.appearing import partial_name
 from data_pipeline.dialects import Distinct, modulo
 from data_pipeline.job import Job, identity, read_note
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, shard_columns
 from data_pipeline.names import shown
 from data_pipeline.schema import DataError
-from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard
+from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard, save_array
+from data_pipeline.whole_files import new_file
 
 REJECTED = "rejected.tsv"
 
-# Some consecutive rows: an array (n, columns) for each of KINDS.
+# Some consecutive rows: an array (n, columns) for each of KINDS, and `clipped` as in `Chunk`.
 Rows = dict[str, np.ndarray]
 
 
 class Source(NamedTuple):
     """A log file and the days in it, which are numbered from `first` on.
 
+    found: size and time of the last change of the file, as it was found; it may not change from then on.
     stops: the number of each day's last line.
     origins: what the manifest calls each day.
     """
 
     path: Path
+    found: dict[str, int]
     first: int
     stops: tuple[int, ...]
     origins: tuple[str, ...]
@@ -49,7 +52,10 @@ def parse_days(job: Job, sources: list[Source], days: Sequence[int]) -> None:
     for source in sources:
         mine = [day for day in days if source.first <= day < source.first + len(source.stops)]
         if needed := [day for day in mine if not _is_parsed(job, source, day)]:
-            _parse_file(job, source, needed)
+            try:
+                _parse_file(job, source, needed)
+            finally:  # what is amiss with a line, or has no line, may come of a change too
+                _require_unchanged(source)
         if mine:
             job.meter.add(source.path.stat().st_size)
 
@@ -57,12 +63,14 @@ def parse_days(job: Job, sources: list[Source], days: Sequence[int]) -> None:
 def _is_parsed(job: Job, source: Source, day: int) -> bool:
     """Whether a day is done, and need not be done again because bad lines are an error now.
 
-    Raises DataError if the file has changed since.
+    Raises DataError if the file has changed since, and had rows enough to be of use.
     """
     record = read_note(job.work / f"day_{day}.done")
     if record is None or (record["rejected"] and job.config.bad_rows == "error"):
         return False
-    if record["source"] != identity(source.path):
+    if record["source"] != source.found:
+        if record["rows"] < 2:  # too few for the last day; it may have got more
+            return False
         raise DataError(
             f"{source.path}: has changed since day {day} was prepared from it; remove {job.work} to begin "
             "again"
@@ -76,15 +84,17 @@ def _is_parsed(job: Job, source: Source, day: int) -> bool:
 
 def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
     """Write the shards of some days of a file."""
-    source_now, rejected = identity(source.path), Counter[int]()
+    rejected = Counter[int]()
     with ExitStack() as stack:
         files: dict[int, BinaryIO] = {}
+        ends: dict[int, ExitStack] = {}
 
         def reject(line: int, reason: str, text: bytes) -> None:
             if (day := source.day_of(line)) in needed:
                 if day not in files:
-                    path = partial_name(job.work / f"day_{day}_{REJECTED}")
-                    files[day] = stack.enter_context(open(path, "wb"))
+                    path = job.work / f"day_{day}_{REJECTED}"
+                    ends[day] = stack.enter_context(ExitStack())
+                    files[day] = ends[day].enter_context(new_file(path, partial_name(path)))
                 rejected[day] += 1
                 files[day].write(f"{shown(source.path)}\t{line}\t{shown(reason)}\t".encode() + text + b"\n")
 
@@ -92,14 +102,21 @@ def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
         for day, group in groupby(parts, key=itemgetter(0)):
             if day in needed:
                 record = _write_day(job, day, (rows for _, rows in group))
-                if day in files:
-                    files[day].close()
-                    path = job.work / f"day_{day}_{REJECTED}"
-                    partial_name(path).replace(path)
-                record |= {"source": source_now, "rejected": rejected[day]}
-                write_whole(job.work / f"day_{day}.done", record)
+                _require_unchanged(source)
+                if day in ends:
+                    ends[day].close()
+                record |= {"source": source.found, "rejected": rejected[day]}
+                job.note(f"day_{day}.done", record)
             if day == needed[-1]:
                 break
+
+
+def _require_unchanged(source: Source) -> None:
+    """Raise DataError if the file is not what it was when it was found: who can say which rows were read?"""
+    if identity(source.path) != source.found:
+        raise DataError(
+            f"{source.path}: has changed while it was read; give the same command again when it is whole"
+        )
 
 
 def _parts(
@@ -121,20 +138,21 @@ def _parts(
             ends = np.searchsorted(chunk.line, source.stops, side="right")
             assert chunk.label is not None
             rows = {"labels": chunk.label[:, None], "dense": chunk.dense, "sparse": chunk.ids}
+            rows |= {"clipped": chunk.clipped}
             for day, (start, stop) in enumerate(pairwise([0, *ends]), source.first):
                 if start < stop:
                     yield day, {kind: array[start:stop] for kind, array in rows.items()}
 
 
 def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
-    """Write the shards of a day, and return their rows and hashes.
+    """Write the shards of a day, and return their rows and hashes, and how many numbers were clipped.
 
     With a dictionary, columns of raw values are written instead of the sparse shard.
     """
     schema, dictionary = job.config.schema, job.config.ids == "dictionary"
     modulus = None if dictionary else job.config.max_ind_range
     distinct = Distinct(len(schema.categorical))
-    rows = 0
+    rows, clipped = 0, np.zeros(len(schema.dense), np.int64)
     sha256: dict[str, str] = {}
     with ExitStack() as stack:
         append = {
@@ -146,6 +164,7 @@ def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
             columns = [job.column(day, "raw", feature) for feature in job.features()]
             append["sparse"] = stack.enter_context(new_columns(columns))
         for arrays in parts:
+            clipped += np.count_nonzero(arrays.pop("clipped"), axis=0)
             arrays["sparse"] = modulo(arrays["sparse"], modulus)
             for kind, array in arrays.items():
                 append[kind](array)
@@ -153,5 +172,5 @@ def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
                 distinct.add(arrays["sparse"])
             rows += len(arrays["labels"])
     if not dictionary:
-        np.save(job.work / f"day_{day}_distinct.npy", distinct.to_array())
-    return {"rows": rows, "sha256": sha256}
+        save_array(job.work / f"day_{day}_distinct.npy", distinct.to_array())
+    return {"rows": rows, "sha256": sha256, "clipped": clipped.tolist()}

@@ -15,28 +15,31 @@ import ctypes
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.appearing import finish, resuming, work_folder, write_whole
+from data_pipeline.appearing import finish, resuming, work_folder
 from data_pipeline.dialects import DICTIONARY, Distinct
-from data_pipeline.folders import DAY_FILE
+from data_pipeline.input_files import input_files
 from data_pipeline.job import Job, Meter, PrepareConfig, Progress, identity, read_note
-from data_pipeline.logs import count_rows
+from data_pipeline.logs import count_rows, has_rows
 from data_pipeline.manifest import Day, Ids, Manifest, Stretch
 from data_pipeline.number_features import join_days, number_features
 from data_pipeline.parse_days import REJECTED, Source, parse_days
 from data_pipeline.ranks import Ranks
-from data_pipeline.schema import DataError
+from data_pipeline.schema import DataError, Schema
+from data_pipeline.shard_files import load_array, save_array
 from data_pipeline.splits import halves_of, split
 from data_pipeline.synthetic import FIGURES
+from data_pipeline.whole_files import new_file, write_json
 
 END = np.iinfo(np.int64).max
+NUMBERED_BY = "min_count", "order", "split"  # settings that the shards of a day do not depend on
 
 
 def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest | None:
@@ -48,7 +51,7 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     """
     _check(config)
     _keep_freed_memory()
-    files = _input_files(config.inputs)
+    files = _without_empty(input_files(config.inputs, config.input_order), config.schema)
     _synthetic(files, None)  # raises if synthetic files are mixed with others
     count = len(files) if len(files) > 1 else config.blocks
     if count < 2:
@@ -61,7 +64,9 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     with ExitStack() as stack:
         with ranks.together():
             if ranks.rank == 0:
-                stack.enter_context(resuming(config.out, _settings(config, files), meter.share, locked))
+                stack.enter_context(
+                    resuming(config.out, _settings(config, files), meter.share, locked, NUMBERED_BY)
+                )
                 meter.plan(files, ranks.share(days), config.ids == "dictionary")
                 if len(files) == 1:
                     _count_lines(job, files[0])
@@ -74,7 +79,7 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
         with ranks.together():  # all ranks read the notes before rank 0 may remove them
             records = [read_note(job.work / f"day_{day}.done") or {"rows": 0} for day in days]
         day_rows = [record["rows"] for record in records]
-        parts, note = _split(day_rows, origins, config.split)
+        parts, note = _split(job, day_rows, origins, single=len(files) == 1)
         if config.ids == "dictionary":
             with ranks.together():
                 number_features(job, day_rows, parts["train"])
@@ -136,67 +141,66 @@ def _chosen(text: str, count: int) -> list[int]:
     return sorted(days)
 
 
-def _input_files(inputs: tuple[Path, ...]) -> list[Path]:
-    """The log files in order; raises DataError unless all are there and all are different."""
-    if not inputs:
-        raise DataError("no input: name one log file per day, or one folder of day_0, day_1, ...")
-    if len(inputs) == 1 and inputs[0].is_dir():
-        folder = inputs[0]
-        days = sorted((int(m[1]), path) for path in folder.iterdir() if (m := DAY_FILE.fullmatch(path.name)))
-        if not days:
-            raise DataError(f"{folder}: holds no day_0, day_1, ...; name the log files one by one")
-        for (number, path), (next_number, twin) in pairwise(days):
-            if number == next_number:
-                raise DataError(f"{twin}: is the same day as {path}; name the log files one by one")
-        inputs = tuple(path for _, path in days)
-    seen: dict[tuple[int, int], Path] = {}
-    for path in inputs:
-        try:
-            info = path.stat()
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}; check the path") from None
-        if path.is_dir():
-            raise DataError(f"{path}: is a folder; name log files, or one folder alone")
-        if not path.is_file():
-            raise DataError(f"{path}: is not an ordinary file; write the log to one first")
-        file = info.st_dev, info.st_ino
-        if file in seen:
-            raise DataError(f"{path}: is the same file as {seen[file]}; name each file once")
-        seen[file] = path
-    return list(inputs)
+def _without_empty(files: list[Path], schema: Schema) -> list[Path]:
+    """Those of several logs that have rows; the others are named on stderr.
+
+    Where that would leave no two, all stay, as a single log is cut into days; parsing refuses the empty one.
+    """
+    empty = [path for path in files if not has_rows(path, schema)] if len(files) > 1 else []
+    if not empty or len(files) - len(empty) < 2:
+        return files
+    for path in empty:
+        print(f"{path}: empty, so it is left out and is no day", file=sys.stderr)
+    return [path for path in files if path not in empty]
 
 
 def _count_lines(job: Job, path: Path) -> None:
     """Note how many rows a single file has, so that it can be cut into days."""
     note = job.work / "lines.json"
-    if (read_note(note) or {}).get("source") != identity(path):
-        write_whole(note, {"source": identity(path), "rows": count_rows(path, job.meter.advance)})
+    if (read_note(note) or {}).get("source") != (found := identity(path)):
+        write_json(note, {"source": found, "rows": count_rows(path, job.config.schema, job.meter.advance)})
     job.meter.add(path.stat().st_size)
 
 
 def _sources(job: Job, files: list[Path]) -> list[Source]:
     """Each of several files is a day; a single one is cut into days of equal length, to within a row."""
     if len(files) > 1:
-        return [Source(path, day, (END,), (str(path),)) for day, path in enumerate(files)]
+        return [Source(path, identity(path), day, (END,), (str(path),)) for day, path in enumerate(files)]
     (path,), blocks = files, job.config.blocks
     counted = read_note(job.work / "lines.json")
     assert counted is not None, "_count_lines comes first"
     lines = counted["rows"]
     sizes = [lines // blocks + (block < lines % blocks) for block in range(blocks)]
     origins = tuple(f"{path}, block {block} of {blocks}" for block in range(1, blocks + 1))
-    return [Source(path, 0, (*np.cumsum(sizes[:-1]).tolist(), END), origins)]
+    return [Source(path, counted["source"], 0, (*np.cumsum(sizes[:-1]).tolist(), END), origins)]
 
 
-def _split(rows: list[int], origins: Sequence[str], how: str) -> tuple[dict[str, tuple[Stretch, ...]], str]:
-    """`split` for days of so many rows; raises DataError, naming the file, if a day has too few."""
-    last = len(rows) - 1
-    for count, origin, least in zip(rows, origins, [1] * last + [2 if halves_of(how) else 1], strict=True):
-        if count < least:
-            raise DataError(
-                f"{origin}: {count} usable rows, but each day needs 1 and the last 2; give more "
-                "rows, or cut a single file into fewer --blocks"
-            )
-    return split(rows, how)
+def _split(
+    job: Job, rows: list[int], origins: Sequence[str], *, single: bool
+) -> tuple[dict[str, tuple[Stretch, ...]], str]:
+    """`split` for days of so many rows; raises DataError, naming the file, if a day has too few.
+
+    The days of a single file are then forgotten, as more rows or fewer --blocks cut all of them anew.
+    """
+    last, how = len(rows) - 1, job.config.split
+    for day, (count, origin) in enumerate(zip(rows, origins, strict=True)):
+        if count < (2 if day == last and halves_of(how) else 1):
+            for other in range(len(rows)) if single else ():
+                (job.work / f"day_{other}.done").unlink(missing_ok=True)
+            mend = "give more rows" + (", or cut the file into fewer --blocks" if single else "")
+            raise DataError(f"{origin}: {count} usable rows, but each day needs 1 and the last 2; {mend}")
+    parts, note = split(rows, how)
+    held_out = (f"{name}: {_told(parts[name], rows, origins)}" for name in ("test", "validation"))
+    return parts, f"{note}; {', '.join(held_out)}"
+
+
+def _told(stretches: tuple[Stretch, ...], rows: list[int], origins: Sequence[str]) -> str:
+    """The rows of some stretches in words, counted from 1 in each day."""
+    words = []
+    for day, start, stop in stretches:
+        whole = stop - start == rows[day]
+        words.append(origins[day] if whole else f"rows {start + 1:,} to {stop:,} of {origins[day]}")
+    return " and ".join(words if len(words) < 4 else [words[0], f"{len(words) - 2} more days", words[-1]])
 
 
 def _finish(
@@ -210,7 +214,7 @@ def _finish(
     """Write what describes the shards, and let the folder appear."""
     config, work = job.config, job.work
     if config.bad_rows == "skip":
-        with open(work / "data" / REJECTED, "wb") as file:
+        with new_file(work / "data" / REJECTED) as file:
             for day, record in enumerate(records):
                 if record["rejected"]:
                     file.write((work / f"day_{day}_{REJECTED}").read_bytes())
@@ -238,9 +242,17 @@ def _finish(
         synthetic=_synthetic(files, None if records[-1]["rejected"] else halves_of(config.split)),
         dictionary_sha256=found.dictionary_sha256,
         features=found.features,
+        clipped=_clipped(config.schema, records),
     )
     manifest.save(work / "data")
     finish(work, config.out)
+
+
+def _clipped(schema: Schema, records: list[dict[str, Any]]) -> dict[str, float]:
+    """`Manifest.clipped`, of what is noted of each day."""
+    counts = np.sum([record.get("clipped", [0] * len(schema.dense)) for record in records], axis=0)
+    rows = sum(record["rows"] for record in records)
+    return {name: count / rows for name, count in zip(schema.dense, counts.tolist(), strict=True) if count}
 
 
 class _Found(NamedTuple):
@@ -254,8 +266,8 @@ class _Found(NamedTuple):
 
 def _save_dictionary(job: Job) -> _Found:
     """Write the dictionaries of all features as one array."""
-    values = np.concatenate([np.load(job.work / f"feature_{feature}.npy") for feature in job.features()])
-    np.save(job.work / "data" / DICTIONARY, values)
+    values = np.concatenate([load_array(job.work / f"feature_{feature}.npy") for feature in job.features()])
+    save_array(job.work / "data" / DICTIONARY, values)
     features = tuple(read_note(job.work / f"feature_{feature}.done") or {} for feature in job.features())
     cardinalities = tuple(feature["kept"] + 1 for feature in features)
     return _Found(features, cardinalities, True, hashlib.sha256(values.data).hexdigest())
@@ -265,7 +277,7 @@ def _count_distinct(job: Job, days: int) -> _Found:
     """Count the distinct ids of each feature over all days."""
     distinct = Distinct(len(job.features()))
     for day in range(days):
-        distinct.merge(np.load(job.work / f"day_{day}_distinct.npy"))
+        distinct.merge(load_array(job.work / f"day_{day}_distinct.npy"))
     features = tuple({"distinct": count} for count in distinct.counts())
     if job.config.max_ind_range is not None:
         return _Found(features, (job.config.max_ind_range,) * len(features), True)

@@ -11,6 +11,7 @@ from data_pipeline.appearing import partial_name
 from data_pipeline.background import behind
 from data_pipeline.manifest import KINDS
 from data_pipeline.schema import DataError
+from data_pipeline.whole_files import naming, new_file
 
 HEADER_BYTES = 128
 PIECE = 1 << 22  # so many values are in memory at a time
@@ -27,7 +28,7 @@ def new_shard(path: Path, kind: str, sha256: dict[str, str]) -> Iterator[Append]
     then is their number known, so the header is written last, into the space left for it.
     """
     digest, shape = hashlib.sha256(), [0, 0]
-    with open(partial_name(path), "wb") as file:
+    with new_file(path, partial_name(path)) as file:
         file.write(bytes(HEADER_BYTES))
 
         def write(rows: np.ndarray) -> None:
@@ -41,8 +42,15 @@ def new_shard(path: Path, kind: str, sha256: dict[str, str]) -> Iterator[Append]
         header = {"descr": KINDS[kind].str, "fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(file, header)
         assert file.tell() == HEADER_BYTES
-    partial_name(path).replace(path)
     sha256[kind] = digest.hexdigest()
+
+
+def load_array(path: Path) -> np.ndarray:
+    """What `save_array` wrote; raises DataError if it is not whole."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path}: damaged ({error}); remove {path.parent} to begin again") from None
 
 
 @contextmanager
@@ -52,7 +60,7 @@ def new_columns(paths: list[Path]) -> Iterator[Append]:
     The files get their names at the end of the `with` block.
     """
     with ExitStack() as stack:
-        files = [stack.enter_context(open(partial_name(path), "wb")) for path in paths]
+        files = [stack.enter_context(new_file(path, partial_name(path))) for path in paths]
 
         def write(rows: np.ndarray) -> None:
             for file, column in zip(files, np.ascontiguousarray(rows.T), strict=True):
@@ -60,8 +68,18 @@ def new_columns(paths: list[Path]) -> Iterator[Append]:
 
         with behind(write) as append:
             yield append
-    for path in paths:
-        partial_name(path).replace(path)
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write what `np.save` would to a file that appears whole.
+
+    NumPy writes past Python, and does not tell why a write failed.
+    """
+    array = np.ascontiguousarray(array)
+    with new_file(path, partial_name(path)) as file:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(array.data)
 
 
 def read_column(path: Path, start: int, stop: int) -> Iterator[np.ndarray]:
@@ -70,7 +88,9 @@ def read_column(path: Path, start: int, stop: int) -> Iterator[np.ndarray]:
     Raises DataError if the file has fewer.
     """
     for first in range(start, stop, PIECE):
-        piece = np.fromfile(path, np.uint32, min(PIECE, stop - first), offset=4 * first)
-        if piece.size < min(PIECE, stop - first):
-            raise DataError(f"{path}: damaged; remove {path.parent} to begin again")
+        piece = np.empty(min(PIECE, stop - first), np.uint32)
+        with path.open("rb") as file, naming(path):
+            file.seek(4 * first)
+            if file.readinto(piece.data) < piece.nbytes:
+                raise DataError(f"{path}: damaged; remove {path.parent} to begin again")
         yield piece

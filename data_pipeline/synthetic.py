@@ -15,7 +15,6 @@ chance, no model can do better.
 """
 
 import gzip
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ import numpy as np
 from data_pipeline.appearing import appearing
 from data_pipeline.dialects import fmix32
 from data_pipeline.schema import CRITEO_KAGGLE_CARDINALITIES, DataError
+from data_pipeline.whole_files import new_file, write_json
 
 FIGURES = "synthetic.json"
 NOTE = "synthetic data: no click is real; the figures are those of the probabilities that drew the labels"
@@ -214,7 +214,7 @@ def write(config: SyntheticConfig, progress: Callable[[int, int], None] | None =
             }
         settings = {name: value for name, value in asdict(config).items() if name != "out"}
         report = {"note": NOTE, "config": settings, "files": files}
-        (folder / FIGURES).write_text(json.dumps(report, indent=1) + "\n")
+        write_json(folder / FIGURES, report)
     return report
 
 
@@ -321,7 +321,7 @@ def _bias(logit: np.ndarray, base_rate: float) -> float:
 @contextmanager
 def _create(path: Path, compress: bool) -> Iterator[BinaryIO | gzip.GzipFile]:
     """A new file to write bytes to; gzip stores no name and time, so the same rows give the same bytes."""
-    with open(path, "wb") as file:
+    with new_file(path) as file:
         if compress:
             with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed:
                 yield packed

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.dialects import Distinct
-from data_pipeline.manifest import KINDS, Day, Ids, Manifest, map_shard, possible, shard_name, shard_types
+from data_pipeline.manifest import KINDS, Day, Ids, Manifest, possible, shard_name, shard_types
+from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.splits import split
 
@@ -77,14 +78,15 @@ def adopt(folder: Path | str) -> Manifest:
     )
 
 
-def _open(folder: Path, day: int, kind: str) -> np.memmap:
+def _open(folder: Path, day: int, kind: str) -> NpyFile:
     path = folder / shard_name(day, kind)
-    array = map_shard(
+    array = NpyFile(
         path,
         missing="missing; TorchRec's tools write three files a day, from 0 on",
         remedy="write it again",
     )
-    if array.ndim != 2 or array.dtype not in shard_types(kind) or (kind == "labels" and array.shape[1] != 1):
+    columns = array.shape[1:]
+    if len(columns) != 1 or array.dtype not in shard_types(kind) or (kind == "labels" and columns != (1,)):
         raise DataError(f"{path}: holds {array.dtype} {array.shape}, not TorchRec's {kind}; write it again")
     return array
 
@@ -97,7 +99,7 @@ def _row_blocks(
     if array.shape != shape:
         raise DataError(f"{path}: is {array.shape}, but others say {shape}; write it again")
     for start in range(0, len(array), BLOCK_ROWS):
-        rows = np.ascontiguousarray(array[start : start + BLOCK_ROWS])
+        rows = array.part(start, start + BLOCK_ROWS)
         if not (good := possible(rows, kind)).all():
             row, column = np.argwhere(~good)[0]
             raise DataError(

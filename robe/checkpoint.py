@@ -2,31 +2,43 @@
 
 `weights.safetensors` holds every array of `DLRM.state()`. `state.json` holds the position in the data,
 the configuration (hash family, seeds, schedule), what the data must look like, and the sha256 of the
-weights. A folder is written under another name and renamed when complete.
+weights. A folder is written under another name and renamed when the disk holds all of it; it loses its name
+again before it is removed. So what is called `step_NNNNNNNN` is whole, and a reader to whom it vanishes takes
+the newest of the run, which has gone on meanwhile.
 """
 
 import dataclasses
 import hashlib
-import json
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
+import msgspec
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from data_pipeline.whole_files import make_folder, remedy, sync, sync_tree, write_json
 from robe.backend import select
-from robe.config import ConfigError, DataSpec, TrainConfig, from_json
+from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve
 from robe.errors import RobeError
-from robe.model import DLRM, build
+from robe.model import DLRM, build, state_shapes
 from robe.version import __version__
 
+T = TypeVar("T")
 FORMAT, VERSION = "robe-dlrm-checkpoint", 1
 PART = 2**28  # bytes read at a time
 DTYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16"},
     **{"I64": "int64", "U32": "uint32", "U8": "uint8"},
 }
+STATE, WEIGHTS = "state.json", "weights.safetensors"
+STEP = re.compile(r"step_\d+")
+SUMS = "accumulator"  # how the names of arrays end whose numbers are sums of squares
 KEPT = 2  # checkpoints that stay when newer ones come; two, so that a damaged last one is no loss
 
 
@@ -50,11 +62,18 @@ class Position:
 
 
 def save(
-    run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: Position, again: str | None = None
+    run: Path,
+    model: DLRM,
+    config: TrainConfig,
+    data: DataSpec,
+    position: Position,
+    again: str | None = None,
+    good_until: int = 0,
 ) -> Path:
     """Write checkpoint `step_NNNNNNNN` of a run and drop all but the newest ones.
 
     again: what to do once there is room for it; default: go on with the run.
+    good_until: the newest checkpoint up to this step stays too.
     """
     folder = run / "checkpoints"
     target, partial = folder / f"step_{position.step:08d}", folder / ".partial"
@@ -68,31 +87,42 @@ def save(
         "data": dataclasses.asdict(data),
     }
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        make_folder(folder)
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        partial.mkdir()
         save_file({name: model.backend.to_host(array) for name, array in model.state().items()}, weights)
         state["weights_sha256"] = _sha256(weights)
-        (partial / "state.json").write_text(json.dumps(state, indent=1) + "\n")
+        write_json(partial / "state.json", state)
         shutil.copymode(partial / "state.json", weights)  # safetensors leaves them to their owner alone
-        for path in (weights, partial / "state.json", partial):
-            _sync(path)
-        shutil.rmtree(target, ignore_errors=True)
+        sync_tree(partial)
+        if target.exists():
+            _remove(target)
         partial.rename(target)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        cause = _cause(error)
         raise CheckpointError(
-            f"{target}: cannot be written ({error}); make room, then "
+            f"{target}: cannot be written ({cause.strerror or error}); {remedy(cause)}, then "
             + (again or f"go on with `robe train --resume {run}`")
         ) from None
+    good = newest_until(run, good_until)
     for old in saved(run)[:-KEPT]:
-        shutil.rmtree(old)
+        if old != good:
+            _remove(old)
     return target
 
 
 def saved(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("step_*"))
+    folder = run / "checkpoints"
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if STEP.fullmatch(path.name)), key=_step)
+
+
+def newest_until(run: Path, step: int) -> Path | None:
+    """The newest checkpoint of a run that is not of a later step; None if it has none."""
+    return next((path for path in reversed(saved(run)) if _step(path) <= step), None)
 
 
 def latest(run: Path) -> Path:
@@ -103,46 +133,103 @@ def latest(run: Path) -> Path:
 
 
 def read_state(checkpoint: Path) -> tuple[TrainConfig, DataSpec, Position]:
-    """Configuration, data and position of a checkpoint, validated."""
-    path = checkpoint / "state.json"
-    try:
-        state = json.loads(path.read_text())
+    """Configuration, data and position of a checkpoint, validated.
+
+    Its arrays, too, have the types and shapes that these ask for, so a model of them takes no more memory
+    than the file says.
+    """
+    path = checkpoint / STATE
+    with _reading(path):
+        state = msgspec.json.decode(path.read_bytes())
         if state["format"] != FORMAT or state["version"] != VERSION:
             raise CheckpointError(
                 f"{path}: is {state['format']} version {state['version']}, this program reads {FORMAT} "
                 f"version {VERSION}; train again, or use the version of the program that wrote it"
             )
-        data = DataSpec(**{**state["data"], "cardinalities": tuple(state["data"]["cardinalities"])})
-        return from_json(state["config"]), data, Position(**state["position"])
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; {_remedy(checkpoint)}") from None
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: damaged or foreign ({error}); {_remedy(checkpoint)}") from None
+        config = resolve(from_json(state["config"]))
+        data, position = _exactly(DataSpec, state["data"]), _exactly(Position, state["position"])
+        if not 0 <= position.epoch_step <= position.step < 2**32 or not 0 <= position.epoch <= position.step:
+            raise ValueError(f"no training stands at {position}")
+        shapes = state_shapes(config, data)
+    with _arrays(checkpoint, shapes):
+        return config, data, position
+
+
+def newest_state(run: Path) -> tuple[TrainConfig, DataSpec, Position]:
+    """`read_state` of the newest checkpoint of a run."""
+    return _of_newest(run, read_state)
 
 
 def load_weights(checkpoint: Path, model: DLRM) -> None:
-    """Copy the arrays of a checkpoint into a model of the same configuration."""
-    path = checkpoint / "weights.safetensors"
-    try:
-        expected = json.loads((checkpoint / "state.json").read_text())["weights_sha256"]
+    """Copy the arrays of a checkpoint into a model of the same configuration.
+
+    Raises CheckpointError unless they are those that were written, and hold what training can have left.
+    """
+    path = checkpoint / WEIGHTS
+    with _reading(checkpoint / STATE):
+        expected = msgspec.json.decode((checkpoint / STATE).read_bytes())["weights_sha256"]
+    with _reading(path):
         if _sha256(path) != expected:
             raise CheckpointError(f"{path}: truncated or altered (sha256 differs); {_remedy(checkpoint)}")
-        with safe_open(path, "numpy") as file:
-            state, parts = model.state(), {name: file.get_slice(name) for name in file.keys()}
-            if {
-                name: (tuple(part.get_shape()), DTYPES.get(part.get_dtype())) for name, part in parts.items()
-            } != {name: (array.shape, array.dtype) for name, array in state.items()}:
-                raise CheckpointError(
-                    f"{path}: its arrays do not fit the configuration; {_remedy(checkpoint)}"
-                )
-            for name, part in parts.items():
-                array = state[name]
-                rows = max(1, PART * len(array) // max(1, array.nbytes))
-                for start in range(0, len(array), rows):
-                    stop = min(start + rows, len(array))
-                    array[start:stop] = model.backend.to_device(part[start:stop])
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); {_remedy(checkpoint)}") from None
+    state = model.state()
+    shapes = {name: (array.shape, str(array.dtype)) for name, array in state.items()}
+    with _arrays(checkpoint, shapes) as parts:
+        for name, part in parts.items():
+            array = state[name]
+            rows = max(1, PART * len(array) // max(1, array.nbytes))
+            for start in range(0, len(array), rows):
+                stop = min(start + rows, len(array))
+                piece = part[start:stop]
+                if (flaw := _flaw(name, piece)) is not None:
+                    raise CheckpointError(f"{path}: {name} holds {flaw}; {_remedy(checkpoint)}")
+                array[start:stop] = model.backend.to_device(piece)
+    if (flaw := model.embedding.flaw()) is not None:
+        raise CheckpointError(f"{path}: {flaw}; {_remedy(checkpoint)}")
+
+
+def _flaw(name: str, piece: np.ndarray) -> str | None:
+    """What a piece of an array of that name holds that training cannot have left, in words."""
+    if piece.dtype.kind == "f" and not np.isfinite(piece).all():
+        return "a value that is not finite"
+    if name.endswith(SUMS) and (piece < 0).any():
+        return "a sum of squares that is negative"
+    return None
+
+
+def _exactly(kind: type[T], values: Any) -> T:
+    """A dataclass of its fields in JSON; ValueError where one is missing, unknown or of another type."""
+    made = msgspec.convert(values, kind)
+    if different := values.keys() ^ vars(made).keys():
+        raise ValueError(f"missing or unknown: {', '.join(sorted(different))}")
+    return made
+
+
+@contextmanager
+def _arrays(checkpoint: Path, shapes: dict[str, tuple[tuple[int, ...], str]]) -> Iterator[dict[str, Any]]:
+    """Name -> slices of the arrays of a checkpoint, which have to be of these (shape, dtype)."""
+    path = checkpoint / WEIGHTS
+    with _reading(path), safe_open(path, "numpy") as file:
+        parts = {name: file.get_slice(name) for name in file.keys()}
+        if shapes != {
+            name: (tuple(part.get_shape()), DTYPES.get(part.get_dtype())) for name, part in parts.items()
+        }:
+            raise CheckpointError(f"{path}: its arrays do not fit the configuration; {_remedy(checkpoint)}")
+        yield parts
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise CheckpointError for a file of a checkpoint that is missing, damaged, or of another program."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: cannot be read, it is missing; {_remedy(path.parent)}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {remedy(error)}") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: truncated or altered ({error}); {_remedy(path.parent)}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ConfigError) as error:
+        raise CheckpointError(f"{path}: damaged or foreign ({error}); {_remedy(path.parent)}") from None
 
 
 def load_model(run: Path, backend: str) -> tuple[DLRM, TrainConfig, DataSpec, Position]:
@@ -150,27 +237,57 @@ def load_model(run: Path, backend: str) -> tuple[DLRM, TrainConfig, DataSpec, Po
 
     Raises CheckpointError if there is none, or it is damaged.
     """
-    newest = latest(run)
-    config, data, position = read_state(newest)
+    # Built first, as it takes longer than to read the files of a checkpoint that a training soon removes.
+    config, data, _ = newest_state(run)
     model = build(config, data, select(backend, config.precision, config.deterministic))
-    load_weights(newest, model)
-    model.embedding.steps = position.step
-    return model, config, data, position
+
+    def load(newest: Path) -> tuple[DLRM, TrainConfig, DataSpec, Position]:
+        if (state := read_state(newest))[:2] != (config, data):
+            raise CheckpointError(f"{run}: has become another run; try again")
+        load_weights(newest, model)
+        model.embedding.steps = state[2].step
+        return model, *state
+
+    return _of_newest(run, load)
+
+
+def _of_newest(run: Path, use: Callable[[Path], T]) -> T:
+    """What `use` makes of the newest checkpoint; of a newer one, if a training removed that meanwhile."""
+    while True:
+        newest = latest(run)
+        try:
+            return use(newest)
+        except CheckpointError:
+            if newest.exists():
+                raise
 
 
 def _remedy(checkpoint: Path) -> str:
-    return f"delete {checkpoint} to use the checkpoint before it, or train again"
+    older = [path for path in saved(checkpoint.parent.parent) if _step(path) < _step(checkpoint)]
+    delete = f"delete {checkpoint} to use the checkpoint before it, or " if older else ""
+    return delete + "train again"
+
+
+def _cause(error: Exception) -> OSError:
+    """The error of the system; safetensors has it in its words alone."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint at one stroke for those who look for it, whatever comes between."""
+    removed = checkpoint.with_name(".removed")
+    shutil.rmtree(removed, ignore_errors=True)  # of a process that was killed
+    checkpoint.rename(removed)
+    shutil.rmtree(removed)
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold a file or folder before the next step relies on it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -47,6 +47,7 @@ from robe.config import (
     resolve,
 )
 from robe.timeline import Timeline, no_phase
+from data_pipeline.whole_files import told
 
 BackendName = Literal["auto", "reference", "cpu", "cuda"]
 
@@ -130,13 +131,21 @@ def prepare(config: Flat[PrepareArguments], verify: Path | None = None) -> None:
 def schema(file: Argument[Path], rows: int = 10_000) -> None:
     """Propose a schema for your own data, in TOML, to correct and to give to `prepare --schema`.
 
+    Doubts, and what is no feature, stand in comments. A label that no name decides on is left to you.
+
     Args:
-        file: A table: .parquet, .arrow, .ipc, .feather, or .csv or .tsv with a header, or these as .gz.
+        file: A table: Parquet, Arrow, or CSV with a header, also packed with gzip, bzip2, xz or zip.
         rows: Look at so many rows, the first ones.
     """
-    from data_pipeline.proposal import propose
+    from data_pipeline.proposal import propose, unfilled
 
-    print(propose(file, rows), end="")
+    text = propose(file, rows)
+    print(text, end="", flush=True)
+    if unfilled(text):
+        print(
+            "the label is left to you: fill in its line at the top, as the comment there says",
+            file=sys.stderr,
+        )
 
 
 def describe(
@@ -190,10 +199,14 @@ def train(
     from robe.files import alone
     from robe.model import build
     from robe.progress import progress_bar
+    from robe.train import TrainingError, resumed
 
     if resume is not None:
         if config != TrainConfig() or out is not None or baseline:
-            raise ConfigError("--resume goes on with the settings of the run; give no others besides --data")
+            raise ConfigError(
+                "--resume goes on with the settings of the run; give no others besides --data. For more "
+                "--epochs than it began with, or other settings, train anew with another --out"
+            )
         run, (config, trained_on, baseline) = resume, run_folder.read(resume)
         data = data or trained_on
     else:
@@ -206,10 +219,14 @@ def train(
     print(shown(f"data: {data}: {manifest.describe()}"))
     if resume is not None and not manifest.same_rows(run_folder.learned_data(run)):
         raise ConfigError(
-            f"{data}: not the rows {run} was trained on; name the folder that holds them with --data"
+            f"{data}: not the rows {run} was trained on; name the folder that holds them with --data, or "
+            "train anew on these, with another --out"
         )
     # Whatever is refused is refused here, before there is a folder of the run.
     rows = {split: Rows(manifest, split) for split in SPLITS}
+    if resume is not None:
+        resumed(run, config, DataSpec.of(manifest), rows["train"].steps(config.batch))
+    warn(run_folder.before_training(rows))
     backend = select(config.backend, config.precision, config.deterministic)
     timeline = Timeline(backend.synchronize)
     model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)
@@ -232,10 +249,19 @@ def train(
             if baseline:
                 plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), target_auc=None)
                 model = build(plain, DataSpec.of(manifest), backend)
-                summary["without_categories"] = fit(plain, model, run / "without_categories")
-            print(report.finish(run, summary))
+                try:
+                    summary["without_categories"] = fit(plain, model, run / "without_categories")
+                except TrainingError as error:
+                    summary["warnings"].append(f"the same model without categorical features: {error}")
+            print(report.finish(run, summary), flush=True)
+            warn(summary["warnings"])
+        except TrainingError as error:
+            report.write_summary(run, {"stopped": str(error), "diverged": True, "warnings": [str(error)]})
+            raise
         except KeyboardInterrupt:
             sys.exit(as_started(shown(f"interrupted; go on with `robe train --resume {run}`")))
+    if summary["diverged"]:
+        raise TrainingError(f"{run}: the training diverged, and its model is of no use")
 
 
 def evaluate(
@@ -253,10 +279,14 @@ def evaluate(
         split: Which rows; the line that describes the data says which these are.
         backend: Where to compute.
     """
+    from robe import metrics
+
     manifest, pace, found = watched_evaluation(run, data, split, backend)
     description = {"folder": str(manifest.folder), "description": manifest.describe()}
     result = {"run": str(run), "data": description, "split": split} | pace | found
-    print(json.dumps(result, indent=1, allow_nan=False))
+    print(json.dumps(result, indent=1, allow_nan=False), flush=True)
+    if (trouble := metrics.trouble(found)) is not None:
+        warn([f"{split} rows: {trouble}"])
 
 
 def watched_evaluation(run: Path, data: Path | None, split: str, backend: str) -> tuple[Manifest, dict, dict]:
@@ -280,8 +310,12 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
     from robe import run_folder
     from robe.progress import progress_bar
 
+    if out == Path("-"):
+        raise ConfigError("--out -: probabilities are written to a file that appears whole; name one")
     with progress_bar("predict", "rows") as update:
-        count = run_folder.predict_file(run, file, out, backend, update)
+        notices: list[str] = []
+        count = run_folder.predict_file(run, file, out, backend, update, notices.append)
+    warn(notices)
     print(shown(f"{out}: {count:,} probabilities"))
 
 
@@ -304,16 +338,24 @@ def convert(
     from robe import report, run_folder
     from robe.progress import progress_bar
 
-    with progress_bar("convert", "weights") as update:
-        summary = run_folder.convert(run, to, out, compression, block, update)
-    print(report.converted_text(shown(out), summary), flush=True)
-    try:
-        before, after = (watched_evaluation(folder, None, "test", "auto")[2] for folder in (run, out))
-    except (DataError, RobeError) as error:
-        print(as_started(shown(f"not evaluated: {error}")))
-        return
-    report.write_summary(out, summary | {"test": after, "test_before": before})
-    print(report.compared_text(before, after))
+    compared = ""
+
+    def judged(folder: Path) -> dict:
+        nonlocal compared
+        bar.close()
+        try:
+            before, after = (watched_evaluation(one, None, "test", "auto")[2] for one in (run, folder))
+        except (DataError, RobeError, OSError) as error:
+            reason = told(error) if isinstance(error, OSError) else str(error)
+            compared = as_started(shown(f"not evaluated: {reason}"))
+            return {}
+        compared = report.compared_text(before, after)
+        return {"test": after, "test_before": before}
+
+    with ExitStack() as bar:
+        update = bar.enter_context(progress_bar("convert", "weights"))
+        summary = run_folder.convert(run, to, out, compression, block, update, judged)
+    print(report.converted_text(shown(out), summary), compared, sep="\n")
 
 
 def plan(
@@ -432,8 +474,11 @@ def doctor(data: Path | None = None) -> None:
         if data is not None:
             manifest = verify(data)
             yield doctor.Check("data", None, f"{data}: {manifest.describe()}; all checksums hold")
-            batch = next(Rows(manifest, "train").batches(100_000, prefetch=0))
-            yield from doctor.data_set(*batch, DataSpec.of(manifest))
+            rates = {split: Rows(manifest, split).base_rate for split in SPLITS}
+            # Drawn from all over the log, which may be sorted.
+            batch = next(Rows(manifest, "train").batches(100_000, seed=0, prefetch=0))
+            names = manifest.schema.dense, manifest.schema.categorical
+            yield from doctor.data_set(*batch, DataSpec.of(manifest), *names, rates)
 
     fine = True
     for check in checks():
@@ -485,7 +530,12 @@ def main(arguments: list[str] | None = None) -> None:
     except (DataError, RobeError) as error:
         fail(str(error), getattr(error, "exit_code", 2))
     except OSError as error:
-        fail(f"{error.filename or 'a file'}: {error.strerror}; check the path, the rights and the space")
+        fail(told(error))
+
+
+def warn(lines: list[str]) -> None:
+    for line in lines:
+        print(as_started(shown(f"warning: {line}")), file=sys.stderr)
 
 
 def fail(message: str, code: int = 2) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from robe.errors import RobeError
 
 
@@ -28,6 +30,10 @@ class DataSpec:
     dialect: str
     fingerprint: str
     note: str
+
+    def __post_init__(self):
+        if not (0 <= self.dense < 2**31 and all(1 <= count < 2**32 for count in self.cardinalities)):
+            raise ConfigError("there must be 0 or more dense columns, and from 1 to 2^32 - 1 ids a feature")
 
     @classmethod
     def of(cls, manifest) -> "DataSpec":
@@ -246,6 +252,9 @@ class TrainConfig:
     measured yet. On a CPU it always does."""
 
 
+PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
+
+
 @dataclass(frozen=True)
 class Preset:
     width: int
@@ -267,6 +276,8 @@ PRESETS = {
 DEFAULT_COMPRESSION = 100.0
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}  # of the embedding
 CODE_BITS = {"int8": 8, "int4": 4}  # of a weight of it, besides scales and biases
+MOST_WEIGHTS = 2**48  # of an embedding
+LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 
 # Settings that must be positive where they are given.
 POSITIVE = {
@@ -298,17 +309,29 @@ def resolve(config: TrainConfig) -> TrainConfig:
         for name in POSITIVE & vars(part).keys():
             values = getattr(part, name)
             for value in values if isinstance(values, tuple) else (values,):
-                if value is not None and not (value > 0 and math.isfinite(value)):
+                if value is not None and not 0 < value < math.inf:
                     raise ConfigError(f"--{name.replace('_', '-')} must be positive, not {value}")
     for name, value, least, most in (
         ("seed", config.seed, 0, 2**63 - 1),
         ("hash-seed", config.embedding.hash_seed, 0, 2**63 - 1),
         ("batch", config.batch, 1, 2**31 - 1),
-        ("weights", config.embedding.weights or 1, 1, 2**48),
-        # Smaller numbers are 0 in float32.
-        ("eps", optimizer.eps, 1e-37, math.inf),
-        ("warmup-steps", optimizer.warmup_steps, 0, math.inf),
-        ("decay-start", optimizer.decay_start or 0, 0, math.inf),
+        ("epochs", config.epochs, 1, 2**31 - 1),
+        ("eval-every", config.eval_every or 1, 1, 2**63 - 1),
+        ("checkpoint-every", config.checkpoint_every or 1, 1, 2**63 - 1),
+        ("width", model.width, 1, LARGEST_LAYER),
+        ("bottom", max(model.bottom, default=1), 1, LARGEST_LAYER),
+        ("top", max(model.top, default=1), 1, LARGEST_LAYER),
+        ("weights", config.embedding.weights or 1, 1, MOST_WEIGHTS),
+        ("megabytes", config.embedding.megabytes or 1, 0, 4 * MOST_WEIGHTS / 1e6),
+        ("block", config.embedding.block, 1, MOST_WEIGHTS),
+        ("chunks", config.embedding.chunks, 1, LARGEST_LAYER),
+        # Larger numbers are endless in float32, and smaller ones 0.
+        ("init-bound", config.embedding.init_bound or 1, 0, 1e38),
+        ("lr", optimizer.lr, 0, 1e38),
+        ("eps", optimizer.eps, 1e-37, 1e38),
+        ("warmup-steps", optimizer.warmup_steps, 0, 2**63 - 1),
+        ("decay-start", optimizer.decay_start or 0, 0, 2**63 - 1),
+        ("decay-steps", optimizer.decay_steps, 0, 2**63 - 1),
         ("target-auc", config.target_auc or 1, 0, 1),
         ("cache", config.embedding.cache or 0, 0, 1),
     ):
@@ -371,12 +394,12 @@ def budget(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) 
             f"--megabytes does not count --memory {config.memory}; give --weights or --compression"
         )
     elif config.megabytes is not None:
-        weights = int(config.megabytes * 1e6 / WEIGHT_BYTES[config.memory])
+        weights = config.megabytes * 1e6 / WEIGHT_BYTES[config.memory]
     else:
-        weights = int(sum(cardinalities) * width / (config.compression or DEFAULT_COMPRESSION))
-    if weights > 2**48:
-        raise ConfigError(f"an array of {weights} weights is too large; see what fits with `robe plan`")
-    return weights
+        weights = sum(cardinalities) * width / (config.compression or DEFAULT_COMPRESSION)
+    if weights > MOST_WEIGHTS:
+        raise ConfigError(f"an array of {weights:.0f} weights is too large; see what fits with `robe plan`")
+    return int(weights)
 
 
 def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) -> int:
@@ -391,30 +414,28 @@ def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, 
 
 
 def from_json(data: dict) -> TrainConfig:
-    """Rebuild a configuration; raises ConfigError where a field is unknown or missing.
+    """Rebuild a configuration; raises ConfigError where a field is unknown, missing or of another type.
 
     A run that is older than the refusal of unused options may hold some, which are dropped.
     """
-
-    def build(kind, values):
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
     def used(part, kind, options):
         defaults = vars(type(part)())
         return dataclasses.replace(part, **{name: defaults[name] for name in unused(part, kind, options)})
 
     try:
-        embedding = build(EmbeddingConfig, data["embedding"])
-        optimizer = build(OptimizerConfig, data["optimizer"])
-        if optimizer.decay_start is None:
-            optimizer = dataclasses.replace(optimizer, decay_steps=0)
-        parts = {
-            "model": build(ModelConfig, data["model"]),
-            "embedding": used(embedding, "method", METHODS[embedding.method].options),
-            "optimizer": used(
-                optimizer, "optimizer", (*SCHEDULE, *OPTIMIZERS[optimizer.optimizer or "none"])
-            ),
-        }
-        return build(TrainConfig, {**data, **parts})
-    except (TypeError, KeyError) as error:
+        config = msgspec.convert(data, TrainConfig)
+        for values, part in ((data, config), *((data[name], getattr(config, name)) for name in PARTS)):
+            if unknown := values.keys() - vars(part).keys():
+                raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+    except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"not the configuration of a run of this version ({error})") from None
+    embedding, optimizer = config.embedding, config.optimizer
+    if optimizer.decay_start is None:
+        optimizer = dataclasses.replace(optimizer, decay_steps=0)
+    options = *SCHEDULE, *OPTIMIZERS[optimizer.optimizer or "none"]
+    return dataclasses.replace(
+        config,
+        embedding=used(embedding, "method", METHODS[embedding.method].options),
+        optimizer=used(optimizer, "optimizer", options),
+    )

@@ -22,8 +22,6 @@ from typing import Literal
 import numpy as np
 
 from robe import checkpoint
-from robe.backend import select
-from robe.checkpoint import Position
 from robe.config import METHODS, ConfigError, DataSpec, EmbeddingConfig, Memory, TrainConfig, budget, resolve
 from robe.embeddings import ArrayEmbedding, Embedding, MixedPrecisionEmbedding
 from robe.model import build
@@ -93,22 +91,17 @@ def converted_config(
 
 def convert(
     source: Path,
-    config: TrainConfig,
     new: TrainConfig,
-    data: DataSpec,
-    position: Position,
     run: Path,
     progress: Progress = unwatched,
 ) -> dict:
-    """Convert checkpoint `source`, of configuration `config`, to one of `new`, written in the folder `run`.
+    """Convert the newest checkpoint of the run `source` to one of configuration `new`, in the folder `run`.
 
     progress: is called with the number of weights that are done, and of all.
     Returns the summary of the new run, without what is known of its data.
     """
-    backend = select("cpu", config.precision)
-    trained, model = build(config, data, backend), build(new, data, backend)
-    checkpoint.load_weights(source, trained)
-    trained.embedding.steps = position.step
+    trained, config, data, position = checkpoint.load_model(source, "cpu")
+    model = build(new, data, trained.backend)
     model.dense_parameters[...] = trained.dense_parameters
     found = convert_embedding(trained.embedding, model.embedding, data, progress)
     before = trained.embedding.describe()

@@ -114,7 +114,7 @@ class DLRM:
     def save(self, folder: Path | str) -> Path:
         """Write the model to FOLDER/checkpoints, safetensors and JSON; returns the checkpoint's folder."""
         folder = Path(folder)
-        if (saved := checkpoint.saved(folder)) and checkpoint.read_state(saved[-1])[2].step > self._steps:
+        if checkpoint.saved(folder) and checkpoint.newest_state(folder)[2].step > self._steps:
             raise ConfigError(f"{folder}: holds a model of more steps; choose another folder")
         return checkpoint.save(
             folder, self.model, self.config, self.data, Position(self._steps), "save again"

@@ -8,6 +8,7 @@ The weights of both MLPs lie in one flat array, so that the optimizer is one ker
 are views of it. Buffers are made once; a smaller batch uses their front.
 """
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -15,10 +16,10 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig, used_data
-from robe.embeddings import Embedding, create
+from robe.embeddings import Embedding, create, declared_state
 from robe.interaction import Interaction
 from robe.layers import MLP
-from robe.optim import DenseOptimizer
+from robe.optim import RULES, DenseOptimizer
 from robe.timeline import Phase, no_phase
 
 EVALUATION_BATCH = 2048
@@ -33,6 +34,27 @@ def layer_shapes(config: TrainConfig, data: DataSpec) -> dict[str, list[tuple[in
         "top": [Interaction.width(features, model.width), *model.top, 1],
     }
     return {part: list(pairwise(widths)) for part, widths in sizes.items()}
+
+
+def parameter_shapes(config: TrainConfig, data: DataSpec) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of each dense parameter, for a resolved configuration."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for part, layers in layer_shapes(config, data).items():
+        for i, (n_in, n_out) in enumerate(layers):
+            shapes[f"{part}.{i}.weight"] = (n_in, n_out)
+            shapes[f"{part}.{i}.bias"] = (n_out,)
+    return shapes
+
+
+def state_shapes(config: TrainConfig, data: DataSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> (shape, dtype) of each array of `DLRM.state()`, without making the model."""
+    parameters = parameter_shapes(config, data)
+    dense = (sum(math.prod(shape) for shape in parameters.values()),)
+    return {
+        **{name: (shape, "float32") for name, shape in parameters.items()},
+        **{name: (array.shape, array.dtype) for name, array in declared_state(config, data).items()},
+        **{f"dense.{name}": (dense, "float32") for name in RULES[config.optimizer.optimizer].state},
+    }
 
 
 def buffer_rows(config: TrainConfig) -> int:
@@ -58,13 +80,8 @@ class DLRM:
     ):
         self.embedding, self.backend = embedding, backend
         xp, batch = backend.xp, buffer_rows(config)
-        layer_sizes = layer_shapes(config, data)
-        shapes: dict[str, tuple[int, ...]] = {}
-        self.largest_product = 2 * max(n_in * n_out for part in layer_sizes.values() for n_in, n_out in part)
-        for part, layers in layer_sizes.items():
-            for i, (n_in, n_out) in enumerate(layers):
-                shapes[f"{part}.{i}.weight"] = (n_in, n_out)
-                shapes[f"{part}.{i}.bias"] = (n_out,)
+        shapes = parameter_shapes(config, data)
+        self.largest_product = 2 * max(math.prod(shape) for shape in shapes.values())
         host = _initial_dense(shapes, np.random.default_rng([config.seed, 0]))
         self.dense_parameters = backend.to_device(host.astype(dtype))
         self.dense_gradient = xp.zeros_like(self.dense_parameters)

@@ -8,13 +8,13 @@
 This is where models and data meet: it stands above both `robe` and `data_pipeline`, as the commands do.
 """
 
-import json
-import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -23,14 +23,15 @@ from data_pipeline.batches import Rows, raw_batches
 from data_pipeline.dialects import DICTIONARY
 from data_pipeline.folders import open_folder
 from data_pipeline.frames import RowReader
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import MANIFEST, Manifest
+from data_pipeline.whole_files import copy_whole, write_json
 from robe import checkpoint, estimator, metrics, report
 from robe import convert as conversion
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve
 from robe.model import DLRM
 from robe.progress import Update, Watched, unwatched
 from robe.timeline import Phase, no_phase
-from robe.train import EVALUATION_BATCH, predict, train, write_probabilities
+from robe.train import EVALUATION_BATCH, TrainingError, predict, train, write_probabilities
 
 
 class Settings(NamedTuple):
@@ -47,7 +48,15 @@ class Settings(NamedTuple):
 
     def write(self, run: Path) -> None:
         settings = {"config": asdict(self.config), "data": str(self.data), "baseline": self.baseline}
-        (run / "config.json").write_text(json.dumps(settings, indent=1) + "\n")
+        write_json(run / "config.json", settings)
+
+
+class _Stored(msgspec.Struct):
+    """`config.json` as it lies there."""
+
+    config: dict[str, Any]
+    data: str
+    baseline: bool
 
 
 def create(run: Path, config: TrainConfig, manifest: Manifest, baseline: bool) -> None:
@@ -61,7 +70,7 @@ def create(run: Path, config: TrainConfig, manifest: Manifest, baseline: bool) -
         (folder / "data").mkdir()
         manifest.save(folder / "data")
         if manifest.dictionary_sha256 is not None:
-            shutil.copy(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
+            copy_whole(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
         Settings(config, manifest.folder.resolve(), baseline).write(folder)
 
 
@@ -69,10 +78,9 @@ def read(run: Path) -> Settings:
     """The settings of a run; raises ConfigError if the folder is none."""
     path = run / "config.json"
     try:
-        settings = json.loads(path.read_text())
-        config = resolve(from_json(settings["config"]))
-        return Settings(config, Path(settings["data"]), bool(settings["baseline"]))
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        settings = msgspec.json.decode(path.read_bytes(), type=_Stored)
+        return Settings(resolve(from_json(settings.config)), Path(settings.data), settings.baseline)
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError, ConfigError) as error:
         raise ConfigError(f"{path}: not the settings of a run ({error}); give the folder of a run") from None
 
 
@@ -151,7 +159,25 @@ def load(run: Path | str, backend: str = "auto") -> TrainedModel:
     Raises CheckpointError if there is no sound checkpoint.
     """
     model, config, data, _ = checkpoint.load_model(Path(run), backend)
+    require_same(Path(run), config, data)
     return TrainedModel(Path(run), config, data, model)
+
+
+def require_same(run: Path, config: TrainConfig, data: DataSpec) -> None:
+    """Raise ConfigError unless what a checkpoint says is what the other files of its run say, if it has them.
+
+    Whoever reads a checkpoint with other settings than it was trained with gets numbers, but not its own.
+    """
+    if (run / "config.json").exists() and read(run).config != config:
+        raise ConfigError(
+            f"{run / 'config.json'}: tells of other settings than the newest checkpoint; one of them was "
+            "altered: put back the file as it was, or train again"
+        )
+    if (run / "data").exists() and DataSpec.of(learned_data(run)) != data:
+        raise ConfigError(
+            f"{run / 'data' / MANIFEST}: tells of other data than the newest checkpoint; one of them was "
+            "altered: put back the file as it was, or train again"
+        )
 
 
 def fit(
@@ -166,10 +192,39 @@ def fit(
     """Train a model, or go on where `run` stands; returns the summary with what is known of the data.
 
     rows: the splits `train`, `validation` and `test`; update, phase: as in robe.train.train.
+    Raises DataError, not TrainingError, where a number of the training rows is not finite.
     """
-    summary = train(model, config, DataSpec.of(manifest), rows, run, update, phase)
+    try:
+        summary = train(model, config, DataSpec.of(manifest), rows, run, update, phase)
+    except TrainingError:
+        rows["train"].require_possible("dense")
+        raise
     bayes = manifest.synthetic and manifest.synthetic["bayes"]
-    return summary | {"data": manifest.describe(), "bayes": bayes}
+    warnings = one_class(rows) + summary["warnings"]
+    return summary | {"data": manifest.describe(), "bayes": bayes, "warnings": warnings}
+
+
+def before_training(rows: Mapping[str, Rows]) -> list[str]:
+    """Look at what would show hours later: all labels, and whatever evaluations read; returns `one_class`.
+
+    Raises DataError that names the first value that cannot be. The numbers of the training rows take long to
+    read and show in the loss, so `fit` looks at them when they do.
+    """
+    for split in ("validation", "test"):
+        rows[split].require_possible("dense", "sparse")
+    return one_class(rows)
+
+
+def one_class(rows: Mapping[str, Rows]) -> list[str]:
+    """A line for each split whose labels are all the same; DataError for one that is neither 0 nor 1."""
+    consequence = {"train": "there is nothing to learn"}
+    return [
+        f"{split} rows: every label of the {part.count:,} is {part.base_rate:g}, so "
+        f"{consequence.get(split, 'AUC is undefined')}; check the label column, or choose another --split "
+        "when preparing"
+        for split, part in rows.items()
+        if part.base_rate in (0, 1)
+    ]
 
 
 def evaluate(
@@ -184,18 +239,28 @@ def evaluate(
     trained.data.require(manifest.fingerprint(), str(manifest.folder))
     if data is None and not manifest.same_rows(learned_data(run)):
         raise ConfigError(
-            f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with --data"
+            f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with "
+            f"`robe evaluate {run} --data {manifest.folder}`"
         )
     rows = Rows(manifest, split)
+    rows.require_possible("labels", "dense")
     watched = Watched(rows.batches, rows.count, update)
     label, logits = predict(trained.model, watched)
     return manifest, watched.pace(), metrics.summary(label, logits)
 
 
-def predict_file(run: Path, file: Path, out: Path, backend: str, update: Update = unwatched) -> int:
+def predict_file(
+    run: Path,
+    file: Path,
+    out: Path,
+    backend: str,
+    update: Update = unwatched,
+    notice: Callable[[str], None] = lambda line: None,
+) -> int:
     """Write a click probability per row of a raw log, a table or a prepared folder; returns how many.
 
-    `out` is text, one number a line, and appears whole. Raises DataError for a bad row.
+    `out` is text, one number a line, and appears whole. notice: is told, in a line, that the model gives
+    every row the same. Raises DataError for a bad row.
     """
     trained = load(run, backend)
     if out.exists() and file.exists() and out.samefile(file):
@@ -204,10 +269,12 @@ def predict_file(run: Path, file: Path, out: Path, backend: str, update: Update 
         manifest = open_folder(file)
         trained.data.require(manifest.fingerprint(), str(file))
         rows = Rows(manifest, None)
+        rows.require_possible("dense")
         batches, total = rows.batches, rows.count
     else:
         batches, total = partial(raw_batches, file, learned_data(run)), None
-    return write_probabilities(trained.model, Watched(batches, total, update).batches(EVALUATION_BATCH), out)
+    watched = Watched(batches, total, update)
+    return write_probabilities(trained.model, watched.batches(EVALUATION_BATCH), out, notice)
 
 
 def convert(
@@ -217,18 +284,24 @@ def convert(
     compression: float | None,
     block: int | None,
     update: Update = unwatched,
+    judged: Callable[[Path], dict] = lambda folder: {},
 ) -> dict:
     """Make the run `out` of a trained one, its embedding in other memory; returns and writes its summary.
 
-    Arguments and errors are those of robe.convert.converted_config.
+    judged: what to add to the summary, which it finds out from the new run before this appears.
+    Other arguments, and errors, are those of robe.convert.converted_config.
     """
-    newest, settings = checkpoint.latest(run), read(run)
-    config, spec, position = checkpoint.read_state(newest)
+    config, spec, _ = checkpoint.newest_state(run)
+    settings, described = read(run), learned_data(run).describe()
+    require_same(run, config, spec)
     new = conversion.converted_config(config, spec, to, compression, block)
     with appearing(out, lambda: 0.0) as folder:
-        shutil.copytree(run / "data", folder / "data")
-        described = {"converted_from": str(run.resolve()), "data": learned_data(run).describe()}
-        summary = described | conversion.convert(newest, config, new, spec, position, folder, update)
+        (folder / "data").mkdir()
+        for path in (run / "data").iterdir():
+            copy_whole(path, folder / "data" / path.name)
+        summary = {"converted_from": str(run.resolve()), "data": described}
+        summary |= conversion.convert(run, new, folder, update)
         Settings(new, settings.data, False).write(folder)
+        summary |= judged(folder)
         report.write_summary(folder, summary)
     return summary

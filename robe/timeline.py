@@ -10,6 +10,7 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from data_pipeline.whole_files import write_whole
 from robe.kernels.operations import version
 from robe.kernels.parts.cost import Cost, Limits
 
@@ -97,4 +98,4 @@ class Timeline:
             {"name": e.name, "ph": "X", "ts": 1e6 * e.start, "dur": 1e6 * e.length, "pid": 0, "tid": 0}
             for e in self.events
         ]
-        path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
+        write_whole(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import each_version, needs_simulator
 
-from robe.kernels import gather_interaction, interaction, interaction_scatter
+from robe.kernels import bias_relu, gather_interaction, interaction, interaction_scatter
 from robe.kernels.operations import version
 from robe.kernels.workbench.cases import CASES, calls
 
@@ -94,6 +94,16 @@ def test_bias_relu_backward(shape, run, rng):
     run(out, d, d_bias)
     np.testing.assert_array_equal(d, expected)
     np.testing.assert_array_equal(d_bias, expected.sum(axis=0))
+
+
+@needs_simulator
+def test_sums_of_many_rows_are_added_up_in_passes(monkeypatch, rng):
+    """50 rows, 2 at a time: 25, 13, 7, 4 sums, and these at last. Small integers, so that sums are exact."""
+    monkeypatch.setattr(bias_relu, "ROWS", 2)
+    d = rng.integers(-3, 4, (50, 3)).astype(np.float32)
+    expected, d_bias = d.sum(axis=0), np.full(3, np.nan, np.float32)
+    bias_relu.bias_relu_backward_cuda(np.ones_like(d), d, d_bias)
+    np.testing.assert_array_equal(d_bias, expected)
 
 
 def test_bias_relu_lets_nan_through(backend, reference):

@@ -158,6 +158,14 @@ def test_the_error_of_the_count_is_as_announced(rng):
     assert abs(errors.mean()) < 0.008
 
 
+def test_the_estimate_is_right_on_average(rng):
+    """k / fraction in place of (k - 1) / fraction would be a seventh too much where k is 8."""
+    counter = Distinct(2000, k=8)
+    counter.add(rng.integers(0, 2**32, (1000, 2000), dtype=np.uint32))
+    # The standard error of one is 1 / sqrt(6), so that of the mean of 2,000 is 0.9%; four of them.
+    assert abs(np.mean(counter.counts()) / 1000 - 1) < 0.037
+
+
 def test_neither_blocks_nor_merging_change_the_count(rng):
     (ids,) = blocks(rng, [9000], [300, 10**6])
     results = []

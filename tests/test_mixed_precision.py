@@ -239,6 +239,36 @@ def test_the_cache_is_that_of_the_oracle(seed, bits, policy, cache, batches):
     assert (embedding.tags == EMPTY).all()
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_a_count_of_look_ups_stays_at_the_most_that_32_bits_hold(backend):
+    """Else it would begin at 0 again, and the most used row be the first to leave."""
+    settings = embedding_settings(method="mixed_precision", cache=0.02, policy="lfu")
+    embedding = create(settings, NUMBERED, select(backend))
+    ids, gradient = np.zeros((5, 3), np.uint32), np.zeros((5, 3, 8), np.float32)
+    embedding.update(ids, gradient, 1)
+    assert sorted(embedding.used.ravel().tolist())[-3:] == [5, 5, 5]
+    for most, expected in ((2**32 - 6, 2**32 - 1), (2**32 - 5, 2**32 - 1), (2**32 - 7, 2**32 - 2)):
+        embedding.used[embedding.used > 0] = most
+        embedding.update(ids, gradient, 1)
+        assert sorted(embedding.used.ravel().tolist())[-3:] == [expected] * 3
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("cache", [0, 0.02])
+def test_a_row_without_a_gradient_stays_under_adagrad(backend, cache):
+    """Its step is 0 / (sqrt(0) + eps); without eps it would be 0 / 0."""
+    settings = embedding_settings(method="mixed_precision", cache=cache, bits=16, rounding="nearest")
+    settings = dataclasses.replace(settings, optimizer=OptimizerConfig("adagrad", 0.1))
+    embedding = create(settings, NUMBERED, select(backend))
+    ids = np.arange(15, dtype=np.uint32).reshape(5, 3) % 4
+    before, after = np.empty((2, 5, 3, 8), np.float32)
+    embedding.lookup(ids, before)
+    embedding.update(ids, np.zeros((5, 3, 8), np.float32), 0.1)
+    embedding.lookup(ids, after)
+    np.testing.assert_array_equal(after, before)
+    assert np.abs(before).max() > 0
+
+
 def test_counters_are_kept_by_feature():
     """100 rows of a feature fight for 32 places, and evict those of another, which counts them."""
     embedding = create(embedding_settings(method="mixed_precision", cache=0.02), NUMBERED, select("cpu"))

@@ -134,7 +134,7 @@ def test_other_settings_do_not_go_on(tmp_path):
             r"out\.partial: was begun with ids hash, not dictionary; .*remove this folder",
         ),
         ({"dense": "none"}, "dense log1p, not none"),
-        ({"inputs": inputs[::-1]}, "was begun with inputs"),
+        ({"inputs": inputs[::-1], "input_order": "given"}, "was begun with inputs"),
     ):
         with pytest.raises(DataError, match=match):
             prepare(PrepareConfig(**{"inputs": inputs, "out": tmp_path / "out", **options}))

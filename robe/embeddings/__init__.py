@@ -10,6 +10,7 @@ and all embeddings have the same few verbs:
 - `update(ids, d_vectors, rate)`: one optimizer step from the gradient (B, F, D) of the vectors
 - `check(ids)`: refuse ids that have no row, while they are still on the host
 - `state()`: name -> array, everything a checkpoint must hold
+- `flaw()`: what is wrong with these arrays where they are not what training leaves, in words; else None
 - `bytes()`: item -> bytes
 - `describe()`: what a summary says of it
 - `counts()`: what it has counted in training so far, for the log
@@ -61,6 +62,17 @@ def declared_arrays(config: TrainConfig, data: DataSpec) -> list[Array]:
     return [array for weights in parts for array in weights.arrays(config).values()]
 
 
+def declared_state(config: TrainConfig, data: DataSpec) -> dict[str, Array]:
+    """The arrays that its `state()` is to have, by the same names, without making them."""
+    parts = module(config).declare(config, used_data(config, data))
+    return {
+        ".".join(("embedding", *filter(None, (part,)), name)): array
+        for part, weights in parts.items()
+        for name, array in weights.arrays(config).items()
+        if array.kept
+    }
+
+
 def planned_bytes(config: TrainConfig, data: DataSpec) -> dict[str, int]:
     """`bytes()` of it, without making it."""
     return by_item((array.item, array.nbytes) for array in declared_arrays(config, data))
@@ -72,6 +84,7 @@ __all__ = [
     "MixedPrecisionEmbedding",
     "create",
     "declared_arrays",
+    "declared_state",
     "planned_bytes",
     "stored_weights",
 ]

@@ -12,12 +12,14 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import ConfigError, OptimizerConfig
 from robe.embeddings.declared import Array, Declared
+from robe.kernels.parts.codes import Form, code_bytes
 from robe.kernels.parts.groups import expanded, form_of, group_length, quantised, store_groups
 from robe.kernels.parts.half import rounding_key
 from robe.kernels.parts.hashing import SlotMap
 from robe.optim import RULES, kernel_options
 
 LARGEST_HALF = 65504
+FLAWS_AT_ONCE = 2**20  # rows
 
 
 def check_rows(ids: np.ndarray, rows: np.ndarray | None) -> None:
@@ -28,6 +30,17 @@ def check_rows(ids: np.ndarray, rows: np.ndarray | None) -> None:
             f"feature {f} has {rows[f]} rows, but an id of the data is {ids[b, f]}; the shards are "
             "not those of the manifest, prepare the data again"
         )
+
+
+def flawed_codes(table, form: Form, backend: Backend) -> str | None:
+    """What is wrong with a table (R, S) of codes: a scale, bias or half that is not finite."""
+    for start in range(0, len(table), FLAWS_AT_ONCE):
+        rows = table[start : start + FLAWS_AT_ONCE, 0 if form.bits == 16 else code_bytes(form) :]
+        halves = np.ascontiguousarray(backend.to_host(rows)).view(np.float16)
+        scales = halves[:, :0] if form.bits == 16 else halves[:, :1]
+        if (bad := np.flatnonzero(~np.isfinite(halves).all(axis=1) | (scales < 0).any(axis=1))).size:
+            return f"row {start + bad[0]} of its codes has a scale, a bias or a half that no training leaves"
+    return None
 
 
 @dataclass
@@ -162,6 +175,12 @@ class ArrayEmbedding(Declared):
     def copy_codes(self, memory) -> bool:
         """As of MixedPrecisionEmbedding: there is nothing that codes could be copied from exactly."""
         return False
+
+    def flaw(self) -> str | None:
+        """What is wrong with the codes, if anything; floats tell themselves whether they are finite."""
+        if not quantised(self.memory):
+            return None
+        return flawed_codes(self.memory, form_of(self.memory, self.slot_map), self.backend)
 
     def counts(self) -> dict[str, int]:
         return {}

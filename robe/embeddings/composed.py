@@ -63,6 +63,9 @@ class ComposedEmbedding:
             for name, array in embedding.state().items()
         }
 
+    def flaw(self) -> str | None:
+        return next(filter(None, (part.flaw() for part in self.parts.values())), None)
+
     def bytes(self) -> dict[str, int]:
         return by_item(size for part in self.parts.values() for size in part.bytes().items())
 

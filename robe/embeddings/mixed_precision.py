@@ -24,11 +24,11 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import ConfigError, DataSpec, OptimizerConfig, TrainConfig
-from robe.embeddings.array import check_rows
+from robe.embeddings.array import check_rows, flawed_codes
 from robe.embeddings.declared import Array, Declared
 from robe.embeddings.tables import initial_bounds, initial_rows, table_base
 from robe.kernels.admit import COUNTED
-from robe.kernels.parts.cache import EMPTY, WAYS
+from robe.kernels.parts.cache import EMPTY, WAYS, hash_row, set_of
 from robe.kernels.parts.codes import Form, row_bytes
 from robe.kernels.parts.half import rounding_key
 from robe.optim import rounded_rule
@@ -140,6 +140,24 @@ class MixedPrecisionEmbedding(Declared):
         step = (rate, self.optimizer.eps, rounding_key(self.seed, self.steps), self.form)
         state = (self.table, self.values, self.accumulator)
         kernels.cached_step(d_vectors, order, line, before, ids, self.base, *step, *state)
+
+    def flaw(self) -> str | None:
+        """What is wrong with the table, the tags or the counters, if anything.
+
+        Kernels write where the tags say, and look for a row in its own set alone.
+        """
+        tags, counters = self.backend.to_host(self.tags), self.backend.to_host(self.counters)
+        sets, ways = np.nonzero(tags != EMPTY)
+        rows = tags[sets, ways]
+        if (wrong := np.flatnonzero(rows >= len(self.table))).size:
+            return f"its cache holds row {rows[wrong[0]]} of a table of {len(self.table)}"
+        if (wrong := np.flatnonzero(set_of(hash_row(rows), self.sets) != sets)).size:
+            return f"its cache holds row {rows[wrong[0]]} in a set that is not its own"
+        if np.unique(rows).size < rows.size:
+            return "its cache holds a row twice"
+        if (counters < 0).any():
+            return "it has counted fewer look-ups or rows than none"
+        return flawed_codes(self.table, self.form, self.backend)
 
     def flush(self) -> None:
         """Write all rows of the cache back to the table, and empty it."""

@@ -9,9 +9,12 @@
 Versions: in `cpu` the backward pass gives each thread whole tiles of rows and then adds the sums of the tiles
 in order, so d_bias does not depend on the number of threads. Tiles of columns would need no second sum, but
 step through memory a page at a time: 3 times slower at (2048, 1024).
-`cuda_columns` gives a whole column to each thread, which are too few: 512 for the widest layer of the MLPerf
-model. `cuda` gives 32 rows of a column to each and adds up their sums in a second pass; both orders are
-fixed, whatever the launch.
+`cuda_columns` gives a whole column to each thread, which are too few: 1,024 for the widest layer of the
+MLPerf model. `cuda` gives 32 rows of a column to each and adds up their sums, 32 at a time, in further
+passes; the order is fixed, whatever the launch. Both directions read four rows before they write one: the
+compiler cannot know that what is written is not read next, and would have each row wait for the one before.
+On an H200 at (65536, 1024) the forward pass takes 138 us with it and 186 without, where a copy takes 130;
+the backward pass, with more passes over the sums as well, 219 where it took 593.
 """
 
 import numpy as np
@@ -78,14 +81,22 @@ def bias_relu_backward_cpu(out, d, d_bias):
 def _bias_relu_kernel(x, bias, out):
     first_n, first_b = cuda.grid(2)
     step_n, step_b = cuda.gridsize(2)
-    b = U32(first_b)  # unsigned: see sgd.py
-    while b < U32(x.shape[0]):
-        n = U32(first_n)
-        while n < U32(x.shape[1]):
-            value = x[b, n] + bias[n]
+    rows, n = U32(x.shape[0]), U32(first_n)  # unsigned: see sgd.py
+    while n < U32(x.shape[1]):
+        shift, b = bias[n], U32(first_b)
+        while b + U32(3 * step_b) < rows:
+            b1, b2, b3 = U32(b + step_b), U32(b + 2 * step_b), U32(b + 3 * step_b)
+            v0, v1, v2, v3 = x[b, n] + shift, x[b1, n] + shift, x[b2, n] + shift, x[b3, n] + shift
+            out[b, n] = ZERO if v0 < ZERO else v0
+            out[b1, n] = ZERO if v1 < ZERO else v1
+            out[b2, n] = ZERO if v2 < ZERO else v2
+            out[b3, n] = ZERO if v3 < ZERO else v3
+            b = U32(b + 4 * step_b)
+        while b < rows:
+            value = x[b, n] + shift
             out[b, n] = ZERO if value < ZERO else value
-            n = U32(n + step_n)
-        b = U32(b + step_b)
+            b = U32(b + step_b)
+        n = U32(n + step_n)
 
 
 def bias_relu_cuda(x, bias, out):
@@ -93,33 +104,50 @@ def bias_relu_cuda(x, bias, out):
 
 
 @cuda.jit
-def _bias_relu_backward_kernel(out, d, rows, sums):
-    # A thread owns `rows` rows of a column, so their sum needs no atomics and has one order.
+def _bias_relu_backward_kernel(out, d, together, sums):
+    # A thread owns `together` rows of a column, so their sum needs no atomics and has one order.
     first_n, first_part = cuda.grid(2)
     step_n, step_part = cuda.gridsize(2)
     part = U32(first_part)
     while part < U32(sums.shape[0]):
         n = U32(first_n)
         while n < U32(d.shape[1]):
-            total = ZERO
-            for b in range(U32(part * rows), min(U32((part + U32(1)) * rows), U32(d.shape[0]))):
+            total, b = ZERO, U32(part * together)
+            end = min(U32(b + together), U32(d.shape[0]))
+            while b + U32(3) < end:
+                b1, b2, b3 = U32(b + 1), U32(b + 2), U32(b + 3)
+                o0, o1, o2, o3 = out[b, n], out[b1, n], out[b2, n], out[b3, n]
+                d0, d1, d2, d3 = d[b, n], d[b1, n], d[b2, n], d[b3, n]
+                d0, d1 = d0 if o0 > ZERO else ZERO, d1 if o1 > ZERO else ZERO
+                d2, d3 = d2 if o2 > ZERO else ZERO, d3 if o3 > ZERO else ZERO
+                d[b, n], d[b1, n], d[b2, n], d[b3, n] = d0, d1, d2, d3
+                total = total + d0 + d1 + d2 + d3
+                b = U32(b + 4)
+            while b < end:
                 value = d[b, n] if out[b, n] > ZERO else ZERO
                 d[b, n] = value
                 total += value
+                b = U32(b + 1)
             sums[part, n] = total
             n = U32(n + step_n)
         part = U32(part + step_part)
 
 
 @cuda.jit
-def _column_sums_kernel(sums, out):
-    n = U32(cuda.grid(1))
-    while n < U32(out.size):
-        total = ZERO
-        for part in range(U32(sums.shape[0])):
-            total += sums[part, n]
-        out[n] = total
-        n = U32(n + cuda.gridsize(1))
+def _sum_rows_kernel(x, together, sums):
+    """Each row of `sums` is the sum of `together` rows of x, in order."""
+    first_n, first_part = cuda.grid(2)
+    step_n, step_part = cuda.gridsize(2)
+    part = U32(first_part)
+    while part < U32(sums.shape[0]):
+        n = U32(first_n)
+        while n < U32(sums.shape[1]):
+            total = ZERO
+            for b in range(U32(part * together), min(U32((part + U32(1)) * together), U32(x.shape[0]))):
+                total += x[b, n]
+            sums[part, n] = total
+            n = U32(n + step_n)
+        part = U32(part + step_part)
 
 
 def bias_relu_backward_cuda_columns(out, d, d_bias):
@@ -127,7 +155,14 @@ def bias_relu_backward_cuda_columns(out, d, d_bias):
 
 
 def bias_relu_backward_cuda(out, d, d_bias):
-    rows, columns = d.shape
-    sums = np.empty_like(d, shape=(-(-rows // ROWS), columns))  # NumPy has CuPy make it where d is CuPy's
-    launch(_bias_relu_backward_kernel, (columns, len(sums)), out, d, U32(ROWS), sums)
-    launch(_column_sums_kernel, (columns,), sums, d_bias)
+    sums = _parts(d, len(d))
+    launch(_bias_relu_backward_kernel, sums.shape[::-1], out, d, U32(ROWS), sums)
+    while len(sums) > 2 * ROWS:
+        longer, sums = sums, _parts(d, len(sums))
+        launch(_sum_rows_kernel, sums.shape[::-1], longer, U32(ROWS), sums)
+    launch(_sum_rows_kernel, (d.shape[1], 1), sums, U32(len(sums)), d_bias[None])
+
+
+def _parts(d, rows: int):
+    """Room for a sum of each ROWS of so many rows; NumPy has CuPy make it where d is CuPy's."""
+    return np.empty_like(d, shape=(-(-rows // ROWS), d.shape[1]))
