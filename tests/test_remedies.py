@@ -91,7 +91,7 @@ def refused(capsys, *words):
 
 UNFIT = {
     "no city": ("own", "user,price\nu1,1\n", "give all columns that the model was trained on"),
-    "no number": ("own", "user,price,city\nu1,much,c1\n", "price is 'much', not a number below 1e+38; correct"),
+    "no number": ("own", "user,price,city\nu1,much,c1\n", "price is 'much', not a number below 1e+38"),
     "too few fields": ("own", "user,price,city\nu1\n", "1 fields instead of 3; correct it"),
     "quotes": ("own", 'user,price,city\nu"1,1,c\n', "quotes that do not match"),
     "GBK": ("own", "user,price,city\n张,1,c\n", "if it is GBK"),
