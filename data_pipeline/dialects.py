@@ -316,7 +316,7 @@ def modulo(ids: np.ndarray, modulus: int | None) -> np.ndarray:
 
 def report(manifest: Manifest) -> list[str]:
     """A few lines of text on the values of the columns."""
-    return _features(manifest) + clipped(manifest)
+    return [shown(line) for line in (*_features(manifest), *clipped(manifest))]
 
 
 def clipped(manifest: Manifest) -> list[str]:
@@ -339,7 +339,7 @@ def _features(manifest: Manifest) -> list[str]:
         )
         return [f"distinct values per feature{estimated}: {counts}"]
     lines, rows = [], manifest.rows("train")
-    for name, feature in zip(map(shown, manifest.schema.categorical), manifest.features, strict=True):
+    for name, feature in zip(manifest.schema.categorical, manifest.features, strict=True):
         top = ", ".join(f"top {int(n):,} {share:.1%}" for n, share in feature["coverage"].items())
         kept = f"{feature['kept']:,} of {feature['distinct']:,} values kept"
         lines.append(f"{name}: {kept}, {feature['rare_rows'] / rows:.2%} of rows rare; rows covered: {top}")

@@ -29,6 +29,7 @@ from data_pipeline.input_files import input_files
 from data_pipeline.job import Job, Meter, PrepareConfig, Progress, identity, read_note
 from data_pipeline.logs import count_rows, has_rows
 from data_pipeline.manifest import Day, Ids, Manifest, Stretch
+from data_pipeline.names import shown
 from data_pipeline.number_features import join_days, number_features
 from data_pipeline.parse_days import REJECTED, Source, parse_days
 from data_pipeline.ranks import Ranks
@@ -150,7 +151,7 @@ def _without_empty(files: list[Path], schema: Schema) -> list[Path]:
     if not empty or len(files) - len(empty) < 2:
         return files
     for path in empty:
-        print(f"{path}: empty, so it is left out and is no day", file=sys.stderr)
+        print(shown(f"{path}: empty, so it is left out and is no day"), file=sys.stderr)
     return [path for path in files if path not in empty]
 
 
