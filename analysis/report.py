@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from analysis.claim import FOLDER, Result, Rows, columns
+from data_pipeline.names import shown
 from data_pipeline.whole_files import write_whole
 from robe.train import versions
 
@@ -37,7 +38,7 @@ def write(results: list[Result], out: Path) -> Path:
     count = "All" if held == len(results) else f"{held} of"
     facts = {
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "by": shlex.join(["python", *sys.argv]),
+        "by": shown(shlex.join(["python", *sys.argv])),
         "on": f"{platform.system()}, {platform.machine()}, {os.cpu_count()} processors",
         "with": ", ".join(f"{name} {v}" for name, v in (versions() | _own_versions()).items()),
     }
@@ -78,16 +79,16 @@ def _section(result: Result, out: Path) -> str:
     plain = (bool, int, float, str, Path)
     settings = ", ".join(f"{k} = {v}" for k, v in result.settings.items() if isinstance(v, plain))
     rows = [{k: _cell(v) for k, v in row.items()} for row in result.rows[:MOST_ROWS]]
-    shown = f"the first {MOST_ROWS} of " if len(result.rows) > MOST_ROWS else ""
+    part = f"the first {MOST_ROWS} of " if len(result.rows) > MOST_ROWS else ""
     return "\n".join(
         [
             f'<h2 id="{name}">{html.escape(_title(result))}</h2>',
             _prose(inspect.getdoc(result.script).partition("\n")[2], out),
-            f"<p>Code: {', '.join(_sources(result, out))}. Measured with {html.escape(settings)}.</p>",
+            f"<p>Code: {', '.join(_sources(result, out))}. Measured with {html.escape(shown(settings))}.</p>",
             f'<img alt="figure of {name}" src="data:image/png;base64,{image}">',
             f"<p>Verdict: {_verdict(holds)}; {html.escape(text)}.</p>",
             _table(told),
-            f"<details><summary>Measurements: {shown}{len(result.rows):,} rows ({name}.csv)</summary>",
+            f"<details><summary>Measurements: {part}{len(result.rows):,} rows ({name}.csv)</summary>",
             f'<div class="scroll">{_table(rows)}</div></details>',
         ]
     )

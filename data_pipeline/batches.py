@@ -24,7 +24,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,12 +32,15 @@ import numpy as np
 
 from data_pipeline.background import in_parallel
 from data_pipeline.dialects import TRANSFORMS, encoder
+from data_pipeline.folders import CHECKED, valid
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, Manifest, Stretch
 from data_pipeline.schema import DataError
 
 BLOCK_ROWS = 4096
 WINDOW_BLOCKS = 64
+# What the values of a shard have to be, in words.
+RULES = {"labels": "0 or 1", "dense": "finite", "sparse": "below its column's cardinality"}
 
 
 class Batch(NamedTuple):
@@ -79,12 +82,42 @@ class Rows:
         self.count = sum(stop - start for _, start, stop in stretches)
         self.block_rows, self.window_blocks = block_rows, window_blocks
         self._columns = len(manifest.schema.dense), len(manifest.schema.categorical)
+        self._manifest = manifest
         # (number of stretches, 3): day, first row, row after the last.
         self._stretches = np.array(stretches, np.int64).reshape(-1, 3)
         lengths = self._stretches[:, 2] - self._stretches[:, 1]
         # (number of stretches,): how many row blocks there are up to the end of each.
         self._ends = np.cumsum(-(-lengths // block_rows))
         self._shards = {day: [manifest.open_shard(day, kind) for kind in KINDS] for day, _, _ in stretches}
+
+    @cached_property
+    def base_rate(self) -> float:
+        """The share of clicks. All labels are read for it; raises DataError if one is neither 0 nor 1."""
+        return sum(int(labels.sum()) for labels in self._values("labels")) / self.count
+
+    def require_possible(self, *kinds: str) -> None:
+        """Read the shards of these kinds, and raise DataError that names the first value that cannot be."""
+        for kind in kinds:
+            for _ in self._values(kind):
+                pass
+
+    def _values(self, kind: str) -> Iterator[np.ndarray]:
+        """The values of one kind of shard (n, columns), in parts; raises DataError at one that cannot be."""
+        schema, ids = self._manifest.schema, self._manifest.ids
+        names = {"labels": (schema.label,), "dense": schema.dense, "sparse": schema.categorical}[kind]
+        part = CHECKED // max(1, len(names))
+        for day, first, stop in self._stretches.tolist():
+            shard = self._shards[day][list(KINDS).index(kind)]
+            for start in range(first, stop, part):
+                values = np.empty((min(part, stop - start), len(names)), KINDS[kind])
+                shard.read(start, values)
+                if not (good := valid(values, kind, ids)).all():
+                    row, column = np.argwhere(~good)[0]
+                    raise DataError(
+                        f"{shard.path}, row {start + row} (from 0), column {names[column]}: "
+                        f"{values[row, column]} is not {RULES[kind]}; prepare the data again"
+                    )
+                yield values
 
     def steps(self, batch_size: int) -> int:
         """The number of batches in an epoch; the last may be short."""
@@ -202,16 +235,15 @@ def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Genera
 
     manifest: of the folder that the model was trained on; it tells how values become inputs of the model.
 
-    The log, raw or a table, may lack the label column; the labels are then NaN. Raises DataError for a log
-    that cannot be read or breaks the rules, and for a manifest of a TorchRec folder.
+    The log, raw or a table, may lack the label column; it is not read, and the labels are NaN. Raises
+    DataError for a log that cannot be read or breaks the rules, and for a manifest of a TorchRec folder.
     """
     require_recipe(manifest, path)
     encode = encoder(manifest)
 
     def windows() -> Generator[Batch, None, None]:
         for chunk in read_log(path, manifest.schema, labelled=None, dense=manifest.dense_transform):
-            label = np.full(len(chunk.ids), np.nan) if chunk.label is None else chunk.label
-            yield Batch(label.astype(np.float32), chunk.dense, encode(chunk.ids))
+            yield Batch(np.full(len(chunk.ids), np.nan, np.float32), chunk.dense, encode(chunk.ids))
 
     return _cut(windows(), batch_size)
 

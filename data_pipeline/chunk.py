@@ -14,6 +14,7 @@ class Chunk:
         lines were rejected.
     label: (n,) int32, 0 or 1, or None if the log has no label column.
     dense: (n, number of dense columns) float32, transformed; missing values are those of the schema.
+    clipped: (n, number of dense columns) bool, which of them were below 0 and became 0.
     ids: (n, number of categorical columns) uint32; 0 where missing.
     position: how many bytes of the file, as it lies on disk, have been read so far.
     """
@@ -21,6 +22,7 @@ class Chunk:
     line: np.ndarray
     label: np.ndarray | None
     dense: np.ndarray
+    clipped: np.ndarray
     ids: np.ndarray
     position: int
 

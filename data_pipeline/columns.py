@@ -4,12 +4,14 @@ A file is read in slices, so memory does not depend on its size. The schema says
 how; they may stand in any order, and other columns are ignored. A row with a value that breaks the rules of
 its column is rejected: nothing is guessed.
 
-CSV is separated by comma, tab or semicolon, plain or gzip, one row per line. Fields may be quoted as in RFC
-4180, but hold no newline. A regular expression checks each line of a block before Polars parses the block.
+CSV is separated by comma, tab, semicolon or bar, plain or packed, one row per line. Fields may be quoted as
+in RFC 4180, if the schema's `quote` is not empty, but hold no newline. A regular expression checks each line
+of a block before Polars parses the block.
 """
 
 import csv
 import io
+import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from operator import attrgetter
@@ -22,33 +24,52 @@ import xxhash
 
 from data_pipeline.background import ahead
 from data_pipeline.chunk import Chunk, Parsed, Rejected
-from data_pipeline.dialects import TRANSFORMS
+from data_pipeline.dialects import dense_values
+from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, format_of, header_of
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
 
-# How Polars opens a file, by the end of its name.
-SCANS: dict[str, Callable[..., pl.LazyFrame]] = {
-    ".parquet": pl.scan_parquet,
-    **dict.fromkeys((".arrow", ".ipc", ".feather"), pl.scan_ipc),
-}
-TEXTS = {".csv", ".tsv"}
+# How Polars opens a file of a format.
+SCANS: dict[str, Callable[..., pl.LazyFrame]] = {"parquet": pl.scan_parquet, "arrow": pl.scan_ipc}
 SLICE_ROWS = 1 << 18  # fewer, and the row groups of a Parquet file are decoded again and again
-SEPARATORS = ",\t;"
+SEPARATORS = ",\t;|"
+# What is not read, but occurs.
+FOREIGN = ("::", ":", "^", "~", "\x01", "  ", " ")
 
 NUMBER = r"^-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"
-INTEGER = r"^-?[0-9]{1,38}$"  # what 128 bits hold
+INTEGER = r"^-?[0-9]{1,38}(?:\.0+)?$"  # what 128 bits hold; Pandas writes 37.0 where others are missing
 LARGEST = 1e38  # what float32 holds
 HEX = r"^[0-9a-fA-F]{1,8}$"
+QUOTES = "quotes that do not match, or are not around a whole field"
+# The integers up to which a float tells each from its neighbours.
+EXACT: dict[pl.DataType | type[pl.DataType], int] = {pl.Float32: 2**24, pl.Float64: 2**53}
+# Words that a label may be, as programs write them.
+TRUTH = {
+    form(word): value
+    for value, words in (("1", ("true", "yes", "t", "y")), ("0", ("false", "no", "f", "n")))
+    for word in words
+    for form in (str.lower, str.upper, str.title)
+}
 
 
-def is_table(path: Path | str) -> bool:
-    """Whether the name is that of a table: .parquet, .arrow, .ipc, .feather, .csv, .tsv, .csv.gz, .tsv.gz."""
-    return _format(Path(path)) in {*SCANS, *TEXTS}
+def is_table(path: Path, schema: Schema) -> bool:
+    """Whether a file is a table: by its format, or as its first line names the columns of the schema.
+
+    Where a schema has rules that no raw log can keep, the name of one column is enough.
+    """
+    if format_of(path) != "raw":
+        return True
+    try:
+        named = set(_Csv(path, header_of(path), schema.quote).names)
+    except DataError:
+        return False
+    wanted = {*schema.dense, *schema.categorical}
+    return wanted <= named or bool(schema.rules() and wanted & named)
 
 
 def is_binary(path: Path) -> bool:
-    """Whether the name is that of a Parquet or Arrow file."""
-    return _format(path) in SCANS
+    """Whether a file is Parquet or Arrow IPC."""
+    return format_of(path) in SCANS
 
 
 def hash_texts(texts: pl.Series) -> pl.Series:
@@ -78,7 +99,8 @@ def read_table(
 
     Rows count from 1, without the header. Arguments and errors are those of `logs.read_log`.
     """
-    if is_binary(path):
+    binary = is_binary(path)
+    if binary:
         parts = _slices(path, schema, labelled, first_line, slice_rows)
     else:
         parts = _csv(path, schema, labelled, first_line, block_bytes)
@@ -89,25 +111,29 @@ def read_table(
             values, good, reasons = _applied(rules, part.frame)
             broken = [_Broken(int(part.row[i]), text, part.frame.row(i)) for i, text in reasons.items()]
             values = values if good.all() else values.filter(good)
+            numbers, clipped = dense_values(schema, dense, matrix(values, schema.dense, np.float64))
             chunk = Chunk(
                 line=part.row[good],
                 label=values[schema.label].to_numpy() if schema.label in values.columns else None,
-                dense=TRANSFORMS[dense](matrix(values, schema.dense, np.float64)),
+                dense=numbers,
+                clipped=clipped,
                 ids=matrix(values, schema.categorical, np.uint32),
                 position=part.position,
             )
             rejected = sorted(part.broken + broken, key=attrgetter("row"))
-            yield chunk, [_rejected(path, row) for row in rejected]
+            yield chunk, [_rejected(binary, row) for row in rejected]
 
 
-def _rejected(path: Path, broken: "_Broken") -> Rejected:
+def _rejected(binary: bool, broken: "_Broken") -> Rejected:
     text = "\t".join("" if field is None else str(field) for field in broken.fields)
-    return Rejected(broken.row, _where(path, broken.row), broken.reason, text.encode().replace(b"\n", b"\\n"))
+    return Rejected(
+        broken.row, _where(binary, broken.row), broken.reason, text.encode().replace(b"\n", b"\\n")
+    )
 
 
-def _where(path: Path, row: int) -> str:
+def _where(binary: bool, row: int) -> str:
     """A row in words; in a text, where there is a header, its line too."""
-    return f"row {row}" if is_binary(path) else f"row {row} (line {row + 1})"
+    return f"row {row}" if binary else f"row {row} (line {row + 1})"
 
 
 def count_binary(path: Path) -> int:
@@ -134,28 +160,60 @@ def matrix(table: pl.DataFrame, columns: tuple[str, ...], dtype: type[np.generic
     return table.select(columns).to_numpy(order="c")
 
 
+def quote_of(path: Path) -> str:
+    """`Schema.quote` for a table: empty if its first rows can be taken apart only where quotes are text."""
+    if is_binary(path):
+        return '"'
+    with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
+        block = next(blocks)
+    header, _, text = block.text.partition(b"\n")
+
+    def broken(quote: str) -> int:
+        layout = _Csv(path, header, quote)
+        return len(layout.parse(text, np.arange(1, block.rows), layout.names[:1], block.position).broken)
+
+    return "" if broken('"') > broken("") == 0 else '"'
+
+
 def head(path: Path | str, rows: int) -> pl.DataFrame:
-    """All columns of the first rows of a table; those of CSV are texts.
+    """All columns of the first rows of a table, with the quotes of `quote_of`; those of CSV are texts.
 
     Raises DataError if the file is no table, or one of these rows of a CSV file cannot be taken apart.
     """
     path = Path(path)
-    if not is_table(path):
-        raise DataError(f"{path}: not called {', '.join([*SCANS, *TEXTS])}; rename the file if it is one")
+    if format_of(path) == "raw" and not _is_header(path):
+        with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
+            line = next(blocks).text.partition(b"\n")[0]
+        if b"::" in line:
+            _refuse_separator(path, "::")
+        raise DataError(f"{path}: not called {', '.join(SUFFIXES)}; rename the file if it is one")
     if is_binary(path):
         with _named(path):
             return _scan(path).head(rows).collect()
     with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
         block = next(blocks)
     header, _, text = block.text.partition(b"\n")
-    layout = _Csv(path, header)
-    if len(set(layout.names)) < len(layout.names):
-        raise DataError(f"{path}: has two columns of one name; rename one")
+    layout = _Csv(path, header, quote_of(path))
+    if len(layout.names) == 1 and (other := [one for one in FOREIGN if one in layout.names[0].strip()]):
+        _refuse_separator(path, other[0])
+    if twice := [name for name in layout.names if layout.names.count(name) > 1]:
+        raise DataError(
+            f"{path}: has two columns of one name; rename one called {twice[0]!r}, or write the names of the "
+            "columns above line 1 if that is data"
+        )
     part = layout.parse(text, np.arange(1, block.rows), layout.names, block.position)
     if part.broken:
         first = min(part.broken, key=attrgetter("row"))
-        raise DataError(f"{path}, {_where(path, first.row)}: {first.reason}; correct it")
+        raise DataError(f"{path}, {_where(False, first.row)}: {first.reason}; correct it")
     return part.frame.head(rows)
+
+
+def _refuse_separator(path: Path, separator: str) -> None:
+    """Raise DataError for a table with a separator that is not read."""
+    raise DataError(
+        f"{path}: its fields seem to be separated by {separator!r}, which is not read; write a .csv file "
+        "with commas or tabs between them, and the names of the columns in its first line"
+    )
 
 
 class _Broken(NamedTuple):
@@ -194,29 +252,30 @@ class _Rule(NamedTuple):
     words: str
 
 
-def _format(path: Path) -> str:
-    """The end of the name that tells the format, in lower case."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    return "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
-
-
 def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None) -> list[str]:
     """Those of a table's columns that the schema names; raises DataError if one is missing."""
-    wanted = [*schema.dense, *schema.categorical]
-    if labelled or (labelled is None and schema.label in names):
-        wanted = [schema.label, *wanted]
+    wanted = [*([schema.label] if labelled else []), *schema.dense, *schema.categorical]
     if missing := [name for name in wanted if names.count(name) == 0]:
-        raise DataError(
-            f"{path}: has no column {missing[0]!r}, but {', '.join(names)[:200]!r}; give its columns with "
-            "--schema, of which `robe schema FILE` proposes one"
-        )
+        remedy = "give its columns with --schema, of which `robe schema FILE` proposes one"
+        if labelled is None:
+            remedy = "give all columns that the model was trained on"
+        raise DataError(f"{path}: has no column {missing[0]!r}, but {', '.join(names)[:200]!r}; {remedy}")
     if twice := [name for name in wanted if names.count(name) > 1]:
         raise DataError(f"{path}: has two columns {twice[0]!r}; rename one")
     return wanted
 
 
+def _is_header(path: Path) -> bool:
+    """Whether the first line of a text is made of names, rather than of values."""
+    try:
+        names = _Csv(path, header_of(path), '"').names
+    except DataError:
+        return False
+    return len(names) > 1 and all(name and not re.fullmatch(NUMBER, name) for name in names)
+
+
 def _scan(path: Path) -> pl.LazyFrame:
-    return SCANS[_format(path)](path, glob=False)
+    return SCANS[format_of(path)](path, glob=False)
 
 
 def _length(path: Path, log: pl.LazyFrame) -> int:
@@ -233,7 +292,7 @@ def _named(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: not found; check the path") from None
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path}: not a whole {_format(path)[1:]} file ({reason}); write it again") from None
+        raise DataError(f"{path}: not a whole {format_of(path)} file ({reason}); write it again") from None
 
 
 def _slices(
@@ -259,7 +318,7 @@ def _csv(
         text, row = block.text, np.arange(block.line, block.line + block.rows) - 1
         if layout is None:
             header, _, text = text.partition(b"\n")
-            layout, row = _Csv(path, header), row[1:]
+            layout, row = _Csv(path, header, schema.quote), row[1:]
             wanted = _wanted(path, layout.names, schema, labelled)
         if row.size and first_line <= row[-1]:
             yield layout.parse(text, row, wanted, block.position)
@@ -268,18 +327,25 @@ def _csv(
 
 
 class _Csv:
-    """How the lines of a CSV file are taken apart, as its header tells."""
+    """How the lines of a CSV file are taken apart, as its header and `Schema.quote` tell."""
 
-    def __init__(self, path: Path, header: bytes):
+    def __init__(self, path: Path, header: bytes, quote: str):
+        self.quote = quote
         try:
             text = header.decode("utf-8-sig")
-            splits = {separator: next(csv.reader([text], delimiter=separator)) for separator in SEPARATORS}
-        except (UnicodeDecodeError, StopIteration, csv.Error):
+            splits = {separator: self._split(text, separator) for separator in SEPARATORS}
+        except UnicodeDecodeError:
+            raise DataError(f"{path}, line 1: {NOT_UTF8}; {FROM_GBK}") from None
+        except (StopIteration, csv.Error):
             raise DataError(f"{path}, line 1: not the names of columns; give the file a header") from None
         self.separator = max(SEPARATORS, key=lambda separator: len(splits[separator]))
         self.names = splits[self.separator]
-        field = rf'(?:[^"{self.separator}\r]*|"(?:[^"\r]|"")*")'
-        self.pattern = f"^{field}(?:{self.separator}{field}){{{len(self.names) - 1}}}$"
+        # Where a blank follows each separator in the header, blanks belong to the separators.
+        self.blanks = len(self.names) > 1 and all(name[:1] == " " for name in self.names[1:])
+        if self.blanks:
+            self.names = [name.strip(" ") for name in self.names]
+        field = rf'(?:[^"{self.separator}\r]*|"(?:[^"\r]|"")*")' if quote else rf"[^{self.separator}\r]*"
+        self.pattern = f"^{field}(?:[{self.separator}]{field}){{{len(self.names) - 1}}}$"
 
     def parse(self, text: bytes, row: np.ndarray, wanted: list[str], position: int) -> _Part:
         """The wanted columns of a block of lines, `row` (n,) being their numbers."""
@@ -299,14 +365,16 @@ class _Csv:
             io.BytesIO(text or b"\n"),
             has_header=False,
             separator=self.separator,
-            quote_char=None if plain else '"',
+            quote_char=None if plain else self.quote or None,
             empty_string_is_null=False,
             schema=dict.fromkeys(map(str, range(len(self.names))), pl.String),
             missing_columns="insert",
         )
         # Columns are picked by number, as names that are not wanted may come twice.
-        columns = {name: str(self.names.index(name)) for name in wanted}
-        frame = table.select(pl.col(number).alias(name) for name, number in columns.items()).collect()
+        columns = {name: pl.col(str(self.names.index(name))) for name in wanted}
+        if self.blanks:
+            columns = {name: column.str.strip_chars(" ") for name, column in columns.items()}
+        frame = table.select(column.alias(name) for name, column in columns.items()).collect()
         frame = frame[: row.size]
         assert frame.height == row.size, "the two ways to read a line disagree"
         return _Part(row, frame, broken, position)
@@ -329,14 +397,19 @@ class _Csv:
         if not line:
             return "blank line"
         if (text := _decoded(line)) is None:
-            return "not UTF-8 text"
+            return NOT_UTF8
         try:
-            count = len(next(csv.reader([text], delimiter=self.separator)))
+            count = len(self._split(text, self.separator))
         except csv.Error as error:  # a carriage return; a field of over 128 KiB
             return str(error)
-        if count != len(self.names):
+        if len(self.names) not in (count, text.count(self.separator) + 1):
             return f"{count} fields instead of {len(self.names)}"
-        return "quotes that do not match, or are not around a whole field"
+        return QUOTES
+
+    def _split(self, line: str, separator: str) -> list[str]:
+        if self.quote:
+            return next(csv.reader([line], delimiter=separator))
+        return next(csv.reader([line], delimiter=separator, quoting=csv.QUOTE_NONE))
 
 
 def _decoded(text: bytes) -> str | None:
@@ -353,8 +426,10 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
     if isinstance(dtype, pl.Categorical | pl.Enum):
         column, dtype = column.cast(pl.String), pl.String()
     text = dtype == pl.String
-    if text and name != schema.label:
-        column = pl.when(column.is_in(schema.missing).not_()).then(column)
+    if text and name == schema.label:
+        column = column.replace(TRUTH)
+    elif text:
+        column = pl.when(column.is_in(schema.missing_in.get(name, schema.missing)).not_()).then(column)
 
     def unlike(pattern: str) -> pl.Expr:
         return ~column.str.contains(pattern).fill_null(True) if text else pl.repeat(False, pl.len())
@@ -373,19 +448,25 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
     if kind == "integer" and (text or whole):
         ids = column.map_batches(_integer_ids, return_dtype=pl.UInt32)
         return rule(unlike(INTEGER), ids.fill_null(0), "an integer of up to 38 digits")
+    if kind == "integer" and dtype in EXACT:
+        column = column.fill_nan(None)
+        good = (column == column.round()) & (column.abs() <= EXACT[dtype])
+        ids = column.cast(pl.Int64, strict=False).map_batches(_integer_ids, return_dtype=pl.UInt32)
+        words = f"a whole number of up to {EXACT[dtype]}, as which {dtype} is exact"
+        return rule(~good.fill_null(True), ids.fill_null(0), words)
     if kind is None and (text or whole or dtype.is_numeric()):
         number = column.cast(pl.Float64, strict=False).fill_nan(None)
         if name in schema.dense:
             number = number.fill_null(schema.dense_missing)
             return rule(unlike(NUMBER) | (number.abs() >= LARGEST), number, f"a number below {LARGEST:.0e}")
         if schema.threshold is None:
-            label, allowed, words = number == 1, number.is_in([0.0, 1.0]), "0 or 1"
+            label, allowed = number == 1, number.is_in([0.0, 1.0])
+            words = "0 or 1, true or false (other numbers need a `threshold` in the schema)"
         else:
             label, allowed, words = number >= schema.threshold, number.is_finite(), "a number"
         return rule(unlike(NUMBER) | ~allowed.fill_null(False), label.cast(pl.Int32), words)
-    raise DataError(
-        f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; correct the schema"
-    )
+    remedy = "declare it as integer" if kind == "string" and dtype in EXACT else "correct the schema"
+    raise DataError(f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; {remedy}")
 
 
 def _applied(rules: list[_Rule], frame: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray, dict[int, str]]:
@@ -406,6 +487,8 @@ def _integer_ids(values: pl.Series) -> pl.Series:
     """
     numbers = values.cast(pl.Int64, strict=False)
     if numbers.null_count() > values.null_count():
+        if values.dtype == pl.String:
+            values = values.str.replace(r"\.0+$", "")
         numbers = values.cast(pl.Int128, strict=False)
     ids = numbers.cast(pl.UInt32, strict=False)
     if ids.null_count() > numbers.null_count():

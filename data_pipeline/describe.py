@@ -8,16 +8,19 @@ The sample takes the same share of each day, in random row blocks of 256 rows, d
 not tell which values were missing in the log, as these became a dense 0 or an id. So the zeros are counted.
 """
 
-from collections.abc import Callable, Generator, Iterator
+import heapq
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+from rich.cells import cell_len, set_cell_size
 
 from data_pipeline.batches import WINDOW_BLOCKS, Batch, Rows
 from data_pipeline.manifest import Manifest, Stretch
+from data_pipeline.names import fitted, shown
 from data_pipeline.schema import DataError
 from data_pipeline.whole_files import write_figure
 
@@ -30,6 +33,9 @@ BINS = 60
 # The exponent is fitted to ids seen at least so often, as lower counts are mostly chance; and to at least so
 # many ids, as a few fit any exponent.
 LEAST_COUNT, LEAST_RANKS = 10, 10
+# A figure shows so many columns at most: more cannot be read, and take minutes to draw. The table has all.
+PANELS, BARS = 56, 60
+NAME_CELLS = 20  # of a name in the figure
 
 DENSE_ZERO = {"log1p": "a count of 0 or below, or a missing one", "none": "0 or missing"}
 ID_ZERO = {
@@ -61,6 +67,10 @@ class Categorical(NamedTuple):
     cardinality: int  # by the manifest
     counts: np.ndarray  # (n,) how often each distinct id but 0 occurs, falling
     exponent: float | None  # s of the law count ~ rank^-s; None if there is too little to fit
+
+
+Column = Dense | Categorical
+Drawn = TypeVar("Drawn", bound=Column)
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,8 @@ def describe(
     rows: how many rows to take for the sample, of all days together.
     everything: count clicks and zeros, and take means and extremes, over all rows, not only over the sample.
     seed: of the sample.
-    progress: called with the rows read so far and the rows to read in all.
+    progress: called with the values looked at so far and in all: those read, and again those of the sample,
+        column by column.
 
     Raises DataError if a shard is missing or damaged.
     """
@@ -117,7 +128,9 @@ def describe(
         raise DataError(f"--rows must be at least 1, not {rows}")
     whole = sum(day.rows for day in manifest.days)
     quota = [min(day.rows, -(-day.rows * rows // max(whole, 1))) for day in manifest.days]
-    total = sum(quota) + everything * whole
+    width = len(manifest.schema.dense) + len(manifest.schema.categorical)
+    read = sum(quota) + everything * whole
+    total = (read + sum(quota)) * width
     tally, sampled = _Tally(manifest), 0
     sample_dense = np.empty((sum(quota), len(manifest.schema.dense)), np.float32)
     sample_ids = np.empty((sum(quota), len(manifest.schema.categorical)), np.uint32)
@@ -129,12 +142,19 @@ def describe(
             sample_dense[here], sample_ids[here], sampled = batch.dense, batch.ids, here.stop
             if not everything:
                 tally.add(day, batch)
-            progress(sampled, total)
+            progress(sampled * width, total)
     if everything:
         for day in range(len(quota)):
             for batch in _day(manifest, day).batches(BATCH):
                 tally.add(day, batch)
-                progress(sampled + int(tally.rows.sum()), total)
+                progress((sampled + int(tally.rows.sum())) * width, total)
+
+    def told(names: Sequence[str], first: int) -> Iterator[tuple[int, str]]:
+        """Numbers and names of columns, of which so many others are done."""
+        for i, name in enumerate(names):
+            yield i, name
+            progress(read * width + (first + i + 1) * sampled, total)
+
     looked = max(1, int(tally.rows.sum()))
     return Description(
         manifest=manifest,
@@ -151,7 +171,7 @@ def describe(
                 least=tally.least[i],
                 most=tally.most[i],
             )
-            for i, name in enumerate(manifest.schema.dense)
+            for i, name in told(manifest.schema.dense, 0)
         ),
         categorical=tuple(
             _categorical(
@@ -160,7 +180,7 @@ def describe(
                 zeros=tally.id_zeros[i] / looked,
                 cardinality=manifest.ids.cardinalities[i],
             )
-            for i, name in enumerate(manifest.schema.categorical)
+            for i, name in told(manifest.schema.categorical, len(manifest.schema.dense))
         ),
     )
 
@@ -225,28 +245,36 @@ def text(found: Description) -> str:
     manifest, whole = found.manifest, sum(day.rows for day in found.manifest.days)
     looked = int(found.looked.sum())
     lines = [
-        f"{manifest.folder}: {manifest.describe()}",
+        f"{shown(manifest.folder)}: {manifest.describe()}",
         f"looked at {looked:,} of {whole:,} rows; sample: {found.sampled:,} of all days, seed {found.seed}",
         "",
         f"label rate per day: {found.clicks.sum() / max(1, looked):.3%} in all",
     ]
     rates = [f"{day:>4}: {100 * rate:6.3f} +-{100 * error:5.3f} %" for day, rate, error in label_rates(found)]
     lines += ["".join(rates[i : i + 4]) for i in range(0, len(rates), 4)]
-    lines += ["", f"{'dense':<16}{'zeros':>8}{'mean':>11}{'least':>11}{'median':>11}{'99%':>11}{'most':>11}"]
-    for column in found.dense:
-        numbers = column.mean, column.least, column.median, column.high, column.most
-        lines.append(f"{column.name:<16.15}{column.zeros:>8.2%}" + "".join(f"{x:>11.4g}" for x in numbers))
+    columns: tuple[Column, ...] = (*found.dense, *found.categorical)
+    names = {column.name: fitted(shown(column.name), 32) for column in columns}
+    width = max(15, *map(cell_len, names.values())) + 1
     lines += [
         "",
-        f"{'categorical':<16}{'id 0':>8}{'cardinality':>15}{'in sample':>12}"
+        f"{'dense':<{width}}{'zeros':>8}{'mean':>11}{'least':>11}{'median':>11}{'99%':>11}{'most':>11}",
+    ]
+    for column in found.dense:
+        numbers = column.mean, column.least, column.median, column.high, column.most
+        name = set_cell_size(names[column.name], width)
+        lines.append(f"{name}{column.zeros:>8.2%}" + "".join(f"{x:>11.4g}" for x in numbers))
+    lines += [
+        "",
+        f"{'categorical':<{width}}{'id 0':>8}{'cardinality':>15}{'in sample':>12}"
         f"{'top 1':>9}{'top 100':>9}{'exponent':>10}",
     ]
     about = "" if manifest.ids.exact else "~"
     for feature in found.categorical:
         exponent = "-" if feature.exponent is None else f"{feature.exponent:.2f}"
+        name = set_cell_size(names[feature.name], width)
         top, top_100 = (feature.counts[:k].sum() / max(1, found.sampled) for k in (1, 100))
         lines.append(
-            f"{feature.name:<16.15}{feature.zeros:>8.2%}{about + format(feature.cardinality, ','):>15}"
+            f"{name}{feature.zeros:>8.2%}{about + format(feature.cardinality, ','):>15}"
             f"{len(feature.counts):>12,}{top:>9.2%}{top_100:>9.2%}{exponent:>10}"
         )
     return "\n".join([*lines, "", *notes(manifest)])
@@ -278,39 +306,110 @@ def label_rates(found: Description) -> list[tuple[int, float, float]]:
 
 
 def draw(found: Description) -> "Figure":
-    """The description as a figure."""
+    """The description as a figure; of more columns than it has room for, those that its titles name."""
     # The Agg canvas needs no screen, while pyplot would choose a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    columns: tuple[Column, ...] = (*found.dense, *found.categorical)
+    dense = _most(found.dense, PANELS, lambda column: column.least < column.most)
+    zeros = _most(columns, BARS, lambda column: column.zeros)
+    features = _most(found.categorical, BARS, lambda feature: feature.cardinality)
+    folder = fitted(shown(found.manifest.folder), 80)
+    source = fitted(shown(found.manifest.schema.name), 40)
+    lettering = _Lettering([folder, source, *(shown(column.name) for column in columns)])
+
     across = 7
-    dense_rows = max(1, -(-len(found.dense) // across))
-    heights = [3.0, 1.6 * dense_rows, 5.2]
+    dense_rows = max(1, -(-len(dense) // across))
+    longest = max(cell_len(lettering.name(column)) for column in zeros)
+    heights = [2.6 + 0.065 * longest, 1.6 * dense_rows if dense else 0.5, max(5.2, 0.13 * len(features))]
     figure = Figure(figsize=(14, sum(heights) + 0.8), layout="constrained")
     FigureCanvasAgg(figure)
-    source = "SYNTHETIC data" if found.manifest.synthetic else f"{found.manifest.schema.name} data"
-    figure.suptitle(
-        f"{found.manifest.folder}: {source}; {int(found.looked.sum()):,} rows looked at, "
-        f"sample of {found.sampled:,}"
-    )
+    source = "SYNTHETIC data" if found.manifest.synthetic else f"{source} data"
+    looked = f"{int(found.looked.sum()):,} rows looked at, sample of {found.sampled:,}"
+    figure.suptitle(lettering.text(f"{folder}: {source}; {looked}"), **lettering.style)
     top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=heights)[:, 0]
-    rates, zeros = top.subplots(1, 2, width_ratios=[1, 2])
-    _draw_rates(rates, found)
-    _draw_zeros(zeros, found)
-    middle.suptitle(f"dense columns ({found.manifest.dense_transform}), zeros left out", fontsize="medium")
+    rates_axes, zeros_axes = top.subplots(1, 2, width_ratios=[1, 2])
+    _draw_rates(rates_axes, found)
+    _draw_zeros(zeros_axes, zeros, len(columns), lettering)
+    kind = f"dense columns ({found.manifest.dense_transform}), zeros left out"
+    which = _which(dense, found.dense, "those that vary first")
+    middle.suptitle(f"{kind}{which}" if dense else "no dense columns", fontsize="medium")
     axes = middle.subplots(dense_rows, across, squeeze=False).ravel()
-    for ax, column in zip(axes, found.dense, strict=False):
+    for ax, column in zip(axes, dense, strict=False):
         shares, edges = column.histogram
         ax.stairs(shares, edges, fill=True, alpha=0.8)
-        ax.set_title(column.name, fontsize="small")
+        name = lettering.name(column)
+        ax.set_title(name, fontsize="small" if len(name) < 16 else "x-small", **lettering.style)
         ax.set_yticks([])
         ax.tick_params(labelsize="x-small")
-    for ax in axes[len(found.dense) :]:
+    for ax in axes[len(dense) :]:
         ax.axis("off")
     frequencies, distinct = bottom.subplots(1, 2, width_ratios=[3, 2])
     _draw_frequencies(frequencies, found)
-    _draw_distinct(distinct, found)
+    _draw_distinct(distinct, features, found, lettering)
+    if lettering.lacking:
+        bottom.supxlabel(
+            r"\u and digits: a character that no font of this machine has; install one such as Noto Sans CJK",
+            fontsize="small",
+        )
     return figure
+
+
+def _most(columns: Sequence[Drawn], count: int, key: Callable[[Drawn], float]) -> list[Drawn]:
+    """The `count` columns with the largest keys, the first of equals, in the order of the schema."""
+    best = heapq.nlargest(count, range(len(columns)), key=lambda i: key(columns[i]))
+    return [columns[i] for i in sorted(best)]
+
+
+def _which(drawn: Sequence, columns: Sequence, words: str) -> str:
+    """What a title says where there are more columns than drawn."""
+    return f" ({len(drawn)} of {len(columns):,}, {words})" if len(drawn) < len(columns) else ""
+
+
+class _Lettering:
+    r"""How names are drawn: as they are, and never as formulas.
+
+    Characters that matplotlib's own font lacks come from fonts of this machine that have them. Those that no
+    font has would be drawn as empty boxes, and are written as code points instead, like \u4ef7.
+
+    lacking: the characters that no font has.
+    style: the properties of texts that hold names.
+    """
+
+    def __init__(self, texts: Iterable[str]):
+        """texts: all that will be drawn."""
+        from matplotlib import get_data_path, rcParams
+        from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+
+        def glyphs(*families: str) -> set[int]:
+            return set(get_font(findfont(FontProperties(family=families))).get_charmap())
+
+        families = list(rcParams["font.family"])
+        lacking = set(map(ord, set().union(*texts))) - glyphs(*families)
+        # Those that matplotlib brings along are of symbols.
+        others = {
+            font.name
+            for font in fontManager.ttflist
+            if (font.style, font.weight) == ("normal", 400) and not font.fname.startswith(get_data_path())
+        }
+        for family in sorted(others, key=lambda family: ("Sans" not in family, family)):
+            if not lacking:
+                break
+            if found := lacking & glyphs(family):
+                families.append(family)
+                lacking -= found
+        self.lacking = set(map(chr, lacking))
+        self.style: dict[str, Any] = {"fontfamily": families, "parse_math": False, "usetex": False}
+
+    def text(self, text: str) -> str:
+        return shown(text, self.lacking)
+
+    def name(self, column: Column) -> str:
+        """The name, cut so that it fits as it is drawn."""
+        lengths = range(NAME_CELLS, 3, -1)
+        texts = (self.text(fitted(shown(column.name), cells)) for cells in lengths)
+        return next((text for text in texts if cell_len(text) <= NAME_CELLS), "...")
 
 
 def _draw_rates(ax, found: Description) -> None:
@@ -324,16 +423,16 @@ def _draw_rates(ax, found: Description) -> None:
     ax.grid(alpha=0.3)
 
 
-def _draw_zeros(ax, found: Description) -> None:
-    start = 0
-    kinds: dict[str, tuple[Dense, ...] | tuple[Categorical, ...]]
-    kinds = {"dense: 0": found.dense, "categorical: id 0": found.categorical}
-    for label, columns in kinds.items():
-        ax.bar(np.arange(start, start + len(columns)), [100 * c.zeros for c in columns], label=label)
-        start += len(columns)
-    names = [column.name for columns in kinds.values() for column in columns]
-    ax.set_xticks(range(start), names, rotation=90, fontsize="x-small")
-    ax.set(title="zeros per column: what missing values became, and more", ylabel="% of rows", ylim=(0, 100))
+def _draw_zeros(ax, columns: Sequence[Column], count: int, lettering: _Lettering) -> None:
+    """columns: of `count`, those to be drawn, dense ones first."""
+    for label, kind, color in (("dense: 0", Dense, "C0"), ("categorical: id 0", Categorical, "C1")):
+        bars = {i: 100 * column.zeros for i, column in enumerate(columns) if isinstance(column, kind)}
+        if bars:
+            ax.bar(list(bars), list(bars.values()), color=color, label=label)
+    names = [lettering.name(column) for column in columns]
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize="x-small", **lettering.style)
+    which = "zeros per column" if len(columns) == count else f"the most zeros of {count:,} columns"
+    ax.set(title=f"{which}: what missing values became, and more", ylabel="% of rows", ylim=(0, 100))
     ax.margins(x=0.01)
     ax.grid(alpha=0.3, axis="y")
     ax.legend(fontsize="small")
@@ -356,19 +455,22 @@ def _draw_frequencies(ax, found: Description) -> None:
     ax.figure.colorbar(colors, ax=ax, label="distinct ids in the sample", pad=0.01)
 
 
-def _draw_distinct(ax, found: Description) -> None:
-    height = np.arange(len(found.categorical))[::-1]
-    ax.barh(height, [feature.cardinality for feature in found.categorical], color="C1", alpha=0.35)
-    ax.barh(height, [len(feature.counts) for feature in found.categorical], color="C1")
-    for y, feature in zip(height, found.categorical, strict=True):
+def _draw_distinct(ax, features: Sequence[Categorical], found: Description, lettering: _Lettering) -> None:
+    height = np.arange(len(features))[::-1]
+    ax.barh(height, [feature.cardinality for feature in features], color="C1", alpha=0.35)
+    ax.barh(height, [len(feature.counts) for feature in features], color="C1")
+    for y, feature in zip(height, features, strict=True):
         if feature.exponent is not None:
             end = max(feature.cardinality, len(feature.counts)), y
             ax.annotate(f" {feature.exponent:.2f}", end, va="center", fontsize="x-small")
-    ax.set_yticks(height, [feature.name for feature in found.categorical], fontsize="x-small")
+    names = [lettering.name(feature) for feature in features]
+    ax.set_yticks(height, names, fontsize="x-small", **lettering.style)
     about = "" if found.manifest.ids.exact else ", estimated"
-    ax.margins(x=0.12)
-    ax.set(xscale="log", xlabel=f"ids; light: cardinality{about}", ylim=(-1, len(height)))
-    ax.set_title("distinct ids in the sample, and exponent")
+    which = _which(features, found.categorical, "the largest")
+    most = max(max(feature.cardinality, len(feature.counts)) for feature in features)
+    ax.set(xscale="log", xlim=(0.7, 4 * max(1, most)), ylim=(-1, len(height)))
+    ax.set_xlabel(f"ids; light: cardinality{about}")
+    ax.set_title("distinct ids in the sample, and exponent" + which.replace(" ", "\n", 1))
     ax.grid(alpha=0.3, axis="x")
 
 

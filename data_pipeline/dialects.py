@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from data_pipeline.manifest import Manifest
-from data_pipeline.schema import DataError
+from data_pipeline.names import shown
+from data_pipeline.schema import DataError, Schema
 
 DICTIONARY = "dictionary.npy"
 Dialect = Literal["hash", "modulo", "dictionary"]
@@ -22,6 +23,8 @@ Order = Literal["first", "count"]
 TABLE = np.log1p(np.arange(1 << 16)).astype(np.float32)
 # `learn` reports the shares of rows that have one of the n most frequent values, for these n.
 TOPS = (1, 10, 100, 1_000, 10_000, 100_000)
+# `clipped` speaks of columns of which a larger share became 0.
+CLIPPED = 0.01
 # Up to this modulus, `learn` has a counter for each possible value.
 COUNTED = 1 << 28
 # A sorted array of up to so many values stays in the cache while it is searched.
@@ -45,7 +48,25 @@ TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "log1p": _log1p,  # log(max(x, 0) + 1)
     "none": lambda values: values.astype(np.float32),  # negative ones stay so
 }
-Dense = Literal["log1p", "none"]
+
+
+def dense_values(schema: Schema, default: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the transforms make of the numbers of a log.
+
+    numbers: (n, dense columns) int64 or float64, missing ones filled in.
+    default: the transform of the columns that have none of their own in the schema.
+
+    Returns the dense values (n, dense columns) float32, and which of them lost what they said because a
+    number below 0 became 0, bool of the same shape.
+    """
+    values, clipped = TRANSFORMS[default](numbers), numbers < 0
+    if default != "log1p":
+        clipped[:] = False
+    for column, name in enumerate(schema.dense):
+        if (own := schema.transforms.get(name, default)) != default:
+            values[:, column] = TRANSFORMS[own](numbers[:, column])
+            clipped[:, column] = (numbers[:, column] < 0) & (own == "log1p")
+    return values, clipped
 
 
 def fmix32(x: np.ndarray) -> np.ndarray:
@@ -294,7 +315,23 @@ def modulo(ids: np.ndarray, modulus: int | None) -> np.ndarray:
 
 
 def report(manifest: Manifest) -> list[str]:
-    """A few lines of text on the values of the categorical features."""
+    """A few lines of text on the values of the columns."""
+    return _features(manifest) + clipped(manifest)
+
+
+def clipped(manifest: Manifest) -> list[str]:
+    """A line for each dense column of which more than a hundredth was below 0, and became 0."""
+    schema, lines = manifest.schema, []
+    for name, share in manifest.clipped.items():
+        if share > CLIPPED:
+            remedy = f'{name} = "none" under [transform] in the schema' if schema.rules() else "--dense none"
+            lines.append(
+                f"warning: {name}: {share:.1%} of its values are below 0 and became 0; {remedy} keeps them"
+            )
+    return lines
+
+
+def _features(manifest: Manifest) -> list[str]:
     if manifest.ids.dialect != "dictionary":
         counts = ", ".join(f"{feature['distinct']:,}" for feature in manifest.features)
         estimated = (
@@ -302,7 +339,7 @@ def report(manifest: Manifest) -> list[str]:
         )
         return [f"distinct values per feature{estimated}: {counts}"]
     lines, rows = [], manifest.rows("train")
-    for name, feature in zip(manifest.schema.categorical, manifest.features, strict=True):
+    for name, feature in zip(map(shown, manifest.schema.categorical), manifest.features, strict=True):
         top = ", ".join(f"top {int(n):,} {share:.1%}" for n, share in feature["coverage"].items())
         kept = f"{feature['kept']:,} of {feature['distinct']:,} values kept"
         lines.append(f"{name}: {kept}, {feature['rare_rows'] / rows:.2%} of rows rare; rows covered: {top}")

@@ -41,7 +41,7 @@ def verify(folder: Path | str) -> Manifest:
             for start in range(0, len(shard), step):
                 rows = shard.part(start, start + step).astype(KINDS[kind], copy=False)
                 digest.update(rows.data)
-                wrong = np.flatnonzero(~_valid(rows, kind, manifest.ids).all(axis=1))
+                wrong = np.flatnonzero(~valid(rows, kind, manifest.ids).all(axis=1))
                 if wrong.size and trouble is None:
                     trouble = f"row {start + wrong[0]} holds what no {kind} may be"
             if digest.hexdigest() != day.sha256.get(kind):
@@ -53,7 +53,7 @@ def verify(folder: Path | str) -> Manifest:
     return manifest
 
 
-def _valid(rows: np.ndarray, kind: str, ids: Ids) -> np.ndarray:
+def valid(rows: np.ndarray, kind: str, ids: Ids) -> np.ndarray:
     """Which values of a shard are possible; ids have to be below their feature's cardinality."""
     if kind != "sparse":
         return possible(rows, kind)

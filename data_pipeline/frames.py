@@ -12,7 +12,7 @@ import polars as pl
 
 from data_pipeline.batches import require_recipe
 from data_pipeline.columns import frame_values, matrix
-from data_pipeline.dialects import TRANSFORMS, encoder
+from data_pipeline.dialects import dense_values, encoder
 from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
 
@@ -27,7 +27,7 @@ class RowReader:
 
     def __init__(self, manifest: Manifest):
         require_recipe(manifest, TABLE)
-        self.schema, self.transform = manifest.schema, TRANSFORMS[manifest.dense_transform]
+        self.schema, self.transform = manifest.schema, manifest.dense_transform
         self.encode = encoder(manifest)
 
     def rows(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +37,8 @@ class RowReader:
         Raises DataError that names a missing column, or the first row and column with a bad value.
         """
         values = self._values(to_frame(table), (*self.schema.dense, *self.schema.categorical))
-        dense = self.transform(matrix(values, self.schema.dense, np.float64))
+        numbers = matrix(values, self.schema.dense, np.float64)
+        dense, _ = dense_values(self.schema, self.transform, numbers)
         return dense, self.encode(matrix(values, self.schema.categorical, np.uint32))
 
     def ids(self, feature: str, values: Any) -> np.ndarray:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from data_pipeline.dialects import Dense, Dialect, Order
+from data_pipeline.dialects import Dialect, Order
 from data_pipeline.input_files import InputOrder
 from data_pipeline.logs import BadRows
 from data_pipeline.manifest import shard_name
 from data_pipeline.ranks import Ranks
-from data_pipeline.schema import CRITEO, DataError, Schema
+from data_pipeline.schema import CRITEO, DataError, Dense, Schema
 from data_pipeline.whole_files import sync, write_json
 
 # Called with how many bytes of the logs, as they lie on disk, have been read, and how many will be in all;
@@ -22,8 +22,9 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class PrepareConfig:
     inputs: tuple[Path, ...]
-    """Raw logs, plain or gzip, or tables (.parquet, .arrow, .csv, .tsv): one file per day, oldest
-    first; or one folder, whose day_0, day_1, ... are taken in that order; or one file, to be cut up."""
+    """Raw logs or tables (Parquet, Arrow, CSV), text also packed with gzip, bzip2, xz or zip: one file per
+    day, oldest first; or one folder, whose day_0, day_1, ... are taken in that order; or one file, to be cut
+    up."""
     out: Path
     """Folder to write; it must not exist yet, or be empty. Until it is done, what there is lies in
     .OUT.partial beside it, and the same command goes on from there."""
@@ -39,7 +40,8 @@ class PrepareConfig:
     order: Order = "first"
     """The dictionary numbers values in order of first appearance, or by falling count, ties by value."""
     dense: Dense = "log1p"
-    """log1p writes log(max(x, 0) + 1) of the dense values, none the values themselves; missing ones are 0."""
+    """log1p writes log(max(x, 0) + 1) of the dense values, none the values themselves; missing ones are 0. A
+    schema may name another transform for a column."""
     bad_rows: BadRows = "error"
     """error stops at the first malformed line; skip leaves such lines out and lists them in rejected.tsv."""
     input_order: InputOrder = "names"

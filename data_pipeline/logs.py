@@ -1,9 +1,10 @@
-"""A log in any format -> chunks of NumPy arrays. The name of the file tells the format.
+"""A log in any format -> chunks of NumPy arrays.
 
-Tables (.parquet, .arrow, .csv, ...) are read by `columns.py`; all other files are taken for raw logs in
-Criteo's format and read by `raw.py`.
+Tables (Parquet, Arrow, CSV) are read by `columns.py`; all other text is taken for a raw log in Criteo's
+format and read by `raw.py`. `formats.py` tells them apart.
 """
 
+import re
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Literal
 
 from data_pipeline import columns, raw
 from data_pipeline.background import ahead
-from data_pipeline.chunk import Chunk
+from data_pipeline.chunk import Chunk, Rejected
 from data_pipeline.columns import SLICE_ROWS
+from data_pipeline.formats import DAMAGES, FROM_GBK, NOT_UTF8, opened
 from data_pipeline.schema import CRITEO, DataError, Schema
 from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
 
@@ -33,7 +35,8 @@ def read_log(
 ) -> Generator[Chunk, None, None]:
     """Yield the rows of a log in order, some at a time.
 
-    labelled: whether the log has the label column; None finds out.
+    labelled: whether the log has the label column. With None it may have one, which is not read; and an error
+        names no option of `prepare`.
     bad_rows: `error` raises DataError at the first line that breaks the rules; `skip` leaves such lines
         out and hands each to `on_reject(line number, reason, the line without its end)`.
     dense: what becomes of the dense values, a name in dialects.TRANSFORMS.
@@ -44,8 +47,8 @@ def read_log(
     for one that lacks a column of the schema.
     """
     path = Path(path)
-    if columns.is_table(path):
-        remedy = "correct it or the schema, or leave such rows out with --bad-rows skip"
+    table = columns.is_table(path, schema)
+    if table:
         parsed = columns.read_table(
             path,
             schema,
@@ -56,7 +59,6 @@ def read_log(
             slice_rows=slice_rows,
         )
     else:
-        remedy = "correct the line, or leave such lines out with --bad-rows skip"
         parsed = raw.read_raw(
             path, schema, labelled=labelled, dense=dense, first_line=first_line, block_bytes=block_bytes
         )
@@ -64,13 +66,51 @@ def read_log(
         for chunk, rejected in parsed:
             for bad in rejected:
                 if bad_rows == "error":
+                    remedy = _remedy(bad, table, labelled is not None)
                     raise DataError(f"{path}, {bad.where}: {bad.reason}; {remedy}")
                 if on_reject is not None:
                     on_reject(bad.line, bad.reason, bad.text)
             yield chunk
 
 
-def count_rows(path: Path | str, on_read: Callable[[int], None] | None = None) -> int:
+def has_rows(path: Path, schema: Schema) -> bool:
+    """Whether a log has any row, good or bad; True as well if it is damaged, of which its reader tells.
+
+    Raises DataError for a file of a format that cannot be read.
+    """
+    if path.stat().st_size == 0:
+        return False
+    if columns.is_binary(path):
+        return columns.count_binary(path) > 0
+    try:
+        with opened(path) as contents:
+            if columns.is_table(path, schema):
+                contents.stream.readline()
+            return contents.stream.read(1) != b""
+    except (OSError, *DAMAGES):
+        return True
+
+
+def _remedy(bad: Rejected, table: bool, preparing: bool) -> str:
+    """What to do about a row; only `prepare` can take another schema or leave the row out."""
+    words = "correct it" if table else "correct the line"
+    if preparing:
+        words += " or the schema" * table
+        words += f", or leave such {'rows' if table else 'lines'} out with --bad-rows skip"
+    if bad.reason == NOT_UTF8:
+        return f"{FROM_GBK}; {words}"
+    if bad.reason == columns.QUOTES and preparing:
+        return f'if quotes are part of the text, write quote = "" in the schema; else {words}'
+    if bad.line == 1 and not table and re.search(b"[g-zG-Z]", bad.text):
+        remedy = "give its columns with --schema, of which `robe schema FILE` proposes one"
+        remedy = remedy if preparing else "it needs all columns that the model was trained on"
+        return f"if it is the header of a table, {remedy}; else {words}"
+    return words
+
+
+def count_rows(
+    path: Path | str, schema: Schema = CRITEO, on_read: Callable[[int], None] | None = None
+) -> int:
     """Count the rows of a log, good or bad, without a header.
 
     on_read: called now and then with the number of bytes read so far.
@@ -83,7 +123,7 @@ def count_rows(path: Path | str, on_read: Callable[[int], None] | None = None) -
         if on_read is not None:
             on_read(path.stat().st_size)
         return rows
-    rows = -1 if columns.is_table(path) else 0  # the header is no row
+    rows = -1 if columns.is_table(path, schema) else 0  # the header is no row
     with closing(ahead(text_blocks(path, BLOCK_BYTES), 1)) as blocks:
         for block in blocks:
             rows += block.rows

@@ -9,6 +9,7 @@ Day N of the log is three `.npy` files, in the layout of TorchRec's Criteo tools
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
@@ -16,6 +17,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 import msgspec
 import numpy as np
 
+from data_pipeline.names import shown
 from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.whole_files import write_json
@@ -141,6 +143,8 @@ class Manifest:
     # `rare_rows` of training whose value was not, and the `coverage`, the share of rows that have one of the
     # n most frequent values, by n.
     features: tuple[dict[str, Any], ...] = ()
+    # Of each dense column that had numbers below 0, which the transform made 0, their share of all rows.
+    clipped: dict[str, float] = field(default_factory=dict)
     folder: Path = field(default=Path("."), compare=False)
 
     def require_consistent(self) -> None:
@@ -188,7 +192,9 @@ class Manifest:
         """What these data are, in one line."""
         kind = "SYNTHETIC data, no click in it is real" if self.synthetic else f"{self.schema.name} data"
         sizes = ", ".join(f"{self.rows(split):,} {split}" for split in self.split)
-        return f"{kind}; rows: {sizes}; dense: {self.dense_transform}; ids: {self.ids}; {self.split_note}"
+        own = Counter(self.schema.transforms.values())
+        dense = ", ".join([self.dense_transform, *(f"{n} by schema {name}" for name, n in own.items())])
+        return shown(f"{kind}; rows: {sizes}; dense: {dense}; ids: {self.ids}; {self.split_note}")
 
     def save(self, folder: Path) -> None:
         """Write `folder/manifest.json`."""

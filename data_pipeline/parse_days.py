@@ -15,13 +15,14 @@ from data_pipeline.dialects import Distinct, modulo
 from data_pipeline.job import Job, identity, read_note
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, shard_columns
+from data_pipeline.names import shown
 from data_pipeline.schema import DataError
 from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard, save_array
 from data_pipeline.whole_files import new_file
 
 REJECTED = "rejected.tsv"
 
-# Some consecutive rows: an array (n, columns) for each of KINDS.
+# Some consecutive rows: an array (n, columns) for each of KINDS, and `clipped` as in `Chunk`.
 Rows = dict[str, np.ndarray]
 
 
@@ -95,7 +96,7 @@ def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
                     ends[day] = stack.enter_context(ExitStack())
                     files[day] = ends[day].enter_context(new_file(path, partial_name(path)))
                 rejected[day] += 1
-                files[day].write(f"{source.path}\t{line}\t{reason}\t".encode() + text + b"\n")
+                files[day].write(f"{shown(source.path)}\t{line}\t{shown(reason)}\t".encode() + text + b"\n")
 
         parts = stack.enter_context(closing(_parts(job, source, source.first_line(needed[0]), reject)))
         for day, group in groupby(parts, key=itemgetter(0)):
@@ -137,20 +138,21 @@ def _parts(
             ends = np.searchsorted(chunk.line, source.stops, side="right")
             assert chunk.label is not None
             rows = {"labels": chunk.label[:, None], "dense": chunk.dense, "sparse": chunk.ids}
+            rows |= {"clipped": chunk.clipped}
             for day, (start, stop) in enumerate(pairwise([0, *ends]), source.first):
                 if start < stop:
                     yield day, {kind: array[start:stop] for kind, array in rows.items()}
 
 
 def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
-    """Write the shards of a day, and return their rows and hashes.
+    """Write the shards of a day, and return their rows and hashes, and how many numbers were clipped.
 
     With a dictionary, columns of raw values are written instead of the sparse shard.
     """
     schema, dictionary = job.config.schema, job.config.ids == "dictionary"
     modulus = None if dictionary else job.config.max_ind_range
     distinct = Distinct(len(schema.categorical))
-    rows = 0
+    rows, clipped = 0, np.zeros(len(schema.dense), np.int64)
     sha256: dict[str, str] = {}
     with ExitStack() as stack:
         append = {
@@ -162,6 +164,7 @@ def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
             columns = [job.column(day, "raw", feature) for feature in job.features()]
             append["sparse"] = stack.enter_context(new_columns(columns))
         for arrays in parts:
+            clipped += np.count_nonzero(arrays.pop("clipped"), axis=0)
             arrays["sparse"] = modulo(arrays["sparse"], modulus)
             for kind, array in arrays.items():
                 append[kind](array)
@@ -170,4 +173,4 @@ def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
             rows += len(arrays["labels"])
     if not dictionary:
         save_array(job.work / f"day_{day}_distinct.npy", distinct.to_array())
-    return {"rows": rows, "sha256": sha256}
+    return {"rows": rows, "sha256": sha256, "clipped": clipped.tolist()}

@@ -15,6 +15,7 @@ import ctypes
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,12 +27,12 @@ from data_pipeline.appearing import finish, resuming, work_folder
 from data_pipeline.dialects import DICTIONARY, Distinct
 from data_pipeline.input_files import input_files
 from data_pipeline.job import Job, Meter, PrepareConfig, Progress, identity, read_note
-from data_pipeline.logs import count_rows
+from data_pipeline.logs import count_rows, has_rows
 from data_pipeline.manifest import Day, Ids, Manifest, Stretch
 from data_pipeline.number_features import join_days, number_features
 from data_pipeline.parse_days import REJECTED, Source, parse_days
 from data_pipeline.ranks import Ranks
-from data_pipeline.schema import DataError
+from data_pipeline.schema import DataError, Schema
 from data_pipeline.shard_files import load_array, save_array
 from data_pipeline.splits import halves_of, split
 from data_pipeline.synthetic import FIGURES
@@ -50,7 +51,7 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     """
     _check(config)
     _keep_freed_memory()
-    files = input_files(config.inputs, config.input_order)
+    files = _without_empty(input_files(config.inputs, config.input_order), config.schema)
     _synthetic(files, None)  # raises if synthetic files are mixed with others
     count = len(files) if len(files) > 1 else config.blocks
     if count < 2:
@@ -140,11 +141,24 @@ def _chosen(text: str, count: int) -> list[int]:
     return sorted(days)
 
 
+def _without_empty(files: list[Path], schema: Schema) -> list[Path]:
+    """Those of several logs that have rows; the others are named on stderr.
+
+    Where that would leave no two, all stay, as a single log is cut into days; parsing refuses the empty one.
+    """
+    empty = [path for path in files if not has_rows(path, schema)] if len(files) > 1 else []
+    if not empty or len(files) - len(empty) < 2:
+        return files
+    for path in empty:
+        print(f"{path}: empty, so it is left out and is no day", file=sys.stderr)
+    return [path for path in files if path not in empty]
+
+
 def _count_lines(job: Job, path: Path) -> None:
     """Note how many rows a single file has, so that it can be cut into days."""
     note = job.work / "lines.json"
     if (read_note(note) or {}).get("source") != (found := identity(path)):
-        write_json(note, {"source": found, "rows": count_rows(path, job.meter.advance)})
+        write_json(note, {"source": found, "rows": count_rows(path, job.config.schema, job.meter.advance)})
     job.meter.add(path.stat().st_size)
 
 
@@ -228,9 +242,17 @@ def _finish(
         synthetic=_synthetic(files, None if records[-1]["rejected"] else halves_of(config.split)),
         dictionary_sha256=found.dictionary_sha256,
         features=found.features,
+        clipped=_clipped(config.schema, records),
     )
     manifest.save(work / "data")
     finish(work, config.out)
+
+
+def _clipped(schema: Schema, records: list[dict[str, Any]]) -> dict[str, float]:
+    """`Manifest.clipped`, of what is noted of each day."""
+    counts = np.sum([record.get("clipped", [0] * len(schema.dense)) for record in records], axis=0)
+    rows = sum(record["rows"] for record in records)
+    return {name: count / rows for name, count in zip(schema.dense, counts.tolist(), strict=True) if count}
 
 
 class _Found(NamedTuple):

@@ -1,135 +1,302 @@
-"""A guess at the schema of a table from its first rows, as a TOML text for its owner to correct."""
+"""A guess at the schema of a table from its first rows, as a TOML text for its owner to correct.
 
-import json
+What each column seems to be is guessed by `guesses.py`; here the label is found among them. What is doubtful
+stands in a comment beside it. Where more than one column may be the label, none is chosen: a model that
+learned to predict another column would look like any other.
+"""
+
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
-from data_pipeline.columns import INTEGER, NUMBER, head
+from data_pipeline import guesses
+from data_pipeline.columns import NUMBER, head, is_binary, quote_of
+from data_pipeline.guesses import FEW, NOTHING, Look, listed, quoted, role
 from data_pipeline.schema import DataError
 
-LABELS = {"label", "click", "clicked", "is_click", "target", "y", "liked", "like", "converted", "purchased"}
-RATINGS = {"rating", "ratings", "stars", "score"}
-# What programs write for a missing value; only if all other values of the column are numbers does it mean so.
-NOTHING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-", "?", "\\N")
-FEW = 32  # up to so many distinct integers are taken for codes rather than counts
+# What a label is called, the surest names first: it may have these words, and others of BESIDE.
+LABELS = (
+    {"label", "labels", "target", "y"},
+    {"click", "clicked", "clk"},
+    guesses.DEEDS,
+)
+BESIDE = {"is", "has", "was", "did", "user", "ad", "item", "flag", "bool", "label", "target", "y", "final"}
+RATINGS = {"rating", "ratings", "stars", "star", "score", "vote", "votes", "overall"}
+RATED = {"user", "book", "movie", "item", "product", "review", "my", "the"}
+MAYBE = "may be the label"
+ALL = sys.maxsize
+TOLD = 50  # so many rows of each label with nothing in common are no chance
+STEPS = 10  # a column of up to so many numbers may be cut into a label
+UNFILLED = (
+    "# No name decides which column is the label: take the # from one of these lines. The others may be"
+)
 
 
-class _Look(NamedTuple):
-    """What a column looks like.
+class _Label(NamedTuple):
+    """A column that may be the label, and the value from which on it is 1, if it holds more than 0 and 1."""
 
-    kind: dense, or a kind of categorical column (see `Schema`), or None if it cannot be used.
-    words: what is told of it in a comment.
-    nothing: the texts in it that seem to mean a missing value.
-    numbers: its values, if they are numbers, without those that are missing.
-    whole: whether no number is missing.
-    """
-
-    kind: str | None
+    name: str
+    threshold: float | None
     words: str
-    nothing: frozenset[str] = frozenset()
-    numbers: pl.Series | None = None
-    whole: bool = False
 
 
 def propose(path: Path | str, rows: int) -> str:
     """The text of a schema for a table, guessed from its first `rows` rows.
 
-    Raises DataError if the table cannot be read, is empty, or has no column that can be the label.
+    It has no label where none is sure: `unfilled` tells so.
+
+    Raises DataError if the table cannot be read, is empty, has no header, or no column that can be the label
+    or none that can be embedded.
     """
     path = Path(path)
     sample = head(path, rows)
     if sample.is_empty():
         raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
-    looks = {column.name: _look(column) for column in sample}
-    label, threshold = _label(path, looks)
-    nothing = frozenset({""}).union(*(look.nothing for look in looks.values()))
-    columns = {name: look for name, look in looks.items() if name != label}
-    dense = {name: look for name, look in columns.items() if look.kind == "dense"}
-    embedded = {name: look for name, look in columns.items() if look.kind and look.kind != "dense"}
-    useless = {name: look for name, look in columns.items() if look.kind is None}
+    if not is_binary(path):
+        _require_header(path, sample)
+    looks = {column.name: guesses.look(column) for column in sample}
+    chosen, others = _labels(path, looks)
+    looks = _without_outcomes(looks, chosen, others)
+    looks = _embedding_something(path, looks)
+    dense = {name: look for name, look in looks.items() if look.kind == "dense"}
+    embedded = {name: look for name, look in looks.items() if look.kind not in ("dense", None)}
+    used = {name: look for name, look in looks.items() if look.kind and not look.left_out}
+    marked = {name: look.nothing for name, look in used.items() if look.nothing - {""}}
+    negative = {name: _below(look) for name, look in dense.items() if name in used and _below(look)}
+    transforms = ", if [transform] names no other" if negative else ""
+    markers = ", in columns that [missing_in] does not name" if marked else ""
+    file = quoted(path.name)[1:-1]
     lines = [
-        f"# Guessed from the first {sample.height:,} rows of {path.name}: look it over before you prepare.",
-        f"name = {_quoted(path.name.split('.')[0])}",
+        f"# Guessed from the first {sample.height:,} rows of {file}: look it over before you prepare.",
+        f"name = {quoted(path.name.split('.')[0] or 'table')}",
         "",
-        f"label = {_quoted(label)}  # {looks[label].words}",
-        *([f"threshold = {threshold!r}  # the label is 1 from this value on, else 0"] if threshold else []),
+        *_label_lines(chosen, others),
+        *([] if quote_of(path) else ['quote = ""  # quotes are part of the text, not around it']),
         "",
-        "# Numbers. The model gets log(max(x, 0) + 1) of each.",
+        f"# Numbers. The model gets log(max(x, 0) + 1) of each{transforms}.",
         "dense = [",
-        *(f"  {_quoted(name)},  # {look.words}" for name, look in dense.items()),
+        *(_line(look, f"{quoted(name)},", "  ") for name, look in dense.items()),
         "]",
         "dense_missing = 0  # what a missing number becomes",
-        f"missing = {json.dumps(sorted(nothing))}  # the texts that mean so, in any column",
+        f'missing = [""]  # the texts that mean so{markers}',
+        *(["", "[missing_in]"] if marked else []),
+        *(f"{_key(name)} = {listed(texts | {''})}" for name, texts in marked.items()),
+        *(["", "[transform]  # none leaves a number as it is"] if negative else []),
+        *(
+            f'{_key(name)} = "none"  # {share:.1%} below 0, which log1p makes 0'
+            for name, share in negative.items()
+        ),
         "",
         "# Values to embed: hex (up to 8 digits), integer, or string (hashed).",
         "[categorical]",
-        *(f'{_key(name)} = "{look.kind}"  # {look.words}' for name, look in embedded.items()),
-        *(f"# left out: {_quoted(name)}, {look.words}" for name, look in useless.items()),
+        *(_line(look, f'{_key(name)} = "{look.kind}"') for name, look in embedded.items()),
+        *(f"# left out: {quoted(name)}, {look.words}" for name, look in looks.items() if not look.kind),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _look(column: pl.Series) -> _Look:
-    if isinstance(column.dtype, pl.Categorical | pl.Enum):
-        column = column.cast(pl.String)
-    nothing: frozenset[str] = frozenset()
-    if column.dtype == pl.String:
-        values = column.filter(~column.is_in(NOTHING))
-        if not values.str.contains(NUMBER).all():
-            values = column.filter(column != "")
-            kind = "hex" if values.str.contains("^[0-9a-f]{8}$").all() else "string"
-            return _Look(kind, _words(column, values))
-        nothing = frozenset(NOTHING) & set(column)
-        integer = values.str.contains(INTEGER).all()
-    elif column.dtype.is_numeric() or column.dtype == pl.Boolean:
-        values = column.drop_nulls()
-        integer = not (column.dtype.is_float() or column.dtype.is_decimal())
+def unfilled(text: str) -> bool:
+    """Whether a proposal leaves the label to its reader."""
+    return UNFILLED in text
+
+
+def _require_header(path: Path, sample: pl.DataFrame) -> None:
+    """Raise DataError if the first line of a CSV file looks like the others."""
+    names = sample.columns
+    columns = [column.alias("") for column in sample]
+    texts = [column.filter(~column.is_in(NOTHING)) for column in columns]
+    numeric = [
+        name
+        for name, values in zip(names, texts, strict=True)
+        if values.len() and values.str.contains(NUMBER).all()
+    ]
+    numbered = names[names[0] == "" :]
+    if len(names) > 2 and numbered == [str(i) for i in range(len(numbered))]:  # Pandas numbers columns so
+        return
+    found = [name for name in numeric if re.fullmatch(NUMBER, name)]
+    if numeric:
+        data = bool(found) and all(name in found or name in NOTHING for name in numeric)
     else:
-        return _Look(None, f"neither number nor text but {column.dtype}")
-    numbers = values.cast(pl.Float64).drop_nans()
-    if numbers.is_empty():
-        return _Look(None, "no value")
-    words, whole = _words(column, values), numbers.len() == column.len()
-    named = re.search(r"^id$|_id$|[a-z]I[dD]$", column.name)
-    if integer and (named or numbers.n_unique() <= FEW):
-        return _Look("integer", words, nothing, numbers, whole)
-    least, most = numbers.to_numpy().min(), numbers.to_numpy().max()
-    words = f"{least:g} to {most:g}, {words}"
-    return _Look("dense", words, nothing, numbers, whole)
+        found = [name for name, values in zip(names, texts, strict=True) if name in set(values)]
+        data = 2 * len(found) >= len(names) > 0
+    if data:
+        raise DataError(
+            f"{path}, line 1: no header, but data, as {found[0]!r} shows; write a line with the names of the "
+            "columns above it"
+        )
 
 
-def _words(column: pl.Series, values: pl.Series) -> str:
-    missing = 1 - values.len() / column.len()
-    return f"{values.n_unique():,} distinct" + (f", {missing:.1%} missing" if missing else "")
+def _labels(path: Path, looks: dict[str, Look]) -> tuple[_Label | None, list[_Label]]:
+    """The label, if one is sure, and what else may be it.
 
-
-def _label(path: Path, looks: dict[str, _Look]) -> tuple[str, float | None]:
-    """The column most likely to be the label, and a threshold if it holds more than 0 and 1.
-
-    That is the first of 0 and 1 that is called like a label; else the first called like a rating; else the
-    first of 0 and 1. Raises DataError if there is none.
+    That is the one column that is called like a label, the surest names first; else like a rating; else the
+    only column of 0 and 1, unless it is called like a code. Raises DataError if no column may be it.
     """
-    whole = {name: look.numbers for name, look in looks.items() if look.numbers is not None and look.whole}
-    binary = [name for name, numbers in whole.items() if set(numbers) == {0.0, 1.0}]
-    for name in binary:
-        if name.lower() in LABELS:
-            return name, None
-    for name, numbers in whole.items():
-        if name.lower() in RATINGS:
-            # The threshold at which the share of positive rows comes nearest to one half.
-            shares = {value: (numbers >= value).mean() for value in sorted(set(numbers))}
-            return name, min(shares, key=lambda value: abs(shares[value] - 0.5))
-    if not binary:
-        raise DataError(f"{path}: no column is just 0 and 1, or called rating; write a schema by hand")
-    return binary[0], None
+    usable = {name: look for name, look in looks.items() if look.numbers is not None}
+    binary = [name for name, look in usable.items() if look.only({0, 1}) and look.distinct == 2]
+    tiers = [[name for name in usable if _called(name, names, BESIDE)] for names in LABELS[:2]]
+    tiers.append([name for name in binary if _called(name, LABELS[2], BESIDE)])
+    tiers.append([name for name in usable if _called(name, RATINGS, RATED)])
+    tiers.append([name for name in binary if role(name) != "code"] if len(binary) == 1 else [])
+    tier, found = next(((tier, names) for tier, names in enumerate(tiers) if names), (0, []))
+    most = (FEW if not binary else 2, 2, 2, ALL, 2)[tier]  # a label of more values is doubted
+    if len(found) == 1 and _fits(looks[found[0]], most):
+        others = [_candidate(name, looks[name]) for name in binary if name != found[0]]
+        return _candidate(found[0], looks[found[0]]), others
+    # Probabilities, and numbers of a few steps, become labels by a threshold.
+    found = list(dict.fromkeys([*found, *binary])) or [
+        name
+        for name, look in usable.items()
+        if look.kind == "dense" and (_within(look, 0, 1) or look.distinct <= STEPS)
+    ]
+    if not found:
+        remedy = "name the column to predict click or rating, or write a schema by hand"
+        raise DataError(f"{path}: no column is just 0 and 1, or called rating; {remedy}{_reasons(looks)}")
+    return None, [_candidate(name, looks[name]) for name in found]
 
 
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _called(name: str, names: set[str], beside: set[str]) -> bool:
+    """Whether a name has one of these words, and but for them only words that may stand beside it."""
+    words = guesses.words(name)
+    return bool(words & names) and words <= names | beside
+
+
+def _fits(look: Look, most: int) -> bool:
+    """Whether a column has no missing number, and at most so many different ones."""
+    assert look.numbers is not None
+    return look.numbers.null_count() == 0 and look.distinct <= most
+
+
+def _candidate(name: str, look: Look) -> _Label:
+    assert look.numbers is not None
+    words = look.words
+    if look.numbers.null_count():
+        words += " (prepare refuses such rows, or leaves them out with --bad-rows skip)"
+    if set(look.numbers.drop_nulls()) <= {0.0, 1.0}:
+        return _Label(name, None, f"{words}, {_share(look.numbers == 1):.1%} are 1")
+    # The threshold at which the share of positive rows comes nearest to one half.
+    values, counts = np.unique(look.numbers.drop_nulls().to_numpy(), return_counts=True)
+    shares = counts[::-1].cumsum()[::-1] / counts.sum()
+    return _Label(name, float(values[np.abs(shares - 0.5).argmin()]), words)
+
+
+def _without_outcomes(looks: dict[str, Look], label: _Label | None, others: list[_Label]) -> dict[str, Look]:
+    """The features, with those left out that say what the label says, or happened with it or after it."""
+    twins = {one.name for one in others}
+    if label is None:
+        maybe = {name: look._replace(left_out=look.left_out or MAYBE) for name, look in looks.items()}
+        return {name: maybe[name] if name in twins else look for name, look in looks.items()}
+    found = {}
+    numbers = looks[label.name].numbers
+    assert numbers is not None
+    positive = numbers >= (1 if label.threshold is None else label.threshold)
+    for name, look in looks.items():
+        if name == label.name:
+            continue
+        if look.numbers is not None and not look.left_out:
+            look = look._replace(left_out=_outcome(name, look.numbers, positive, name in twins))
+        if name in twins and not look.left_out:
+            doubt = "0 and 1 too: if it is known only after the click, leave it out"
+            look = look._replace(doubts=(*look.doubts, doubt))
+        found[name] = look
+    return found
+
+
+def _outcome(name: str, numbers: pl.Series, positive: pl.Series, twin: bool) -> str:
+    """Why a column of numbers is known only with the label or after it, in words; "" if it is not.
+
+    positive: the labels as bool; twin: whether the numbers are 0 and 1 alone.
+    """
+    if _called(name, RATINGS, RATED):
+        return "known only with the label, as ratings are"
+    if twin and any(_called(name, names, BESIDE) for names in LABELS):
+        return "0 and 1 too, and called like what comes with the label or after it"
+    return _told(numbers, positive)
+
+
+def _told(numbers: pl.Series, positive: pl.Series) -> str:
+    """How a column alone tells the label, in words; "" if it does not."""
+    ones, zeros = numbers.filter(positive), numbers.filter(~positive)
+    if min(ones.len(), zeros.len()) < TOLD:
+        return ""
+    there = ones.len() - ones.null_count(), zeros.len() - zeros.null_count()
+    if there in ((ones.len(), 0), (0, zeros.len())):
+        return f"there only where the label is {int(there[1] == 0)}"
+    if min(there) >= TOLD and (ones.min() > zeros.max() or ones.max() < zeros.min()):  # type: ignore[operator]
+        return "tells the label by itself"
+    return ""
+
+
+def _embedding_something(path: Path, looks: dict[str, Look]) -> dict[str, Look]:
+    """The columns, with one of codes taken for a category if there is none else, as a model needs one.
+
+    Raises DataError if there is none.
+    """
+    if any(
+        look.kind not in ("dense", None) and (not look.left_out or look.left_out == MAYBE)
+        for look in looks.values()
+    ):
+        return looks
+    codes = {
+        name: look for name, look in looks.items() if look.code and look.kind == "dense" and not look.left_out
+    }
+    if not codes:
+        raise DataError(
+            f"{path}: no column to embed, and a model needs one: codes or texts, not just numbers; add such "
+            f"a column, for instance a number cut into classes, or a constant{_reasons(looks)}"
+        )
+    name = min(codes, key=lambda name: codes[name].distinct)
+    doubt = "a number? a model needs something to embed, and this is the nearest to it"
+    return looks | {name: codes[name]._replace(kind="integer", doubts=(doubt,))}
+
+
+def _reasons(looks: dict[str, Look]) -> str:
+    """Which columns are left out, and why, as the end of a message."""
+    unused = {name: look for name, look in looks.items() if look.left_out or not look.kind}
+    reasons = {name: look.left_out or look.words for name, look in unused.items()}
+    return "".join(f"; {quoted(name)} is left out: {reason}" for name, reason in reasons.items())
+
+
+def _within(look: Look, least: float, most: float) -> bool:
+    assert look.numbers is not None
+    return bool(look.numbers.drop_nulls().is_between(least, most).all())
+
+
+def _below(look: Look) -> float:
+    """The share of the numbers that are below 0."""
+    return 0.0 if look.numbers is None else _share(look.numbers < 0)
+
+
+def _share(found: pl.Series) -> float:
+    """The share of a column of bool that is true, of those that are not null."""
+    return float(found.drop_nulls().to_numpy().mean())
+
+
+def _label_lines(chosen: _Label | None, others: list[_Label]) -> list[str]:
+    if chosen is not None:
+        names = ", ".join(quoted(one.name) for one in others)
+        words = chosen.words + (f"; or one of these, which are 0 and 1 too: {names}" if others else "")
+        return _as_label(chosen._replace(words=words))
+    lines = [UNFILLED, "# features; they are left out below."]
+    return [*lines, *(f"# {line}" for one in others for line in _as_label(one))]
+
+
+def _as_label(label: _Label) -> list[str]:
+    lines = [f"label = {quoted(label.name)}  # {label.words}"]
+    if label.threshold is not None:
+        lines.append(f"threshold = {label.threshold!r}  # the label is 1 from this value on, else 0")
+    return lines
+
+
+def _line(look: Look, text: str, indent: str = "") -> str:
+    """A line of the proposal: as a comment if the column is left out, with what is known of it beside it."""
+    words = "; ".join([*([f"left out: {look.left_out}"] if look.left_out else []), look.words, *look.doubts])
+    return f"{indent}{'# ' if look.left_out else ''}{text}  # {words}"
 
 
 def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else quoted(name)

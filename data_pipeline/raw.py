@@ -1,7 +1,7 @@
 """Raw logs in Criteo's format -> chunks of NumPy arrays.
 
-Such a log is text, plain or gzip: one row per line, separated by tabs, without a header. A line is a label (0
-or 1), the dense columns (integers, may be negative) and the categorical columns (up to 8 hex digits, so 32
+Such a log is text, plain or packed: one row per line, separated by tabs, without a header. A line is a label
+(0 or 1), the dense columns (integers, may be negative) and the categorical columns (up to 8 hex digits, so 32
 bits). Every value but the label may be missing, that is, empty.
 
 One thread reads blocks of lines and one per core parses them: Polars the integers, hexadecimal.py the rest.
@@ -25,7 +25,8 @@ import polars as pl
 from data_pipeline import hexadecimal
 from data_pipeline.background import ahead, in_parallel
 from data_pipeline.chunk import Chunk, Parsed, Rejected
-from data_pipeline.dialects import TRANSFORMS
+from data_pipeline.dialects import dense_values
+from data_pipeline.formats import NOT_UTF8
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.text_blocks import TextBlock, count_byte, text_blocks
 
@@ -38,6 +39,7 @@ PARSERS = 1 + min(
 # What a field may hold, per kind: a pattern and the same in words. Integers are bounded so that they fit in
 # 64 bits; the bound is a power of ten, which can be told from the text as easily as from the value.
 LABEL = r"[01]", "0 or 1"
+UNREAD = r"[\x0b\f\x0e-\x1f!-*,-\x7f]*", "ASCII without blanks and +"  # a label that is not used
 DENSE = r"(?:-?0*[0-9]{1,18})?", "an integer below 10^18"
 CATEGORY = r"(?:[0-9a-fA-F]{1,8})?", "a number of up to 8 hex digits"
 LARGEST = 10**18 - 1
@@ -62,7 +64,7 @@ def read_raw(
             for block in blocks:
                 if layout is None:
                     label = _has_label(path, block, schema) if labelled is None else labelled
-                    layout = _Layout(schema, label, dense)
+                    layout = _Layout(schema, label, dense, unread=labelled is None)
                 if first_line < block.line + block.rows:
                     yield layout, block
 
@@ -85,7 +87,7 @@ def _parse_block(task: "tuple[_Layout, TextBlock]") -> Parsed:
         line = line[good]
         arrays = layout.parse(b"".join(text + b"\n" for text in compress(texts, good)), line.size)
         assert arrays is not None, "the two ways to check a line disagree"
-    return Chunk(line, arrays.label, arrays.dense, arrays.ids, block.position), rejected
+    return Chunk(line, *arrays, block.position), rejected
 
 
 def _has_label(path: Path, block: TextBlock, schema: Schema) -> bool:
@@ -101,20 +103,24 @@ class _Arrays(NamedTuple):
 
     label: np.ndarray | None
     dense: np.ndarray
+    clipped: np.ndarray
     ids: np.ndarray
 
 
 class _Layout:
-    """The columns of a log, and the rules for a line: `parse` applies them to blocks, `good` to each line."""
+    """The columns of a log, and the rules for a line: `parse` applies them to blocks, `good` to each line.
 
-    def __init__(self, schema: Schema, labelled: bool, dense: str):
-        self.labelled, self.transform = labelled, TRANSFORMS[dense]
+    unread: the label may be anything, even missing, and is left out.
+    """
+
+    def __init__(self, schema: Schema, labelled: bool, dense: str, unread: bool = False):
+        self.reads_label, self.schema, self.transform = labelled and not unread, schema, dense
         label = [schema.label] if labelled else []
-        self.rules = dict.fromkeys(label, LABEL)
+        self.rules = dict.fromkeys(label, UNREAD if unread else LABEL)
         self.rules |= dict.fromkeys(schema.dense, DENSE) | dict.fromkeys(schema.categorical, CATEGORY)
         self.pattern = "^" + "\t".join(pattern for pattern, _ in self.rules.values()) + "$"
 
-        self.dense, self.categorical = schema.dense, len(schema.categorical)
+        self.categorical = len(schema.categorical)
         self.read_as: dict[str, type[pl.DataType]]
         self.read_as = dict.fromkeys(self.rules, pl.String) | dict.fromkeys(schema.dense, pl.Int64)
 
@@ -133,7 +139,7 @@ class _Layout:
             return None
 
         label = None
-        if self.labelled:
+        if self.reads_label:
             label = characters[before[:, 0] + 1] - np.uint8(ord("0"))
             if (label > 1).any() or (ends[:, 0] - before[:, 0] != 2).any():
                 return None
@@ -142,18 +148,19 @@ class _Layout:
         ids = hexadecimal.numbers(text, before[:, first:], ends[:, first:])
         if ids is None:
             return None
-        if not self.dense:
-            return _Arrays(label, np.empty((rows, 0), np.float32), ids)
+        if not self.schema.dense:
+            nothing = np.empty((rows, 0), np.float32)
+            return _Arrays(label, nothing, nothing < 0, ids)
         log = pl.scan_csv(text, separator="\t", has_header=False, quote_char=None, schema=self.read_as)
         try:
-            dense = log.select(pl.col(self.dense).fill_null(0)).collect().to_numpy(order="c")
+            dense = log.select(pl.col(self.schema.dense).fill_null(0)).collect().to_numpy(order="c")
         except pl.exceptions.PolarsError:
             return None
         if len(dense) != rows:
             return None
         if rows and not -LARGEST <= dense.min() <= dense.max() <= LARGEST:
             return None
-        return _Arrays(label, self.transform(dense), ids)
+        return _Arrays(label, *dense_values(self.schema, self.transform, dense), ids)
 
     def good(self, text: bytes) -> np.ndarray:
         """Which lines of a block keep the rules: (rows,) bool."""
@@ -168,7 +175,7 @@ class _Layout:
         try:
             fields = line.decode().split("\t")
         except UnicodeDecodeError:
-            return "not UTF-8 text"
+            return NOT_UTF8
         if len(fields) != len(self.rules):
             return f"{len(fields)} columns instead of {len(self.rules)}"
         return next(

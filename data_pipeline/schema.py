@@ -5,11 +5,13 @@ import json
 import math
 import tomllib
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 Kind = Literal["hex", "integer", "string"]
+# What becomes of the numbers of a dense column; `dialects.TRANSFORMS` has the functions.
+Dense = Literal["log1p", "none"]
 
 
 class DataError(Exception):
@@ -25,10 +27,13 @@ class Schema:
 
     kinds: how the values of each categorical column become 32 bits, with 0 for missing:
         hex      up to 8 hexadecimal digits, the number itself;
-        integer  the number itself below 2^32, the hash of its decimal digits beyond and below 0;
+        integer  the number itself below 2^32, the hash of its decimal digits beyond and below 0; 37.0 is 37;
         string   the hash of its UTF-8 bytes.
         The hash is that of `columns.hash_texts`. An empty tuple means hex for all.
     missing: the texts that count as missing, besides null.
+    missing_in: those texts of the columns that differ from the others, by column.
+    transforms: the transform of each dense column that does not take the one of the whole folder.
+    quote: what fields of CSV may stand in, `"` as in RFC 4180; empty if quotes are part of the text.
     dense_missing: what a missing number becomes, before the transform.
     threshold: the label is 1 from this value on, else 0; with None, labels must be 0 or 1.
     """
@@ -41,9 +46,17 @@ class Schema:
     missing: tuple[str, ...] = ("",)
     dense_missing: float = 0.0
     threshold: float | None = None
+    missing_in: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    transforms: dict[str, Dense] = field(default_factory=dict)
+    quote: str = '"'
 
     def __post_init__(self):
         object.__setattr__(self, "kinds", self.kinds or ("hex",) * len(self.categorical))
+        for name in ("missing_in", "transforms"):  # in one order, as the fingerprint has it
+            given = getattr(self, name)
+            object.__setattr__(self, name, {key: given[key] for key in self.columns if key in given})
+        if unknown := set(self.transforms.values()) - set(get_args(Dense)):
+            raise ValueError(f"transform {unknown.pop()}")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -57,12 +70,13 @@ class Schema:
     def from_json(cls, data: dict[str, Any]) -> "Schema":
         values: dict[str, Any]
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-        return cls(**values)
+        texts = {column: tuple(texts) for column, texts in dict(data.get("missing_in", {})).items()}
+        return cls(**values | {"missing_in": texts})
 
     def rules(self) -> dict[str, Any]:
         """Those rules for values that are not as in a raw Criteo log."""
         plain = Schema(self.name, self.label, self.dense, self.categorical)
-        names = [field.name for field in fields(self)]
+        names = [each.name for each in fields(self)]
         return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
 
     def fingerprint(self) -> str:
@@ -90,16 +104,22 @@ def load_schema(path: Path | str) -> Schema:
     except ValueError as error:
         raise DataError(f"{path}: not a TOML file ({error}); correct it") from None
     known = {"name", "label", "threshold", "dense", "dense_missing", "missing", "categorical"}
+    known |= {"missing_in", "transform", "quote"}
     for key in data.keys() - known:
         raise DataError(f"{path}: {key} is no key of a schema; there are {', '.join(sorted(known))}")
-    defaults: dict[str, Any] = {"name": path.stem, "dense": [], "dense_missing": 0, "missing": [""]}
-    data = defaults | data
+    defaults: dict[str, Any]
+    defaults = {"name": path.stem, "dense": [], "dense_missing": 0, "missing": [""]}
+    data = defaults | {"missing_in": {}, "transform": {}, "quote": '"'} | data
 
+    if "label" not in data:
+        raise DataError(
+            f'{path}: no label; write `label = "COLUMN"` above the first table, with the column to predict'
+        )
     for key in ("name", "label"):
         check(isinstance(data.get(key), str) and data[key] != "", key, "a text")
     for key in ("dense", "missing"):
-        texts = isinstance(data[key], list) and all(isinstance(text, str) for text in data[key])
-        check(texts, key, "a list of texts")
+        check(_are_texts(data[key]), key, "a list of texts")
+    check(data["quote"] in ("", '"'), "quote", "empty or one double quote")
     for key in ("threshold", "dense_missing"):
         if key in data:
             number = isinstance(data[key], int | float) and not isinstance(data[key], bool)
@@ -108,6 +128,14 @@ def load_schema(path: Path | str) -> Schema:
     check(isinstance(kinds, dict) and len(kinds) > 0, "categorical", "a table of at least one COLUMN = KIND")
     for column, kind in kinds.items():
         check(kind in get_args(Kind), f"categorical.{column}", f"one of {', '.join(get_args(Kind))}")
+    check(isinstance(data["missing_in"], dict), "missing_in", "a table of COLUMN = [TEXT, ...]")
+    for column, texts in data["missing_in"].items():
+        check(_are_texts(texts), f"missing_in.{column}", "a list of texts")
+        check(column in (*data["dense"], *kinds), f"missing_in.{column}", "of a dense or categorical column")
+    check(isinstance(data["transform"], dict), "transform", "a table of COLUMN = TRANSFORM")
+    for column, transform in data["transform"].items():
+        check(transform in get_args(Dense), f"transform.{column}", f"one of {', '.join(get_args(Dense))}")
+        check(column in data["dense"], f"transform.{column}", "of a column in dense")
     for column in (data["label"], *data["dense"], *kinds):
         pattern = column == "*" or (column.startswith("^") and column.endswith("$"))  # to Polars
         check(not pattern, f"column {column}", "the name of one column; rename it in the file")
@@ -120,9 +148,16 @@ def load_schema(path: Path | str) -> Schema:
         categorical=tuple(kinds),
         kinds=tuple(kinds.values()),
         missing=tuple(data["missing"]),
+        quote=data["quote"],
         dense_missing=float(data["dense_missing"]),
         threshold=None if "threshold" not in data else float(data["threshold"]),
+        missing_in={column: tuple(texts) for column, texts in data["missing_in"].items()},
+        transforms=data["transform"],
     )
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(text, str) for text in values)
 
 
 # Criteo Kaggle and Criteo Terabyte: a label, 13 counts, 26 values hashed to 32 bits; tabs, no header.

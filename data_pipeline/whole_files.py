@@ -100,13 +100,13 @@ def new_file(path: Path, partial: Path | None = None) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-    except OSError as error:
-        if error.filename is None or str(error.filename) == str(unfinished):
+    except BaseException as error:
+        if partial is None:
+            with suppress(OSError):
+                unfinished.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(unfinished)):
             error.filename, error.filename2 = str(path), None
         raise
-    finally:
-        if partial is None:
-            unfinished.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -181,7 +181,7 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
     model = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
     if precision != "fp32" and int(device.compute_capability) < 80:
         raise BackendError(
-            f"{model} has no {precision}; use --precision fp32, or --backend cpu to emulate it"
+            f"{model} has no {precision}; use --backend cpu to emulate it, or train with --precision fp32"
         )
     # The stream of all kernels and CuPy functions, see kernels/parts/launch.py.
     compute = cupy.cuda.Stream.null

@@ -62,11 +62,18 @@ class Position:
 
 
 def save(
-    run: Path, model: DLRM, config: TrainConfig, data: DataSpec, position: Position, again: str | None = None
+    run: Path,
+    model: DLRM,
+    config: TrainConfig,
+    data: DataSpec,
+    position: Position,
+    again: str | None = None,
+    good_until: int = 0,
 ) -> Path:
     """Write checkpoint `step_NNNNNNNN` of a run and drop all but the newest ones.
 
     again: what to do once there is room for it; default: go on with the run.
+    good_until: the newest checkpoint up to this step stays too.
     """
     folder = run / "checkpoints"
     target, partial = folder / f"step_{position.step:08d}", folder / ".partial"
@@ -99,8 +106,10 @@ def save(
             f"{target}: cannot be written ({cause.strerror or error}); {remedy(cause)}, then "
             + (again or f"go on with `robe train --resume {run}`")
         ) from None
+    good = newest_until(run, good_until)
     for old in saved(run)[:-KEPT]:
-        _remove(old)
+        if old != good:
+            _remove(old)
     return target
 
 
@@ -109,6 +118,11 @@ def saved(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in found if STEP.fullmatch(path.name)), key=_step)
+
+
+def newest_until(run: Path, step: int) -> Path | None:
+    """The newest checkpoint of a run that is not of a later step; None if it has none."""
+    return next((path for path in reversed(saved(run)) if _step(path) <= step), None)
 
 
 def latest(run: Path) -> Path:

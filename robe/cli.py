@@ -22,6 +22,7 @@ from data_pipeline.batches import Rows
 from data_pipeline.dialects import Dialect
 from data_pipeline.folders import open_folder
 from data_pipeline.manifest import SPLITS, Manifest
+from data_pipeline.names import shown
 from data_pipeline.prepare import PrepareConfig
 from data_pipeline.schema import (
     CRITEO,
@@ -74,7 +75,7 @@ def synth(config: Flat[SyntheticConfig]) -> None:
 
     with progress_bar("synth", "rows") as update:
         write(config, update)
-    print(f"{config.out}: {config.rows:,} SYNTHETIC rows in {config.days} files")
+    print(shown(f"{config.out}: {config.rows:,} SYNTHETIC rows in {config.days} files"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +103,8 @@ def prepare(config: Flat[PrepareArguments], verify: Path | None = None) -> None:
         if config.inputs or config.out:
             raise ConfigError("--verify checks a folder that is there; give neither logs nor --out")
         manifest = check(verify)
-        print(
-            f"{verify}: {manifest.describe()}; all shards are as they were written, and all values possible"
-        )
+        good = "all shards are as they were written, and all values possible"
+        print(shown(f"{verify}: {manifest.describe()}; {good}"))
     else:
         if config.out is None:
             raise ConfigError("--out: name the folder to write")
@@ -117,12 +117,13 @@ def prepare(config: Flat[PrepareArguments], verify: Path | None = None) -> None:
         if not first:
             return
         if manifest is None:
-            print(f"{config.out}: days {config.days} are done; without --days the same command finishes it")
+            done = f"days {config.days} are done; without --days the same command finishes it"
+            print(shown(f"{config.out}: {done}"))
             return
-        print(f"{config.out}: {manifest.describe()}")
+        print(shown(f"{config.out}: {manifest.describe()}"))
         print(*report(manifest), sep="\n")
         if rejected := sum(day.rejected for day in manifest.days):
-            print(f"{rejected:,} bad lines were left out; see {config.out / REJECTED}")
+            print(shown(f"{rejected:,} bad lines were left out; see {config.out / REJECTED}"))
     if published := against_published(manifest):
         print(published)
 
@@ -130,13 +131,21 @@ def prepare(config: Flat[PrepareArguments], verify: Path | None = None) -> None:
 def schema(file: Argument[Path], rows: int = 10_000) -> None:
     """Propose a schema for your own data, in TOML, to correct and to give to `prepare --schema`.
 
+    Doubts, and what is no feature, stand in comments. A label that no name decides on is left to you.
+
     Args:
-        file: A table: .parquet, .arrow, .ipc, .feather, or .csv or .tsv with a header, or these as .gz.
+        file: A table: Parquet, Arrow, or CSV with a header, also packed with gzip, bzip2, xz or zip.
         rows: Look at so many rows, the first ones.
     """
-    from data_pipeline.proposal import propose
+    from data_pipeline.proposal import propose, unfilled
 
-    print(propose(file, rows), end="")
+    text = propose(file, rows)
+    print(text, end="", flush=True)
+    if unfilled(text):
+        print(
+            "the label is left to you: fill in its line at the top, as the comment there says",
+            file=sys.stderr,
+        )
 
 
 def describe(
@@ -150,7 +159,7 @@ def describe(
 
     Args:
         data: A folder made by `prepare`.
-        rows: How many rows to draw a sample of; memory is up to 400 bytes for each.
+        rows: How many rows to draw a sample of; memory is up to 10 bytes for each value in them.
         everything: Count clicks and zeros, means and extremes over all rows, not only over the sample.
         seed: Of the sample.
         out: The figure; default: DATA/describe.png.
@@ -159,11 +168,12 @@ def describe(
     from robe.progress import progress_bar
 
     out = out or data / "describe.png"
-    with progress_bar("describe", "rows") as update:
+    with progress_bar("describe", "values") as update:
         found = describe.describe(open_folder(data), rows, everything=everything, seed=seed, progress=update)
     print(describe.text(found))
-    describe.save(describe.draw(found), out)
-    print(f"{out}: drawn")
+    with progress_bar("draw", ""):
+        describe.save(describe.draw(found), out)
+    print(shown(f"{out}: drawn"))
 
 
 def train(
@@ -189,11 +199,14 @@ def train(
     from robe.files import alone
     from robe.model import build
     from robe.progress import progress_bar
-    from robe.train import resumed
+    from robe.train import TrainingError, resumed
 
     if resume is not None:
         if config != TrainConfig() or out is not None or baseline:
-            raise ConfigError("--resume goes on with the settings of the run; give no others besides --data")
+            raise ConfigError(
+                "--resume goes on with the settings of the run; give no others besides --data. For more "
+                "--epochs than it began with, or other settings, train anew with another --out"
+            )
         run, (config, trained_on, baseline) = resume, run_folder.read(resume)
         data = data or trained_on
     else:
@@ -203,21 +216,23 @@ def train(
     require_trainable(config)
     data = data or demo_data("dictionary" if config.embedding.method in NUMBERED else "hash")
     manifest = open_folder(data)
-    print(f"data: {data}: {manifest.describe()}")
+    print(shown(f"data: {data}: {manifest.describe()}"))
     if resume is not None and not manifest.same_rows(run_folder.learned_data(run)):
         raise ConfigError(
-            f"{data}: not the rows {run} was trained on; name the folder that holds them with --data"
+            f"{data}: not the rows {run} was trained on; name the folder that holds them with --data, or "
+            "train anew on these, with another --out"
         )
     # Whatever is refused is refused here, before there is a folder of the run.
     rows = {split: Rows(manifest, split) for split in SPLITS}
     if resume is not None:
         resumed(run, config, DataSpec.of(manifest), rows["train"].steps(config.batch))
+    warn(run_folder.before_training(rows))
     backend = select(config.backend, config.precision, config.deterministic)
     timeline = Timeline(backend.synchronize)
     model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)
     if resume is None:
         run_folder.create(run, config, manifest, baseline)
-    print(f"run: {run}", flush=True)
+    print(shown(f"run: {run}"), flush=True)
 
     def fit(config, model, run, phase=no_phase):
         with progress_bar(f"train {config.embedding.method}", "rows") as update:
@@ -234,10 +249,19 @@ def train(
             if baseline:
                 plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), target_auc=None)
                 model = build(plain, DataSpec.of(manifest), backend)
-                summary["without_categories"] = fit(plain, model, run / "without_categories")
-            print(report.finish(run, summary))
+                try:
+                    summary["without_categories"] = fit(plain, model, run / "without_categories")
+                except TrainingError as error:
+                    summary["warnings"].append(f"the same model without categorical features: {error}")
+            print(report.finish(run, summary), flush=True)
+            warn(summary["warnings"])
+        except TrainingError as error:
+            report.write_summary(run, {"stopped": str(error), "diverged": True, "warnings": [str(error)]})
+            raise
         except KeyboardInterrupt:
-            sys.exit(as_started(f"interrupted; go on with `robe train --resume {run}`"))
+            sys.exit(as_started(shown(f"interrupted; go on with `robe train --resume {run}`")))
+    if summary["diverged"]:
+        raise TrainingError(f"{run}: the training diverged, and its model is of no use")
 
 
 def evaluate(
@@ -255,10 +279,14 @@ def evaluate(
         split: Which rows; the line that describes the data says which these are.
         backend: Where to compute.
     """
+    from robe import metrics
+
     manifest, pace, found = watched_evaluation(run, data, split, backend)
     description = {"folder": str(manifest.folder), "description": manifest.describe()}
     result = {"run": str(run), "data": description, "split": split} | pace | found
-    print(json.dumps(result, indent=1, allow_nan=False))
+    print(json.dumps(result, indent=1, allow_nan=False), flush=True)
+    if (trouble := metrics.trouble(found)) is not None:
+        warn([f"{split} rows: {trouble}"])
 
 
 def watched_evaluation(run: Path, data: Path | None, split: str, backend: str) -> tuple[Manifest, dict, dict]:
@@ -282,9 +310,13 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
     from robe import run_folder
     from robe.progress import progress_bar
 
+    if out == Path("-"):
+        raise ConfigError("--out -: probabilities are written to a file that appears whole; name one")
     with progress_bar("predict", "rows") as update:
-        count = run_folder.predict_file(run, file, out, backend, update)
-    print(f"{out}: {count:,} probabilities")
+        notices: list[str] = []
+        count = run_folder.predict_file(run, file, out, backend, update, notices.append)
+    warn(notices)
+    print(shown(f"{out}: {count:,} probabilities"))
 
 
 def convert(
@@ -315,7 +347,7 @@ def convert(
             before, after = (watched_evaluation(one, None, "test", "auto")[2] for one in (run, folder))
         except (DataError, RobeError, OSError) as error:
             reason = told(error) if isinstance(error, OSError) else str(error)
-            compared = as_started(f"not evaluated: {reason}")
+            compared = as_started(shown(f"not evaluated: {reason}"))
             return {}
         compared = report.compared_text(before, after)
         return {"test": after, "test_before": before}
@@ -323,7 +355,7 @@ def convert(
     with ExitStack() as bar:
         update = bar.enter_context(progress_bar("convert", "weights"))
         summary = run_folder.convert(run, to, out, compression, block, update, judged)
-    print(report.converted_text(out, summary), compared, sep="\n")
+    print(report.converted_text(shown(out), summary), compared, sep="\n")
 
 
 def plan(
@@ -423,7 +455,7 @@ def analyze(
         raise ConfigError(f"no analysis {', '.join(sorted(unknown))}; there are {', '.join(claim.scripts())}")
     options = {"quick": quick, "seed": seed, "data": data, "run": run}
     results = [claim.carry_out(claim.load(name), out, **options) for name in names or claim.scripts()]
-    print(report.write(results, out))
+    print(shown(report.write(results, out)))
     if not all(result.verdict.holds for result in results):
         sys.exit(1)
 
@@ -442,12 +474,15 @@ def doctor(data: Path | None = None) -> None:
         if data is not None:
             manifest = verify(data)
             yield doctor.Check("data", None, f"{data}: {manifest.describe()}; all checksums hold")
-            batch = next(Rows(manifest, "train").batches(100_000, prefetch=0))
-            yield from doctor.data_set(*batch, DataSpec.of(manifest))
+            rates = {split: Rows(manifest, split).base_rate for split in SPLITS}
+            # Drawn from all over the log, which may be sorted.
+            batch = next(Rows(manifest, "train").batches(100_000, seed=0, prefetch=0))
+            names = manifest.schema.dense, manifest.schema.categorical
+            yield from doctor.data_set(*batch, DataSpec.of(manifest), *names, rates)
 
     fine = True
     for check in checks():
-        print(check, flush=True)
+        print(shown(check), flush=True)
         fine &= check.ok is not False
     if not fine:
         sys.exit(1)
@@ -498,8 +533,13 @@ def main(arguments: list[str] | None = None) -> None:
         fail(told(error))
 
 
+def warn(lines: list[str]) -> None:
+    for line in lines:
+        print(as_started(shown(f"warning: {line}")), file=sys.stderr)
+
+
 def fail(message: str, code: int = 2) -> None:
-    print(as_started(f"error: {message}"), file=sys.stderr)
+    print(as_started(shown(f"error: {message}")), file=sys.stderr)
     sys.exit(code)
 
 

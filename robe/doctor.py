@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,11 @@ from robe.kernels.workbench.cases import CASES
 from robe.model import build
 from robe.threads import THREAD_POLICY
 from robe.train import versions
+
+BATCH = 64  # rows to overfit
+STEPS, MOST_STEPS = 200, 1000
+UNREASONABLE = 100  # a loss that no first prediction has, unless numbers are far too large
+LARGE = 1000  # of dense values: the logarithms of all counts are far below
 
 
 class Check(NamedTuple):
@@ -63,34 +68,60 @@ def installation(folder: Path) -> Iterator[Check]:
         rng.random((64, 13), np.float32),
         rng.integers(0, 2**32, (64, 26), dtype=np.uint32),
     )
-    yield Check("overfits one random batch", *overfits(batch, data))
+    good, text = overfits(batch, data)
+    yield Check("overfits one random batch", good, text + ("" if good else "; report this"))
     yield Check(
         "backend chosen by auto", None, backend.description if trouble else select("auto").description
     )
 
 
-def data_set(label: np.ndarray, dense: np.ndarray, ids: np.ndarray, data: DataSpec) -> Iterator[Check]:
-    """Checks of rows of a data set: label (N,), dense (N, n), ids (N, F)."""
-    rate = float(label.mean())
-    entropy = f"{rate:.4f} of {len(label):,} rows; predicting that rate costs {metrics.entropy(rate):.4f}"
-    constant = f"every label is {rate:g}; the label column is not what it should be"
-    yield Check("clicks", 0 < rate < 1, entropy if 0 < rate < 1 else constant)
+def data_set(
+    label: np.ndarray,
+    dense: np.ndarray,
+    ids: np.ndarray,
+    data: DataSpec,
+    dense_names: Sequence[str],
+    id_names: Sequence[str],
+    rates: Mapping[str, float],
+) -> Iterator[Check]:
+    """Checks of rows drawn from a data set: label (N,), dense (N, n), ids (N, F).
+
+    dense_names, id_names: of the columns; rates: the share of clicks among all rows of each split.
+    """
+    alike = " and ".join(split for split, rate in rates.items() if rate in (0, 1))
+    text = ", ".join(f"{rate:.4f} of the {split} rows" for split, rate in rates.items())
+    if alike:
+        text += f"; all labels to {alike} are the same: name another label column, or another --split"
+    else:
+        text += f"; predicting the rate of training costs {metrics.entropy(rates['train']):.4f}"
+    yield Check("clicks", not alike, text)
     finite = bool(np.isfinite(dense).all())
-    yield Check("dense values finite", finite, "yes" if finite else "no; prepare the data again")
-    distinct = [len(np.unique(column)) for column in ids.T]
-    constant = [f for f, count in enumerate(distinct) if count == 1]
-    yield Check(
-        "ids spread",
-        len(constant) < len(distinct),
-        f"{min(distinct)} to {max(distinct):,} distinct values per feature"
-        + (f"; features {constant} hold one value only" if constant else ""),
-    )
-    batch = tuple(np.ascontiguousarray(part[:64]) for part in (label, dense, ids))
-    yield Check("overfits one batch of it", *overfits(batch, data))
+    text = "yes" + _idle(dense, dense_names) if finite else "no; prepare the data again"
+    yield Check("dense values finite", finite, text)
+    counts = {name: len(np.unique(column)) for name, column in zip(id_names, ids.T, strict=True)}
+    fewest, most = (choose(counts, key=counts.__getitem__) for choose in (min, max))
+    spread = counts[most] > 1
+    text = f"{counts[fewest]:,} ({fewest}) to {counts[most]:,} ({most}) distinct values in {len(ids):,} rows"
+    text += _idle(ids, id_names) + ("" if spread else "; name other columns, or train with --method none")
+    yield Check("ids spread", spread, text)
+    batch = tuple(np.ascontiguousarray(part[:BATCH]) for part in (label, dense, ids))
+    good, text = overfits(batch, data)
+    sizes = dict(zip(dense_names, np.abs(batch[1]).max(axis=0).tolist(), strict=True))
+    if large := [f"{name} up to {size:.3g}" for name, size in sizes.items() if size > LARGE]:
+        remedy = "prepare with --dense log1p, or scale them"
+        text += f"; large numbers are hard to learn ({', '.join(large)}): {remedy}"
+    elif not good:
+        text += "; report this"
+    yield Check("overfits one batch of it", good, text)
 
 
 def overfits(batch, data: DataSpec) -> tuple[bool, str]:
-    """Whether 200 steps on one batch bring its loss near 0, as they must when gradients are right."""
+    """Whether training on one batch alone brings its loss down, as it must when gradients are right.
+
+    Good is what comes near the least loss that any model can have on these rows. Rows that are told apart by
+    little differences of numbers are learned slowly, so the least by the ids alone will do too. But a loss
+    that began beyond reason, and ends where predicting the base rate does, has learned nothing.
+    """
     config = resolve(
         TrainConfig(
             embedding=EmbeddingConfig(weights=100_000),
@@ -100,9 +131,37 @@ def overfits(batch, data: DataSpec) -> tuple[bool, str]:
         )
     )
     model, (label, dense, ids) = build(config, data, select("cpu")), batch
-    losses = [float(model.step(label, dense, ids, config.optimizer.lr).mean()) for _ in range(200)]
-    good = losses[-1] < 0.1 * losses[0]
-    return good, f"loss {losses[0]:.3f} -> {losses[-1]:.5f} in 200 steps" + ("" if good else "; report this")
+    constant = metrics.entropy(float(label.mean(dtype=float))) + 0.0  # -0 becomes 0
+    least, least_by_ids = attainable(label, dense, ids), attainable(label, dense[:, :0], ids)
+    losses: list[float] = []
+
+    def near(loss: float) -> bool:
+        return losses[-1] <= loss + max(0.1 * (constant - loss), 0.01)
+
+    with np.errstate(over="ignore", invalid="ignore"):  # of numbers that are far too large
+        while len(losses) < STEPS or (len(losses) < MOST_STEPS and not near(least)):
+            losses.append(float(model.step(label, dense, ids, config.optimizer.lr).mean()))
+    learned = losses[0] < UNREASONABLE or losses[-1] < constant - 0.01
+    good = learned and (near(least) or (losses[0] < UNREASONABLE and near(least_by_ids)))
+    text = (
+        f"loss {losses[0]:.3g} -> {losses[-1]:.5f} in {len(losses)} steps on {len(label)} rows; predicting "
+        f"their base rate costs {constant:.5f}, and no model goes below {least:.5f}"
+    )
+    return good, text + (", as some rows differ in the label alone" if least > 0 and constant > 0 else "")
+
+
+def attainable(label: np.ndarray, dense: np.ndarray, ids: np.ndarray) -> float:
+    """The least mean log loss on some rows: that of predicting, for equal rows, their share of clicks."""
+    rows = np.concatenate([(dense + np.float32(0)).view(np.uint32), ids], axis=1)  # -0 equals 0
+    _, group, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    clicks = np.bincount(group, label)
+    return float(sum(n * metrics.entropy(c / n) for n, c in zip(counts, clicks, strict=True)) / len(label))
+
+
+def _idle(columns: np.ndarray, names: Sequence[str]) -> str:
+    """The columns of (N, n) that hold one value only, in words."""
+    idle = [name for name, column in zip(names, columns.T, strict=True) if (column == column[0]).all()]
+    return f"; {', '.join(idle)}: one value only" if idle else ""
 
 
 def _kernels_agree() -> tuple[bool, str]:

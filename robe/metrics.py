@@ -36,16 +36,54 @@ def entropy(rate: float) -> float:
     return float(-sum(p * np.log(p) for p in (rate, 1 - rate) if p > 0))
 
 
+@np.errstate(invalid="ignore")  # A NaN stays one.
+def probability(logits: np.ndarray) -> np.ndarray:
+    """The sigmoid of logits, float64, without overflow."""
+    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+
+
+@np.errstate(invalid="ignore")  # Logits that are not finite are told by None.
 def summary(label: np.ndarray, logits: np.ndarray) -> dict[str, float | None]:
     """All metrics of predictions. `normalised_entropy` is the log loss over that of the base rate
-    (He et al., 2014): below 1 the model knows something. With one class alone, it and the AUC are None."""
+    (He et al., 2014): below 1 the model knows something. With one class alone, it and the AUC are None; and
+    so is whatever logits that are not finite make infinite or NaN."""
     rate = float(np.mean(label, dtype=np.float64))
     loss = log_loss(label, logits)
     two_classes = 0 < rate < 1
-    return {
+    lowest, highest = probability(np.array([logits.min(), logits.max()])).tolist()
+    found = {
         "auc": auc(label, logits) if two_classes else None,
         "log_loss": loss,
         "normalised_entropy": loss / entropy(rate) if two_classes else None,
         "base_rate": rate,
+        "lowest_probability": lowest,
+        "highest_probability": highest,
         "rows": len(label),
     }
+    return {name: None if value is None or not np.isfinite(value) else value for name, value in found.items()}
+
+
+def all_alike(lowest: float, highest: float) -> bool:
+    """Whether probabilities between these two tell no row from another: the odds differ by 0.1% at most."""
+    return highest - lowest <= max(1e-9, 1e-3 * min(lowest, 1 - highest))
+
+
+def is_constant(found: dict) -> bool:
+    """Whether predictions tell no row from another, from their `summary`; those of old runs do not say."""
+    lowest, highest = found.get("lowest_probability"), found.get("highest_probability")
+    return None not in (lowest, highest) and found["rows"] > 1 and all_alike(lowest, highest)
+
+
+def trouble(found: dict) -> str | None:
+    """Why predictions are of no use, in a few words, from their `summary`; None if they are of some."""
+    loss, share = found["log_loss"], found["normalised_entropy"]
+    if loss is None:
+        return "some predictions are not finite"
+    if is_constant(found):
+        return f"every row gets the probability {found['lowest_probability']:.4g}"
+    if share is not None and share >= 1:
+        return (
+            f"a log loss of {loss:.4g} is no better than the {loss / share:.4g} of predicting the base rate "
+            f"{found['base_rate']:.4f} for every row"
+        )
+    return None

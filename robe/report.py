@@ -25,8 +25,8 @@ def write_summary(run: Path, summary: dict) -> None:
     write_whole(run / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
 
 
-def converted_text(run: Path, summary: dict) -> str:
-    """What `convert` wrote to the folder `run`, how many bytes it takes, and how far its weights are off."""
+def converted_text(run: str, summary: dict) -> str:
+    """What `convert` wrote to a folder of this name, its bytes, and how far its weights are off."""
     before, lost = summary["before"], summary["energy_share_lost"]
     sizes = [f"{part['method']} {part['memory']} {part['embedding_bytes']:,} B" for part in (before, summary)]
     lines = [
@@ -53,12 +53,13 @@ def compared_text(before: dict, after: dict) -> str:
     """Test metrics of a run and of the one converted from it, in one line."""
     return (
         f"test ({after['rows']:,} rows): AUC {number(before['auc'])} -> {number(after['auc'])}, "
-        f"log loss {before['log_loss']:.4f} -> {after['log_loss']:.4f}"
+        f"log loss {number(before['log_loss'])} -> {number(after['log_loss'])}"
     )
 
 
 def number(value: float | None, less: float | None = 0.0) -> str:
-    """A metric, or how much it is above `less`; both are None where all labels were the same."""
+    """A metric, or how much it is above `less`; both are None where all labels were the same, or a prediction
+    was not finite."""
     return "undefined" if value is None or less is None else f"{value - less:.4f}"
 
 
@@ -68,7 +69,7 @@ def text(summary: dict) -> str:
     lines = [
         f"{summary['method']}: {summary['stopped']}; {summary['steps']:,} steps, "
         f"{summary['rows_trained']:,} rows in {summary['seconds']:.1f} s, evaluations included",
-        f"test AUC {number(test['auc'])}, log loss {test['log_loss']:.4f} ({test['rows']:,} rows, "
+        f"test AUC {number(test['auc'])}, log loss {number(test['log_loss'])} ({test['rows']:,} rows, "
         f"base rate {test['base_rate']:.4f}); validation AUC {number(validation['auc'])}",
     ]
     if bayes := summary["bayes"]:
@@ -120,7 +121,7 @@ def draw_curves(run: Path, summary: dict) -> None:
         color = f"C{index}"
         training = [(e["step"], e["loss"]) for e in log if e["kind"] == "train"]
         validation = [
-            (e["step"], e["log_loss"], math.nan if e["auc"] is None else e["auc"])
+            (e["step"], *(math.nan if e[name] is None else e[name] for name in ("log_loss", "auc")))
             for e in log
             if e["kind"] == "validation"
         ]

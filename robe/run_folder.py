@@ -8,7 +8,7 @@
 This is where models and data meet: it stands above both `robe` and `data_pipeline`, as the commands do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve
 from robe.model import DLRM
 from robe.progress import Update, Watched, unwatched
 from robe.timeline import Phase, no_phase
-from robe.train import EVALUATION_BATCH, predict, train, write_probabilities
+from robe.train import EVALUATION_BATCH, TrainingError, predict, train, write_probabilities
 
 
 class Settings(NamedTuple):
@@ -192,10 +192,39 @@ def fit(
     """Train a model, or go on where `run` stands; returns the summary with what is known of the data.
 
     rows: the splits `train`, `validation` and `test`; update, phase: as in robe.train.train.
+    Raises DataError, not TrainingError, where a number of the training rows is not finite.
     """
-    summary = train(model, config, DataSpec.of(manifest), rows, run, update, phase)
+    try:
+        summary = train(model, config, DataSpec.of(manifest), rows, run, update, phase)
+    except TrainingError:
+        rows["train"].require_possible("dense")
+        raise
     bayes = manifest.synthetic and manifest.synthetic["bayes"]
-    return summary | {"data": manifest.describe(), "bayes": bayes}
+    warnings = one_class(rows) + summary["warnings"]
+    return summary | {"data": manifest.describe(), "bayes": bayes, "warnings": warnings}
+
+
+def before_training(rows: Mapping[str, Rows]) -> list[str]:
+    """Look at what would show hours later: all labels, and whatever evaluations read; returns `one_class`.
+
+    Raises DataError that names the first value that cannot be. The numbers of the training rows take long to
+    read and show in the loss, so `fit` looks at them when they do.
+    """
+    for split in ("validation", "test"):
+        rows[split].require_possible("dense", "sparse")
+    return one_class(rows)
+
+
+def one_class(rows: Mapping[str, Rows]) -> list[str]:
+    """A line for each split whose labels are all the same; DataError for one that is neither 0 nor 1."""
+    consequence = {"train": "there is nothing to learn"}
+    return [
+        f"{split} rows: every label of the {part.count:,} is {part.base_rate:g}, so "
+        f"{consequence.get(split, 'AUC is undefined')}; check the label column, or choose another --split "
+        "when preparing"
+        for split, part in rows.items()
+        if part.base_rate in (0, 1)
+    ]
 
 
 def evaluate(
@@ -210,18 +239,28 @@ def evaluate(
     trained.data.require(manifest.fingerprint(), str(manifest.folder))
     if data is None and not manifest.same_rows(learned_data(run)):
         raise ConfigError(
-            f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with --data"
+            f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with "
+            f"`robe evaluate {run} --data {manifest.folder}`"
         )
     rows = Rows(manifest, split)
+    rows.require_possible("labels", "dense")
     watched = Watched(rows.batches, rows.count, update)
     label, logits = predict(trained.model, watched)
     return manifest, watched.pace(), metrics.summary(label, logits)
 
 
-def predict_file(run: Path, file: Path, out: Path, backend: str, update: Update = unwatched) -> int:
+def predict_file(
+    run: Path,
+    file: Path,
+    out: Path,
+    backend: str,
+    update: Update = unwatched,
+    notice: Callable[[str], None] = lambda line: None,
+) -> int:
     """Write a click probability per row of a raw log, a table or a prepared folder; returns how many.
 
-    `out` is text, one number a line, and appears whole. Raises DataError for a bad row.
+    `out` is text, one number a line, and appears whole. notice: is told, in a line, that the model gives
+    every row the same. Raises DataError for a bad row.
     """
     trained = load(run, backend)
     if out.exists() and file.exists() and out.samefile(file):
@@ -230,10 +269,12 @@ def predict_file(run: Path, file: Path, out: Path, backend: str, update: Update 
         manifest = open_folder(file)
         trained.data.require(manifest.fingerprint(), str(file))
         rows = Rows(manifest, None)
+        rows.require_possible("dense")
         batches, total = rows.batches, rows.count
     else:
         batches, total = partial(raw_batches, file, learned_data(run)), None
-    return write_probabilities(trained.model, Watched(batches, total, update).batches(EVALUATION_BATCH), out)
+    watched = Watched(batches, total, update)
+    return write_probabilities(trained.model, watched.batches(EVALUATION_BATCH), out, notice)
 
 
 def convert(
@@ -250,8 +291,8 @@ def convert(
     judged: what to add to the summary, which it finds out from the new run before this appears.
     Other arguments, and errors, are those of robe.convert.converted_config.
     """
-    settings, described = read(run), learned_data(run).describe()
     config, spec, _ = checkpoint.newest_state(run)
+    settings, described = read(run), learned_data(run).describe()
     require_same(run, config, spec)
     new = conversion.converted_config(config, spec, to, compression, block)
     with appearing(out, lambda: 0.0) as folder:

@@ -31,6 +31,9 @@ from robe.version import __version__
 
 LOGS_PER_EVALUATION = 5
 EVALUATIONS_PER_EPOCH = 10
+# Log losses that are no lack of knowledge, as to predict 1/2 for every row costs 0.69. Models that know their
+# training rows by heart come to more than the first of other rows alone, and to the second of none.
+DIVERGED, ABSURD = 2 * math.log(2), 10
 
 
 class TrainingError(RobeError):
@@ -63,8 +66,10 @@ def train(
     """Train a new model to the end of its configuration, from the newest checkpoint of `run` if it has one.
 
     rows: the splits `train`, `validation` and `test`; phase: times the parts of the loop. Returns the summary
-    of the run.
-    Raises TrainingError if the loss or a weight is not finite; the last good checkpoint stays.
+    of the run; its `warnings`, a line each, tell what makes the model useless, and `diverged` whether that is
+    because the losses grew.
+    Raises TrainingError if the loss or a weight is not finite. The last good checkpoint stays: the newest one
+    up to an evaluation that found the model of use.
     """
     steps_per_epoch = math.ceil(rows["train"].count / config.batch)
     total = steps_per_epoch * config.epochs
@@ -96,7 +101,7 @@ def train(
             model.backend.xp.sum(losses, dtype="float64", out=sums[len(counts), ...])
             counts.append(len(label))
             if step % log_every == 0 or evaluates or saves:
-                loss = _mean_loss(model.backend.to_host(sums[: len(counts)]), counts, step, config, run)
+                loss = _mean_loss(model.backend.to_host(sums[: len(counts)]), counts, step, config, log)
                 counts = []
                 log.write(kind="train", step=step, loss=loss, lr=rate, seconds=time.perf_counter() - started)
             progress(step * config.batch, total * config.batch, f"loss {loss:.4f}")
@@ -110,19 +115,27 @@ def train(
                 reached = (validation["auc"] or 0.0) >= target
             if saves or reached:
                 with phase("checkpoint"):
-                    _check_finite(model, step, config, run)
+                    _check_finite(model, step, config, log)
                     log.sync()
-                    checkpoint.save(run, model, config, data, position)
+                    checkpoint.save(run, model, config, data, position, good_until=log.good_until())
     rows_trained = position.epoch * rows["train"].count + position.epoch_step * config.batch
+    test = metrics.summary(*predict(model, rows["test"]))
+    # The last evaluation is of the final weights, but not made if there was nothing left to do.
+    validation = validation or metrics.summary(*predict(model, rows["validation"]))
+    training_loss = log.training_loss()
+    test_loss = math.inf if test["log_loss"] is None else test["log_loss"]
+    diverged = test_loss > ABSURD or min(test_loss, training_loss) > DIVERGED
     return {
         "stopped": "target AUC reached" if reached else "all epochs done",
         "steps": position.step,
         "rows_trained": rows_trained,
         "seconds": log.seconds(),
         "rows_per_second": rows_trained / log.seconds(),
-        "test": metrics.summary(*predict(model, rows["test"])),
-        # The last evaluation is of the final weights, but not made if there was nothing left to do.
-        "validation": validation or metrics.summary(*predict(model, rows["validation"])),
+        "training_loss": training_loss,
+        "test": test,
+        "validation": validation,
+        "diverged": diverged,
+        "warnings": _warnings({"test": test, "validation": validation}, diverged, config, log),
         "dense_parameters": int(model.dense_parameters.size),
         **model.embedding.describe(),
         "backend": model.backend.description,
@@ -169,19 +182,30 @@ def probabilities(model: DLRM, batches: Iterable) -> Iterator[np.ndarray]:
     batches: of anything whose last two parts are dense (B, n) and ids (B, F), at most EVALUATION_BATCH rows.
     """
     for _, logits in _logits(model, ((None, (dense, ids)) for *_, dense, ids in batches)):
-        # sigmoid without overflow, in float64.
-        yield np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+        yield metrics.probability(logits)
 
 
-def write_probabilities(model: DLRM, batches: Iterable, out: Path) -> int:
-    """Write the `probabilities`, one a line; returns how many. `out` appears whole."""
+def write_probabilities(
+    model: DLRM, batches: Iterable, out: Path, notice: Callable[[str], None] = lambda line: None
+) -> int:
+    """Write the `probabilities`, one a line; returns how many. `out` appears whole.
+
+    notice: is told, in a line, that they are all the same.
+    Raises TrainingError for a probability that is not finite.
+    """
     out = out.resolve()
     if out.exists() and not out.is_file():
         raise ConfigError(f"{out}: is not an ordinary file; choose another --out")
-    count = 0
+    count, lowest, highest = 0, math.inf, -math.inf
     try:
         with new_file(out) as file:
             for part in probabilities(model, batches):
+                if not (finite := np.isfinite(part)).all():
+                    raise TrainingError(
+                        f"row {count + np.argmin(finite)} (from 0): its probability is not finite; scale its "
+                        "numbers, or use a model that was trained with a lower --lr"
+                    )
+                lowest, highest = min(lowest, part.min()), max(highest, part.max())
                 file.write("".join(f"{p:.9g}\n" for p in part.tolist()).encode())
                 count += len(part)
         sync(out.parent)
@@ -190,6 +214,8 @@ def write_probabilities(model: DLRM, batches: Iterable, out: Path) -> int:
             raise
         mend = f"{remedy(error)}, or choose another --out"
         raise ConfigError(f"{out}: cannot be written: {error.strerror}; {mend}") from None
+    if count > 1 and metrics.all_alike(lowest, highest):
+        notice(f"all {count:,} rows get the probability {lowest:.4g}; this model tells no row from another")
     return count
 
 
@@ -223,8 +249,20 @@ class Log:
         """Time spent up to the last entry, all sessions together."""
         return self.entries[-1]["seconds"] if self.entries else 0.0
 
+    def training_loss(self) -> float:
+        """The mean of the losses of training rows that were logged last."""
+        losses = [entry["loss"] for entry in self.entries if entry["kind"] == "train"]
+        return float(np.mean(losses[-LOGS_PER_EVALUATION:]))
+
     def best_validation_auc(self) -> float:
-        return max((e["auc"] or 0.0 for e in self.entries if e["kind"] == "validation"), default=0.0)
+        return max((e["auc"] or 0.0 for e in self._evaluations()), default=0.0)
+
+    def good_until(self) -> int:
+        """The step of the last evaluation that found the model of use; 0 if none did."""
+        return max((e["step"] for e in self._evaluations() if metrics.trouble(e) is None), default=0)
+
+    def _evaluations(self) -> Iterator[dict]:
+        return (entry for entry in self.entries if entry["kind"] == "validation")
 
 
 def read_log(path: Path) -> Iterator[dict]:
@@ -278,27 +316,63 @@ def _logits(model: DLRM, batches: Generator) -> Iterator[tuple[Any, np.ndarray]]
     return model.backend.fetch(results, EVALUATION_BATCH)
 
 
-def _mean_loss(sums: np.ndarray, counts: list[int], step: int, config: TrainConfig, run: Path) -> float:
+def _mean_loss(sums: np.ndarray, counts: list[int], step: int, config: TrainConfig, log: Log) -> float:
     """Mean loss per row of the steps up to `step`, from the sum of the losses and the rows of each.
 
     Raises TrainingError if a sum is not finite.
     """
     for number, loss in enumerate(sums.tolist(), step - len(counts) + 1):
         if not math.isfinite(loss):
-            raise TrainingError(_not_finite(f"the loss became {loss}", number, config, run))
+            raise TrainingError(_not_finite(f"the loss became {loss}", number, config, log))
     return float(sum(sums)) / sum(counts)
 
 
-def _check_finite(model: DLRM, step: int, config: TrainConfig, run: Path) -> None:
+def _check_finite(model: DLRM, step: int, config: TrainConfig, log: Log) -> None:
     for name, array in model.state().items():
         if not bool(model.backend.xp.isfinite(array).all()):
-            raise TrainingError(_not_finite(f"{name} holds a value that is not finite", step, config, run))
+            what = f"{name} holds a value that is not finite"
+            raise TrainingError(_not_finite(what, step, config, log))
 
 
-def _not_finite(what: str, step: int, config: TrainConfig, run: Path) -> str:
-    kept = checkpoint.saved(run)
-    where = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+def _not_finite(what: str, step: int, config: TrainConfig, log: Log) -> str:
     return (
-        f"{what} in step {step}; {where}. Train again with a lower --lr (it was {config.optimizer.lr:g}), "
-        "or look for broken values with `robe doctor --data DIR`"
+        f"{what} in step {step}; {_last_good(log)}. Train again with a lower --lr (it was "
+        f"{config.optimizer.lr:g}), or look for broken values with `robe doctor --data DIR`"
     )
+
+
+def _last_good(log: Log) -> str:
+    """Which checkpoint of the run can be relied on, in words."""
+    run = log.path.parent
+    kept, good = checkpoint.saved(run), checkpoint.newest_until(run, log.good_until())
+    if not kept:
+        return "there is no checkpoint yet"
+    if good is None:
+        return f"no checkpoint up to the newest, {kept[-1]}, was found better than predicting the base rate"
+    newer = "" if good == kept[-1] else " (delete the newer ones to use it)"
+    return f"the last good checkpoint is {good}{newer}"
+
+
+def _warnings(evaluations: dict[str, dict], diverged: bool, config: TrainConfig, log: Log) -> list[str]:
+    """What is wrong with the final model, in a line that says what to try; none if it is of use.
+
+    evaluations: of the splits, the one that matters most first.
+    """
+    lr, loss = f"--lr (it was {config.optimizer.lr:g})", log.training_loss()
+    for split, found in evaluations.items():
+        if (trouble := metrics.trouble(found)) is None:
+            continue
+        if diverged:
+            remedy = f"the training diverged, {_last_good(log)}; train again with a lower {lr}"
+        elif loss < metrics.entropy(found["base_rate"]) and not metrics.is_constant(found):
+            remedy = (
+                f"of the training rows something was learned (loss {loss:.4g}): try more rows, fewer "
+                "--epochs, a smaller model, or a --split whose parts are more alike"
+            )
+        else:
+            remedy = (
+                f"nothing was learned: try another {lr}, wider layers (--bottom, --top), more --epochs, or "
+                "more rows"
+            )
+        return [f"{split} rows: {trouble}; {remedy}"]
+    return []

@@ -84,7 +84,7 @@ class TestTrouble:
         cupy = SimpleNamespace(cuda=SimpleNamespace(Device=lambda: device, runtime=runtime))
         monkeypatch.setitem(sys.modules, "cupy", cupy)
         monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace())
-        with pytest.raises(backend.BackendError, match=f"Old has no {precision}; use --precision fp32"):
+        with pytest.raises(backend.BackendError, match=f"Old has no {precision}; use --backend cpu"):
             select("cuda", precision)
 
     @pytest.mark.parametrize("library", ["CUPY", "NUMBA"])

@@ -281,3 +281,47 @@ def test_unusable_folders_and_arguments_are_refused(manifest, train):
     for wrong in [{"batch_size": 0}, {"batch_size": 4, "start_step": -1}, {"batch_size": 4, "prefetch": -1}]:
         with pytest.raises(ValueError, match="must be at least"):
             train.batches(**wrong)
+
+
+class TestValuesThatCannotBe:
+    """Days 0 and 1 train; the first 12 rows of the last day test, the others validate."""
+
+    def spoil(self, manifest, day, kind, row, column, value):
+        path = manifest.folder / shard_name(day, kind)
+        array = np.load(path)
+        array[row, column] = value
+        np.save(path, array)
+        return path
+
+    @pytest.mark.parametrize("part", [3, 7, 1 << 22])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_numbers(self, manifest, monkeypatch, value, part):
+        monkeypatch.setattr(batches, "CHECKED", part)
+        path = self.spoil(manifest, 2, "dense", 15, 1, value)
+        Rows(manifest, "test").require_possible("labels", "dense", "sparse")
+        message = rf"{path}, row 15 \(from 0\), column half: {value} is not finite; prepare the data again"
+        with pytest.raises(DataError, match=message):
+            Rows(manifest, "validation").require_possible("dense")
+
+    @pytest.mark.parametrize("value", [256, 2, -1, 2**31 - 1])
+    def test_labels(self, manifest, value):
+        """256 is 0 in eight bits."""
+        assert Rows(manifest, "train").base_rate == np.mean(np.arange(87) % 3 == 0)
+        path = self.spoil(manifest, 1, "labels", 49, 0, value)
+        with pytest.raises(DataError, match=rf"{path}, row 49 .*column label: {value} is not 0 or 1"):
+            _ = Rows(manifest, "train").base_rate
+        assert Rows(manifest, "test").base_rate == pytest.approx(1 / 3)
+
+    @pytest.mark.parametrize("dialect", ["hash", "dictionary"])
+    @pytest.mark.parametrize("dtype", [np.int32, np.int64])
+    def test_ids_beyond_their_column(self, manifest, dialect, dtype):
+        path = manifest.folder / shard_name(2, "sparse")
+        ids = np.tile(np.arange(23)[:, None], 3).astype(dtype)
+        ids[13, 2] = 23
+        np.save(path, ids)
+        rows = Rows(dataclasses.replace(manifest, ids=Ids(dialect, (23, 23, 23), True)), "validation")
+        if dialect == "hash":
+            rows.require_possible("sparse")
+            return
+        with pytest.raises(DataError, match=rf"{path}, row 13 .*column c: 23 is not below its column"):
+            rows.require_possible("sparse")

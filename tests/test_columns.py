@@ -2,8 +2,10 @@ import csv
 import gzip
 import io
 import itertools
+import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 
 from data_pipeline.columns import hash_texts
 from data_pipeline.logs import count_rows, read_log
-from data_pipeline.schema import DataError, Schema
+from data_pipeline.proposal import propose
+from data_pipeline.schema import DataError, Schema, load_schema
 
 SCHEMA = Schema(
     "own", "liked", ("age", "price"), ("user", "genre", "code"), ("integer", "string", "hex"), ("", "NA"), 2.0
@@ -82,16 +85,23 @@ def split_line(line: str, separator: str) -> list[str] | None:
         at += 1
 
 
+TRUTH = dict.fromkeys(["true", "True", "TRUE", "yes", "Yes", "YES", "t", "T", "y", "Y"], "1")
+TRUTH |= dict.fromkeys(["false", "False", "FALSE", "no", "No", "NO", "f", "F", "n", "N"], "0")
+
+
 def plain_row(fields: list[str] | None, schema: Schema = SCHEMA):
     """(label, [log(max(x, 0) + 1), ...], ids) of the texts of a row, or None if it breaks the rules."""
     if fields is None or len(fields) != len(schema.columns):
         return None
     number = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
     label, *fields = fields
+    label = TRUTH.get(label, label)
     if not number.fullmatch(label) or (schema.threshold is None and float(label) not in (0, 1)):
         return None
     label = int(float(label) >= (1 if schema.threshold is None else schema.threshold))
-    fields = [None if field in schema.missing else field for field in fields]
+    columns = (*schema.dense, *schema.categorical)
+    missing = [schema.missing_in.get(column, schema.missing) for column in columns]
+    fields = [None if field in texts else field for field, texts in zip(fields, missing, strict=True)]
     dense, ids = fields[: len(schema.dense)], fields[len(schema.dense) :]
     if any(text is not None and not (number.fullmatch(text) and abs(float(text)) < 1e38) for text in dense):
         return None
@@ -107,11 +117,13 @@ def plain_row(fields: list[str] | None, schema: Schema = SCHEMA):
                 return None
             found.append(int(text, 16))
         else:
-            if not re.fullmatch("-?[0-9]{1,38}", text):
+            if not re.fullmatch(r"-?[0-9]{1,38}(\.0+)?", text):
                 return None
-            value = int(text)
+            value = int(text.partition(".")[0])
             found.append(value if 0 <= value < 2**32 else max(xxh32(str(value).encode()), 1))
-    return label, [np.float32(math.log1p(max(x, 0))) for x in values], found
+    transforms = [schema.transforms.get(column, "log1p") for column in schema.dense]
+    given = zip(values, transforms, strict=True)
+    return label, [np.float32(math.log1p(max(x, 0)) if how == "log1p" else x) for x, how in given], found
 
 
 def read(path, schema=SCHEMA, **options):
@@ -164,11 +176,12 @@ BAD_NUMBERS = [
     ".",
     "\u0661",
 ]
-IDS = ["", "NA", "0", "7", "007", "4294967295", "4294967296", "-5", "-0", "9" * 38]
+IDS = ["", "NA", "0", "7", "007", "7.0", "7.000", "-5.0", "4294967295", "4294967296", "-5", "-0", "9" * 38]
 fields = st.tuples(
-    st.sampled_from(["0", "1"] * 5 + ["1.0", "", "NA", "2", "x"]),
+    st.sampled_from(["0", "1"] * 5 + [*TRUTH, "1.0", "", "NA", "2", "x", "tRUE", "ja"]),
     *(st.sampled_from(NUMBERS * 3 + BAD_NUMBERS) | st.floats(-1e9, 1e9).map(repr) for _ in range(2)),
-    st.sampled_from(IDS * 2 + ["1.5", "x", "9" * 39, " 1"]) | st.integers(-(2**70), 2**70).map(str),
+    st.sampled_from(IDS * 2 + ["1.5", "7.", "7.0e1", "x", "9" * 39, " 1"])
+    | st.integers(-(2**70), 2**70).map(str),
     st.sampled_from(["", "NA", "na", " ", "a,b", 'say "x"', "a;b\tc"])
     | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n"), max_size=20),
     st.sampled_from(["", "NA", "0", "ff", "FFFFFFFF", "00000001", "100000000", "xyz", "-1"]),
@@ -194,13 +207,15 @@ BROKEN = ["", "x", '"', '1,2,3,4,"a,5', '1,2,3,4,a"b",5', '"1"2,2,3,4,a,5', "1,2
     st.permutations(range(6)),
     st.sampled_from([1, 30, 1 << 20]),
     st.sampled_from(["own.csv", "own.tsv.gz"]),
-    st.sampled_from([None, 1.0]),
+    st.sampled_from([None, 1.0, 0.0]),
+    st.sampled_from([{}, {"genre": ()}, {"age": ("-1", ""), "user": ("7", "NA")}]),
+    st.sampled_from([{}, {"price": "none"}, {"price": "log1p", "age": "none"}]),
 )
 def test_a_csv_file_is_read_as_the_plain_parser_does(
-    tmp_path_factory, rows, broken, separator, order, block_bytes, name, threshold
+    tmp_path_factory, rows, broken, separator, order, block_bytes, name, threshold, missing_in, transforms
 ):
     """Values, rejected rows and the row an error names, whatever the order of columns and the quotes."""
-    schema = Schema(**{**SCHEMA.to_json(), "threshold": threshold})
+    schema = replace(SCHEMA, threshold=threshold, missing_in=missing_in, transforms=transforms)
     lines = [separator.join(quote(row[i], separator, always) for i in order) for row, always in rows] + [
         line.replace(",", separator) for line in broken
     ]
@@ -342,6 +357,88 @@ def test_a_single_column(tmp_path):
         assert chunk.ids[:, 0].tolist() == [xxh32(b"a"), 0, xxh32(b"b")]
 
 
+@pytest.mark.parametrize("dtype", [pl.Float32, pl.Float64])
+def test_whole_floats_are_integers(tmp_path, dtype):
+    """What Pandas makes of a column of ids when some are missing means the same in CSV and Parquet."""
+    ids = [37, None, 0, 2**24, -5, None]
+    frame = pl.DataFrame({"y": [0, 1] * 3, "user": ids})
+    schema = Schema("own", "y", (), ("user",), ("integer",))
+    expected = [0 if x is None else x if x >= 0 else xxh32(b"-5") for x in ids]
+    path = write(frame.cast({"user": dtype}), tmp_path / "own.parquet")
+    assert [row[3] for row in read(path, schema)] == [[x] for x in expected]
+    nan = pl.DataFrame({"y": [0, 1] * 3, "user": pl.Series(ids, dtype=dtype).fill_null(float("nan"))})
+    assert read(write(nan, tmp_path / "nan.parquet"), schema) == read(path, schema)
+    (tmp_path / "own.csv").write_text(
+        "y,user\n" + "".join(f"{i % 2},{'' if x is None else f'{x}.0'}\n" for i, x in enumerate(ids))
+    )
+    assert read(tmp_path / "own.csv", schema) == read(path, schema)
+    for bad in (37.5, float("inf"), float(2**26 if dtype == pl.Float32 else 2**54)):
+        write(pl.DataFrame({"y": [0, 1], "user": pl.Series([1, bad], dtype=dtype)}), path)
+        fails(
+            r"own.parquet, row 2: user is '.*', not a whole number of up to \d+, as which Float", path, schema
+        )
+
+
+def test_truths_are_labels_whatever_the_spelling(tmp_path):
+    schema = Schema("own", "y", (), ("user",), ("string",))
+    (tmp_path / "own.csv").write_text("y,user\n" + "".join(f"{word},True\n" for word in TRUTH))
+    assert [(row[1], row[3]) for row in read(tmp_path / "own.csv", schema)] == [
+        (int(value), [xxh32(b"True")]) for value in TRUTH.values()
+    ]
+    for threshold in (1, 0.5):
+        limited = replace(schema, threshold=threshold)
+        assert read(tmp_path / "own.csv", limited) == read(tmp_path / "own.csv", schema)
+    (tmp_path / "own.csv").write_text("y,user\n0.15,a\n")
+    fails(
+        r"row 1 \(line 2\): y is '0.15', not 0 or 1, .*`threshold` in the schema",
+        tmp_path / "own.csv",
+        schema,
+    )
+
+
+def test_numbers_that_become_0_are_told(tmp_path):
+    schema = replace(SCHEMA, dense=("a", "b"), transforms={"b": "none"}, dense_missing=-7)
+    frame = FRAME.with_columns(a=pl.Series([-1, 0, 2]), b=pl.Series([-1.5, None, 2]))
+    path = write(frame, tmp_path / "own.parquet")
+    (chunk,) = read_log(path, schema)
+    assert chunk.dense.tolist() == [[0, -1.5], [0, -7], [np.float32(math.log1p(2)), 2]]
+    assert chunk.clipped.tolist() == [[True, False], [False, False], [False, False]]
+    (chunk,) = read_log(path, replace(schema, transforms={"b": "log1p"}), dense="none")
+    assert chunk.dense.tolist() == [[-1, 0], [0, 0], [2, np.float32(math.log1p(2))]]
+    assert chunk.clipped.tolist() == [[False, True], [False, True], [False, False]]
+    (tmp_path / "raw").write_text("1\t-2\tff\n0\t\tff\n")
+    (chunk,) = read_log(tmp_path / "raw", Schema("raw", "l", ("d",), ("c",)))
+    assert chunk.clipped.tolist() == [[True], [False]]
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+def test_quotes_that_are_part_of_the_text(tmp_path, block_bytes):
+    """As in a TSV of titles: the schema says so, and what is proposed of such a file says it too."""
+    texts = ['The "best" thing', '5" pipe', "plain", '"quoted"', '"', '""', '"half']
+    path = tmp_path / "news.tsv"
+    path.write_text("click\ttitle\n" + "".join(f"{i % 2}\t{text}\n" for i, text in enumerate(texts)))
+    proposed = propose(path, 10)
+    assert 'quote = ""' in proposed
+    (tmp_path / "news.toml").write_text(proposed)
+    schema = load_schema(tmp_path / "news.toml")
+    assert schema.quote == ""
+    assert load_schema_again(schema) == schema
+    found = [row[3][0] for row in read(path, schema, block_bytes=block_bytes)]
+    assert found == [xxh32(text.encode()) for text in texts]
+    assert count_rows(path) == len(texts)
+    quoting = Schema(**{**schema.to_json(), "quote": '"'})
+    assert quoting.fingerprint() != schema.fingerprint()
+    fails(r"row 1 \(line 2\): quotes .*; if quotes are part of the text, write quote = ", path, quoting)
+    path.write_text('click\ttitle\n1\t"quoted"\n0\tplain\n')
+    assert "quote =" not in propose(path, 10)
+    assert read(path, quoting)[0][3] == [xxh32(b"quoted")]
+
+
+def load_schema_again(schema):
+    """A schema as a manifest keeps it."""
+    return Schema.from_json(json.loads(json.dumps(schema.to_json())))
+
+
 def test_errors_name_file_row_column_and_value(tmp_path):
     frame = FRAME.with_columns(price=pl.Series([1.0, float("inf"), -1e39]), liked=pl.Series([0, 1, 2]))
     path = write(frame, tmp_path / "own.parquet")
@@ -350,7 +447,10 @@ def test_errors_name_file_row_column_and_value(tmp_path):
     rows = read(path, bad_rows="skip", on_reject=lambda *row: rejected.append(row), slice_rows=2)
     assert [row[0] for row in rows] == [1]
     assert [row for row, _, _ in rejected] == [2, 3]
-    assert rejected[1][1:] == ("liked is '2', not 0 or 1", "2\t-3\t-1e+39\t99999999999\té\t0A".encode())
+    assert rejected[1][1:] == (
+        "liked is '2', not 0 or 1, true or false (other numbers need a `threshold` in the schema)",
+        "2\t-3\t-1e+39\t99999999999\té\t0A".encode(),
+    )
 
 
 def test_tables_that_cannot_be_used(tmp_path):
@@ -366,13 +466,14 @@ def test_tables_that_cannot_be_used(tmp_path):
     path.write_text(",".join([*NAMES, "x", "x"]) + "\n1,2,3,4,5,6,7,8\n")
     assert len(read(path)) == 1
     path.write_bytes(b"\xff,b\n1,2\n")
-    fails("own.csv, line 1: not the names of columns", path)
+    fails("own.csv, line 1: not UTF-8 text; if it is GBK, `iconv", path)
     path = write(FRAME.cast({"code": pl.Binary}), tmp_path / "own.parquet")
     fails("own.parquet: column code is Binary, which cannot be hex; correct the schema", path)
     write(FRAME.cast({"age": pl.Date}), path)
     fails("column age is Date, which cannot be a number", path)
-    write(FRAME.cast({"user": pl.Float32}), path)
-    fails("column user is Float32, which cannot be integer", path)
+    write(FRAME.cast({"user": pl.Float64}), path)
+    strings = replace(SCHEMA, kinds=("string", "string", "hex"))
+    fails("column user is Float64, which cannot be string; declare it as integer", path, strings)
     write(FRAME.clear(), path)
     fails("own.parquet: empty, there is no row 1", path)
     data = write(FRAME, path).read_bytes()

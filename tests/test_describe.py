@@ -1,7 +1,12 @@
 import dataclasses
+from itertools import pairwise
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib import font_manager
+from matplotlib.text import Text
+from rich.cells import cell_len
 
 from data_pipeline import describe as module
 from data_pipeline.describe import describe, draw, save, text, zipf_exponent
@@ -142,3 +147,132 @@ def test_the_figure_holds_every_column(manifest, tmp_path):
     save(figure, tmp_path / "d.png")
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob(".d.png*"))
+
+
+NAMES = (
+    "$x$",
+    "$",
+    r"$\frac{1}$ \alpha",
+    "a^b_c 100%",
+    "_hidden",
+    "\x1b[31m",
+    "new\nline",
+    "rtl\u202e",
+    "x" * 200,
+)
+
+
+def described(manifest, dense, categorical):
+    """What would be told of columns of these names, of which each holds what the first ones do."""
+    found, dense, categorical = describe(manifest, 1000), tuple(dense), tuple(categorical)
+    schema = Schema("a\x1b[31m", "label", dense, categorical)
+    return dataclasses.replace(
+        found,
+        manifest=dataclasses.replace(manifest, schema=schema),
+        dense=tuple(found.dense[1]._replace(name=name) for name in dense),
+        categorical=tuple(found.categorical[0]._replace(name=name) for name in categorical),
+    )
+
+
+def test_names_are_drawn_as_they_are(manifest, tmp_path):
+    """Not as formulas; and what cannot be seen is written out. Any warning would be an error here."""
+    figure = draw(described(manifest, NAMES, [f"c{name}" for name in NAMES]))
+    save(figure, tmp_path / "d.png")
+    expected = [*NAMES[:5], r"\x1b[31m", r"new\nline", r"rtl\u202e", "x" * 11 + "..." + "x" * 6]
+    titles = [axes.title for axes in figure.axes[2 : 2 + len(NAMES)]]
+    assert [title.get_text() for title in titles] == expected
+    bars, distinct = figure.axes[1], figure.axes[-2]
+    drawn = [*bars.get_xticklabels()[: len(NAMES)], *titles]
+    assert [text.get_text() for text in drawn] == 2 * expected
+    assert [text.get_text() for text in distinct.get_yticklabels()][:5] == [f"c{name}" for name in NAMES[:5]]
+    names = [*drawn, *bars.get_xticklabels(), *distinct.get_yticklabels(), figure._suptitle]
+    assert not any(text.get_parse_math() for text in names)
+    assert r"a\x1b[31m data" in figure._suptitle.get_text()
+    written = [text.get_text() for text in figure.findobj(Text)]
+    assert all(text.replace("\n(", "(").isprintable() for text in written)
+
+
+def test_long_names_leave_room(manifest, tmp_path):
+    figure = draw(described(manifest, ["W" * 200] * 7, ["价" * 200] * 26))
+    save(figure, tmp_path / "d.png")
+    figure_width = figure.get_window_extent().width
+    assert all(axes.get_window_extent().width > 0.1 * figure_width for axes in figure.axes[:-3])
+    titles = [axes.title.get_window_extent() for axes in figure.axes[2:9]]
+    assert all(left.x1 < right.x0 for left, right in pairwise(titles))
+
+
+def test_characters_that_no_font_has_become_code_points(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own_fonts())
+    figure = draw(described(manifest, ["价格", "é"], ["市"]))
+    save(figure, tmp_path / "d.png")
+    assert [axes.get_title() for axes in figure.axes[2:4]] == [r"\u4ef7\u683c", "é"]
+    assert any("no font of this machine" in text.get_text() for text in figure.findobj(Text))
+
+
+def own_fonts():
+    """The fonts that matplotlib brings along."""
+    return [f for f in font_manager.fontManager.ttflist if f.fname.startswith(matplotlib.get_data_path())]
+
+
+def test_a_font_that_has_the_characters_is_found(manifest, tmp_path, monkeypatch):
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.ttLib.tables._g_l_y_f import Glyph
+
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "price"])
+    builder.setupCharacterMap({ord("价"): "price"})
+    builder.setupGlyf({".notdef": Glyph(), "price": Glyph()})
+    builder.setupHorizontalMetrics({".notdef": (500, 0), "price": (500, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Of-a test", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "font.ttf")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own_fonts())
+    font_manager.fontManager.addfont(tmp_path / "font.ttf")
+    figure = draw(described(manifest, ["价格", "é"], ["市"]))
+    save(figure, tmp_path / "d.png")
+    assert figure.axes[2].get_title() == r"价\u683c"
+    assert "Of-a test" in figure.axes[2].title.get_fontfamily()
+
+
+def test_of_many_columns_the_figure_shows_some_and_says_so(manifest, tmp_path):
+    found = described(manifest, map("d{}".format, range(1000)), map("c{}".format, range(1000)))
+    rest = found.dense[0]._replace(least=1, most=1, zeros=0)
+    dense = (rest._replace(name="constant"), *found.dense[1:-1], rest._replace(name="last", zeros=0.9))
+    large = found.categorical[-1]._replace(cardinality=10**6)
+    found = dataclasses.replace(found, dense=dense, categorical=(*found.categorical[:-1], large))
+    figure = draw(found)
+    assert len(figure.axes) == 2 + module.PANELS + 3
+    assert figure.axes[2].get_title() == "d1"
+    zeros, distinct = figure.axes[1], figure.axes[-2]
+    assert zeros.get_title().startswith("the most zeros of 2,000 columns")
+    assert "last" in [text.get_text() for text in zeros.get_xticklabels()]
+    assert "(60 of 1,000, the largest)" in distinct.get_title()
+    assert [text.get_text() for text in distinct.get_yticklabels()] == [*(f"c{i}" for i in range(59)), "c999"]
+    titles = [text.get_text() for text in figure.findobj(Text)]
+    assert "dense columns (none), zeros left out (56 of 1,000, those that vary first)" in titles
+    assert {f"d{i}" for i in range(1, 999)} | {f"c{i}" for i in range(1000)} <= set(text(found).split())
+
+
+def test_the_table_of_any_names(manifest):
+    categorical = ("价格" * 30, "[red]", "a" * 30, "a" * 31)
+    lines = text(described(manifest, NAMES, categorical)).splitlines()
+    heads = [i for i, line in enumerate(lines) if line.startswith(("dense ", "categorical "))]
+    dense, features = (lines[i : i + 1 + n] for i, n in zip(heads, (len(NAMES), 4), strict=True))
+    shown = [*NAMES[:5], r"\x1b[31m", r"new\nline", r"rtl\u202e", "x" * 19 + "..." + "x" * 10]
+    assert [line[:33].rstrip() for line in dense[1:]] == shown
+    assert all(line.isprintable() for line in lines)
+    for part in (dense, features):
+        assert len({cell_len(line) for line in part}) == 1
+    assert features[4].startswith("a" * 31 + " ")
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_progress_ends_when_all_is_looked_at(manifest, everything):
+    told = []
+    describe(manifest, 1000, everything=everything, progress=lambda *values: told.append(values))
+    done = [done for done, _ in told]
+    assert done == sorted(set(done))
+    assert {total for _, total in told} == {done[-1]}
+    assert len(told) >= (1 + everything) * 3 + 5  # the days, the columns

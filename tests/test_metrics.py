@@ -1,5 +1,6 @@
 """Metrics against brute force."""
 
+import json
 import math
 
 import numpy as np
@@ -79,3 +80,46 @@ def test_one_class_alone_has_no_auc():
     assert result["auc"] is None
     assert result["normalised_entropy"] is None
     assert result["log_loss"] == pytest.approx(math.log(2))
+
+
+class TestTrouble:
+    """What makes predictions useless; `summary` of labels and logits."""
+
+    LABEL = np.array([1, 0, 0, 0] * 5)
+
+    def of(self, logits, label=LABEL):
+        return metrics.trouble(metrics.summary(np.asarray(label), np.asarray(logits, np.float32)))
+
+    def test_useful_predictions_are_in_none(self):
+        assert self.of(self.LABEL - 1.0) is None
+
+    @pytest.mark.parametrize("logit", [0.0, -1.0, 90.0, -1e20])
+    def test_one_probability(self, logit):
+        assert "every row gets the probability" in self.of(np.full(20, logit))
+        assert "every row gets the probability" in self.of(logit + 1e-4 * np.arange(20) / 20)
+
+    def test_small_probabilities_that_differ_are_not_one(self):
+        assert metrics.all_alike(1e-4, 1.5e-4) is False
+        assert metrics.all_alike(1 - 1.5e-4, 1 - 1e-4) is False
+        assert metrics.all_alike(1e-4, 1.00001e-4) is True
+        assert metrics.all_alike(1 - 1e-12, 1) is True
+
+    def test_no_better_than_the_base_rate(self):
+        assert "no better than the 0.5623 of predicting the base rate 0.2500" in self.of(-self.LABEL - 1.0)
+
+    @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+    def test_logits_that_are_not_finite(self, odd):
+        logits = self.LABEL - 1.0
+        logits[[0, 1]] = odd
+        assert self.of(logits) == "some predictions are not finite"
+        json.dumps(metrics.summary(self.LABEL, logits.astype(np.float32)), allow_nan=False)
+
+    def test_one_class_and_one_row_are_no_trouble(self):
+        assert self.of([0, 1, 2], [0, 0, 0]) is None
+        assert self.of([3], [1]) is None
+        assert self.of([3, 3], [1, 1]) is not None
+
+    def test_evaluations_of_older_runs(self):
+        older = metrics.summary(self.LABEL, np.zeros(20, np.float32))
+        del older["lowest_probability"], older["highest_probability"]
+        assert "no better than" in metrics.trouble(older)

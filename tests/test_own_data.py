@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from recipes import ROOT, blocks, shell
 
+import robe
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import Manifest
 from robe import cli as command_line
@@ -41,6 +42,15 @@ def test_the_example_gets_from_a_csv_file_to_an_auc(tmp_path):
         liked = np.array([float(row["rating"]) >= 4 for row in csv.DictReader(file)])
     assert len(probabilities) == len(liked) == 60_000
     assert auc(liked[-6000:], probabilities[-6000:]) == pytest.approx(found, abs=1e-4)
+
+
+def test_a_table_is_made_of_libffm(tmp_path, monkeypatch):
+    ((_, program),) = blocks(PAGE, "libffm")
+    (tmp_path / "train.ffm").write_text("0 2:57:1 3:91:1\n1 2:8:1\n")
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    expected = {"label": ["0", "1"], "field_2": ["57", "8"], "field_3": ["91", None]}
+    assert pl.read_parquet("train.parquet").to_dict(as_series=False) == expected
 
 
 @pytest.fixture(scope="module", params=[0, 3])
@@ -126,6 +136,59 @@ def test_a_split_by_shares_and_by_days(own, tmp_path):
             [batch.ids for batch in Rows(Manifest.load(tmp_path / "cut"), name).batches(500)]
         )
         assert np.count_nonzero(ids[:, 0]) == known
+
+
+def test_columns_have_rules_of_their_own(tmp_path, capsys):
+    """Negative numbers, and texts that mean missing in one column alone, reach model and predictions."""
+    rng = np.random.default_rng(1)
+    z, debt, small = rng.normal(size=(3, 600))
+    frame = pl.DataFrame({"click": (z > 0) * 1, "z": z, "debt": debt, "some": np.where(small < -2.7, -1, 1)})
+    frame = frame.with_columns(
+        land=pl.Series(["NA", "DE", "-"] * 200), age=pl.Series(["NA", "30", "-1"] * 200)
+    )
+    frame.write_csv(tmp_path / "own.csv")
+    frame.with_columns(z=-z).write_csv(tmp_path / "other.csv")
+    (tmp_path / "own.toml").write_text(
+        'label = "click"\ndense = ["z", "debt", "age", "some"]\ncategorical.land = "string"\n'
+        'missing_in.age = ["NA"]\n[transform]\nz = "none"\nage = "none"\n'
+    )
+    prepare = ["prepare", tmp_path / "own.csv", "--schema", tmp_path / "own.toml", "--out", tmp_path / "d"]
+    run(*prepare)
+    out = capsys.readouterr().out
+    assert "dense: log1p, 2 by schema none; ids" in out
+    share = (debt < 0).mean()
+    warning = (
+        f'warning: debt: {share:.1%} of its values are below 0 and became 0; debt = "none" under [transform]'
+    )
+    assert [line[: len(warning)] for line in out.splitlines() if "became 0" in line] == [warning]
+    manifest = Manifest.load(tmp_path / "d")
+    assert manifest.clipped == {"debt": share, "some": (small < -2.7).mean()}
+    assert 0 < manifest.clipped["some"] < 0.01
+    (batch,) = Rows(manifest, None).batches(600)
+    columns = [z, np.log1p(np.maximum(debt, 0)), [0, 30, -1] * 200]
+    np.testing.assert_array_equal(batch.dense[:, :3].T, np.array(columns, np.float32))
+    assert len(set(batch.ids[:, 0].tolist()) - {0}) == 3
+    # A prediction from the file, from a table in memory and from the shards is the same, and minds the sign.
+    run("train", "--data", tmp_path / "d", "--out", tmp_path / "r", "--lr", "0.1", "--epochs", "3", *TINY)
+    for file in ("own.csv", "d", "other.csv"):
+        run("predict", tmp_path / "r", tmp_path / file, "--out", tmp_path / f"p_{file}")
+    own, shards, other = (np.loadtxt(tmp_path / f"p_{file}") for file in ("own.csv", "d", "other.csv"))
+    np.testing.assert_allclose(own, shards, rtol=1e-5)
+    np.testing.assert_allclose(robe.load(tmp_path / "r").predict_table(frame), own, rtol=1e-6)
+    assert auc(z > 0, own) > 0.9 > 0.1 > auc(z > 0, other)
+
+
+def test_a_manifest_of_before_there_were_rules_of_columns(own):
+    folder, _ = own
+    path = folder / "own.csv.data" / "manifest.json"
+    now, data = Manifest.load(path.parent), json.loads(path.read_text())
+    for old in (data, data["schema"]):
+        for key in ("clipped", "missing_in", "transforms"):
+            old.pop(key, None)
+    path.write_text(json.dumps(data))
+    then = Manifest.load(path.parent)
+    assert (then.fingerprint(), then.schema) == (now.fingerprint(), now.schema)
+    now.save(path.parent)
 
 
 def test_bad_options_are_refused_in_a_line(own, tmp_path, capsys):

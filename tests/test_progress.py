@@ -1,5 +1,6 @@
 """How reading is watched."""
 
+import io
 from types import SimpleNamespace
 
 from robe.progress import Watched
@@ -50,3 +51,17 @@ def test_an_unknown_total_is_no_error(monkeypatch):
     with progress.progress_bar("read", "rows") as update:
         for done in range(3):
             update(done, None, "half busy")
+
+
+def test_notes_are_no_markup(monkeypatch):
+    from rich.console import Console
+
+    from robe import progress
+
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=200, color_system=None)
+    monkeypatch.setattr(progress, "Console", lambda **options: console)
+    with progress.progress_bar("read [red]", "rows") as update:
+        update(2, 2, "day [/] [bold]x")
+    assert "read [red]" in shown.getvalue()
+    assert "day [/] [bold]x" in shown.getvalue()

@@ -21,7 +21,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
 from robe import cli as command_line
 from robe import report, run_folder
-from robe.train import predict
+from robe.train import TrainingError, predict
 
 ROOT = Path(__file__).parents[1]
 TABLES = ["--bottom", "8", "--width", "4", "--top", "8", "--batch", "64"]
@@ -364,6 +364,25 @@ class TestBadInput:
             tmp_path / "out" / "rejected.tsv"
         ).read_text() == f"{raw}\t31\t1 columns instead of 40\trubbish\n"
 
+    def test_names_of_files_stay_in_their_line(self, line, refused, tmp_path, capsys):
+        """Those with line ends, escapes for a terminal, marks of direction, and bytes that are not UTF-8."""
+        name = b"a\n\x1b[31m\t\xe2\x80\xae\xff"
+        raw, told = tmp_path / os.fsdecode(name), r"a\n\x1b[31m\t\u202e\udcff"
+        refused("prepare", raw, "--out", tmp_path / "out", message=re.escape(f"{tmp_path}/{told}: "))
+        raw.write_bytes(b"\n".join([b"\t".join(line)] * 30 + [b"rubbish"]) + b"\n")
+        out = tmp_path / f"{raw.name}.out"
+        code, printed, err = run("prepare", raw, "--out", out, "--bad-rows", "skip", capsys=capsys)
+        assert (code, err) == (0, "")
+        assert all(text.isprintable() for text in printed.splitlines())
+        assert f"{tmp_path}/{told}.out: criteo data" in printed
+        rejected = (out / "rejected.tsv").read_text()
+        assert rejected == f"{tmp_path}/{told}\t31\t1 columns instead of 40\trubbish\n"
+        for command in (["describe", out], ["prepare", "--verify", out]):
+            code, printed, err = run(*command, capsys=capsys)
+            assert (code, err) == (0, "")
+            assert f"{told}.out" in printed
+            assert all(text.isprintable() for text in printed.splitlines())
+
     def test_another_dialect_is_not_what_was_learned(self, folder, trained, refused, tmp_path):
         """Ids modulo something feed full tables, and no model of other ids; nor do other dense values."""
         options = {"modulo": ["--ids", "modulo", "--max-ind-range", "50"], "none": ["--dense", "none"]}
@@ -555,6 +574,128 @@ class TestBadInput:
         (tmp_path / "raw").write_bytes(b"".join([*lines[:50], b"rubbish\n"]))
         arguments = ["predict", trained / "robe", tmp_path / "raw", "--out", tmp_path / "p"]
         refused(*arguments, message="raw, line 51: 1 columns")
+
+
+class TestNothingIsLearnedInSilence:
+    """What training, evaluation and prediction say of models that are of no use, and of spoilt shards."""
+
+    @pytest.fixture
+    def data(self, folder, tmp_path):
+        shutil.copytree(folder / "hash", tmp_path / "data")
+        return tmp_path / "data"
+
+    def spoil(self, data, day, kind, rows, value):
+        shard = np.load(data / f"day_{day}_{kind}.npy", mmap_mode="r+")
+        shard[rows] = value
+        shard.flush()
+        return data / f"day_{day}_{kind}.npy"
+
+    def train(self, data, out, *options, capsys):
+        """(exit code, standard error, summary) of a training."""
+        code, _, err = run("train", "--data", data, "--out", out, *TINY, *options, capsys=capsys)
+        path = out / "summary.json"
+        return code, err, json.loads(path.read_text()) if path.exists() else None
+
+    def test_one_probability_for_all_rows(self, data, tmp_path, capsys):
+        """Layers of one number, whose rectifiers are soon deaf."""
+        options = ["--bottom", "2", "--top", "1", "1", "--lr", "1"]
+        code, err, summary = self.train(data, tmp_path / "r", *options, capsys=capsys)
+        assert code == 0
+        assert err == f"warning: {summary['warnings'][0]}\n"
+        assert "every row gets the probability" in err
+        assert "nothing was learned: try another --lr (it was 1), wider layers" in err
+        code, out, err = run("evaluate", tmp_path / "r", capsys=capsys)
+        assert code == 0
+        assert json.loads(out)["lowest_probability"] == json.loads(out)["highest_probability"]
+        assert err.startswith("warning: test rows: every row gets the probability")
+        code, _, err = run("predict", tmp_path / "r", data, "--out", tmp_path / "p", capsys=capsys)
+        assert code == 0
+        assert "warning: all 6,001 rows get the probability" in err
+        assert len(set((tmp_path / "p").read_text().split())) == 1
+
+    def test_a_training_that_diverged_ends_with_1(self, data, tmp_path, capsys):
+        code, err, summary = self.train(
+            data, tmp_path / "r", "--memory", "fp16", "--lr", "100", capsys=capsys
+        )
+        assert code == 1
+        assert summary["diverged"]
+        assert "the training diverged" in summary["warnings"][0]
+        assert "with a lower --lr (it was 100)" in err
+        assert err.endswith(f"error: {tmp_path / 'r'}: the training diverged, and its model is of no use\n")
+        assert run("train", "--resume", tmp_path / "r", capsys=capsys)[0] == 1
+
+    def test_a_loss_that_is_not_finite_is_in_the_summary_too(self, data, tmp_path, capsys):
+        code, err, summary = self.train(data, tmp_path / "r", "--lr", "1e30", capsys=capsys)
+        assert code == 1
+        assert err == f"error: {command_line.as_started(summary['stopped'])}\n"
+        assert summary["warnings"] == [summary["stopped"]]
+
+    @pytest.mark.parametrize("label", [0, 1])
+    def test_training_rows_of_one_class(self, label, data, tmp_path, capsys):
+        for day in (0, 1):
+            self.spoil(data, day, "labels", slice(None), label)
+        code, err, summary = self.train(data, tmp_path / "r", capsys=capsys)
+        assert code == 0
+        line = f"train rows: every label of the 4,001 is {label}, so there is nothing to learn"
+        assert summary["warnings"][0].startswith(line)
+        assert err.startswith(f"warning: {line}")  # said before the training, and after it
+
+    def test_test_rows_of_one_class(self, data, tmp_path, capsys):
+        self.spoil(data, 2, "labels", slice(0, 1000), 0)
+        code, err, summary = self.train(data, tmp_path / "r", capsys=capsys)
+        assert code == 0
+        assert "test rows: every label of the 1,000 is 0, so AUC is undefined" in err
+        assert len(summary["warnings"]) == 1
+
+    @pytest.mark.parametrize(
+        ("day", "kind", "row", "value"),
+        [
+            (2, "dense", 10, np.nan),
+            (2, "dense", 1500, np.inf),
+            (0, "labels", 0, 256),
+            (1, "labels", 1999, -1),
+            (2, "labels", 3, 2),
+        ],
+    )
+    def test_values_that_cannot_be_are_found_before_training(
+        self, day, kind, row, value, data, tmp_path, capsys
+    ):
+        shard = self.spoil(data, day, kind, (row, 0), value)
+        code, err, _ = self.train(data, tmp_path / "r", capsys=capsys)
+        assert code == 2
+        assert err.startswith(f"error: {shard}, row {row} (from 0), column ")
+        assert not (tmp_path / "r").exists()
+
+    def test_a_number_of_a_training_row_is_found_when_it_shows(self, data, tmp_path, capsys):
+        shard = self.spoil(data, 1, "dense", (77, 3), np.nan)
+        code, err, _ = self.train(data, tmp_path / "r", capsys=capsys)
+        assert code == 2
+        assert err.startswith(f"error: {shard}, row 77 (from 0), column int_3: nan is not finite")
+
+    def test_evaluation_and_prediction_find_them(self, data, trained, tmp_path, capsys):
+        shard = self.spoil(data, 2, "dense", (10, 3), np.nan)
+        evaluate = ["evaluate", trained / "robe", "--data", data]
+        predict = ["predict", trained / "robe", data, "--out", tmp_path / "p"]
+        for command in (evaluate, predict):
+            code, out, err = run(*command, capsys=capsys)
+            assert (code, out) == (2, "")
+            assert err.startswith(f"error: {shard}, row 10 (from 0), column int_3: nan is not finite")
+        assert not (tmp_path / "p").exists()
+        assert run(*evaluate, "--split", "validation", capsys=capsys)[0] == 0  # other rows of that day
+
+    def test_a_baseline_that_diverges_does_not_cost_the_scores(self, data, tmp_path, capsys, monkeypatch):
+        fit = run_folder.fit
+
+        def failing(model, config, *others):
+            if config.embedding.method == "none":
+                raise TrainingError("the loss became nan")
+            return fit(model, config, *others)
+
+        monkeypatch.setattr(run_folder, "fit", failing)
+        code, err, summary = self.train(data, tmp_path / "r", "--baseline", capsys=capsys)
+        assert code == 0
+        assert summary["test"]["auc"] > 0.5
+        assert "warning: the same model without categorical features: the loss became nan" in err
 
 
 @pytest.mark.skipif(

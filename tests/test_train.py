@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import VERSIONS, resolved
 
-from robe import checkpoint
+from robe import checkpoint, metrics
 from robe.backend import select
 from robe.checkpoint import CheckpointError
 from robe.config import ConfigError, DataSpec, EmbeddingConfig, OptimizerConfig
@@ -265,6 +265,116 @@ def test_a_rate_that_is_too_high_is_noticed(tmp_path):
     settings = dataclasses.replace(config(), optimizer=OptimizerConfig("sgd", 1e30))
     with pytest.raises(TrainingError, match="lower --lr"):
         train(settings, DATA, rows(), tmp_path / "run")
+
+
+class Spikes:
+    """A learning rate that spoils the weights from step 40 on: finite at first, then not."""
+
+    def __init__(self, monkeypatch, nan_at):
+        rates = {40: 1e3, nan_at: math.inf}
+        monkeypatch.setattr("robe.train.learning_rate", lambda _, step: rates.get(step + 1, 0.1))
+
+
+def test_the_last_good_checkpoint_is_one_that_predicts(tmp_path, monkeypatch):
+    """Two newer checkpoints are finite but of no use, so they do not drive out the good one."""
+    Spikes(monkeypatch, nan_at=56)
+    every = config(epochs=20, eval_every=5, checkpoint_every=5)
+    with pytest.raises(
+        TrainingError, match=r"last good checkpoint is .*step_00000035 \(delete the newer ones"
+    ):
+        train(every, DATA, rows(), tmp_path)
+    assert [path.name for path in checkpoint.saved(tmp_path)] == [
+        "step_00000035",
+        "step_00000050",
+        "step_00000055",
+    ]
+    model = build(every, DATA, select("cpu"))
+    checkpoint.load_weights(checkpoint.saved(tmp_path)[0], model)
+    assert metrics.trouble(metrics.summary(*predict(model, rows()["validation"]))) is None
+    checkpoint.load_weights(checkpoint.saved(tmp_path)[1], model)
+    assert metrics.trouble(metrics.summary(*predict(model, rows()["validation"]))) is not None
+
+
+def test_a_checkpoint_after_the_last_evaluation_is_not_called_good(tmp_path, monkeypatch):
+    """The weights are spoilt in step 40, evaluated in 39, saved in 39 and 42."""
+    Spikes(monkeypatch, nan_at=43)
+    with pytest.raises(TrainingError, match=r"last good checkpoint is .*step_00000039 \(delete the newer"):
+        train(config(epochs=20, eval_every=39, checkpoint_every=3), DATA, rows(), tmp_path)
+
+
+def test_a_run_that_learned_says_nothing(tmp_path):
+    result = train(config(epochs=20), DATA, rows(), tmp_path)
+    assert result["warnings"] == []
+    assert result["diverged"] is False
+
+
+def test_one_prediction_for_all_rows_is_told(tmp_path):
+    """A rate of next to nothing, from weights that make the rectifiers deaf to their input."""
+    settings = config(epochs=1)
+    model = build(settings, DATA, select("cpu"))
+    for name, array in model.parameters.items():
+        if name.startswith("top.0"):
+            array[...] = -1
+    result = train_model(model, settings, DATA, rows(), tmp_path)
+    assert result["test"]["lowest_probability"] == result["test"]["highest_probability"]
+    assert not result["diverged"]
+    (line,) = result["warnings"]
+    assert line.startswith("test rows: every row gets the probability 0.")
+    assert "nothing was learned: try another --lr (it was 0.03), wider layers" in line
+
+
+def test_losses_that_grew_are_told(tmp_path, monkeypatch):
+    """No weight is infinite, so training goes on to its end."""
+    monkeypatch.setattr("robe.train.learning_rate", lambda _, step: 100.0 if step % 2 else 0.01)
+    settings = dataclasses.replace(config(epochs=1), optimizer=OptimizerConfig("adagrad", 0.03))
+    result = train(settings, DATA, rows(), tmp_path)
+    assert result["diverged"]
+    (line,) = result["warnings"]
+    assert "is no better than" in line
+    assert "the training diverged, no checkpoint up to the newest" in line
+    assert train(settings, DATA, rows(), tmp_path)["warnings"] == [line]  # resumed, with nothing left to do
+
+
+def test_an_absurd_loss_of_the_test_rows_is_enough(tmp_path, monkeypatch):
+    """The last step alone spoils the weights, after its loss was taken."""
+    monkeypatch.setattr("robe.train.learning_rate", lambda _, step: 1e4 if step == 31 else 0.1)
+    result = train(config(), DATA, rows(), tmp_path)
+    assert result["training_loss"] < 1
+    assert result["diverged"]
+
+
+def test_rows_that_were_learned_by_heart_are_told_apart(tmp_path):
+    """The labels of the test rows are turned around: what was learned is wrong for them."""
+    data = rows()
+    data["test"].label = 1 - data["test"].label
+    result = train(config(epochs=20), DATA, data, tmp_path)
+    (line,) = result["warnings"]
+    assert "of the training rows something was learned" in line
+    assert not result["diverged"]
+
+
+def test_a_test_of_one_class_is_no_reproach(tmp_path):
+    data = rows()
+    data["test"].label[:] = 0
+    assert train(config(epochs=20), DATA, data, tmp_path)["warnings"] == []
+
+
+def test_probabilities_that_are_all_the_same_are_noticed(tmp_path):
+    model, heard = build(config(), DATA, select("cpu")), []
+    write_probabilities(model, rows()["test"].batches(50), tmp_path / "p.txt", heard.append)
+    assert heard == []
+    model.parameters["top.1.weight"][...] = 0
+    write_probabilities(model, rows()["test"].batches(50), tmp_path / "p.txt", heard.append)
+    assert len(heard) == 1
+    assert heard[0].startswith("all 110 rows get the probability")
+
+
+def test_a_probability_that_is_not_finite_is_not_written(tmp_path):
+    model, data = build(config(), DATA, select("cpu")), rows()["test"]
+    data.dense[60] = np.nan
+    with pytest.raises(TrainingError, match=r"row 60 \(from 0\): its probability is not finite"):
+        write_probabilities(model, data.batches(50), tmp_path / "p.txt")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
