@@ -196,10 +196,10 @@ def _flaw(name: str, piece: np.ndarray) -> str | None:
     return None
 
 
-def _exactly(kind: type[T], values: Any) -> T:
+def _exactly(kind: Any, values: Any) -> Any:
     """A dataclass of its fields in JSON; ValueError where one is missing, unknown or of another type."""
     made = msgspec.convert(values, kind)
-    if different := values.keys() ^ vars(made).keys():
+    if different := values.keys() ^ {field.name for field in dataclasses.fields(kind)}:
         raise ValueError(f"missing or unknown: {', '.join(sorted(different))}")
     return made
 

@@ -379,7 +379,7 @@ def plan(
         spec, rows = DataSpec.of(manifest), sum(day.rows for day in manifest.days)
     else:
         rows, cardinalities = PUBLIC_DATA_SETS[public]
-        dialect = "dictionary" if config.embedding.method in NUMBERED else "hash"
+        dialect: Dialect = "dictionary" if config.embedding.method in NUMBERED else "hash"
         spec = DataSpec(13, cardinalities, dialect, "", f"published cardinalities of {public}")
     found = plan(config, spec, rows)
     print(report.plan_text(found, config, spec))

@@ -27,7 +27,7 @@ class DataSpec:
 
     dense: int
     cardinalities: tuple[int, ...]
-    dialect: str
+    dialect: Literal["hash", "modulo", "dictionary"]
     fingerprint: str
     note: str
 

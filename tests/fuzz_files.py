@@ -23,7 +23,7 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ RUNS = {
     "int8": ("hash", "--method hashing --compression 10", "int8"),
     "int4": ("hash", "--method robe --compression 10 --block 4", "int4"),
 }
+FOLDERS = ("hash", "dictionary", "modulo", "torchrec")
 DELETED = object()
 PER_FIELD = 6  # of VALUES are tried on each field
 VALUES = [
@@ -224,7 +225,7 @@ def commands(
         if not RUNS[subject][2]:
             yield ["train", "--resume", copy], summary(copy)
     else:
-        run = {"hash": "robe", "dictionary": "mixed", "modulo": "mixed16"}.get(subject)
+        run = next((run for run in RUNS if RUNS[run][0] == subject and (folder / run).exists()), None)
         method = "robe" if subject in ("hash", "torchrec") else "full"
         yield ["train", "--data", copy, "--out", out, "--method", method, *TINY.split()], summary(out)
         yield ["prepare", "--verify", copy], lambda printed: None
@@ -232,7 +233,7 @@ def commands(
             yield ["evaluate", folder / run, "--data", copy], metrics
 
 
-def make_subjects(folder: Path) -> None:
+def make_subjects(folder: Path, runs: Iterable[str] = tuple(RUNS)) -> None:
     """Small prepared folders, one as TorchRec writes it, and runs on them."""
 
     def do(words: str, *paths: Any) -> None:
@@ -248,7 +249,8 @@ def make_subjects(folder: Path) -> None:
         (folder / "torchrec" / name).unlink()
     for path in (folder / "torchrec").glob("*_sparse.npy"):
         np.save(path, np.asfortranarray(np.load(path).astype(np.int64)))
-    for name, (data, options, to) in RUNS.items():
+    for name in runs:
+        data, options, to = RUNS[name]
         run = folder / (f"{name}-trained" if to else name)
         do(f"train {options} {TINY} --data {folder / data} --out", run)
         if to:
@@ -260,7 +262,7 @@ def make_subjects(folder: Path) -> None:
 def damages(folder: Path, seed: int) -> Iterator[Damage]:
     """All damages of all subjects."""
     rng = random.Random(seed)
-    for subject in ("hash", "dictionary", "modulo", "torchrec", *RUNS):
+    for subject in (*FOLDERS, *(run for run in RUNS if (folder / run).exists())):
         for path in sorted((folder / subject).rglob("*")):
             name = path.relative_to(folder / subject).as_posix()
             if subject not in RUNS and "day_1" in name:
