@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.schema import DataError, Schema
-from whole_files import naming, write_json
+from whole_files import naming, read_text, write_json
 
 FORMAT, VERSION = "robe-dlrm-shards", 1
 MANIFEST = "manifest.json"
@@ -170,7 +170,7 @@ class Manifest:
             remedy = f"make the folder with `robe prepare FILE --out {folder}`"
             raise DataError(f"{path}: not found; {remedy}")
         try:
-            data = json.loads(path.read_text())
+            data = json.loads(read_text(path))
             if data["format"] != FORMAT or data["version"] != VERSION:
                 raise DataError(
                     f"{path}: is {data['format']} version {data['version']}, this program reads {FORMAT} "

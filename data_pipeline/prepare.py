@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from data_pipeline.schema import DataError
 from data_pipeline.shard_files import load_array, save_array
 from data_pipeline.splits import halves_of, split
 from data_pipeline.synthetic import FIGURES
-from whole_files import new_file, write_json
+from whole_files import naming, new_file, read_text, write_json
 
 END = np.iinfo(np.int64).max
 NUMBERED_BY = "min_count", "order", "split"  # settings that the shards of a day do not depend on
@@ -87,9 +88,9 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
                 join_days(job, day_rows)
         with ranks.together():
             if ranks.rank == 0:
-                _finish(job, files, origins, records, parts, note)
+                manifest = _finish(job, files, origins, records, parts, note)
         meter.finish()
-    return Manifest.load(config.out)
+    return manifest if ranks.rank == 0 else Manifest.load(config.out)
 
 
 def _check(config: PrepareConfig) -> None:
@@ -216,14 +217,16 @@ def _finish(
     records: list[dict[str, Any]],
     parts: dict[str, tuple[Stretch, ...]],
     note: str,
-) -> None:
-    """Write what describes the shards, and let the folder appear."""
+) -> Manifest:
+    """Write what describes the shards, let the folder appear, and return its manifest."""
     config, work = job.config, job.work
     if config.bad_rows == "skip":
         with new_file(work / "data" / REJECTED) as file:
             for day, record in enumerate(records):
                 if record["rejected"]:
-                    file.write((work / f"day_{day}_{REJECTED}").read_bytes())
+                    with naming(path := work / f"day_{day}_{REJECTED}"):
+                        lines = path.read_bytes()
+                    file.write(lines)
     if config.ids == "dictionary":
         for day, record in enumerate(records):
             record["sha256"] |= read_note(work / f"joined_{day}.done")
@@ -250,7 +253,10 @@ def _finish(
         features=found.features,
     )
     manifest.save(work / "data")
+    # Read back before the folder appears, as nothing may fail after that.
+    manifest = Manifest.load(work / "data")
     finish(work, config.out)
+    return replace(manifest, folder=config.out)
 
 
 class _Found(NamedTuple):
@@ -295,7 +301,7 @@ def _synthetic(files: list[Path], halves: tuple[str, str] | None) -> dict[str, A
     if not path.is_file():
         return None
     try:
-        generator = json.loads(path.read_text())
+        generator = json.loads(read_text(path))
         figures = generator.pop("files")
         own = [file for file in files if file.name in figures]
         same = [file for file in own if figures[file.name]["bytes"] == file.stat().st_size]

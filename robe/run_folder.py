@@ -31,7 +31,7 @@ from robe.model import DLRM
 from robe.progress import Update, Watched, unwatched
 from robe.timeline import Phase, no_phase
 from robe.train import EVALUATION_BATCH, predict, train, write_probabilities
-from whole_files import copy_whole, write_json
+from whole_files import copy_whole, read_text, write_json
 
 
 class Settings(NamedTuple):
@@ -70,7 +70,7 @@ def read(run: Path) -> Settings:
     """The settings of a run; raises ConfigError if the folder is none."""
     path = run / "config.json"
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(read_text(path))
         config = resolve(from_json(settings["config"]))
         return Settings(config, Path(settings["data"]), bool(settings["baseline"]))
     except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError) as error:

@@ -27,7 +27,7 @@ from robe.model import DLRM, EVALUATION_BATCH
 from robe.optim import learning_rate
 from robe.timeline import Phase, no_phase
 from robe.version import __version__
-from whole_files import make_folder, naming, new_file, remedy, sync, write_whole
+from whole_files import make_folder, naming, new_file, read_text, remedy, sync, write_whole
 
 LOGS_PER_EVALUATION = 5
 EVALUATIONS_PER_EPOCH = 10
@@ -188,7 +188,7 @@ class Log:
     """`metrics.jsonl`: one JSON object per line. Reopened at a checkpoint, it forgets what came after."""
 
     def __init__(self, path: Path, step: int):
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = read_text(path).splitlines() if path.exists() else []
         self.entries = [entry for entry in map(_parse, lines) if entry and entry["step"] <= step]
         write_whole(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
         self.path = path
@@ -212,7 +212,7 @@ class Log:
 
 def read_log(path: Path) -> Iterator[dict]:
     """The entries of a metrics.jsonl; a last line cut short by a kill is left out."""
-    return (entry for entry in map(_parse, path.read_text().splitlines()) if entry)
+    return (entry for entry in map(_parse, read_text(path).splitlines()) if entry)
 
 
 def _parse(line: str) -> dict | None:
