@@ -161,8 +161,9 @@ def load_weights(checkpoint: Path, model: DLRM) -> None:
                     stop = min(start + rows, len(array))
                     array[start:stop] = model.backend.to_device(part[start:stop])
     except OSError as error:
-        mend = _remedy(checkpoint) if isinstance(error, FileNotFoundError) else remedy(error)
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {mend}") from None
+        # Whatever keeps safetensors from opening a file, it says that there is none.
+        mend = remedy(error) if path.exists() else _remedy(checkpoint)
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); {mend}") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); {_remedy(checkpoint)}") from None
 
