@@ -14,6 +14,7 @@ import numpy as np
 from data_pipeline.manifest import Manifest
 from data_pipeline.names import shown
 from data_pipeline.schema import DataError, Schema
+from data_pipeline.whole_files import naming
 
 DICTIONARY = "dictionary.npy"
 Dialect = Literal["hash", "modulo", "dictionary"]
@@ -290,7 +291,8 @@ class Dictionary:
         if manifest.ids.dialect != "dictionary":
             raise DataError(f"{manifest.folder}: has no dictionary; prepare it with --ids dictionary")
         try:
-            values = np.load(path, allow_pickle=False)
+            with naming(path):
+                values = np.load(path, allow_pickle=False)
         except (FileNotFoundError, ValueError, EOFError) as error:
             raise DataError(f"{path}: cannot be read ({error}); prepare the data again") from None
         if hashlib.sha256(values.data).hexdigest() != manifest.dictionary_sha256:

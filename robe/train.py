@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipeline.whole_files import make_folder, naming, new_file, remedy, sync, write_whole
+from data_pipeline.whole_files import make_folder, naming, new_file, read_text, remedy, sync, write_whole
 from robe import checkpoint, metrics
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig
@@ -231,7 +231,7 @@ class Log:
     """`metrics.jsonl`: one JSON object per line. Reopened at a checkpoint, it forgets what came after."""
 
     def __init__(self, path: Path, step: int):
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = read_text(path).splitlines() if path.exists() else []
         self.entries = [entry for entry in map(_parse, lines) if entry and entry["step"] <= step]
         write_whole(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
         self.path = path
@@ -267,7 +267,7 @@ class Log:
 
 def read_log(path: Path) -> Iterator[dict]:
     """The entries of a metrics.jsonl; a last line cut short by a kill is left out."""
-    return (entry for entry in map(_parse, path.read_text().splitlines()) if entry)
+    return (entry for entry in map(_parse, read_text(path).splitlines()) if entry)
 
 
 def _parse(line: str) -> dict | None:
