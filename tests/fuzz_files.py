@@ -273,6 +273,8 @@ def damages(folder: Path, seed: int) -> Iterator[Damage]:
                 found = npy_damages(path.read_bytes(), rng)
             elif path.suffix == ".safetensors":
                 found = weight_damages(path, rng)
+            elif path.name == "metrics.jsonl":
+                found = line_damages(path.read_bytes(), rng)
             else:
                 continue
             for words, content in found:
@@ -332,6 +334,18 @@ def json_damages(content: bytes, rng: random.Random) -> Contents:
             if type(other) is not type(value) or other != value:
                 words = "deleted" if other is DELETED else repr(other)[:40]
                 yield f"{'.'.join(map(str, path))}: {words}", partial(json_with, data, path, other)
+
+
+def line_damages(content: bytes, rng: random.Random) -> Contents:
+    """A log whose lines say something else."""
+    lines = content.splitlines(keepends=True)
+    for number in (0, len(lines) - 1):
+        for words, made in json_damages(lines[number], rng):
+            yield f"line {number}, {words}", partial(lines_with, lines, number, made)
+
+
+def lines_with(lines: list[bytes], number: int, made: Callable[[], bytes]) -> bytes:
+    return b"".join([*lines[:number], made(), b"\n", *lines[number + 1 :]])
 
 
 def json_with(data: Any, path: tuple, value: Any) -> bytes:

@@ -23,6 +23,7 @@ from robe.checkpoint import CheckpointError
 from robe.config import ConfigError, DataSpec, from_json, resolve
 from robe.kernels.parts.cache import EMPTY, WAYS, hash_row, set_of
 from robe.model import build, state_shapes
+from robe.train import Log
 
 
 @pytest.fixture
@@ -191,6 +192,19 @@ def test_states_that_no_training_leaves(place, value, forge, refused, tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"weights_sha256": value}))
     for command in readers(forged, tmp_path):
         refused(*command, message=str(checkpoint.latest(forged)))
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", "5", "{}", '{"kind": []}', '{"kind": "train", "step": "x"}', "[" * 100_000]
+)
+def test_lines_of_a_log_that_are_no_entries_are_left_out(line, tmp_path):
+    entries = [
+        {"kind": "train", "step": 5, "loss": 0.5, "lr": 0.1, "seconds": 1.5},
+        *(json.loads(line) for line in ['{"kind": "train", "step": 6, "loss": NaN, "seconds": 2}']),
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join([json.dumps(entries[0]), line, json.dumps(entries[1])]))
+    assert [entry["step"] for entry in Log(path, 6).entries] == [5, 6]
 
 
 def test_a_position_between_the_epochs_of_its_data_is_refused(forge, refused):
