@@ -168,7 +168,9 @@ def judge(code: Any, words: str, result: Any, undamaged: Any) -> Outcome:
     lines = words.strip().splitlines()
     if code == 0:
         return Outcome("same" if result == undamaged else "other", str(result))
-    if code in (1, 2) and len(lines) == 1 and lines[0].startswith("error: "):
+    if code == 1 and all(line.startswith(("error: ", "warning: ")) for line in lines):
+        return Outcome("refused", lines[0])  # a training that diverged; it says what it found
+    if code == 2 and len(lines) == 1 and lines[0].startswith("error: "):
         return Outcome("wants memory" if "not enough memory" in words else "refused", lines[0])
     return Outcome("wrong", f"exit code {code}: {words.strip()[-600:]}")
 

@@ -15,7 +15,7 @@ from test_run import folder as folder
 from test_run import trained as trained
 
 from data_pipeline.batches import Rows
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError
 from robe import checkpoint
@@ -259,6 +259,11 @@ def test_files_of_a_run_that_contradict_each_other(file, forge, refused, tmp_pat
         ({"days": [{"rows": "5"}]}, "got `str` - at `$.days[0].rows`"),
         ({"split": {"train": [[-1, 0, 5]], "test": [], "validation": []}}, "rows 0 to 5 of day -1"),
         ({"split": {"train": [[0, 0, 1]]}}, "a split is missing"),
+        ({"split": {key: [] for key in SPLITS}}, "train has no row, or one twice"),
+        (
+            {"split": {key: [[1, 5, 9], [0, 0, 5], [1, 8, 9]] for key in SPLITS}},
+            "train has no row, or one twice",
+        ),
         ({"features": [{}] * 26}, "missing required field `distinct`"),
         ({"synthetic": {"bayes": {"test": 0.5}}}, "at `$.synthetic.bayes[...]`"),
         ({"colour": "red"}, "unknown: colour"),
