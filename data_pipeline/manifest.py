@@ -160,7 +160,9 @@ class Manifest:
             if not 0 <= start < stop <= rows.get(day, -1):
                 raise ValueError(f"rows {start} to {stop} of day {day}")
         for name, part in self.split.items():
-            if not part or any(a[0] == b[0] and b[1] < a[2] for a, b in pairwise(sorted(part))):
+            if (not part and name in SPLITS) or any(
+                a[0] == b[0] and b[1] < a[2] for a, b in pairwise(sorted(part))
+            ):
                 raise ValueError(f"{name} has no row, or one twice")
         if not all(1 <= count < 2**32 for count in ids.cardinalities):
             raise ValueError("a feature needs from 1 to 2^32 - 1 ids")
