@@ -172,6 +172,7 @@ def test_scales_of_a_converted_run_are_finite_and_positive(to, trained, refused,
         (("config", "seed"), "7"),
         (("config", "optimizer", "eps"), "NaN"),
         (("position", "step"), -1),
+        (("position", "step"), 64),
         (("position", "step"), 2**63),
         (("position", "epoch"), 1.5),
         (("position",), None),
@@ -209,7 +210,7 @@ def test_lines_of_a_log_that_are_no_entries_are_left_out(line, tmp_path):
 
 def test_a_position_between_the_epochs_of_its_data_is_refused(forge, refused):
     def other(state):
-        state["position"]["step"] += 1
+        state["position"]["epoch"] += 1
 
     refused(
         "train", "--resume", forge("full", state=other), message="where no training of 63 steps per epoch"
