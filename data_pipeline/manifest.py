@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -158,6 +159,11 @@ class Manifest:
         for day, start, stop in (stretch for part in self.split.values() for stretch in part):
             if not 0 <= start < stop <= rows.get(day, -1):
                 raise ValueError(f"rows {start} to {stop} of day {day}")
+        for name, part in self.split.items():
+            if (not part and name in SPLITS) or any(
+                a[0] == b[0] and b[1] < a[2] for a, b in pairwise(sorted(part))
+            ):
+                raise ValueError(f"{name} has no row, or one twice")
         if not all(1 <= count < 2**32 for count in ids.cardinalities):
             raise ValueError("a feature needs from 1 to 2^32 - 1 ids")
         if len(ids.cardinalities) != columns or len(self.schema.kinds) != columns:

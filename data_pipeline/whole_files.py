@@ -52,10 +52,10 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def read_text(path: Path) -> str:
-    """The text of a file; errors name it."""
+def read_text(path: Path, errors: str = "strict") -> str:
+    """The text of a file in UTF-8; errors of the system name it. errors: of decoding, as `open` takes it."""
     with naming(path):
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors=errors)
 
 
 def sync(path: Path) -> None:

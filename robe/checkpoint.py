@@ -150,6 +150,8 @@ def read_state(checkpoint: Path) -> tuple[TrainConfig, DataSpec, Position]:
         data, position = _exactly(DataSpec, state["data"]), _exactly(Position, state["position"])
         if not 0 <= position.epoch_step <= position.step < 2**32 or not 0 <= position.epoch <= position.step:
             raise ValueError(f"no training stands at {position}")
+        if checkpoint.name != f"step_{position.step:08d}":
+            raise ValueError(f"its folder is not called after step {position.step}")
         shapes = state_shapes(config, data)
     with _arrays(checkpoint, shapes):
         return config, data, position

@@ -15,8 +15,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
+import msgspec
 import numpy as np
 
 from data_pipeline.whole_files import make_folder, naming, new_file, read_text, remedy, sync, write_whole
@@ -231,7 +232,7 @@ class Log:
     """`metrics.jsonl`: one JSON object per line. Reopened at a checkpoint, it forgets what came after."""
 
     def __init__(self, path: Path, step: int):
-        lines = read_text(path).splitlines() if path.exists() else []
+        lines = read_text(path, errors="replace").splitlines() if path.exists() else []
         self.entries = [entry for entry in map(_parse, lines) if entry and entry["step"] <= step]
         write_whole(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
         self.path = path
@@ -266,14 +267,38 @@ class Log:
 
 
 def read_log(path: Path) -> Iterator[dict]:
-    """The entries of a metrics.jsonl; a last line cut short by a kill is left out."""
-    return (entry for entry in map(_parse, read_text(path).splitlines()) if entry)
+    """The entries of a metrics.jsonl; what is none, as a last line cut short by a kill, is left out."""
+    lines = read_text(path, errors="replace").splitlines()
+    return (entry for entry in map(_parse, lines) if entry)
+
+
+class _Trained(TypedDict):
+    """What is read of an entry of kind `train`."""
+
+    step: int
+    seconds: float
+    loss: float
+
+
+class _Evaluated(TypedDict):
+    """What is read of an entry of kind `validation`, besides what old runs lack."""
+
+    step: int
+    seconds: float
+    auc: float | None
+    log_loss: float | None
+    normalised_entropy: float | None
+    base_rate: float
+    rows: int
 
 
 def _parse(line: str) -> dict | None:
+    """The entry of a line; None where it is none."""
     try:
-        return json.loads(line)
-    except ValueError:
+        entry = json.loads(line)
+        msgspec.convert(entry, {"train": _Trained, "validation": _Evaluated}[entry["kind"]])
+        return entry
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

@@ -168,7 +168,9 @@ def judge(code: Any, words: str, result: Any, undamaged: Any) -> Outcome:
     lines = words.strip().splitlines()
     if code == 0:
         return Outcome("same" if result == undamaged else "other", str(result))
-    if code in (1, 2) and len(lines) == 1 and lines[0].startswith("error: "):
+    if code == 1 and all(line.startswith(("error: ", "warning: ")) for line in lines):
+        return Outcome("refused", lines[0])  # a training that diverged; it says what it found
+    if code == 2 and len(lines) == 1 and lines[0].startswith("error: "):
         return Outcome("wants memory" if "not enough memory" in words else "refused", lines[0])
     return Outcome("wrong", f"exit code {code}: {words.strip()[-600:]}")
 
@@ -273,6 +275,8 @@ def damages(folder: Path, seed: int) -> Iterator[Damage]:
                 found = npy_damages(path.read_bytes(), rng)
             elif path.suffix == ".safetensors":
                 found = weight_damages(path, rng)
+            elif path.name == "metrics.jsonl":
+                found = line_damages(path.read_bytes(), rng)
             else:
                 continue
             for words, content in found:
@@ -332,6 +336,18 @@ def json_damages(content: bytes, rng: random.Random) -> Contents:
             if type(other) is not type(value) or other != value:
                 words = "deleted" if other is DELETED else repr(other)[:40]
                 yield f"{'.'.join(map(str, path))}: {words}", partial(json_with, data, path, other)
+
+
+def line_damages(content: bytes, rng: random.Random) -> Contents:
+    """A log whose lines say something else."""
+    lines = content.splitlines(keepends=True)
+    for number in (0, len(lines) - 1):
+        for words, made in json_damages(lines[number], rng):
+            yield f"line {number}, {words}", partial(lines_with, lines, number, made)
+
+
+def lines_with(lines: list[bytes], number: int, made: Callable[[], bytes]) -> bytes:
+    return b"".join([*lines[:number], made(), b"\n", *lines[number + 1 :]])
 
 
 def json_with(data: Any, path: tuple, value: Any) -> bytes:

@@ -15,7 +15,7 @@ from test_run import folder as folder
 from test_run import trained as trained
 
 from data_pipeline.batches import Rows
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError
 from robe import checkpoint
@@ -23,6 +23,7 @@ from robe.checkpoint import CheckpointError
 from robe.config import ConfigError, DataSpec, from_json, resolve
 from robe.kernels.parts.cache import EMPTY, WAYS, hash_row, set_of
 from robe.model import build, state_shapes
+from robe.train import Log
 
 
 @pytest.fixture
@@ -171,6 +172,7 @@ def test_scales_of_a_converted_run_are_finite_and_positive(to, trained, refused,
         (("config", "seed"), "7"),
         (("config", "optimizer", "eps"), "NaN"),
         (("position", "step"), -1),
+        (("position", "step"), 64),
         (("position", "step"), 2**63),
         (("position", "epoch"), 1.5),
         (("position",), None),
@@ -193,9 +195,22 @@ def test_states_that_no_training_leaves(place, value, forge, refused, tmp_path):
         refused(*command, message=str(checkpoint.latest(forged)))
 
 
+@pytest.mark.parametrize(
+    "line", ["[]", "5", "{}", '{"kind": []}', '{"kind": "train", "step": "x"}', "[" * 100_000]
+)
+def test_lines_of_a_log_that_are_no_entries_are_left_out(line, tmp_path):
+    entries = [
+        {"kind": "train", "step": 5, "loss": 0.5, "lr": 0.1, "seconds": 1.5},
+        *(json.loads(line) for line in ['{"kind": "train", "step": 6, "loss": NaN, "seconds": 2}']),
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("\n".join([json.dumps(entries[0]), line, json.dumps(entries[1])]))
+    assert [entry["step"] for entry in Log(path, 6).entries] == [5, 6]
+
+
 def test_a_position_between_the_epochs_of_its_data_is_refused(forge, refused):
     def other(state):
-        state["position"]["step"] += 1
+        state["position"]["epoch"] += 1
 
     refused(
         "train", "--resume", forge("full", state=other), message="where no training of 63 steps per epoch"
@@ -245,6 +260,11 @@ def test_files_of_a_run_that_contradict_each_other(file, forge, refused, tmp_pat
         ({"days": [{"rows": "5"}]}, "got `str` - at `$.days[0].rows`"),
         ({"split": {"train": [[-1, 0, 5]], "test": [], "validation": []}}, "rows 0 to 5 of day -1"),
         ({"split": {"train": [[0, 0, 1]]}}, "a split is missing"),
+        ({"split": {key: [] for key in SPLITS}}, "train has no row, or one twice"),
+        (
+            {"split": {key: [[1, 5, 9], [0, 0, 5], [1, 8, 9]] for key in SPLITS}},
+            "train has no row, or one twice",
+        ),
         ({"features": [{}] * 26}, "missing required field `distinct`"),
         ({"synthetic": {"bayes": {"test": 0.5}}}, "at `$.synthetic.bayes[...]`"),
         ({"colour": "red"}, "unknown: colour"),
