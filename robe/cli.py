@@ -46,6 +46,7 @@ from robe.config import (
     require_trainable,
     resolve,
 )
+from robe.terminal import prepare_streams, require_usable
 from robe.timeline import Timeline, no_phase
 from data_pipeline.whole_files import told
 
@@ -511,13 +512,17 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> None:
     """Carry out a command; without arguments those of this process, and help where there are none."""
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if arguments == ["--version"]:
-        print(f"robe-dlrm {__version__}")
-        return
+    prepare_streams()
     # Asked to stop, the commands tidy up as they do for Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=PROGRAM, description=DESCRIPTION, args=arguments)
+        require_usable()
+        if arguments == ["--version"]:
+            print(f"robe-dlrm {__version__}")
+        else:
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog=PROGRAM, description=DESCRIPTION, args=arguments
+            )
         sys.stdout.flush()
     except BrokenPipeError:
         # Who read the output has gone; without this Python complains once more when it exits.

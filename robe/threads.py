@@ -10,16 +10,29 @@ The libraries read it when they are loaded, so programs import this module befor
 """
 
 import os
+import re
+import sys
 from functools import cache
+
+from robe.errors import RobeError
 
 THREAD_POLICY = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_THREAD_TIMEOUT": "16"}
 for _name, _value in THREAD_POLICY.items():
     os.environ.setdefault(_name, _value)
+# Numba and Polars would end in a traceback when they are imported.
+for _name in ("NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"):
+    if re.fullmatch(r"-\d+|0+", _value := os.environ.get(_name, "")):
+        print(f"{_name}={_value}: must be at least 1, so all cores are used", file=sys.stderr)
+        del os.environ[_name]
 
 # Below about 0.2 ms of one core's arithmetic a matrix product is not worth waking a second thread, and
 # waiting for it costs milliseconds where other programs use the cores. The kernels of a step, which do less
 # than its products, are not worth it until those are ten times as large.
 SMALL_PRODUCT, SMALL_STEP = 2e7, 2e8
+
+
+class ThreadsError(RobeError):
+    """The library of threads that is asked for cannot be loaded."""
 
 
 def limit_threads(flops: float) -> None:
@@ -32,7 +45,12 @@ def limit_threads(flops: float) -> None:
     import numba
 
     most = numba.config.NUMBA_NUM_THREADS
-    numba.set_num_threads(1 if flops < SMALL_STEP else most)
+    try:
+        numba.set_num_threads(1 if flops < SMALL_STEP else most)
+    except ValueError as error:  # the first time it loads the library of threads
+        layer = numba.config.THREADING_LAYER
+        reason = str(error).splitlines()[0]
+        raise ThreadsError(f"NUMBA_THREADING_LAYER={layer}: {reason} unset it, or install it") from None
     for library in _blas():
         threads = 1 if flops < SMALL_PRODUCT else most
         if library.num_threads != threads:
