@@ -235,6 +235,10 @@ def train(
             print(report.finish(run, summary))
         except KeyboardInterrupt:
             sys.exit(as_started(f"interrupted; go on with `robe train --resume {run}`"))
+        except OSError as error:
+            if error.filename is None:  # of the output, not of a file
+                raise
+            fail(f"{told(error)}, then go on with `robe train --resume {run}`")
 
 
 def evaluate(
