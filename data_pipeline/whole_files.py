@@ -21,13 +21,13 @@ REMEDIES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
     errno.EFBIG: "make room, or raise the limit on the size of files (`ulimit -f`)",
-    errno.EMFILE: "raise the limit on open files (`ulimit -n`), then try again",
-    errno.ENFILE: "wait until fewer files are open on this machine, then try again",
+    errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
+    errno.ENFILE: "wait until fewer files are open on this machine",
     errno.EACCES: "check the rights",
     errno.EPERM: "check the rights",
     errno.EROFS: "the file system is read-only; choose another path",
-    errno.EIO: "check the disk and its connection, then try again",
-    errno.ESTALE: "check the disk and its connection, then try again",
+    errno.EIO: "check the disk and its connection",
+    errno.ESTALE: "check the disk and its connection",
 }
 
 

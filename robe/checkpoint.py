@@ -101,10 +101,12 @@ def save(
         sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        # The settings of a baseline are those of the run that it lies in.
+        whole_run = run if (run / "config.json").exists() else run.parent
         cause = _cause(error)
         raise CheckpointError(
             f"{target}: cannot be written ({cause.strerror or error}); {remedy(cause)}, then "
-            + (again or f"go on with `robe train --resume {run}`")
+            + (again or f"go on with `robe train --resume {whole_run}`")
         ) from None
     good = newest_until(run, good_until)
     for old in saved(run)[:-KEPT]:

@@ -261,6 +261,10 @@ def train(
             raise
         except KeyboardInterrupt:
             sys.exit(as_started(shown(f"interrupted; go on with `robe train --resume {run}`")))
+        except OSError as error:
+            if error.filename is None:  # of the output, not of a file
+                raise
+            fail(f"{told(error)}, then go on with `robe train --resume {run}`")
     if summary["diverged"]:
         raise TrainingError(f"{run}: the training diverged, and its model is of no use")
 

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import hashlib
 import subprocess
 import sys
@@ -220,6 +221,25 @@ def test_a_shard_cut_short_meanwhile_is_named(train, manifest):
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(DataError, match=r"day_1_dense\.npy: has become shorter"):
         list(train.batches(10))
+
+
+def test_a_shard_that_cannot_be_read_for_now_is_named_and_not_called_damaged(manifest, train, monkeypatch):
+    def fails(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(batches.os, "preadv", fails)
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        next(train.batches(10))
+    assert str(raised.value.filename).startswith(str(manifest.folder / "day_"))
+    for name in ("open", "mmap"):
+        with monkeypatch.context() as patch:
+            if name == "open":
+                patch.setattr("builtins.open", fails)
+            else:
+                patch.setattr("mmap.mmap", fails)
+            with pytest.raises(OSError, match="Input/output error") as raised:
+                Rows(manifest, "train")
+        assert str(raised.value.filename).startswith(str(manifest.folder / "day_"))
 
 
 def test_a_program_ends_though_an_iterator_is_open(manifest):

@@ -365,6 +365,19 @@ def test_what_is_refused_leaves_nothing(converted, trained, tmp_path, capsys):
     assert not (tmp_path / "t").exists()
 
 
+def test_a_run_appears_with_its_scores(trained, tmp_path, monkeypatch, capsys):
+    evaluate, seen = command_line.watched_evaluation, []
+
+    def look(*arguments):
+        seen.append((tmp_path / "a").exists())
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(command_line, "watched_evaluation", look)
+    assert run("convert", trained / "full", "--to", "int8", "--out", tmp_path / "a", capsys=capsys)[0] == 0
+    assert seen == [False, False]
+    assert {"test", "test_before"} <= json.loads((tmp_path / "a" / "summary.json").read_text()).keys()
+
+
 def test_a_full_disk_leaves_nothing(trained, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,16 +1,20 @@
 """Preparing that is ended by whatever means goes on and ends in the same bytes; alone, or with others."""
 
+import errno
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from plain_parser import lines, write
 
+from data_pipeline import appearing, parse_days
 from data_pipeline.appearing import resuming
 from data_pipeline.manifest import Manifest
 from data_pipeline.prepare import PrepareConfig, prepare
@@ -165,6 +169,101 @@ def test_a_changed_source_is_refused(tmp_path):
     ):
         prepare(PrepareConfig(inputs, tmp_path / "out"))
     shutil.rmtree(tmp_path / ".out.partial")
+    prepare(PrepareConfig(inputs, tmp_path / "out"))
+
+
+def test_a_changed_source_of_the_same_size_is_refused(tmp_path):
+    inputs = logs(tmp_path / "raw")
+    stopped(tmp_path, inputs)
+    text = inputs[1].read_bytes()
+    write(inputs[1], text.splitlines()[::-1])
+    assert inputs[1].stat().st_size == len(text)
+    with pytest.raises(DataError, match="day_1: has changed since day 1"):
+        prepare(PrepareConfig(inputs, tmp_path / "out"))
+
+
+def test_a_shard_has_its_name_once_it_is_whole(tmp_path, monkeypatch):
+    inputs, seen = logs(tmp_path / "raw"), []
+    monkeypatch.setattr(parse_days, "read_log", partial(parse_days.read_log, block_bytes=3000))
+
+    def look(*_):
+        for path in (tmp_path / ".out.partial").rglob("day_*.np*"):
+            seen.append(path.suffix)
+            assert path.suffix == ".partial" or len(np.load(path))
+
+    prepare(PrepareConfig(inputs, tmp_path / "out"), look)
+    assert {".npy", ".partial"} <= set(seen)
+
+
+def test_the_remedy_for_too_few_rows_works_beside_what_they_left(tmp_path):
+    log = write(tmp_path / "log", lines(4, seed=1))
+    few = PrepareConfig((log,), tmp_path / "out")
+    for mend in ("fewer blocks", "more rows"):
+        with pytest.raises(DataError, match="give more rows, or cut the file into fewer --blocks"):
+            prepare(few)
+        if mend == "fewer blocks":
+            prepare(PrepareConfig((log,), tmp_path / "out", blocks=2))
+            shutil.rmtree(tmp_path / "out")
+    write(log, lines(14, seed=1))
+    assert len(prepare(few).days) == 7
+
+    days = write(tmp_path / "day_0", lines(4, seed=1)), write(tmp_path / "day_1", lines(1, seed=2))
+    with pytest.raises(DataError, match=r"day_1: 1 usable rows, .* give more rows$"):
+        prepare(PrepareConfig(days, tmp_path / "days"))
+    write(days[1], lines(2, seed=2))
+    assert [day.rows for day in prepare(PrepareConfig(days, tmp_path / "days")).days] == [4, 2]
+
+
+@pytest.mark.parametrize("ids", ["hash", "dictionary"])
+def test_what_only_numbering_needs_may_change_until_it_begins(ids, tmp_path):
+    inputs = logs(tmp_path / "raw")
+    stopped(tmp_path, inputs, ids=ids)
+    parsed = (tmp_path / ".out.partial" / "day_0.done").stat().st_mtime_ns
+    changed = {"ids": ids, "split": "torchrec"} | ({"min_count": 2} if ids == "dictionary" else {})
+    write(inputs[3], [b"bad"])
+    with pytest.raises(DataError, match="day_3, line 1"):
+        prepare(PrepareConfig(inputs, tmp_path / "out", **changed))
+    assert (tmp_path / ".out.partial" / "day_0.done").stat().st_mtime_ns == parsed
+    write(inputs[3], lines(60, seed=3))
+    prepare(PrepareConfig(inputs, tmp_path / "out", **changed))
+    prepare(PrepareConfig(inputs, tmp_path / "whole", **changed))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_other_settings_begin_anew_where_a_kill_left_nothing_done(tmp_path):
+    inputs = logs(tmp_path / "raw")
+    with resuming(tmp_path / "out", {"inputs": "others"}, lambda: 0.0) as work:
+        (work / "data" / "day_9_dense.npy").write_bytes(b"of others")
+    prepare(PrepareConfig(inputs, tmp_path / "out"))
+    prepare(PrepareConfig(inputs, tmp_path / "whole"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_what_was_left_of_a_finished_preparation_is_not_gone_on_with(tmp_path, monkeypatch):
+    """It lacks the shards that the folder took along."""
+    inputs, config = logs(tmp_path / "raw"), {"ids": "dictionary"}
+    monkeypatch.setattr(appearing.shutil, "rmtree", lambda *_, **__: None)
+    prepare(PrepareConfig(inputs, tmp_path / "out", **config))
+    monkeypatch.undo()
+    assert list((tmp_path / ".out.partial").glob("joined_*.done"))
+    expected = contents(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    prepare(PrepareConfig(inputs, tmp_path / "out", **config))
+    assert contents(tmp_path / "out") == expected
+    assert not (tmp_path / ".out.partial").exists()
+
+
+def test_a_folder_whose_name_cannot_be_synced_has_not_appeared(tmp_path, monkeypatch):
+    inputs = logs(tmp_path / "raw")
+
+    def fails(path):
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(appearing, "sync", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        prepare(PrepareConfig(inputs, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
     prepare(PrepareConfig(inputs, tmp_path / "out"))
 
 

@@ -1,10 +1,13 @@
 """The loop: repeatability, resuming, stopping, and what is refused. Rows come from memory here."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
+import shutil
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +21,7 @@ from robe.config import ConfigError, DataSpec, EmbeddingConfig, OptimizerConfig
 from robe.feed import Streams, feed, fetch
 from robe.kernels import half_step
 from robe.model import build
-from robe.train import EVALUATION_BATCH, TrainingError, predict, write_probabilities
+from robe.train import EVALUATION_BATCH, Log, TrainingError, predict, write_probabilities
 from robe.train import train as train_model
 
 DATA = DataSpec(3, (20, 5), "hash", "abc", "test")
@@ -135,6 +138,24 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, fed, optimizer, memo
     assert [e for e in log("part") if e["kind"] == "validation"] == [
         e for e in log("whole") if e["kind"] == "validation"
     ]
+
+
+def test_a_log_is_not_rewritten_in_place(tmp_path, monkeypatch):
+    """What resuming takes out of it is gone only once the rest is whole."""
+    train(config(epochs=1), DATA, rows(), tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        Log(tmp_path / "metrics.jsonl", 3)
+    assert raised.value.filename == str(tmp_path / "metrics.jsonl")
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    monkeypatch.undo()
+    Log(tmp_path / "metrics.jsonl", 3)
+    assert len((tmp_path / "metrics.jsonl").read_bytes()) < len(before)
 
 
 def test_a_log_that_never_comes_takes_no_room(tmp_path):
@@ -450,6 +471,74 @@ class TestCheckpoint:
 
     def test_only_the_newest_are_kept(self, saved):
         assert [p.name for p in sorted(saved.parent.iterdir())] == ["step_00000015", "step_00000016"]
+
+    def test_numbers_order_them_and_other_folders_are_none(self, tmp_path):
+        for name in ("step_99999999", "step_100000000", "step_00000007", "step_00000099.bak", ".partial"):
+            (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        assert [path.name for path in checkpoint.saved(tmp_path)] == [
+            *("step_00000007", "step_99999999", "step_100000000")
+        ]
+
+    def test_what_a_killed_process_left_stops_no_other(self, saved):
+        run, folder = saved.parents[1], saved.parent
+        for name in (".partial", ".removed"):
+            shutil.copytree(saved, folder / name)
+        model, settings = self.load(saved), checkpoint.read_state(saved)
+        again = checkpoint.save(run, model, *settings[:2], checkpoint.Position(17))
+        assert sorted(path.name for path in folder.iterdir()) == ["step_00000016", "step_00000017"]
+        self.load(again)
+
+    def test_one_that_is_removed_meanwhile_is_followed_by_a_newer_one(self, saved, monkeypatch):
+        """A training makes two checkpoints between a reader's look at the newest and its reading of it."""
+        run, model, settings = saved.parents[1], self.load(saved), checkpoint.read_state(saved)
+        load, seen = checkpoint.load_weights, []
+
+        def late(folder, target):
+            if not seen:
+                for step in (17, 18):
+                    checkpoint.save(run, model, *settings[:2], checkpoint.Position(step))
+            seen.append(folder.name)
+            load(folder, target)
+
+        monkeypatch.setattr(checkpoint, "load_weights", late)
+        assert checkpoint.load_model(run, "cpu")[3].step == 18
+        assert seen == ["step_00000016", "step_00000018"]
+
+    def test_removing_one_is_done_at_one_stroke(self, saved, monkeypatch):
+        def killed(folder, **options):
+            if folder.name == ".removed" and folder.exists():
+                raise KeyboardInterrupt
+
+        model, settings = self.load(saved), checkpoint.read_state(saved)
+        monkeypatch.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(saved.parents[1], model, *settings[:2], checkpoint.Position(17))
+        for folder in checkpoint.saved(saved.parents[1]):
+            self.load(folder)
+
+    @pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE, errno.EIO])
+    @pytest.mark.parametrize("name", ["state.json", "weights.safetensors"])
+    def test_what_cannot_be_read_for_now_is_not_damaged(self, saved, monkeypatch, name, number):
+        real = Path.open
+
+        def refused(path, *arguments, **options):
+            if path.name == name:
+                raise OSError(number, os.strerror(number), str(path))
+            return real(path, *arguments, **options)
+
+        monkeypatch.setattr(Path, "open", refused)
+        with pytest.raises(CheckpointError, match=f"{name}: cannot be read .{os.strerror(number)}") as raised:
+            self.load(saved)
+        assert "delete" not in str(raised.value)
+        assert "damaged" not in str(raised.value)
+
+    def test_deleting_is_advised_where_there_is_one_before(self, saved):
+        (saved.with_name("step_00000015") / "state.json").unlink()
+        with pytest.raises(CheckpointError, match=r"state.json: missing; train again"):
+            self.load(saved.with_name("step_00000015"))
+        (saved / "state.json").unlink()
+        with pytest.raises(CheckpointError, match=f"delete {saved} to use the checkpoint before it"):
+            self.load(saved)
 
     def test_truncated_weights_are_refused(self, saved):
         path = saved / "weights.safetensors"
