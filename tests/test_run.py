@@ -383,6 +383,11 @@ class TestBadInput:
             assert f"{told}.out" in printed
             assert all(text.isprintable() for text in printed.splitlines())
 
+    def test_a_run_remembers_a_folder_whose_name_is_not_utf_8(self, trained, tmp_path):
+        settings = run_folder.read(trained / "robe")._replace(data=Path(os.fsdecode(b"/d\xff")))
+        settings.write(tmp_path)
+        assert run_folder.read(tmp_path) == settings
+
     def test_another_dialect_is_not_what_was_learned(self, folder, trained, refused, tmp_path):
         """Ids modulo something feed full tables, and no model of other ids; nor do other dense values."""
         options = {"modulo": ["--ids", "modulo", "--max-ind-range", "50"], "none": ["--dense", "none"]}
