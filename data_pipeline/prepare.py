@@ -167,13 +167,13 @@ def _count_lines(job: Job, path: Path) -> None:
 def _sources(job: Job, files: list[Path]) -> list[Source]:
     """Each of several files is a day; a single one is cut into days of equal length, to within a row."""
     if len(files) > 1:
-        return [Source(path, identity(path), day, (END,), (str(path),)) for day, path in enumerate(files)]
+        return [Source(path, identity(path), day, (END,), (shown(path),)) for day, path in enumerate(files)]
     (path,), blocks = files, job.config.blocks
     counted = read_note(job.work / "lines.json")
     assert counted is not None, "_count_lines comes first"
     lines = counted["rows"]
     sizes = [lines // blocks + (block < lines % blocks) for block in range(blocks)]
-    origins = tuple(f"{path}, block {block} of {blocks}" for block in range(1, blocks + 1))
+    origins = tuple(shown(f"{path}, block {block} of {blocks}") for block in range(1, blocks + 1))
     return [Source(path, counted["source"], 0, (*np.cumsum(sizes[:-1]).tolist(), END), origins)]
 
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from data_pipeline.names import shown
+
 Kind = Literal["hex", "integer", "string"]
 # What becomes of the numbers of a dense column; `dialects.TRANSFORMS` has the functions.
 Dense = Literal["log1p", "none"]
@@ -108,7 +110,7 @@ def load_schema(path: Path | str) -> Schema:
     for key in data.keys() - known:
         raise DataError(f"{path}: {key} is no key of a schema; there are {', '.join(sorted(known))}")
     defaults: dict[str, Any]
-    defaults = {"name": path.stem, "dense": [], "dense_missing": 0, "missing": [""]}
+    defaults = {"name": shown(path.stem), "dense": [], "dense_missing": 0, "missing": [""]}
     data = defaults | {"missing_in": {}, "transform": {}, "quote": '"'} | data
 
     if "label" not in data:

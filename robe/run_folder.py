@@ -8,6 +8,7 @@
 This is where models and data meet: it stands above both `robe` and `data_pipeline`, as the commands do.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -78,7 +79,8 @@ def read(run: Path) -> Settings:
     """The settings of a run; raises ConfigError if the folder is none."""
     path = run / "config.json"
     try:
-        settings = msgspec.json.decode(read_text(path), type=_Stored)
+        # Not by msgspec, which refuses the folders whose names are not UTF-8.
+        settings = msgspec.convert(json.loads(read_text(path)), _Stored)
         return Settings(resolve(from_json(settings.config)), Path(settings.data), settings.baseline)
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError, ConfigError) as error:
         raise ConfigError(f"{path}: not the settings of a run ({error}); give the folder of a run") from None

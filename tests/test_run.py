@@ -21,6 +21,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
 from robe import cli as command_line
 from robe import report, run_folder
+from robe.config import TrainConfig, resolve
 from robe.train import TrainingError, predict
 
 ROOT = Path(__file__).parents[1]
@@ -382,6 +383,11 @@ class TestBadInput:
             assert (code, err) == (0, "")
             assert f"{told}.out" in printed
             assert all(text.isprintable() for text in printed.splitlines())
+
+    def test_a_run_remembers_a_folder_whose_name_is_not_utf_8(self, tmp_path):
+        settings = run_folder.Settings(resolve(TrainConfig()), Path(os.fsdecode(b"/d\xff")), False)
+        settings.write(tmp_path)
+        assert run_folder.read(tmp_path) == settings
 
     def test_another_dialect_is_not_what_was_learned(self, folder, trained, refused, tmp_path):
         """Ids modulo something feed full tables, and no model of other ids; nor do other dense values."""
