@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from data_pipeline.schema import DataError
@@ -13,6 +13,7 @@ from data_pipeline.whole_files import (
     FULL,
     make_folder,
     naming,
+    read_text,
     remedy,
     remove_leftovers,
     sync,
@@ -102,7 +103,10 @@ def work_folder(out: Path) -> Path:
 def finish(work: Path, out: Path) -> None:
     """Make `out` appear, and remove the rest of `work`."""
     _rename(work / "data", out.resolve())
-    shutil.rmtree(work, ignore_errors=True)  # what stays is told by its lack of `data`, and cleared
+    # What an error or a kill leaves of it does no harm: without `data`, the next preparation clears it.
+    shutil.rmtree(work, ignore_errors=True)
+    with suppress(OSError):
+        sync(work.parent)
 
 
 def partial_name(path: Path) -> Path:
@@ -141,7 +145,7 @@ def _settle(work: Path, settings: dict, late: Collection[str], exclusive: bool) 
     with (lock := work / "settings.lock").open("a") as file:
         with naming(lock):
             fcntl.flock(file, fcntl.LOCK_EX)
-        begun = json.loads(path.read_text()) if path.exists() else {}
+        begun = json.loads(read_text(path)) if path.exists() else {}
         numbered = any(work.glob("feature_*.done"))
         changed = [name for name, value in settings.items() if begun.get(name) != value]
         wrong = [name for name in changed if begun and (numbered or name not in late)]

@@ -14,6 +14,7 @@ import numpy as np
 from data_pipeline.manifest import Manifest
 from data_pipeline.names import shown
 from data_pipeline.schema import DataError, Schema
+from data_pipeline.whole_files import naming
 
 DICTIONARY = "dictionary.npy"
 Dialect = Literal["hash", "modulo", "dictionary"]
@@ -290,7 +291,8 @@ class Dictionary:
         if manifest.ids.dialect != "dictionary":
             raise DataError(f"{manifest.folder}: has no dictionary; prepare it with --ids dictionary")
         try:
-            values = np.load(path, allow_pickle=False)
+            with naming(path):
+                values = np.load(path, allow_pickle=False)
         except (FileNotFoundError, ValueError, EOFError) as error:
             raise DataError(f"{path}: cannot be read ({error}); prepare the data again") from None
         if hashlib.sha256(values.data).hexdigest() != manifest.dictionary_sha256:
@@ -316,7 +318,7 @@ def modulo(ids: np.ndarray, modulus: int | None) -> np.ndarray:
 
 def report(manifest: Manifest) -> list[str]:
     """A few lines of text on the values of the columns."""
-    return _features(manifest) + clipped(manifest)
+    return [shown(line) for line in (*_features(manifest), *clipped(manifest))]
 
 
 def clipped(manifest: Manifest) -> list[str]:
@@ -339,7 +341,7 @@ def _features(manifest: Manifest) -> list[str]:
         )
         return [f"distinct values per feature{estimated}: {counts}"]
     lines, rows = [], manifest.rows("train")
-    for name, feature in zip(map(shown, manifest.schema.categorical), manifest.features, strict=True):
+    for name, feature in zip(manifest.schema.categorical, manifest.features, strict=True):
         top = ", ".join(f"top {int(n):,} {share:.1%}" for n, share in feature["coverage"].items())
         kept = f"{feature['kept']:,} of {feature['distinct']:,} values kept"
         lines.append(f"{name}: {kept}, {feature['rare_rows'] / rows:.2%} of rows rare; rows covered: {top}")

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from data_pipeline.columns import EXACT, INTEGER, LARGEST, NUMBER, TRUTH
+from data_pipeline.names import unseen
 
 # What programs write for a missing value; only if all other values of the column are numbers does it mean so.
 NOTHING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-", "?", "\\N")
@@ -355,9 +356,10 @@ def _about(column: pl.Series, values: pl.Series) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as TOML writes it; what is not UTF-8, as names of files may be, becomes a question mark."""
-    text = text.encode(errors="replace").decode()
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """A text as TOML writes it, with escapes for what cannot be seen; what is not UTF-8, as names of files
+    may be, becomes a question mark."""
+    text = json.dumps(text.encode(errors="replace").decode(), ensure_ascii=False)
+    return "".join(rf"\U{ord(c):08x}" if unseen(c) else c for c in text)
 
 
 def listed(texts: Iterable[str]) -> str:

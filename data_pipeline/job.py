@@ -12,7 +12,7 @@ from data_pipeline.logs import BadRows
 from data_pipeline.manifest import shard_name
 from data_pipeline.ranks import Ranks
 from data_pipeline.schema import CRITEO, DataError, Dense, Schema
-from data_pipeline.whole_files import sync, write_json
+from data_pipeline.whole_files import read_text, sync, write_json
 
 # Called with how many bytes of the logs, as they lie on disk, have been read, and how many will be in all;
 # making a dictionary counts as reading them once more.
@@ -133,6 +133,6 @@ def identity(path: Path) -> dict[str, int]:
 def read_note(path: Path) -> dict[str, Any] | None:
     """What `Job.note` wrote to a file; None if there is no such file. Raises DataError if it is damaged."""
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(read_text(path)) if path.exists() else None
     except ValueError as error:
         raise DataError(f"{path}: damaged ({error}); remove {path.parent} to begin again") from None

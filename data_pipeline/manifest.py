@@ -21,7 +21,7 @@ import numpy as np
 from data_pipeline.names import shown
 from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError, Schema
-from data_pipeline.whole_files import write_json
+from data_pipeline.whole_files import read_text, write_json
 
 FORMAT, VERSION = "robe-dlrm-shards", 1
 MANIFEST = "manifest.json"
@@ -220,7 +220,7 @@ class Manifest:
             remedy = f"make the folder with `robe prepare FILE --out {folder}`"
             raise DataError(f"{path}: not found; {remedy}")
         try:
-            data = msgspec.json.decode(path.read_bytes())
+            data = msgspec.json.decode(read_text(path))
             if data["format"] != FORMAT or data["version"] != VERSION:
                 raise DataError(
                     f"{path}: is {data['format']} version {data['version']}, this program reads {FORMAT} "

@@ -12,6 +12,11 @@ BLANK = re.compile(
 )
 
 
+def unseen(c: str) -> bool:
+    """Whether a character shows nothing, or does something to the text around it."""
+    return not c.isprintable() or BLANK.match(c) is not None
+
+
 def shown(name: object, lacking: Collection[str] = ()) -> str:
     r"""The text of a name, in one line, each of whose characters can be seen.
 
@@ -19,12 +24,7 @@ def shown(name: object, lacking: Collection[str] = ()) -> str:
     the space, bytes of a file's name that are not UTF-8), and the characters in `lacking`, become escapes as
     in Python, such as \n and \u202e. All else, backslashes too, stays as it is.
     """
-    return "".join(
-        c
-        if c.isprintable() and not BLANK.match(c) and c not in lacking
-        else c.encode("unicode_escape").decode()
-        for c in str(name)
-    )
+    return "".join(c.encode("unicode_escape").decode() if unseen(c) or c in lacking else c for c in str(name))
 
 
 def fitted(text: str, cells: int) -> str:

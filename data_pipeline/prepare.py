@@ -18,6 +18,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from data_pipeline.input_files import input_files
 from data_pipeline.job import Job, Meter, PrepareConfig, Progress, identity, read_note
 from data_pipeline.logs import count_rows, has_rows
 from data_pipeline.manifest import Day, Ids, Manifest, Stretch
+from data_pipeline.names import shown
 from data_pipeline.number_features import join_days, number_features
 from data_pipeline.parse_days import REJECTED, Source, parse_days
 from data_pipeline.ranks import Ranks
@@ -36,7 +38,7 @@ from data_pipeline.schema import DataError, Schema
 from data_pipeline.shard_files import load_array, save_array
 from data_pipeline.splits import halves_of, split
 from data_pipeline.synthetic import FIGURES
-from data_pipeline.whole_files import new_file, write_json
+from data_pipeline.whole_files import naming, new_file, read_text, write_json
 
 END = np.iinfo(np.int64).max
 NUMBERED_BY = "min_count", "order", "split"  # settings that the shards of a day do not depend on
@@ -87,9 +89,9 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
                 join_days(job, day_rows)
         with ranks.together():
             if ranks.rank == 0:
-                _finish(job, files, origins, records, parts, note)
+                manifest = _finish(job, files, origins, records, parts, note)
         meter.finish()
-    return Manifest.load(config.out)
+    return manifest if ranks.rank == 0 else Manifest.load(config.out)
 
 
 def _check(config: PrepareConfig) -> None:
@@ -150,7 +152,7 @@ def _without_empty(files: list[Path], schema: Schema) -> list[Path]:
     if not empty or len(files) - len(empty) < 2:
         return files
     for path in empty:
-        print(f"{path}: empty, so it is left out and is no day", file=sys.stderr)
+        print(shown(f"{path}: empty, so it is left out and is no day"), file=sys.stderr)
     return [path for path in files if path not in empty]
 
 
@@ -210,14 +212,16 @@ def _finish(
     records: list[dict[str, Any]],
     parts: dict[str, tuple[Stretch, ...]],
     note: str,
-) -> None:
-    """Write what describes the shards, and let the folder appear."""
+) -> Manifest:
+    """Write what describes the shards, let the folder appear, and return its manifest."""
     config, work = job.config, job.work
     if config.bad_rows == "skip":
         with new_file(work / "data" / REJECTED) as file:
             for day, record in enumerate(records):
                 if record["rejected"]:
-                    file.write((work / f"day_{day}_{REJECTED}").read_bytes())
+                    with naming(path := work / f"day_{day}_{REJECTED}"):
+                        lines = path.read_bytes()
+                    file.write(lines)
     if config.ids == "dictionary":
         for day, record in enumerate(records):
             record["sha256"] |= read_note(work / f"joined_{day}.done")
@@ -245,7 +249,10 @@ def _finish(
         clipped=_clipped(config.schema, records),
     )
     manifest.save(work / "data")
+    # Read back before the folder appears, as nothing may fail after that.
+    manifest = Manifest.load(work / "data")
     finish(work, config.out)
+    return replace(manifest, folder=config.out)
 
 
 def _clipped(schema: Schema, records: list[dict[str, Any]]) -> dict[str, float]:
@@ -297,7 +304,7 @@ def _synthetic(files: list[Path], halves: tuple[str, str] | None) -> dict[str, A
     if not path.is_file():
         return None
     try:
-        generator = json.loads(path.read_text())
+        generator = json.loads(read_text(path))
         figures = generator.pop("files")
         own = [file for file in files if file.name in figures]
         same = [file for file in own if figures[file.name]["bytes"] == file.stat().st_size]

@@ -136,7 +136,7 @@ def _labels(path: Path, looks: dict[str, Look]) -> tuple[_Label | None, list[_La
     That is the one column that is called like a label, the surest names first; else like a rating; else the
     only column of 0 and 1, unless it is called like a code. Raises DataError if no column may be it.
     """
-    usable = {name: look for name, look in looks.items() if look.numbers is not None}
+    usable = {name: look for name, look in looks.items() if look.numbers is not None and name}
     binary = [name for name, look in usable.items() if look.only({0, 1}) and look.distinct == 2]
     tiers = [[name for name in usable if _called(name, names, BESIDE)] for names in LABELS[:2]]
     tiers.append([name for name in binary if _called(name, LABELS[2], BESIDE)])

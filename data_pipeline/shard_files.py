@@ -48,7 +48,8 @@ def new_shard(path: Path, kind: str, sha256: dict[str, str]) -> Iterator[Append]
 def load_array(path: Path) -> np.ndarray:
     """What `save_array` wrote; raises DataError if it is not whole."""
     try:
-        return np.load(path, allow_pickle=False)
+        with naming(path):
+            return np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise DataError(f"{path}: damaged ({error}); remove {path.parent} to begin again") from None
 

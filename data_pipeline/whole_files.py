@@ -52,6 +52,12 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def read_text(path: Path) -> str:
+    """The text of a file; errors name it."""
+    with naming(path):
+        return path.read_text(encoding="utf-8")
+
+
 def sync(path: Path) -> None:
     """Have the disk hold what a file contains, or the names in a folder."""
     folder = path.is_dir()

@@ -224,10 +224,10 @@ def _reading(path: Path) -> Iterator[None]:
     """Raise CheckpointError for a file of a checkpoint that is missing, damaged, or of another program."""
     try:
         yield
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: cannot be read, it is missing; {_remedy(path.parent)}") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); {remedy(error)}") from None
+        # Whatever keeps safetensors from opening a file, it says that there is none.
+        mend = remedy(error) if path.exists() else _remedy(path.parent)
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); {mend}") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path}: truncated or altered ({error}); {_remedy(path.parent)}") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, ConfigError) as error:

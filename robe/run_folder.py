@@ -24,7 +24,7 @@ from data_pipeline.dialects import DICTIONARY
 from data_pipeline.folders import open_folder
 from data_pipeline.frames import RowReader
 from data_pipeline.manifest import MANIFEST, Manifest
-from data_pipeline.whole_files import copy_whole, write_json
+from data_pipeline.whole_files import copy_whole, read_text, write_json
 from robe import checkpoint, estimator, metrics, report
 from robe import convert as conversion
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve
@@ -78,7 +78,7 @@ def read(run: Path) -> Settings:
     """The settings of a run; raises ConfigError if the folder is none."""
     path = run / "config.json"
     try:
-        settings = msgspec.json.decode(path.read_bytes(), type=_Stored)
+        settings = msgspec.json.decode(read_text(path), type=_Stored)
         return Settings(resolve(from_json(settings.config)), Path(settings.data), settings.baseline)
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError, ConfigError) as error:
         raise ConfigError(f"{path}: not the settings of a run ({error}); give the folder of a run") from None

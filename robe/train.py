@@ -232,8 +232,8 @@ class Log:
     """`metrics.jsonl`: one JSON object per line. Reopened at a checkpoint, it forgets what came after."""
 
     def __init__(self, path: Path, step: int):
-        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        self.entries = [entry for entry in map(_parse, lines) if entry and entry["step"] <= step]
+        found = read_log(path) if path.exists() else ()
+        self.entries = [entry for entry in found if entry["step"] <= step]
         write_whole(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
         self.path = path
 
@@ -268,7 +268,8 @@ class Log:
 
 def read_log(path: Path) -> Iterator[dict]:
     """The entries of a metrics.jsonl; what is none, as a last line cut short by a kill, is left out."""
-    lines = path.read_text(errors="replace").splitlines()
+    with naming(path):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return (entry for entry in map(_parse, lines) if entry)
 
 

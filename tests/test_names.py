@@ -1,7 +1,10 @@
+import tomllib
+
 import pytest
 from rich.cells import cell_len
 
 from data_pipeline.dialects import report
+from data_pipeline.guesses import quoted
 from data_pipeline.manifest import Ids, Manifest
 from data_pipeline.names import fitted, shown
 from data_pipeline.schema import Schema
@@ -25,6 +28,16 @@ def test_what_cannot_be_seen_is_written_out(name, text):
     assert shown(name) == text
     assert shown(text) == text
     text.encode()
+
+
+@pytest.mark.parametrize(
+    "name", ["\x1b[31m", "a\n\t", "\x7f\x9b", "rtl\u202ea", '"\u3164\\', "价\U000e0101", "é"]
+)
+def test_toml_holds_any_name_and_shows_it(name):
+    text = quoted(name)
+    assert text.isprintable()
+    assert shown(text) == text
+    assert tomllib.loads(f"{text} = {text}") == {name: name}
 
 
 def test_characters_that_are_lacking_are_written_out():
@@ -52,3 +65,8 @@ def test_what_is_told_of_data_is_one_line_a_feature():
     assert manifest.describe().startswith(r"a\nb data; ")
     assert manifest.describe().endswith(r"day_0\n tests")
     assert [line.split(":")[0] for line in report(manifest)] == [r"\x1b[31m", "$x$"]
+
+
+def test_wide_characters_take_two_cells():
+    assert fitted("格" * 10, 20) == "格" * 10
+    assert fitted("格" * 11, 20) == "格" * 5 + "..." + "格" * 3

@@ -7,10 +7,13 @@ from datetime import date
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipeline.logs import read_log
 from data_pipeline.proposal import propose, unfilled
 from data_pipeline.schema import CRITEO, DataError, Schema, load_schema
+from robe import cli as command_line
 
 TEXT = """
 label = "stars"
@@ -251,6 +254,16 @@ def test_a_label_that_no_name_decides_on_is_left_to_the_user(tmp_path, columns, 
     assert sum(len(chunk.line) for chunk in read_log(tmp_path / "own.csv", found)) == N
 
 
+def test_the_command_says_that_the_label_is_left_to_the_user(tmp_path, capsys):
+    for columns, words in (({"b": TURN % 2, "c": CLICK}, ["b", "c"]), ({"click": CLICK}, None)):
+        pl.DataFrame({"user": USER, **columns}).write_csv(tmp_path / "own.csv")
+        command_line.main(["schema", str(tmp_path / "own.csv")])
+        out, error = capsys.readouterr()
+        assert out == propose(tmp_path / "own.csv", 10_000)
+        assert error.startswith("the label is left to you") == (words is not None)
+        assert len(error.splitlines()) == (words is not None)
+
+
 @pytest.mark.parametrize(
     ("votes", "threshold"),
     [([-1, 0, 1], 0.0), ([0, 5], 5.0), ([-1, 1], 1.0), ([1, 2], 2.0), ([1, 2, 3, 4, 5], 3.0), ([0, 1], None)],
@@ -281,6 +294,8 @@ def test_a_threshold_is_written_whatever_it_is(tmp_path, votes, threshold):
         ("rating", TURN % 5),
         ("copy", CLICK),
         ("turned", 1 - CLICK),
+        ("extra", np.where(CLICK, "5.5", "")),
+        ("kept", np.where(CLICK, "", "5.5")),
         ("row", TURN),
         ("", TURN),
         ("Unnamed: 0", TURN + 5),
@@ -301,7 +316,7 @@ def test_a_threshold_is_written_whatever_it_is(tmp_path, votes, threshold):
 )
 def test_outcomes_row_numbers_and_time_stamps_are_left_out(tmp_path, name, values):
     """As comments that name the reason, and make features of the columns once the # is gone."""
-    times = 3 if name in ("copy", "turned") else 1  # values alone tell only in so many rows
+    times = 3 if name in ("copy", "turned", "extra", "kept") else 1  # values alone tell only in so many rows
     columns = {"click": [*CLICK] * times, "user": [*USER] * times, name: [*values] * times}
     text, found = propose_for(tmp_path, columns)
     assert found.label == "click"
@@ -318,7 +333,7 @@ def test_outcomes_row_numbers_and_time_stamps_are_left_out(tmp_path, name, value
 
 
 def test_what_was_known_before_stays_with_a_doubt(tmp_path):
-    names = ["past_purchases", "user_click_count", "avg_dwell_time", "days_since_last_click"]
+    names = ["past_purchases", "user_click_count", "avg_dwell_time", "time_since_click"]
     columns = {"click": CLICK, "user": USER} | dict.fromkeys(names, TURN % 50)
     text, found = propose_for(tmp_path, columns)
     assert {*found.dense, *found.categorical} == {"user", *names}
@@ -451,6 +466,52 @@ def test_doubts_stand_beside_the_column(tmp_path, values, doubt):
     assert found.categorical == ("x",)
     (line,) = (line for line in text.splitlines() if line.startswith("x = "))
     assert doubt in line
+
+
+CELLS = ["", "NA", "-", "?", "0", "1", "-1", "0.5", "1e39", "37.0", "True", "no", "007", "2014-10-21", "16e8"]
+CELLS += ["ab12cd34", "a|b", "1,5", " 3", "$5", "5%", "inf", "9" * 40, "é", "\0", "12:30", '"', "1."]
+CELL_COLUMNS = st.one_of(
+    st.lists(st.sampled_from(CELLS), min_size=1, max_size=4),
+    st.lists(st.none() | st.integers(0, 99).map(float), min_size=1),
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1),
+    st.lists(st.sampled_from([float("inf"), float("nan"), 1.0, -1e300, None]), min_size=1),
+    st.just([0, 1]), st.just([False, True]), st.just(list(range(N))),
+)  # fmt: skip
+COLUMN_NAMES = [
+    "click",
+    "label",
+    "user_id",
+    "age",
+    "",
+    "^x$",
+    "*",
+    "id",
+    "time",
+    "is_like",
+    "price",
+    "rating",
+    "0",
+    "\x1b",
+]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.dictionaries(st.sampled_from(COLUMN_NAMES), CELL_COLUMNS, min_size=1, max_size=6),
+    st.sampled_from([1, 3, 60]),
+    st.sampled_from(["own.csv", "own.parquet"]),
+)
+def test_nothing_is_proposed_that_is_refused(tmp_path_factory, columns, rows, name):
+    """Whatever the table: a line that names it, or a schema by which each of its rows can be read."""
+    folder, refused = tmp_path_factory.getbasetemp(), None
+    try:
+        propose_for(folder, {key: (cells * rows)[:rows] for key, cells in columns.items()}, name)
+    except DataError as error:
+        refused = str(error)
+    if refused is not None:
+        assert refused.startswith(str(folder / name))
+        assert len(refused.splitlines()) == 1
+        assert not re.search(r"row \d+.*(not a|not 0)", refused)
 
 
 NAMES = [
