@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypedDict
 import msgspec
 import numpy as np
 
-from data_pipeline.whole_files import make_folder, naming, new_file, read_text, remedy, sync, write_whole
+from data_pipeline.whole_files import make_folder, naming, new_file, remedy, sync, write_whole
 from robe import checkpoint, metrics
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig
@@ -232,8 +232,8 @@ class Log:
     """`metrics.jsonl`: one JSON object per line. Reopened at a checkpoint, it forgets what came after."""
 
     def __init__(self, path: Path, step: int):
-        lines = read_text(path, errors="replace").splitlines() if path.exists() else []
-        self.entries = [entry for entry in map(_parse, lines) if entry and entry["step"] <= step]
+        found = read_log(path) if path.exists() else ()
+        self.entries = [entry for entry in found if entry["step"] <= step]
         write_whole(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
         self.path = path
 
