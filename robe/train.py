@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypedDict
 import msgspec
 import numpy as np
 
-from data_pipeline.whole_files import make_folder, naming, new_file, remedy, sync, write_whole
+from data_pipeline.whole_files import make_folder, naming, new_file, read_text, remedy, sync, write_whole
 from robe import checkpoint, metrics
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig
