@@ -236,6 +236,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument("--only", nargs="*", default=[], help="commands or kinds of calls; default: all")
     parser.add_argument("--seconds", type=float, help="try moments at random, for so long")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments at random")
     parser.add_argument("--messages", action="store_true", help="print what the commands said")
     given = parser.parse_args()
     library = os.environ.get("LD_PRELOAD", "")
@@ -248,7 +249,7 @@ def main():
         laboratory = Laboratory(Path(folder).resolve() / "work", library)
         moments = [m for m in laboratory.moments() if not given.only or {m[0], m[1]} & set(given.only)]
         if given.seconds is not None:
-            random.Random().shuffle(moments)
+            random.Random(given.seed).shuffle(moments)
         started = time.monotonic()
         for name, kind, k, number in moments:
             if given.seconds is not None and time.monotonic() > started + given.seconds:

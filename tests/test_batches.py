@@ -227,19 +227,13 @@ def test_a_shard_that_cannot_be_read_for_now_is_named_and_not_called_damaged(man
     def fails(*_, **__):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(batches.os, "preadv", fails)
-    with pytest.raises(OSError, match="Input/output error") as raised:
+    told = r"/day_\d_\w+\.npy: cannot be read \(Input/output error\); check the disk"
+    monkeypatch.setattr("os.preadv", fails)
+    with pytest.raises(DataError, match=told):
         next(train.batches(10))
-    assert str(raised.value.filename).startswith(str(manifest.folder / "day_"))
-    for name in ("open", "mmap"):
-        with monkeypatch.context() as patch:
-            if name == "open":
-                patch.setattr("builtins.open", fails)
-            else:
-                patch.setattr("mmap.mmap", fails)
-            with pytest.raises(OSError, match="Input/output error") as raised:
-                Rows(manifest, "train")
-        assert str(raised.value.filename).startswith(str(manifest.folder / "day_"))
+    monkeypatch.setattr("io.open", fails)
+    with pytest.raises(DataError, match=told):
+        Rows(manifest, "train")
 
 
 def test_a_program_ends_though_an_iterator_is_open(manifest):

@@ -12,4 +12,4 @@ def test_calls_that_fail_end_in_one_line_and_the_same_command_then_completes():
     if ended is None:
         pytest.skip("no C compiler here")
     assert ended.returncode == 0, ended.stdout
-    assert int(re.match(r"(\d+) of \d{4} faults", ended.stdout)[1]) >= 3  # on a busy machine
+    assert int(re.search(r"^(\d+) of \d{4} faults", ended.stdout, re.MULTILINE)[1]) >= 3  # on a busy machine

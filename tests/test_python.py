@@ -142,7 +142,7 @@ def test_vectors_of_a_robe_array_are_what_the_model_reads(trained):
         (lambda t: t | {"price": [1.0, 1e39, 2.0]}, "the table, row 1: price is '1e\\+39', not a number"),
         (
             lambda t: t | {"user": [1.5, 2.0, 3.0]},
-            "the table: column user is Float64, which cannot be integer",
+            "the table, row 0: user is '1.5', not a whole number",
         ),
         (lambda t: t | {"user": [1, "x", 3]}, "the table, column user: cannot be read"),
         (lambda t: t | {"user": [1, 2]}, "the table: cannot be read"),

@@ -150,8 +150,8 @@ def test_days_with_lines_left_out_are_not_taken_over(tmp_path):
     inputs = logs(tmp_path / "raw")
     write(inputs[0], [b"bad", *lines(60, seed=0)])
     (tmp_path / "raw" / "gone").write_bytes(inputs[3].read_bytes())
-    inputs[3].write_bytes(b"")
-    with pytest.raises(DataError, match="day_3: empty"):
+    inputs[3].write_bytes(b"bad\n")
+    with pytest.raises(DataError, match="day_3: 0 usable rows"):
         prepare(PrepareConfig(inputs, tmp_path / "out", bad_rows="skip"))
     with pytest.raises(DataError, match=r"day_0, line 1: .*--bad-rows skip"):
         prepare(PrepareConfig(inputs, tmp_path / "out"))

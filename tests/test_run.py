@@ -489,7 +489,8 @@ class TestBadInput:
         """Neither with those of another folder, nor with others that came to stand in the same one."""
         raw = folder / "raw"
         for name, files in (("first", ("day_0", "day_1", "day_2")), ("other", ("day_1", "day_0", "day_2"))):
-            command_line.main(["prepare", *(str(raw / f) for f in files), "--out", str(tmp_path / name)])
+            made = "--out", str(tmp_path / name), "--input-order", "given"
+            command_line.main(["prepare", *(str(raw / f) for f in files), *made])
         command_line.main(["train", "--data", str(tmp_path / "first"), "--out", str(tmp_path / "r"), *TINY])
         resume = ["train", "--resume", tmp_path / "r"]
         refused(*resume, "--data", tmp_path / "other", message="not the rows .*r was trained")
