@@ -35,8 +35,7 @@ from data_pipeline.schema import (
     load_schema,
 )
 from data_pipeline.synthetic import SyntheticConfig
-from robe.errors import RobeError
-from robe.version import __version__
+from data_pipeline.whole_files import told
 from robe.config import (
     NUMBERED,
     ConfigError,
@@ -46,9 +45,10 @@ from robe.config import (
     require_trainable,
     resolve,
 )
+from robe.errors import RobeError
 from robe.terminal import prepare_streams, require_usable
 from robe.timeline import Timeline, no_phase
-from data_pipeline.whole_files import told
+from robe.version import __version__
 
 BackendName = Literal["auto", "reference", "cpu", "cuda"]
 
