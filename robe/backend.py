@@ -172,10 +172,6 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
     """The backend on the current CUDA device."""
     import cupy
     import cupyx
-    from numba.cuda.core import config  # type: ignore[import-not-found]  # numba-cuda's
-
-    # Of a launch with little work Numba would say, on every size of batch, that it fills no card.
-    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
     device = cupy.cuda.Device()
     model = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
@@ -183,6 +179,10 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
         raise BackendError(
             f"{model} has no {precision}; use --backend cpu to emulate it, or train with --precision fp32"
         )
+    from numba.cuda.core import config  # type: ignore[import-not-found]  # numba-cuda's
+
+    # Of a launch with little work Numba would say, on every size of batch, that it fills no card.
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
     # The stream of all kernels and CuPy functions, see kernels/parts/launch.py.
     compute = cupy.cuda.Stream.null
     streams = Streams(
