@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.schema import DataError
 from data_pipeline.whole_files import (
@@ -109,6 +110,17 @@ def finish(work: Path, out: Path) -> None:
         sync(work.parent)
 
 
+def read_note(path: Path) -> dict[str, Any] | None:
+    """What is noted in a file of a work folder; None if there is none. Raises DataError if it is damaged."""
+    try:
+        found = json.loads(read_text(path)) if path.exists() else None
+        if not isinstance(found, dict | None):
+            raise ValueError("no object")
+        return found
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); remove {path.parent} to begin again") from None
+
+
 def partial_name(path: Path) -> Path:
     """The name of a file until it is whole."""
     return path.with_name(f"{path.name}.partial")
@@ -145,7 +157,7 @@ def _settle(work: Path, settings: dict, late: Collection[str], exclusive: bool) 
     with (lock := work / "settings.lock").open("a") as file:
         with naming(lock):
             fcntl.flock(file, fcntl.LOCK_EX)
-        begun = json.loads(read_text(path)) if path.exists() else {}
+        begun = read_note(path) or {}
         numbered = any(work.glob("feature_*.done"))
         changed = [name for name, value in settings.items() if begun.get(name) != value]
         wrong = [name for name in changed if begun and (numbered or name not in late)]

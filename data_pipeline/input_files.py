@@ -3,7 +3,7 @@
 import os
 import re
 from collections import defaultdict
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -75,11 +75,14 @@ def in_order(files: list[Path]) -> list[Path]:
         raise DataError(
             f"{late}: comes before {early}, against the numbers in their names; name the oldest first, {KEEP}"
         )
-    for before, after in combinations(ordered, 2):
-        if _says(before, "test|valid|validation|val") and _says(after, "train|training"):
+    held_out = None
+    for path in ordered:
+        if held_out and _says(path, "train|training"):
             raise DataError(
-                f"{before}: comes before {after}, but the last file tests; name what trains first, {KEEP}"
+                f"{held_out}: comes before {path}, but the last file tests; name what trains first, {KEEP}"
             )
+        if not held_out and _says(path, "test|valid|validation|val"):
+            held_out = path
     return ordered
 
 

@@ -1,6 +1,5 @@
 """What all steps of a preparation share: the settings, where files lie, and how far the work is."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,8 @@ from data_pipeline.input_files import InputOrder
 from data_pipeline.logs import BadRows
 from data_pipeline.manifest import shard_name
 from data_pipeline.ranks import Ranks
-from data_pipeline.schema import CRITEO, DataError, Dense, Schema
-from data_pipeline.whole_files import read_text, sync, write_json
+from data_pipeline.schema import CRITEO, Dense, Schema
+from data_pipeline.whole_files import sync, write_json
 
 # Called with how many bytes of the logs, as they lie on disk, have been read, and how many will be in all;
 # making a dictionary counts as reading them once more.
@@ -128,11 +127,3 @@ def identity(path: Path) -> dict[str, int]:
     """Size and time of the last change: if they differ, the file is not what it was."""
     info = path.stat()
     return {"bytes": info.st_size, "changed_ns": info.st_mtime_ns}
-
-
-def read_note(path: Path) -> dict[str, Any] | None:
-    """What `Job.note` wrote to a file; None if there is no such file. Raises DataError if it is damaged."""
-    try:
-        return json.loads(read_text(path)) if path.exists() else None
-    except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}); remove {path.parent} to begin again") from None

@@ -10,9 +10,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from data_pipeline.appearing import partial_name
+from data_pipeline.appearing import partial_name, read_note
 from data_pipeline.dialects import Distinct, modulo
-from data_pipeline.job import Job, identity, read_note
+from data_pipeline.job import Job, identity
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, shard_columns
 from data_pipeline.names import shown

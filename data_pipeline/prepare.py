@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.appearing import finish, resuming, work_folder
+from data_pipeline.appearing import finish, read_note, resuming, work_folder
 from data_pipeline.dialects import DICTIONARY, Distinct
 from data_pipeline.input_files import input_files
-from data_pipeline.job import Job, Meter, PrepareConfig, Progress, identity, read_note
+from data_pipeline.job import Job, Meter, PrepareConfig, Progress, identity
 from data_pipeline.logs import count_rows, has_rows
 from data_pipeline.manifest import Day, Ids, Manifest, Stretch
 from data_pipeline.names import shown
@@ -53,7 +53,8 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     """
     _check(config)
     _keep_freed_memory()
-    files = _without_empty(input_files(config.inputs, config.input_order), config.schema)
+    ranks, meter = Ranks(), Meter(progress)
+    files = _without_empty(input_files(config.inputs, config.input_order), config.schema, ranks.rank == 0)
     _synthetic(files, None)  # raises if synthetic files are mixed with others
     count = len(files) if len(files) > 1 else config.blocks
     if count < 2:
@@ -61,7 +62,6 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     split([10**6] * count, config.split)  # raises now if --split is wrong, not after hours of parsing
     days = range(count) if config.days is None else _chosen(config.days, count)
     locked = None if config.days is None else [f"day_{day}" for day in days]
-    ranks, meter = Ranks(), Meter(progress)
     job = Job(config, work_folder(config.out), ranks, meter)
     with ExitStack() as stack:
         with ranks.together():
@@ -143,15 +143,15 @@ def _chosen(text: str, count: int) -> list[int]:
     return sorted(days)
 
 
-def _without_empty(files: list[Path], schema: Schema) -> list[Path]:
-    """Those of several logs that have rows; the others are named on stderr.
+def _without_empty(files: list[Path], schema: Schema, tells: bool) -> list[Path]:
+    """Those of several logs that have rows; the others are named on stderr, if this process `tells`.
 
     Where that would leave no two, all stay, as a single log is cut into days; parsing refuses the empty one.
     """
     empty = [path for path in files if not has_rows(path, schema)] if len(files) > 1 else []
     if not empty or len(files) - len(empty) < 2:
         return files
-    for path in empty:
+    for path in empty if tells else ():
         print(shown(f"{path}: empty, so it is left out and is no day"), file=sys.stderr)
     return [path for path in files if path not in empty]
 

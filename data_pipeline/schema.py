@@ -5,7 +5,7 @@ import json
 import math
 import tomllib
 from collections import Counter
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -63,17 +63,6 @@ class Schema:
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.label, *self.dense, *self.categorical)
-
-    def to_json(self) -> dict[str, Any]:
-        """The schema as `from_json` takes it."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Schema":
-        values: dict[str, Any]
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-        texts = {column: tuple(texts) for column, texts in dict(data.get("missing_in", {})).items()}
-        return cls(**values | {"missing_in": texts})
 
     def rules(self) -> dict[str, Any]:
         """Those rules for values that are not as in a raw Criteo log."""

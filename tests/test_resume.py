@@ -267,6 +267,20 @@ def test_a_folder_whose_name_cannot_be_synced_has_not_appeared(tmp_path, monkeyp
     prepare(PrepareConfig(inputs, tmp_path / "out"))
 
 
+def test_damaged_notes_are_told_in_a_line(tmp_path):
+    inputs = logs(tmp_path / "raw")
+    stopped(tmp_path, inputs)
+    work = tmp_path / ".out.partial"
+    for note in ("settings.json", "day_0.done"):
+        whole = (work / note).read_bytes()
+        for text in (whole[:-3], b"[1]", b"\xff"):
+            (work / note).write_bytes(text)
+            with pytest.raises(DataError, match=rf"{note}: damaged \(.*\); remove .*out\.partial to begin"):
+                prepare(PrepareConfig(inputs, tmp_path / "out"))
+        (work / note).write_bytes(whole)
+    prepare(PrepareConfig(inputs, tmp_path / "out"))
+
+
 def test_two_on_one_folder(tmp_path):
     inputs = logs(tmp_path / "raw")
     config = PrepareConfig(inputs, tmp_path / "out")

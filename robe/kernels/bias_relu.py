@@ -19,9 +19,11 @@ the backward pass, with more passes over the sums as well, 219 where it took 593
 
 import numpy as np
 from numba import cuda, njit, prange
+from numba.extending import register_jitable
 
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
+from robe.kernels.parts.walks import of
 
 TILE = 64  # rows that one thread of the CPU adds up
 ROWS = 32  # rows that one CUDA thread adds up
@@ -103,51 +105,62 @@ def bias_relu_cuda(x, bias, out):
     launch(_bias_relu_kernel, x.shape[::-1], x, bias, out)
 
 
-@cuda.jit
-def _bias_relu_backward_kernel(out, d, together, sums):
-    # A thread owns `together` rows of a column, so their sum needs no atomics and has one order.
-    first_n, first_part = cuda.grid(2)
-    step_n, step_part = cuda.gridsize(2)
-    part = U32(first_part)
-    while part < U32(sums.shape[0]):
-        n = U32(first_n)
-        while n < U32(d.shape[1]):
-            total, b = ZERO, U32(part * together)
-            end = min(U32(b + together), U32(d.shape[0]))
-            while b + U32(3) < end:
-                b1, b2, b3 = U32(b + 1), U32(b + 2), U32(b + 3)
-                o0, o1, o2, o3 = out[b, n], out[b1, n], out[b2, n], out[b3, n]
-                d0, d1, d2, d3 = d[b, n], d[b1, n], d[b2, n], d[b3, n]
-                d0, d1 = d0 if o0 > ZERO else ZERO, d1 if o1 > ZERO else ZERO
-                d2, d3 = d2 if o2 > ZERO else ZERO, d3 if o3 > ZERO else ZERO
-                d[b, n], d[b1, n], d[b2, n], d[b3, n] = d0, d1, d2, d3
-                total = total + d0 + d1 + d2 + d3
-                b = U32(b + 4)
-            while b < end:
-                value = d[b, n] if out[b, n] > ZERO else ZERO
-                d[b, n] = value
-                total += value
-                b = U32(b + 1)
-            sums[part, n] = total
-            n = U32(n + step_n)
-        part = U32(part + step_part)
+def column_sums(visit):
+    """Kernel: sums[part, n] = visit(a, b, first, end, n), of the rows `first` to `end` of column n.
+
+    A thread owns these rows, `together` of a column, so their sum needs no atomics and has one order.
+    """
+
+    @cuda.jit
+    @of(visit)
+    def walk(a, b, together, sums):
+        first_n, first_part = cuda.grid(2)
+        step_n, step_part = cuda.gridsize(2)
+        part = U32(first_part)
+        while part < U32(sums.shape[0]):
+            first = U32(part * together)
+            end = min(U32(first + together), U32(a.shape[0]))
+            n = U32(first_n)
+            while n < U32(sums.shape[1]):
+                sums[part, n] = visit(a, b, first, end, n)
+                n = U32(n + step_n)
+            part = U32(part + step_part)
+
+    return walk
 
 
-@cuda.jit
-def _sum_rows_kernel(x, together, sums):
-    """Each row of `sums` is the sum of `together` rows of x, in order."""
-    first_n, first_part = cuda.grid(2)
-    step_n, step_part = cuda.gridsize(2)
-    part = U32(first_part)
-    while part < U32(sums.shape[0]):
-        n = U32(first_n)
-        while n < U32(sums.shape[1]):
-            total = ZERO
-            for b in range(U32(part * together), min(U32((part + U32(1)) * together), U32(x.shape[0]))):
-                total += x[b, n]
-            sums[part, n] = total
-            n = U32(n + step_n)
-        part = U32(part + step_part)
+@register_jitable
+def _rectified(out, d, b, end, n):
+    """The sum of the gradients d where `out` is positive, which replace d."""
+    total = ZERO
+    while b + U32(3) < end:
+        b1, b2, b3 = U32(b + 1), U32(b + 2), U32(b + 3)
+        o0, o1, o2, o3 = out[b, n], out[b1, n], out[b2, n], out[b3, n]
+        d0, d1, d2, d3 = d[b, n], d[b1, n], d[b2, n], d[b3, n]
+        d0, d1 = d0 if o0 > ZERO else ZERO, d1 if o1 > ZERO else ZERO
+        d2, d3 = d2 if o2 > ZERO else ZERO, d3 if o3 > ZERO else ZERO
+        d[b, n], d[b1, n], d[b2, n], d[b3, n] = d0, d1, d2, d3
+        total = total + d0 + d1 + d2 + d3
+        b = U32(b + 4)
+    while b < end:
+        value = d[b, n] if out[b, n] > ZERO else ZERO
+        d[b, n] = value
+        total += value
+        b = U32(b + 1)
+    return total
+
+
+@register_jitable
+def _summed(x, _, b, end, n):
+    total = ZERO
+    while b < end:
+        total += x[b, n]
+        b = U32(b + 1)
+    return total
+
+
+_bias_relu_backward_kernel = column_sums(_rectified)
+_sum_rows_kernel = column_sums(_summed)
 
 
 def bias_relu_backward_cuda_columns(out, d, d_bias):
@@ -159,8 +172,8 @@ def bias_relu_backward_cuda(out, d, d_bias):
     launch(_bias_relu_backward_kernel, sums.shape[::-1], out, d, U32(ROWS), sums)
     while len(sums) > 2 * ROWS:
         longer, sums = sums, _parts(d, len(sums))
-        launch(_sum_rows_kernel, sums.shape[::-1], longer, U32(ROWS), sums)
-    launch(_sum_rows_kernel, (d.shape[1], 1), sums, U32(len(sums)), d_bias[None])
+        launch(_sum_rows_kernel, sums.shape[::-1], longer, longer, U32(ROWS), sums)
+    launch(_sum_rows_kernel, (d.shape[1], 1), sums, sums, U32(len(sums)), d_bias[None])
 
 
 def _parts(d, rows: int):
