@@ -282,9 +282,10 @@ def text(found: Description) -> str:
 
 def notes(manifest: Manifest) -> list[str]:
     """What the words and numbers of the table mean."""
-    transform, dialect = manifest.dense_transform, manifest.ids.dialect
+    transforms = dict.fromkeys([manifest.dense_transform, *manifest.schema.transforms.values()])
+    dialect = manifest.ids.dialect
     return [
-        f"zeros ({transform}): {DENSE_ZERO.get(transform, 'not known')}",
+        *(f"zeros ({transform}): {DENSE_ZERO.get(transform, 'not known')}" for transform in transforms),
         f"id 0 ({dialect}): {ID_ZERO.get(dialect, 'not known')}",
         "in sample: distinct ids; top k: share of its rows on the k most frequent; both without id 0",
         f"exponent: s of count ~ rank^-s, fitted to the ids that it holds {LEAST_COUNT} times or more",
@@ -332,7 +333,7 @@ def draw(found: Description) -> "Figure":
     rates_axes, zeros_axes = top.subplots(1, 2, width_ratios=[1, 2])
     _draw_rates(rates_axes, found)
     _draw_zeros(zeros_axes, zeros, len(columns), lettering)
-    kind = f"dense columns ({found.manifest.dense_transform}), zeros left out"
+    kind = f"dense columns ({found.manifest.transforms()}), zeros left out"
     which = _which(dense, found.dense, "those that vary first")
     middle.suptitle(f"{kind}{which}" if dense else "no dense columns", fontsize="medium")
     axes = middle.subplots(dense_rows, across, squeeze=False).ravel()

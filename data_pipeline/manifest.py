@@ -198,9 +198,13 @@ class Manifest:
         """What these data are, in one line."""
         kind = "SYNTHETIC data, no click in it is real" if self.synthetic else f"{self.schema.name} data"
         sizes = ", ".join(f"{self.rows(split):,} {split}" for split in self.split)
+        meaning = f"dense: {self.transforms()}; ids: {self.ids}; {self.split_note}"
+        return shown(f"{kind}; rows: {sizes}; {meaning}")
+
+    def transforms(self) -> str:
+        """The transform of the dense columns in words, and how many have one of their own."""
         own = Counter(self.schema.transforms.values())
-        dense = ", ".join([self.dense_transform, *(f"{n} by schema {name}" for name, n in own.items())])
-        return shown(f"{kind}; rows: {sizes}; dense: {dense}; ids: {self.ids}; {self.split_note}")
+        return ", ".join([self.dense_transform, *(f"{n} by schema {name}" for name, n in own.items())])
 
     def save(self, folder: Path) -> None:
         """Write `folder/manifest.json`."""

@@ -9,7 +9,7 @@ from matplotlib.text import Text
 from rich.cells import cell_len
 
 from data_pipeline import describe as module
-from data_pipeline.describe import describe, draw, save, text, zipf_exponent
+from data_pipeline.describe import describe, draw, notes, save, text, zipf_exponent
 from data_pipeline.manifest import KINDS, Day, Ids, Manifest, shard_name
 from data_pipeline.schema import Schema
 
@@ -109,6 +109,19 @@ def test_the_table(manifest):
     assert table["one"] == ["0.00%", "~1", "1", "100.00%", "100.00%", "-"]
     assert float(table["zipf"][-1]) == pytest.approx(1.2, abs=0.1)
     assert "id 0 (hash): missing (or 32 bits that happen to be 0)" in lines
+
+
+def test_what_zeros_mean_is_told_of_each_transform(manifest):
+    name, *_ = manifest.schema.dense
+    schema = dataclasses.replace(manifest.schema, transforms={name: "none"})
+    own = dataclasses.replace(manifest, schema=schema)
+    assert manifest.transforms() == "log1p"
+    assert own.transforms() == "log1p, 1 by schema none"
+    assert [line for line in notes(own) if line.startswith("zeros")] == [
+        "zeros (log1p): a count of 0 or below, or a missing one",
+        "zeros (none): 0 or missing",
+    ]
+    assert len(notes(manifest)) == len(notes(own)) - 1
 
 
 def test_values_that_are_not_finite_hide_none_that_are(manifest):
