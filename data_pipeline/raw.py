@@ -43,6 +43,8 @@ UNREAD = r"[\x0b\f\x0e-\x1f!-*,-\x7f]*", "ASCII without blanks and +"  # a label
 DENSE = r"(?:-?0*[0-9]{1,18})?", "an integer below 10^18"
 CATEGORY = r"(?:[0-9a-fA-F]{1,8})?", "a number of up to 8 hex digits"
 LARGEST = 10**18 - 1
+# A last line without its newline, whose last value lacks some of the digits that Criteo's logs have in each.
+CUT = re.compile(rb"(?:\A|[\t\n])[0-9a-fA-F]{1,7}\n\Z")
 
 
 def read_raw(
@@ -77,10 +79,12 @@ def _parse_block(task: "tuple[_Layout, TextBlock]") -> Parsed:
     layout, block = task
     line = np.arange(block.line, block.line + block.rows)
     rejected = []
-    arrays = layout.parse(block.text, block.rows)
+    cut = not block.ended and layout.categorical > 0 and CUT.search(block.text) is not None
+    arrays = None if cut else layout.parse(block.text, block.rows)
     if arrays is None:
         texts = block.text.split(b"\n")[:-1]
         good = layout.good(block.text)
+        good[-1] &= not cut
         for i in np.flatnonzero(~good):
             number = int(line[i])
             rejected.append(Rejected(number, f"line {number}", layout.explain(texts[i]), texts[i]))
@@ -169,7 +173,7 @@ class _Layout:
         return lines.str.contains(self.pattern).to_numpy()
 
     def explain(self, line: bytes) -> str:
-        """Why a line breaks the rules."""
+        """Why a line breaks the rules, or else how it is cut short."""
         if not line:
             return "blank line"
         try:
@@ -178,8 +182,10 @@ class _Layout:
             return NOT_UTF8
         if len(fields) != len(self.rules):
             return f"{len(fields)} columns instead of {len(self.rules)}"
-        return next(
+        wrong = (
             f"{name} is {value[:24]!a}, not {words}"
             for value, (name, (pattern, words)) in zip(fields, self.rules.items(), strict=True)
             if not re.fullmatch(pattern, value)
         )
+        cut = f"the file ends within a line, perhaps within its last value, {fields[-1]!a}"
+        return next(wrong, f"{cut}; if the line is whole, end it with a newline")

@@ -19,12 +19,14 @@ class TextBlock(NamedTuple):
     line: the number of the first, from 1 on.
     rows: how many lines there are.
     position: how many bytes of the file, as it lies on disk, have been read so far.
+    ended: whether the last of them has a newline in the file too.
     """
 
     text: bytes
     line: int
     rows: int
     position: int
+    ended: bool = True
 
 
 def text_blocks(path: Path, block_bytes: int) -> Generator[TextBlock, None, None]:
@@ -44,12 +46,12 @@ def text_blocks(path: Path, block_bytes: int) -> Generator[TextBlock, None, None
                 if len(rest) == LONGEST_LINE:
                     raise DataError(f"{path}: a line after line {line} is over 1 MiB; give a click log")
                 text += rest
-                if not text.endswith(b"\n"):
+                if not (ended := text.endswith(b"\n")):
                     text += b"\n"
                 if b"\r" in text:
                     text = text.replace(b"\r\n", b"\n")
                 rows = count_byte(text, b"\n")
-                yield TextBlock(text, line, rows, contents.file.tell())
+                yield TextBlock(text, line, rows, contents.file.tell(), ended)
                 line += rows
     except FileNotFoundError:
         raise DataError(f"{path}: not found; check the path") from None

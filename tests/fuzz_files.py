@@ -109,7 +109,7 @@ def fuzz(
             counts[outcome.kind] += 1
             if outcome.kind not in FINE:
                 trouble.append(f"{names[number]}: {outcome.kind}: {outcome.note}")
-            elif only and progress:
+            if progress and (only or outcome.kind not in FINE):
                 print(f"\n{names[number]}: {outcome.kind}: {outcome.note}", file=progress)
         if any(outcome.kind in ("killed", "hangs") for outcome in outcomes):
             worker = None

@@ -80,6 +80,23 @@ def test_line_ends(tmp_path, end, last_end):
     assert count_rows(path) == 20
 
 
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+@pytest.mark.parametrize("digits", range(9))
+@pytest.mark.parametrize("end", [b"", b"\r", b"\n"])
+def test_a_log_that_ends_within_a_value(tmp_path, digits, end, block_bytes):
+    """What lacks digits and the newline may have been cut short; a missing value is as good as any."""
+    texts = [text.rpartition(b"\t")[0] + b"\t0123abcd" for text in lines(3, seed=4)]
+    texts[-1] = texts[-1][: len(texts[-1]) - 8 + digits]
+    path = tmp_path / "log"
+    path.write_bytes(b"\n".join(texts) + end)
+    if digits in (0, 8) or end == b"\n":
+        assert_rows(read(path, block_bytes=block_bytes), oracle(texts))
+        return
+    assert_rows(read(path, bad_rows="skip", block_bytes=block_bytes), oracle(texts[:-1]))
+    with pytest.raises(DataError, match=rf"log, line 3: .*'{'0123abcd'[:digits]}'; .* end it with a newline"):
+        read(path, block_bytes=block_bytes)
+
+
 def test_gzip_of_several_members(tmp_path):
     texts = lines(20, seed=5)
     path = tmp_path / "log"
@@ -235,6 +252,10 @@ def test_whatever_the_bytes_a_log_is_read_as_the_plain_parser_does_or_refused(
         return
     texts = [text.removesuffix(b"\r") for text in data.removeprefix(BOM).removesuffix(b"\n").split(b"\n")]
     expected = oracle(texts, dense, categorical, labelled)
+    number, last = expected[-1]
+    if last is not None and categorical and not data.endswith(b"\n"):
+        if 0 < len(texts[-1].split(b"\t")[-1]) < 8:  # perhaps cut short within its last value
+            expected[-1] = number, None
     rejected = []
     note = lambda *line: rejected.append(line)  # noqa: E731
     found = read(path, schema, bad_rows="skip", on_reject=note, **options)
