@@ -13,8 +13,8 @@ import numpy as np
 
 from data_pipeline.manifest import Manifest
 from data_pipeline.names import shown
+from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError, Schema
-from data_pipeline.whole_files import naming
 
 DICTIONARY = "dictionary.npy"
 Dialect = Literal["hash", "modulo", "dictionary"]
@@ -290,14 +290,14 @@ class Dictionary:
         path = manifest.folder / DICTIONARY
         if manifest.ids.dialect != "dictionary":
             raise DataError(f"{manifest.folder}: has no dictionary; prepare it with --ids dictionary")
-        try:
-            with naming(path):
-                values = np.load(path, allow_pickle=False)
-        except (FileNotFoundError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); prepare the data again") from None
-        if hashlib.sha256(values.data).hexdigest() != manifest.dictionary_sha256:
-            raise DataError(f"{path}: is not the one the manifest describes; prepare the data again")
+        again = "prepare the data again"
+        array = NpyFile(path, missing=f"not found; {again}", remedy=again)
         sizes = np.array(manifest.ids.cardinalities) - 1
+        if array.shape != (sizes.sum(),) or array.dtype != np.uint32:
+            raise DataError(f"{path}: does not hold the {sizes.sum():,} values of the manifest; {again}")
+        values = array.part(0, len(array))
+        if hashlib.sha256(values.data).hexdigest() != manifest.dictionary_sha256:
+            raise DataError(f"{path}: is not the one the manifest describes; {again}")
         return cls(np.split(values, np.cumsum(sizes)[:-1]), manifest.ids.modulus)
 
 

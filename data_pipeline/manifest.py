@@ -107,8 +107,15 @@ class Score(TypedDict):
     base_rate: float
 
 
+class Scores(TypedDict):
+    """Those that no model can better, of the halves of the last day."""
+
+    validation: Score
+    test: Score
+
+
 class Bayes(TypedDict):
-    bayes: dict[str, Score] | None
+    bayes: Scores | None
 
 
 class Feature(TypedDict):

@@ -43,8 +43,10 @@ class NpyFile:
             raise DataError(f"{path}: damaged ({what}); {remedy}") from None
         weakref.finalize(self, os.close, self.file)
         self.shape, self.fortran, self.dtype = header
+        if not self.shape or min(self.shape) < 0 or self.dtype.hasobject:
+            raise DataError(f"{path}: damaged (no numbers in rows: {self.dtype} {self.shape}); {remedy}")
         whole = self.offset + math.prod(self.shape) * self.dtype.itemsize
-        if min(self.shape, default=0) < 0 or self.dtype.hasobject or size < whole:
+        if size < whole:
             raise DataError(f"{path}: damaged ({size:,} bytes, not {whole:,}); {remedy}")
 
     def __len__(self) -> int:

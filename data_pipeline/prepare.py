@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from data_pipeline.appearing import finish, read_note, resuming, work_folder
@@ -29,7 +30,7 @@ from data_pipeline.dialects import DICTIONARY, Distinct
 from data_pipeline.input_files import input_files
 from data_pipeline.job import Job, Meter, PrepareConfig, Progress, identity
 from data_pipeline.logs import count_rows, has_rows
-from data_pipeline.manifest import Day, Ids, Manifest, Stretch
+from data_pipeline.manifest import Day, Ids, Manifest, Scores, Stretch
 from data_pipeline.names import shown
 from data_pipeline.number_features import join_days, number_features
 from data_pipeline.parse_days import REJECTED, Source, parse_days
@@ -55,7 +56,7 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     _keep_freed_memory()
     ranks, meter = Ranks(), Meter(progress)
     files = _without_empty(input_files(config.inputs, config.input_order), config.schema, ranks.rank == 0)
-    _synthetic(files, None)  # raises if synthetic files are mixed with others
+    _synthetic(files, halves_of(config.split))  # raises where the last call would, hours later
     count = len(files) if len(files) > 1 else config.blocks
     if count < 2:
         raise DataError(f"{files[0]}: a single file cannot be {count} days; give --blocks 2 or more")
@@ -318,7 +319,8 @@ def _synthetic(files: list[Path], halves: tuple[str, str] | None) -> dict[str, A
             last = figures[files[-1].name]
             known = dict(zip(halves, (last["first_half"], last["second_half"]), strict=True))
             # With one class alone there is nothing to rank.
-            bayes = known if all(half["auc"] is not None for half in known.values()) else None
+            one_class = any(half["auc"] is None for half in known.values())
+            bayes = None if one_class else msgspec.convert(known, Scores)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not what the generator writes ({error!r}); generate it again") from None
     return {"generator": generator, "bayes": bayes}

@@ -10,6 +10,7 @@ import numpy as np
 from data_pipeline.appearing import partial_name
 from data_pipeline.background import behind
 from data_pipeline.manifest import KINDS
+from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError
 from data_pipeline.whole_files import naming, new_file
 
@@ -47,11 +48,9 @@ def new_shard(path: Path, kind: str, sha256: dict[str, str]) -> Iterator[Append]
 
 def load_array(path: Path) -> np.ndarray:
     """What `save_array` wrote; raises DataError if it is not whole."""
-    try:
-        with naming(path):
-            return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: damaged ({error}); remove {path.parent} to begin again") from None
+    remedy = f"remove {path.parent} to begin again"
+    array = NpyFile(path, missing=f"missing; {remedy}", remedy=remedy)
+    return array.part(0, len(array))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,7 +34,7 @@ REMEDIES = {
 
 def told(error: OSError) -> str:
     """What failed, why, and what to do, in one line."""
-    return f"{error.filename or 'a file'}: {error.strerror or error}; {remedy(error)}"
+    return f"{error.filename or 'the output'}: {error.strerror or error}; {remedy(error)}"
 
 
 def remedy(error: OSError) -> str:
@@ -55,6 +56,8 @@ def naming(path: Path) -> Iterator[None]:
 def read_text(path: Path, errors: str = "strict") -> str:
     """The text of a file in UTF-8; errors of the system name it. errors: of decoding, as `open` takes it."""
     with naming(path):
+        if stat.S_ISFIFO(path.stat().st_mode):  # would be waited for without end
+            raise OSError(errno.EINVAL, "a pipe, not a file")
         return path.read_text(encoding="utf-8", errors=errors)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from data_pipeline.whole_files import make_folder, remedy, sync, sync_tree, write_json
+from data_pipeline.whole_files import make_folder, read_text, remedy, sync, sync_tree, write_json
 from robe.backend import select
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve
 from robe.errors import RobeError
@@ -142,7 +142,7 @@ def read_state(checkpoint: Path) -> tuple[TrainConfig, DataSpec, Position]:
     """
     path = checkpoint / STATE
     with _reading(path):
-        state = msgspec.json.decode(path.read_bytes())
+        state = msgspec.json.decode(read_text(path))
         if state["format"] != FORMAT or state["version"] != VERSION:
             raise CheckpointError(
                 f"{path}: is {state['format']} version {state['version']}, this program reads {FORMAT} "
@@ -171,7 +171,7 @@ def load_weights(checkpoint: Path, model: DLRM) -> None:
     """
     path = checkpoint / WEIGHTS
     with _reading(checkpoint / STATE):
-        expected = msgspec.json.decode((checkpoint / STATE).read_bytes())["weights_sha256"]
+        expected = msgspec.json.decode(read_text(checkpoint / STATE))["weights_sha256"]
     with _reading(path):
         if _sha256(path) != expected:
             raise CheckpointError(f"{path}: truncated or altered (sha256 differs); {_remedy(checkpoint)}")

@@ -284,7 +284,7 @@ def evaluate(
         split: Which rows; the line that describes the data says which these are.
         backend: Where to compute.
     """
-    from robe import metrics
+    from robe import metrics, run_folder
 
     manifest, pace, found = watched_evaluation(run, data, split, backend)
     description = {"folder": str(manifest.folder), "description": manifest.describe()}
@@ -292,6 +292,8 @@ def evaluate(
     print(json.dumps(result, indent=1, allow_nan=False), flush=True)
     if (trouble := metrics.trouble(found)) is not None:
         warn([f"{split} rows: {trouble}"])
+    if found["base_rate"] in (0, 1):
+        warn(run_folder.one_class({split: Rows(manifest, split)}))
 
 
 def watched_evaluation(run: Path, data: Path | None, split: str, backend: str) -> tuple[Manifest, dict, dict]:

@@ -253,6 +253,9 @@ def test_files_of_a_run_that_contradict_each_other(file, forge, refused, tmp_pat
         refused(*command, message="than the newest checkpoint")
 
 
+BEST = {"rows": 1, "auc": 0.5, "log_loss": 0.5, "base_rate": 0.5}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -266,7 +269,8 @@ def test_files_of_a_run_that_contradict_each_other(file, forge, refused, tmp_pat
             "train has no row, or one twice",
         ),
         ({"features": [{}] * 26}, "missing required field `distinct`"),
-        ({"synthetic": {"bayes": {"test": 0.5}}}, "at `$.synthetic.bayes[...]`"),
+        ({"synthetic": {"bayes": {"test": 0.5}}}, "at `$.synthetic.bayes.test`"),
+        ({"synthetic": {"bayes": {"test": BEST}}}, "missing required field `validation`"),
         ({"colour": "red"}, "unknown: colour"),
         ({"schema_fingerprint": 7}, "got `int` - at `$.schema_fingerprint`"),
         ({"schema_fingerprint": "7"}, "the columns do not match their fingerprint"),

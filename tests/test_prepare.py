@@ -189,8 +189,20 @@ def test_a_changed_or_missing_dictionary_is_refused(tmp_path):
     for attempt in (lambda: Dictionary.load(manifest), lambda: verify(tmp_path / "out")):
         with pytest.raises(DataError, match=rf"{DICTIONARY}: is not the one the manifest describes"):
             attempt()
+    for other in (values[:-1], values.astype(np.int32), np.uint32(7)):
+        np.save(path, other)
+        with pytest.raises(DataError, match=rf"{DICTIONARY}: (does not hold the .* values|damaged)"):
+            Dictionary.load(manifest)
+    # An array that no memory holds, and headers at which Python's own parser gives up.
+    with path.open("wb") as file:
+        header = {"descr": "<u4", "fortran_order": False, "shape": (1 << 40,)}
+        np.lib.format.write_array_header_1_0(file, header)
+    for content in (path.read_bytes(), *(b"\x93NUMPY\1\0\0\x20" + text * 8192 for text in (b"(", b"\n"))):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"{DICTIONARY}: damaged .*; prepare the data again$"):
+            Dictionary.load(manifest)
     path.unlink()
-    with pytest.raises(DataError, match=rf"{DICTIONARY}: cannot be read"):
+    with pytest.raises(DataError, match=rf"{DICTIONARY}: not found"):
         Dictionary.load(manifest)
 
 
@@ -526,7 +538,9 @@ def test_what_the_generator_says_of_other_files_is_not_believed(tmp_path):
 
 def test_a_broken_description_of_the_generator(tmp_path):
     files, _ = days(tmp_path / "raw", [6, 5])
-    for text in ("{", "[]", '{"files": {"day_0": {}, "day_1": {}}}'):
+    half = {"rows": 5, "auc": "high", "log_loss": 0.5, "base_rate": 0.2}
+    figures = {f.name: {"bytes": f.stat().st_size, "first_half": half, "second_half": half} for f in files}
+    for text in ("{", "[]", '{"files": {"day_0": {}, "day_1": {}}}', json.dumps({"files": figures})):
         (tmp_path / "raw" / "synthetic.json").write_text(text)
         fails(tmp_path, r"synthetic\.json: not what the generator writes", *files)
 

@@ -242,6 +242,9 @@ def test_plan_prints_bytes(folder, capsys):
     )
     code, out, _ = run("plan", "--data", folder / "dictionary", "--method", "full", capsys=capsys)
     assert code == 0
+    code, _, err = run("plan", "--data", folder / "hash", "--method", "full", capsys=capsys)
+    assert code == 2
+    assert err.startswith("error: --method full cannot use the ids of these data (hash); prepare them with")
     mixed = ["plan", "--preset", "mlperf", "--method", "mixed_precision", "--bits", "4"]
     assert "6.99x in bytes" in run(*mixed, capsys=capsys)[1]
     shards = sum(path.stat().st_size - 128 for path in (folder / "dictionary").glob("day_*.npy"))
@@ -653,6 +656,9 @@ class TestNothingIsLearnedInSilence:
         assert code == 0
         assert "test rows: every label of the 1,000 is 0, so AUC is undefined" in err
         assert len(summary["warnings"]) == 1
+        code, out, err = run("evaluate", tmp_path / "r", capsys=capsys)
+        assert (code, json.loads(out)["auc"]) == (0, None)
+        assert err.startswith("warning: test rows: every label of the 1,000 is 0, so AUC is undefined")
 
     @pytest.mark.parametrize(
         ("day", "kind", "row", "value"),

@@ -37,7 +37,7 @@ def test_errors_may_be_closed():
 def test_a_full_disk_below_the_output_is_said(command):
     code, _, err = started(f"RUN {command} > /dev/full")
     assert (code, err.count("\n")) == (2, 1)
-    assert "No space left on device" in err
+    assert err == "error: the output: No space left on device; make room\n"
 
 
 def test_who_reads_may_go():

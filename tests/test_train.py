@@ -532,6 +532,12 @@ class TestCheckpoint:
         assert "delete" not in str(raised.value)
         assert "damaged" not in str(raised.value)
 
+    def test_a_pipe_is_not_waited_for(self, saved):
+        (saved / "state.json").unlink()
+        os.mkfifo(saved / "state.json")
+        with pytest.raises(CheckpointError, match=r"state.json: cannot be read \(a pipe, not a file\)"):
+            self.load(saved)
+
     def test_deleting_is_advised_where_there_is_one_before(self, saved):
         (saved.with_name("step_00000015") / "state.json").unlink()
         with pytest.raises(

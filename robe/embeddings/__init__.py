@@ -29,20 +29,15 @@ from robe.backend import Backend
 from robe.config import METHODS, ConfigError, DataSpec, TrainConfig, used_data
 from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.composed import ComposedEmbedding
-from robe.embeddings.declared import Array, by_item
-from robe.embeddings.mixed_precision import MixedPrecisionEmbedding
+from robe.embeddings.declared import Array, Weights, by_item
+from robe.embeddings.mixed_precision import CachedTable, MixedPrecisionEmbedding
 
 Embedding = ArrayEmbedding | ComposedEmbedding | MixedPrecisionEmbedding
 
 
 def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> Embedding:
     """The embedding that a resolved configuration names; raises ConfigError if the data do not fit it."""
-    method = config.embedding.method
-    if data.dialect not in METHODS[method].ids:
-        raise ConfigError(
-            f"--method {method} cannot use the ids of these data ({data.dialect}); prepare them with "
-            "`robe prepare FILE --ids dictionary --out DIR`, or train --method robe"
-        )
+    _require_ids(config, data)
     return module(config).create(config, used_data(config, data), backend, dtype)
 
 
@@ -51,23 +46,36 @@ def module(config: TrainConfig) -> ModuleType:
     return import_module(f"{__package__}.{METHODS[config.embedding.method].file}")
 
 
+def _require_ids(config: TrainConfig, data: DataSpec) -> None:
+    method = config.embedding.method
+    if data.dialect not in METHODS[method].ids:
+        raise ConfigError(
+            f"--method {method} cannot use the ids of these data ({data.dialect}); prepare them with "
+            "`robe prepare FILE --ids dictionary --out DIR`, or train --method robe"
+        )
+
+
+def _declared(config: TrainConfig, data: DataSpec) -> dict[str, Weights | CachedTable]:
+    _require_ids(config, data)
+    return module(config).declare(config, used_data(config, data))
+
+
 def stored_weights(config: TrainConfig, data: DataSpec) -> int:
     """How many weights it stores, without making it."""
-    return sum(weights.count for weights in module(config).declare(config, used_data(config, data)).values())
+    return sum(weights.count for weights in _declared(config, data).values())
 
 
 def declared_arrays(config: TrainConfig, data: DataSpec) -> list[Array]:
     """All arrays that it is to have, without making them."""
-    parts = module(config).declare(config, used_data(config, data)).values()
+    parts = _declared(config, data).values()
     return [array for weights in parts for array in weights.arrays(config).values()]
 
 
 def declared_state(config: TrainConfig, data: DataSpec) -> dict[str, Array]:
     """The arrays that its `state()` is to have, by the same names, without making them."""
-    parts = module(config).declare(config, used_data(config, data))
     return {
         ".".join(("embedding", *filter(None, (part,)), name)): array
-        for part, weights in parts.items()
+        for part, weights in _declared(config, data).items()
         for name, array in weights.arrays(config).items()
         if array.kept
     }
