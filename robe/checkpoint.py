@@ -37,6 +37,7 @@ DTYPES = {
     **{"I64": "int64", "U32": "uint32", "U8": "uint8"},
 }
 STATE, WEIGHTS = "state.json", "weights.safetensors"
+REMOVED = ".removed"  # what a checkpoint is called while it is removed
 STEP = re.compile(r"step_\d+")
 SUMS = "accumulator"  # how the names of arrays end whose numbers are sums of squares
 KEPT = 2  # checkpoints that stay when newer ones come; two, so that a damaged last one is no loss
@@ -108,11 +109,20 @@ def save(
             f"{target}: cannot be written ({cause.strerror or error}); {remedy(cause)}, then "
             + (again or f"go on with `robe train --resume {whole_run}`")
         ) from None
+    drop_old(run, good_until)
+    return target
+
+
+def drop_old(run: Path, good_until: int) -> None:
+    """Remove all but the newest checkpoints, and what of others could not be removed before.
+
+    good_until: as of `save`.
+    """
     good = newest_until(run, good_until)
     for old in saved(run)[:-KEPT]:
         if old != good:
             _remove(old)
-    return target
+    shutil.rmtree(run / "checkpoints" / REMOVED, ignore_errors=True)
 
 
 def saved(run: Path) -> list[Path]:
@@ -286,10 +296,14 @@ def _step(checkpoint: Path) -> int:
 
 def _remove(checkpoint: Path) -> None:
     """Remove a checkpoint at one stroke for those who look for it, whatever comes between."""
-    removed = checkpoint.with_name(".removed")
+    removed = checkpoint.with_name(REMOVED)
     shutil.rmtree(removed, ignore_errors=True)  # of a process that was killed
     checkpoint.rename(removed)
-    shutil.rmtree(removed)
+    try:
+        shutil.rmtree(removed)
+    except OSError as error:  # which names a file without its folder
+        error.filename = str(removed)
+        raise
 
 
 def _sha256(path: Path) -> str:

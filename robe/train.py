@@ -84,6 +84,7 @@ def train(
         model.embedding.steps = position.step
     make_folder(run)
     log = Log(run / "metrics.jsonl", position.step)
+    checkpoint.drop_old(run, log.good_until())
     target = config.target_auc or math.inf
     reached = log.best_validation_auc() >= target
 

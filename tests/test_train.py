@@ -488,6 +488,25 @@ class TestCheckpoint:
         assert sorted(path.name for path in folder.iterdir()) == ["step_00000016", "step_00000017"]
         self.load(again)
 
+    def test_what_could_not_be_removed_is_removed_when_training_goes_on(self, saved, monkeypatch):
+        run, folder = saved.parents[1], saved.parent
+        shutil.copytree(saved, folder / "step_00000014")
+        names = [path.name for path in sorted(folder.iterdir())]
+        real = shutil.rmtree
+
+        def fails(path, ignore_errors=False, **options):
+            if not ignore_errors:
+                raise OSError(errno.EIO, "Input/output error", "state.json")
+            real(path, ignore_errors)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "rmtree", fails)
+            with pytest.raises(OSError, match=r"Input/output error: '.*/checkpoints/.removed'"):
+                checkpoint.drop_old(run, 0)
+        assert [path.name for path in sorted(folder.iterdir())] == [".removed", *names[1:]]
+        checkpoint.drop_old(run, 15)
+        assert [path.name for path in sorted(folder.iterdir())] == names[1:]
+
     def test_one_that_is_removed_meanwhile_is_followed_by_a_newer_one(self, saved, monkeypatch):
         """A training makes two checkpoints between a reader's look at the newest and its reading of it."""
         run, model, settings = saved.parents[1], self.load(saved), checkpoint.read_state(saved)
