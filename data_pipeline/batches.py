@@ -60,6 +60,7 @@ class Rows:
 
     block_rows, window_blocks: rows of a row block, and row blocks of a window. With other sizes than the
         default, a seed gives another order.
+    checking: is told (rows done, of how many) while all values of a kind are looked at, as before a training.
 
     Raises DataError if there is no such split, or if a shard of it is missing or not what the manifest says.
     """
@@ -71,6 +72,7 @@ class Rows:
         *,
         block_rows: int = BLOCK_ROWS,
         window_blocks: int = WINDOW_BLOCKS,
+        checking: Callable[[int, int], None] = lambda done, total: None,
     ):
         stretches: Sequence[Stretch]
         if split is None:
@@ -80,7 +82,7 @@ class Rows:
         else:
             raise DataError(f"{manifest.folder}: has no split {split!r}; it has {', '.join(manifest.split)}")
         self.count = sum(stop - start for _, start, stop in stretches)
-        self.block_rows, self.window_blocks = block_rows, window_blocks
+        self.block_rows, self.window_blocks, self.checking = block_rows, window_blocks, checking
         self._columns = len(manifest.schema.dense), len(manifest.schema.categorical)
         self._manifest = manifest
         # (number of stretches, 3): day, first row, row after the last.
@@ -105,7 +107,7 @@ class Rows:
         """The values of one kind of shard (n, columns), in parts; raises DataError at one that cannot be."""
         schema, ids = self._manifest.schema, self._manifest.ids
         names = {"labels": (schema.label,), "dense": schema.dense, "sparse": schema.categorical}[kind]
-        part = CHECKED // max(1, len(names))
+        part, done = CHECKED // max(1, len(names)), 0
         for day, first, stop in self._stretches.tolist():
             shard = self._shards[day][list(KINDS).index(kind)]
             for start in range(first, stop, part):
@@ -118,6 +120,8 @@ class Rows:
                         f"{values[row, column]} is not {RULES[kind]}; prepare the data again"
                     )
                 yield values
+                done += len(values)
+                self.checking(done, self.count)
 
     def steps(self, batch_size: int) -> int:
         """The number of batches in an epoch; the last may be short."""

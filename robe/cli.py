@@ -224,10 +224,12 @@ def train(
             "train anew on these, with another --out"
         )
     # Whatever is refused is refused here, before there is a folder of the run.
-    rows = {split: Rows(manifest, split) for split in SPLITS}
-    if resume is not None:
-        resumed(run, config, DataSpec.of(manifest), rows["train"].steps(config.batch))
-    warn(run_folder.before_training(rows))
+    with progress_bar("check", "rows") as update:
+        rows = {split: Rows(manifest, split, checking=update) for split in SPLITS}
+        if resume is not None:
+            resumed(run, config, DataSpec.of(manifest), rows["train"].steps(config.batch))
+        notices = run_folder.before_training(rows)
+    warn(notices)
     backend = select(config.backend, config.precision, config.deterministic)
     timeline = Timeline(backend.synchronize)
     model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)

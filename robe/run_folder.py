@@ -244,7 +244,7 @@ def evaluate(
             f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with "
             f"`robe evaluate {run} --data {manifest.folder}`"
         )
-    rows = Rows(manifest, split)
+    rows = Rows(manifest, split, checking=update)
     rows.require_possible("labels", "dense")
     watched = Watched(rows.batches, rows.count, update)
     label, logits = predict(trained.model, watched)
@@ -270,7 +270,7 @@ def predict_file(
     if file.is_dir():
         manifest = open_folder(file)
         trained.data.require(manifest.fingerprint(), str(file))
-        rows = Rows(manifest, None)
+        rows = Rows(manifest, None, checking=update)
         rows.require_possible("dense")
         batches, total = rows.batches, rows.count
     else:

@@ -312,7 +312,10 @@ class TestValuesThatCannotBe:
     def test_numbers(self, manifest, monkeypatch, value, part):
         monkeypatch.setattr(batches, "CHECKED", part)
         path = self.spoil(manifest, 2, "dense", 15, 1, value)
-        Rows(manifest, "test").require_possible("labels", "dense", "sparse")
+        told = []
+        Rows(manifest, "test", checking=lambda *done: told.append(done)).require_possible("labels", "dense")
+        assert [done for done in told if done[0] == 12] == 2 * [(12, 12)]
+        assert (len(told) > 2) == (part < 12)
         message = rf"{path}, row 15 \(from 0\), column half: {value} is not finite; prepare the data again"
         with pytest.raises(DataError, match=message):
             Rows(manifest, "validation").require_possible("dense")
