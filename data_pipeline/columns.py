@@ -465,7 +465,9 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
         else:
             label, allowed, words = number >= schema.threshold, number.is_finite(), "a number"
         return rule(unlike(NUMBER) | ~allowed.fill_null(False), label.cast(pl.Int32), words)
-    remedy = "declare it as integer, or in dense if it has fractions" if kind == "string" and dtype in EXACT else "correct the schema"
+    remedy = "correct the schema"
+    if kind == "string" and dtype in EXACT:
+        remedy = "declare it as integer, or in dense if it has fractions"
     raise DataError(f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; {remedy}")
 
 
