@@ -127,7 +127,7 @@ class Laboratory:
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        faulthandler.dump_traceback_later(60, exit=True, file=log)
+        faulthandler.dump_traceback_later(300, exit=True, file=log)  # compiling takes a while
         self.faults.fault_arm(os.fsencode(self.folder), kind, k, number)
         try:
             here(command, folder)
