@@ -1,6 +1,6 @@
 """Where arrays live and which version of each kernel runs, chosen once and handed on as an argument.
 
-No other module imports CuPy.
+No other module imports CuPy or nvmath.
 """
 
 import importlib.util
@@ -99,8 +99,9 @@ def cuda_trouble() -> str | None:
             "no CUDA device or driver was found; use --backend cpu, or set NUMBA_ENABLE_CUDASIM=1 to run "
             "the CUDA kernels in the simulator"
         )
-    if importlib.util.find_spec("cupy") is None:
-        return f"the cuda backend needs CuPy: {INSTALL}"
+    for package, title in (("cupy", "CuPy"), ("nvmath", "nvmath-python")):
+        if importlib.util.find_spec(package) is None:
+            return f"the cuda backend needs {title}: {INSTALL}"
     for variable in ("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "NUMBA_CUDA_PER_THREAD_DEFAULT_STREAM"):
         if os.environ.get(variable, "0") != "0":
             return f"{variable} is set, but kernels and CuPy must share one stream; unset it"
@@ -199,13 +200,18 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
         "unsigned int w = __float_as_uint(x);word = isnan(x) ? 0x7fc0 : (w + 0x7fff + (w >> 16 & 1)) >> 16",
         "to_bf16",
     )
-    types = cupy.cuda.runtime.CUDA_R_32F, cupy.cuda.runtime.CUDA_R_16BF
+    from nvmath.bindings import cublas
+
+    try:
+        matmul = Gemm(precision, cublas, to_bf16, cupy.empty)
+    except RuntimeError as error:  # nvmath looks for the libraries at the first call
+        raise BackendError(f"cuBLAS cannot be used ({error}): {INSTALL}") from None
     return Backend(
         name="cuda",
         description=f"cuda ({model}), {precision}",
         xp=cupy,
         kernels=kernels,
-        matmul=Gemm(precision, cupy.cuda.cublas, device.cublas_handle, types, to_bf16, cupy.empty),
+        matmul=matmul,
         empty=cupy.empty,
         to_device=cupy.asarray,
         to_host=cupy.asnumpy,

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+CUDA_R_32F, CUDA_R_16BF = 0, 14  # the numbers by which CUDA names float32 and bfloat16
+WORKSPACE = 64 * 2**20  # bytes
 MANTISSA = {"tf32": 10, "bf16": 7}  # explicit bits; float32 has 23
 
 
@@ -68,44 +70,47 @@ def as_columns(matrix) -> tuple[bool, int]:
 
 
 class Gemm:
-    """matmul(a, b, out) by cuBLAS, called as CuPy calls it, but without a copy of strided views.
+    """matmul(a, b, out) by cuBLAS, without a copy of strided views, with a handle and a workspace of its own.
 
-    cublas: CuPy's module of that name; handle: of the device. types: the numbers by which CUDA names float32
-    and bfloat16. to_bf16: writes float32 values as bfloat16 words. empty: allocates on the device.
+    cublas: the module of nvmath's bindings; CuPy's own refuses to be captured in a graph. to_bf16: writes
+    float32 values as bfloat16 words. empty: allocates on the device.
     """
 
     def __init__(
-        self,
-        precision: str,
-        cublas: ModuleType,
-        handle: int,
-        types: tuple[int, int],
-        to_bf16: Callable[[Any, Any], Any],
-        empty: Callable,
+        self, precision: str, cublas: ModuleType, to_bf16: Callable[[Any, Any], Any], empty: Callable
     ):
-        self.cublas, self.handle, self.to_bf16, self.empty = cublas, handle, to_bf16, empty
-        self.float32, self.type = types[0], types[precision == "bf16"]
-        fast = precision == "tf32"
-        self.compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if fast else cublas.CUBLAS_COMPUTE_32F
+        self.cublas, self.to_bf16, self.empty = cublas, to_bf16, empty
+        self.handle, self.workspace = cublas.create(), empty(WORKSPACE, np.uint8)
+        self.type = CUDA_R_16BF if precision == "bf16" else CUDA_R_32F
+        types = cublas.ComputeType
+        self.compute = types.COMPUTE_32F_FAST_TF32 if precision == "tf32" else types.COMPUTE_32F
         self.one, self.zero = np.ones(1, np.float32), np.zeros(1, np.float32)
         self.words: list[Any] = [None, None]  # (N,) uint16: room for both inputs in bfloat16
+        self.use(0)
+
+    def use(self, stream: int) -> None:
+        """Run later products on the CUDA stream of that address; 0 is the legacy default stream."""
+        self.cublas.set_stream(self.handle, stream)
+        # After the stream, as setting that takes the workspace away. Allocated here, it has the size that
+        # cuBLAS wants on any card, and its address stays that of a captured graph.
+        self.cublas.set_workspace(self.handle, self.workspace.data.ptr, WORKSPACE)
 
     def __call__(self, a, b, out) -> None:
-        if self.type != self.float32:
+        if self.type != CUDA_R_32F:
             a, b = self.shortened(a, 0), self.shortened(b, 1)
         # out = a b by rows is out^T = b^T a^T by columns.
         (b_turned, b_step), (a_turned, a_step), (turned, out_step) = map(as_columns, (b, a, out))
         if turned:
             raise ValueError("the rows of `out` must be in one piece")
-        operation = self.cublas.CUBLAS_OP_N, self.cublas.CUBLAS_OP_T
+        operation = self.cublas.Operation.N, self.cublas.Operation.T
         left = b.data.ptr, self.type, b_step
         right = a.data.ptr, self.type, a_step
-        result = out.data.ptr, self.float32, out_step
+        result = out.data.ptr, CUDA_R_32F, out_step
         sizes = out.shape[1], out.shape[0], a.shape[1]
         one, zero = self.one.ctypes.data, self.zero.ctypes.data
         turns = operation[b_turned], operation[a_turned]
-        how = self.compute, self.cublas.CUBLAS_GEMM_DEFAULT
-        self.cublas.gemmEx(self.handle, *turns, *sizes, one, *left, *right, zero, *result, *how)
+        how = self.compute, self.cublas.GemmAlgo.DFALT
+        self.cublas.gemm_ex(self.handle, *turns, *sizes, one, *left, *right, zero, *result, *how)
 
     def shortened(self, matrix, side: int):
         """The matrix in bfloat16, in a buffer that fits the largest matrix seen on that side of a product."""

@@ -60,10 +60,11 @@ class TestTrouble:
     def test_there_is_none(self):
         assert backend.cuda_trouble() is None
 
-    def test_no_cupy_names_the_extra(self, monkeypatch):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        assert f"needs CuPy: {extra('cuda13')}" in backend.cuda_trouble()
-        with pytest.raises(backend.BackendError, match="CuPy"):
+    @pytest.mark.parametrize(("package", "title"), [("cupy", "CuPy"), ("nvmath", "nvmath-python")])
+    def test_a_missing_package_names_the_extra(self, package, title, monkeypatch):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else name)
+        assert f"needs {title}: {extra('cuda13')}" in backend.cuda_trouble()
+        with pytest.raises(backend.BackendError, match=title):
             select("cuda")
 
     def test_no_numba_cuda_names_the_extra_before_the_device_is_looked_for(self, monkeypatch):

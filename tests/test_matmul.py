@@ -1,14 +1,13 @@
 """Precision of matrix products: rounding against exact fractions, cuBLAS's conventions on a double."""
 
-import ctypes
 import math
 from fractions import Fraction
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cublas_by_numpy import Blas, Shared
 
-from robe.matmul import Gemm, as_columns, emulated, rounded
+from robe.matmul import WORKSPACE, Gemm, as_columns, emulated, rounded
 
 BITS = {"tf32": 10, "bf16": 7}
 SPECIAL = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, 3.4028235e38, 1e-45, 1e-40, 1.17549435e-38]
@@ -78,63 +77,6 @@ def emulated_product(precision, a, b):
     return out
 
 
-class Shared(np.ndarray):
-    """A NumPy array with a pointer to its memory where CuPy's has one."""
-
-    @property
-    def data(self):
-        return SimpleNamespace(ptr=self.ctypes.data)
-
-
-class Blas:
-    """cuBLAS's gemmEx by its manual: column-major matrices, at host addresses here."""
-
-    CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_GEMM_DEFAULT = 0, 1, -1
-    CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32 = 68, 77
-
-    def matrix(self, address, kind, rows, columns, step):
-        """(rows, columns), column j at `step` elements times j; kind: 0 is float32, 14 bfloat16."""
-        assert step >= max(1, rows)
-        element = {0: ctypes.c_float, 14: ctypes.c_uint16}[kind]
-        flat = np.ctypeslib.as_array((element * (step * (columns - 1) + rows)).from_address(address))
-        size = flat.itemsize
-        return np.lib.stride_tricks.as_strided(flat, (rows, columns), (size, step * size))
-
-    def operand(self, address, kind, turned, rows, columns, step):
-        stored = self.matrix(address, kind, *((columns, rows) if turned else (rows, columns)), step)
-        if kind == 14:
-            stored = (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.T if turned else stored
-
-    def gemmEx(
-        self,
-        handle,
-        turn_a,
-        turn_b,
-        m,
-        n,
-        k,
-        alpha,
-        a,
-        kind_a,
-        lda,
-        b,
-        kind_b,
-        ldb,
-        beta,
-        c,
-        kind_c,
-        ldc,
-        *how,
-    ):
-        self.how = how
-        a = self.operand(a, kind_a, turn_a, m, k, lda)
-        b = self.operand(b, kind_b, turn_b, k, n, ldb)
-        scale, keep = (self.matrix(address, 0, 1, 1, 1)[0, 0] for address in (alpha, beta))
-        assert keep == 0
-        self.matrix(c, kind_c, m, n, ldc)[...] = scale * (a @ b)
-
-
 def to_bf16(x, words):
     words[...] = rounded(x, 7).view(np.uint32) >> 16
 
@@ -146,7 +88,7 @@ def gemm(precision):
         allocated.append(size)
         return np.empty(size, dtype).view(Shared)
 
-    return Gemm(precision, blas, 1, (0, 14), to_bf16, empty), blas, allocated
+    return Gemm(precision, blas, to_bf16, empty), blas, allocated
 
 
 def operands(rng):
@@ -197,7 +139,17 @@ def test_room_for_bfloat16_is_made_once(rng):
     a, b = (rng.standard_normal((6, 6)).astype(np.float32).view(Shared) for _ in range(2))
     for rows in (6, 2, 6):
         multiply(a[:rows], b, np.empty((rows, 6), np.float32).view(Shared))
-    assert allocated == [36, 36]
+    assert allocated == [WORKSPACE, 36, 36]
+
+
+def test_products_run_on_the_stream_and_in_the_workspace_given_last():
+    """The address of the workspace must outlast a change of the stream, which cuBLAS answers with its own."""
+    multiply, blas, allocated = gemm("fp32")
+    place = multiply.workspace.ctypes.data, WORKSPACE
+    assert (blas.stream, blas.workspace) == (0, place)
+    multiply.use(7)
+    assert (blas.stream, blas.workspace) == (7, place)
+    assert allocated == [WORKSPACE]
 
 
 def test_what_blas_cannot_read_is_refused():
