@@ -16,7 +16,7 @@ import numpy as np
 from robe.errors import RobeError
 from robe.feed import Streams, feed, fetch
 from robe.kernels.operations import OPERATIONS, version
-from robe.matmul import Gemm, emulated
+from robe.matmul import Epilogues, Gemm, emulated
 from robe.packages import extra
 from robe.threads import limit_threads
 from robe.timeline import no_phase
@@ -39,6 +39,8 @@ class Backend:
     xp: the array module, NumPy or CuPy.
     kernels: one function for each key of OPERATIONS, under its name.
     matmul: (a, b, out), writes the product of float32 matrices, computed in the precision that was chosen.
+    fused: (kind, a, b, out, bias, mask) -> whether the product and the pass beside it could be done in one,
+        as matmul.Epilogues does; None where they never can.
     empty: (shape, dtype) -> a new array for the kernels to write to.
     to_device, to_host: copy an array there and back; they give the same array where nothing has to be copied.
     feed: (batches, rows, phase) -> each (tag, arrays) with its arrays on the device, as in feed.py.
@@ -54,6 +56,7 @@ class Backend:
     xp: ModuleType
     kernels: SimpleNamespace
     matmul: Callable[[Any, Any, Any], None]
+    fused: Callable[..., bool] | None
     empty: Callable[..., Any]
     to_device: Callable[[np.ndarray], Any]
     to_host: Callable[[Any], np.ndarray]
@@ -167,6 +170,7 @@ def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:
         xp=np,
         kernels=kernels,
         matmul=emulated(precision),
+        fused=None,
         empty=aligned,
         to_device=same,
         to_host=same,
@@ -210,10 +214,11 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
         "unsigned int w = __float_as_uint(x);word = isnan(x) ? 0x7fc0 : (w + 0x7fff + (w >> 16 & 1)) >> 16",
         "to_bf16",
     )
-    from nvmath.bindings import cublas
+    from nvmath.bindings import cublas, cublasLt
 
     try:
         matmul = Gemm(precision, cublas, to_bf16, cupy.empty)
+        fused = Epilogues(matmul, cublasLt)
     except RuntimeError as error:  # nvmath looks for the libraries at the first call
         raise BackendError(f"cuBLAS cannot be used ({error}): {INSTALL}") from None
     return Backend(
@@ -222,6 +227,7 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
         xp=cupy,
         kernels=kernels,
         matmul=matmul,
+        fused=fused,
         empty=cupy.empty,
         to_device=cupy.asarray,
         to_host=cupy.asnumpy,

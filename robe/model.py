@@ -105,7 +105,10 @@ class DLRM:
             for part in ("bottom", "top")
         )
         columns = backend.padded(data.dense)
-        self.dense = xp.zeros((batch, columns), dtype) if columns != data.dense else None
+        self.dense = None
+        if columns != data.dense:
+            self.dense = backend.empty((batch, columns), dtype)
+            self.dense[...] = 0
         self.interaction = Interaction(embedding, batch, backend, dtype)
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
@@ -113,8 +116,8 @@ class DLRM:
     def predict(self, dense, ids):
         """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call."""
         self.backend.limit_threads(len(dense) * self.largest_product)
-        interacted = self.interaction.predict(self.bottom.forward(self._padded(dense)), ids)
-        return self.top.forward(interacted)[:, 0]
+        interacted = self.interaction.predict(self.bottom.forward(self._padded(dense), learns=False), ids)
+        return self.top.forward(interacted, learns=False)[:, 0]
 
     def forward(self, dense, ids):
         """As `predict`, and keeps the vectors, which the gradient needs."""
