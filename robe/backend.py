@@ -5,6 +5,7 @@ No other module imports CuPy or nvmath.
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -120,6 +121,22 @@ def cuda_trouble() -> str | None:
     return None
 
 
+def bindings(*names: str) -> list[ModuleType]:
+    """Modules of nvmath.bindings.
+
+    They need nothing else of nvmath, whose import takes more than a second and loads NVIDIA's libraries for
+    Fourier transforms, sparse matrices and tensors. So a bare package stands in for it meanwhile.
+    """
+    spec = importlib.util.find_spec("nvmath")
+    bare = importlib.util.module_from_spec(spec)
+    known = sys.modules.setdefault("nvmath", bare)
+    try:
+        return [importlib.import_module(f"nvmath.bindings.{name}") for name in names]
+    finally:
+        if known is bare:
+            del sys.modules["nvmath"]
+
+
 def select(name: str = "auto", precision: str = "fp32", deterministic: bool = False) -> Backend:
     """The backend of that name; `auto` is `cuda` where a device is at hand, else `cpu`.
 
@@ -214,11 +231,10 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
         "unsigned int w = __float_as_uint(x);word = isnan(x) ? 0x7fc0 : (w + 0x7fff + (w >> 16 & 1)) >> 16",
         "to_bf16",
     )
-    from nvmath.bindings import cublas, cublasLt
-
+    cublas, cublas_lt = bindings("cublas", "cublasLt")
     try:
         matmul = Gemm(precision, cublas, to_bf16, cupy.empty)
-        fused = Epilogues(matmul, cublasLt)
+        fused = Epilogues(matmul, cublas_lt)
     except RuntimeError as error:  # nvmath looks for the libraries at the first call
         raise BackendError(f"cuBLAS cannot be used ({error}): {INSTALL}") from None
     return Backend(

@@ -84,7 +84,8 @@ class Gemm:
         self.type = CUDA_R_16BF if precision == "bf16" else CUDA_R_32F
         types = cublas.ComputeType
         self.compute = types.COMPUTE_32F_FAST_TF32 if precision == "tf32" else types.COMPUTE_32F
-        self.one, self.zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+        self.scales = np.array([1, 0], np.float32)
+        self.one, self.zero = self.scales.ctypes.data, self.scales[1:].ctypes.data  # addresses
         # (N,) uint16, room for both inputs in bfloat16. Smaller ones stay: captured graphs go on to use them.
         self.words: tuple[list[Any], list[Any]] = [], []
         self.use(0)
@@ -108,10 +109,9 @@ class Gemm:
         right = a.data.ptr, self.type, a_step
         result = out.data.ptr, CUDA_R_32F, out_step
         sizes = out.shape[1], out.shape[0], a.shape[1]
-        one, zero = self.one.ctypes.data, self.zero.ctypes.data
         turns = operation[b_turned], operation[a_turned]
         how = self.compute, self.cublas.GemmAlgo.DFALT
-        self.cublas.gemm_ex(self.handle, *turns, *sizes, one, *left, *right, zero, *result, *how)
+        self.cublas.gemm_ex(self.handle, *turns, *sizes, self.one, *left, *right, self.zero, *result, *how)
 
     def inputs(self, a, b) -> tuple[Any, Any]:
         """Both factors as they are multiplied: float32, or bfloat16 words."""
@@ -191,11 +191,11 @@ class Epilogues:
         if plan.algorithm is None:
             return False
         self.point(plan.operation, bias, mask)
-        one, zero, result = gemm.one.ctypes.data, gemm.zero.ctypes.data, out.data.ptr
+        result = out.data.ptr
         of_b, of_a, of_out = plan.layouts
         self.lt.matmul(
-            *(self.handle, plan.operation, one, b.data.ptr, of_b, a.data.ptr, of_a),
-            *(zero, result, of_out, result, of_out, plan.algorithm.ctypes.data),
+            *(self.handle, plan.operation, gemm.one, b.data.ptr, of_b, a.data.ptr, of_a),
+            *(gemm.zero, result, of_out, result, of_out, plan.algorithm.ctypes.data),
             *(gemm.workspace.data.ptr, WORKSPACE, gemm.stream),
         )
         return True

@@ -98,6 +98,31 @@ class TestTrouble:
         assert backend.cuda_trouble() is None
 
 
+@pytest.fixture
+def nvmath(tmp_path, monkeypatch):
+    """A package whose import is a mistake, and modules in it that are not."""
+    folder = tmp_path / "nvmath" / "bindings"
+    folder.mkdir(parents=True)
+    (tmp_path / "nvmath" / "__init__.py").write_text("imported = True\n")
+    (folder / "__init__.py").write_text("from nvmath.bindings import cublas\n")
+    for name in ("cublas", "cublasLt"):
+        (folder / f"{name}.py").write_text(f"name = {name!r}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "nvmath"]:
+        del sys.modules[name]
+
+
+def test_bindings_come_without_the_rest_of_nvmath(nvmath):
+    assert [module.name for module in backend.bindings("cublas", "cublasLt")] == ["cublas", "cublasLt"]
+    assert "nvmath" not in sys.modules
+    import nvmath as whole
+
+    assert whole.imported
+    assert sys.modules["nvmath.bindings.cublas"] is backend.bindings("cublas")[0]
+    assert sys.modules["nvmath"] is whole
+
+
 @pytest.mark.parametrize("shape", [(3, 5), (1,), (7, 2, 16)])
 def test_arrays_for_kernels_begin_on_a_cache_line(shape):
     for dtype in (np.float32, np.float64):
