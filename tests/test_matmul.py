@@ -341,3 +341,15 @@ def test_a_nan_of_a_hidden_layer_stays_in_its_weights():
     assert np.isfinite(y).all()
     mlp.parameters[1][0][0] = np.nan
     assert np.isnan(passed(mlp, rng)[0]).all()
+
+
+@pytest.mark.parametrize("rate", [10.0, 1e6, 1e30])
+def test_a_training_that_diverges_is_found_out(rate):
+    """By its losses, or by its weights, which are looked at before each checkpoint."""
+    config, data = settings("sgd", block=2)
+    backend, _ = fused("fp32")
+    model = build(config, data, dataclasses.replace(backend, multiple=8), "float32")
+    with np.errstate(all="ignore"):
+        losses = [model.step(*batch("float32", step), rate).copy() for step in range(20)]
+    found = [np.isfinite(array).all() for array in (*losses, *model.state().values())]
+    assert not all(found)
