@@ -3,9 +3,11 @@
 import importlib.util
 import sys
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from cublas_by_numpy import Blas, BlasLt, Shared
 
 from robe import backend
 from robe.backend import select
@@ -87,6 +89,38 @@ class TestTrouble:
         monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace())
         with pytest.raises(backend.BackendError, match=f"Old has no {precision}; use --backend cpu"):
             select("cuda", precision)
+
+    @pytest.fixture
+    def libraries(self, monkeypatch):
+        """Doubles of all that a device is used by; of cuBLAS those that compute."""
+        for name in ("cupy", "cupyx", "numba.cuda.core"):
+            monkeypatch.setitem(sys.modules, name, MagicMock())
+        sys.modules["cupy"].empty = lambda shape, dtype: np.empty(shape, dtype).view(Shared)
+        found = {"cublas": Blas(), "cublasLt": BlasLt()}
+        monkeypatch.setattr(backend, "bindings", lambda *names: [found[name] for name in names])
+        return found
+
+    def test_products_of_a_device_share_precision_stream_and_workspace(self, libraries):
+        made = select("cuda", "fp32")
+        made.matmul.use(3)
+        x, weight = np.ones((2, 8, 8), np.float32).view(Shared)
+        bias, out = np.ones(8, np.float32).view(Shared), np.empty((8, 8), np.float32).view(Shared)
+        assert made.fused("rectified", x, weight, out, bias, None)
+        np.testing.assert_array_equal(out, np.full((8, 8), 9))
+        ((_, space, _, stream),) = libraries["cublasLt"].calls
+        assert (space, stream) == (libraries["cublas"].workspace[0], libraries["cublas"].stream)
+        assert stream == 3
+        assert made.padded(479) == 480
+
+    def test_a_cublas_that_cannot_be_loaded_costs_a_line(self, libraries, monkeypatch):
+        def create():
+            raise RuntimeError("no library found")
+
+        monkeypatch.setattr(libraries["cublasLt"], "create", create)
+        with pytest.raises(
+            backend.BackendError, match=r"^cuBLAS cannot be used \(no library found\): pip inst"
+        ):
+            select("cuda")
 
     @pytest.mark.parametrize("library", ["CUPY", "NUMBA"])
     def test_streams_of_their_own_are_refused(self, library, monkeypatch):
