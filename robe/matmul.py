@@ -162,7 +162,8 @@ class Epilogues:
     To cuBLASLt our out (B, N) is a matrix of N rows and B columns, and a bias has a number for each row.
 
     This rectifier makes 0 of a NaN, which bias_relu keeps. Training still ends where it diverges: the last
-    layer has no rectifier, and before each checkpoint all weights are looked at.
+    layer has no rectifier, and before each checkpoint all weights are looked at. But numbers so large that
+    activations overflow may be given a probability here that is finite, and means nothing.
     """
 
     def __init__(self, gemm: Gemm, cublas_lt: ModuleType):
