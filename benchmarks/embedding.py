@@ -42,7 +42,8 @@ def gate(what: str, embedding: ArrayEmbedding, ids: np.ndarray) -> None:
         rows, d_vectors = to_device(ids), to_device(gradient)
         vectors = to_device(np.full_like(gradient, np.nan))
         subject.lookup(rows, vectors)
-        interacted = Interaction(subject, len(ids), subject.backend).predict(to_device(first), rows)
+        layer = Interaction(subject, len(ids), subject.backend)
+        interacted = layer.predict(to_device(first), rows)[:, layer.columns]
         subject.update(rows, d_vectors, RATE)
         yield from map(to_host, (vectors, interacted, subject.memory))
 

@@ -182,6 +182,7 @@ def machine(device: str) -> dict:
         "isal",
         "cupy-cuda12x",
         "cupy-cuda13x",
+        "nvmath-python",
         "torch",
     )
     cpu = next(

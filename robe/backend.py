@@ -1,10 +1,11 @@
 """Where arrays live and which version of each kernel runs, chosen once and handed on as an argument.
 
-No other module imports CuPy.
+No other module imports CuPy or nvmath.
 """
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ import numpy as np
 from robe.errors import RobeError
 from robe.feed import Streams, feed, fetch
 from robe.kernels.operations import OPERATIONS, version
-from robe.matmul import Gemm, emulated
+from robe.matmul import Epilogues, Gemm, emulated
 from robe.packages import extra
 from robe.threads import limit_threads
 from robe.timeline import no_phase
@@ -39,6 +40,8 @@ class Backend:
     xp: the array module, NumPy or CuPy.
     kernels: one function for each key of OPERATIONS, under its name.
     matmul: (a, b, out), writes the product of float32 matrices, computed in the precision that was chosen.
+    fused: (kind, a, b, out, bias, mask) -> whether the product and the pass beside it could be done in one,
+        as matmul.Epilogues does; None where they never can.
     empty: (shape, dtype) -> a new array for the kernels to write to.
     to_device, to_host: copy an array there and back; they give the same array where nothing has to be copied.
     feed: (batches, rows, phase) -> each (tag, arrays) with its arrays on the device, as in feed.py.
@@ -46,6 +49,7 @@ class Backend:
     synchronize: waits for the device.
     limit_threads: (flops of the largest product), called before a step; see threads.py.
     fuses_scatter: whether interaction_scatter is faster here than the two operations that it joins.
+    multiple: of how many columns the inputs of dense layers should be, for the sake of the products.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Backend:
     xp: ModuleType
     kernels: SimpleNamespace
     matmul: Callable[[Any, Any, Any], None]
+    fused: Callable[..., bool] | None
     empty: Callable[..., Any]
     to_device: Callable[[np.ndarray], Any]
     to_host: Callable[[Any], np.ndarray]
@@ -61,9 +66,17 @@ class Backend:
     synchronize: Callable[[], None]
     limit_threads: Callable[[float], None]
     fuses_scatter: bool
+    multiple: int
+
+    def padded(self, columns: int) -> int:
+        """Columns of an input of a dense layer that holds so many; the rest, if any, are zeros behind."""
+        return -(-columns // self.multiple) * self.multiple
 
 
 CACHE_LINE = 64  # bytes
+# Tensor cores read 16 bytes at a time, 4 numbers or 8 in bf16: on an H200 tf32 products of 479 columns take
+# three times as long as those of 480.
+COLUMNS = 8
 
 
 def aligned(shape: tuple[int, ...], dtype) -> np.ndarray:
@@ -99,12 +112,29 @@ def cuda_trouble() -> str | None:
             "no CUDA device or driver was found; use --backend cpu, or set NUMBA_ENABLE_CUDASIM=1 to run "
             "the CUDA kernels in the simulator"
         )
-    if importlib.util.find_spec("cupy") is None:
-        return f"the cuda backend needs CuPy: {INSTALL}"
+    for package, title in (("cupy", "CuPy"), ("nvmath", "nvmath-python")):
+        if importlib.util.find_spec(package) is None:
+            return f"the cuda backend needs {title}: {INSTALL}"
     for variable in ("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "NUMBA_CUDA_PER_THREAD_DEFAULT_STREAM"):
         if os.environ.get(variable, "0") != "0":
             return f"{variable} is set, but kernels and CuPy must share one stream; unset it"
     return None
+
+
+def bindings(*names: str) -> list[ModuleType]:
+    """Modules of nvmath.bindings.
+
+    They need nothing else of nvmath, whose import takes more than a second and loads NVIDIA's libraries for
+    Fourier transforms, sparse matrices and tensors. So a bare package stands in for it meanwhile.
+    """
+    spec = importlib.util.find_spec("nvmath")
+    bare = importlib.util.module_from_spec(spec)
+    known = sys.modules.setdefault("nvmath", bare)
+    try:
+        return [importlib.import_module(f"nvmath.bindings.{name}") for name in names]
+    finally:
+        if known is bare:
+            del sys.modules["nvmath"]
 
 
 def select(name: str = "auto", precision: str = "fp32", deterministic: bool = False) -> Backend:
@@ -157,6 +187,7 @@ def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:
         xp=np,
         kernels=kernels,
         matmul=emulated(precision),
+        fused=None,
         empty=aligned,
         to_device=same,
         to_host=same,
@@ -165,6 +196,7 @@ def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:
         synchronize=lambda: None,
         limit_threads=limit_threads,
         fuses_scatter=name == "cuda",
+        multiple=COLUMNS if name == "cuda" else 1,
     )
 
 
@@ -199,13 +231,19 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
         "unsigned int w = __float_as_uint(x);word = isnan(x) ? 0x7fc0 : (w + 0x7fff + (w >> 16 & 1)) >> 16",
         "to_bf16",
     )
-    types = cupy.cuda.runtime.CUDA_R_32F, cupy.cuda.runtime.CUDA_R_16BF
+    cublas, cublas_lt = bindings("cublas", "cublasLt")
+    try:
+        matmul = Gemm(precision, cublas, to_bf16, cupy.empty)
+        fused = Epilogues(matmul, cublas_lt)
+    except RuntimeError as error:  # nvmath looks for the libraries at the first call
+        raise BackendError(f"cuBLAS cannot be used ({error}): {INSTALL}") from None
     return Backend(
         name="cuda",
         description=f"cuda ({model}), {precision}",
         xp=cupy,
         kernels=kernels,
-        matmul=Gemm(precision, cupy.cuda.cublas, device.cublas_handle, types, to_bf16, cupy.empty),
+        matmul=matmul,
+        fused=fused,
         empty=cupy.empty,
         to_device=cupy.asarray,
         to_host=cupy.asnumpy,
@@ -214,4 +252,5 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
         synchronize=compute.synchronize,
         limit_threads=lambda flops: None,
         fuses_scatter=True,
+        multiple=COLUMNS,
     )

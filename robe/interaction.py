@@ -12,9 +12,10 @@ from robe.kernels.interaction import out_width
 
 
 class Interaction:
-    """Vector 0, of the bottom MLP, and those of an embedding -> (B, D + pairs).
+    """Vector 0, of the bottom MLP, and those of an embedding -> (B, D + pairs), in `backend.padded` columns.
 
-    rows: of the largest batch. Buffers are made once; a smaller batch uses their front.
+    rows: of the largest batch. Buffers are made once; a smaller batch uses their front. The kernels see
+    D + pairs columns; those behind are always zeros, and their gradients are not looked at.
     """
 
     # The operation that a look-up is -> the one that looks up and interacts.
@@ -34,7 +35,10 @@ class Interaction:
         self.embedding, self.kernels = embedding, backend.kernels
         shape = rows, 1 + embedding.features, embedding.width
         self.vectors, self.d_vectors = (backend.empty(shape, dtype) for _ in range(2))
-        self.out = backend.empty((rows, self.width(embedding.features, embedding.width)), dtype)
+        columns = self.width(embedding.features, embedding.width)
+        self.columns = slice(columns)
+        self.out = backend.empty((rows, backend.padded(columns)), dtype)
+        self.out[:, columns:] = 0
         fused = self.fuses.get(embedding.looks_up_by)
         self.fused = getattr(self.kernels, fused) if fused else None
         self.scatters = backend.fuses_scatter
@@ -50,14 +54,14 @@ class Interaction:
             self.first(rows)[...] = first
             return self.forward(ids)
         out = self.out[:rows]
-        self.fused(*self.embedding.operands(ids), first, out)
+        self.fused(*self.embedding.operands(ids), first, out[:, self.columns])
         return out
 
     def forward(self, ids) -> Any:
         """ids (B, F) -> (B, D + pairs), from `first`; keeps the vectors, which the gradient needs."""
         vectors, out = self.vectors[: len(ids)], self.out[: len(ids)]
         self.embedding.lookup(ids, vectors[:, 1:])
-        self.kernels.interaction(vectors, out)
+        self.kernels.interaction(vectors, out[:, self.columns])
         return out
 
     def backward(self, d_out, ids, rate: float) -> Any:
@@ -65,7 +69,7 @@ class Interaction:
 
         Where the step is an addition, it can be made without ever writing the gradients of the vectors.
         """
-        embedding, rows = self.embedding, len(ids)
+        embedding, rows, d_out = self.embedding, len(ids), d_out[:, self.columns]
         vectors, d_vectors = self.vectors[:rows], self.d_vectors[:rows]
         d_first = d_vectors[:, 0]
         if self.scatters and embedding.adds:

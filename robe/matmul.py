@@ -11,10 +11,12 @@ multiplies in float32, which is slower than fp32 and shows what the precision do
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+CUDA_R_32F, CUDA_R_16BF = 0, 14  # the numbers by which CUDA names float32 and bfloat16
+WORKSPACE = 64 * 2**20  # bytes
 MANTISSA = {"tf32": 10, "bf16": 7}  # explicit bits; float32 has 23
 
 
@@ -68,51 +70,186 @@ def as_columns(matrix) -> tuple[bool, int]:
 
 
 class Gemm:
-    """matmul(a, b, out) by cuBLAS, called as CuPy calls it, but without a copy of strided views.
+    """matmul(a, b, out) by cuBLAS, without a copy of strided views, with a handle and a workspace of its own.
 
-    cublas: CuPy's module of that name; handle: of the device. types: the numbers by which CUDA names float32
-    and bfloat16. to_bf16: writes float32 values as bfloat16 words. empty: allocates on the device.
+    cublas: the module of nvmath's bindings; CuPy's own refuses to be captured in a graph. to_bf16: writes
+    float32 values as bfloat16 words. empty: allocates on the device.
     """
 
     def __init__(
-        self,
-        precision: str,
-        cublas: ModuleType,
-        handle: int,
-        types: tuple[int, int],
-        to_bf16: Callable[[Any, Any], Any],
-        empty: Callable,
+        self, precision: str, cublas: ModuleType, to_bf16: Callable[[Any, Any], Any], empty: Callable
     ):
-        self.cublas, self.handle, self.to_bf16, self.empty = cublas, handle, to_bf16, empty
-        self.float32, self.type = types[0], types[precision == "bf16"]
-        fast = precision == "tf32"
-        self.compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32 if fast else cublas.CUBLAS_COMPUTE_32F
-        self.one, self.zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-        self.words: list[Any] = [None, None]  # (N,) uint16: room for both inputs in bfloat16
+        self.cublas, self.to_bf16, self.empty = cublas, to_bf16, empty
+        self.handle, self.workspace = cublas.create(), empty(WORKSPACE, np.uint8)
+        self.type = CUDA_R_16BF if precision == "bf16" else CUDA_R_32F
+        types = cublas.ComputeType
+        self.compute = types.COMPUTE_32F_FAST_TF32 if precision == "tf32" else types.COMPUTE_32F
+        self.scales = np.array([1, 0], np.float32)
+        self.one, self.zero = self.scales.ctypes.data, self.scales[1:].ctypes.data  # addresses
+        # (N,) uint16, room for both inputs in bfloat16. Smaller ones stay: captured graphs go on to use them.
+        self.words: tuple[list[Any], list[Any]] = [], []
+        self.use(0)
+
+    def use(self, stream: int) -> None:
+        """Run later products on the CUDA stream of that address; 0 is the legacy default stream."""
+        self.stream = stream
+        self.cublas.set_stream(self.handle, stream)
+        # After the stream, as setting that takes the workspace away. Allocated here, it has the size that
+        # cuBLAS wants on any card, and its address stays that of a captured graph.
+        self.cublas.set_workspace(self.handle, self.workspace.data.ptr, WORKSPACE)
 
     def __call__(self, a, b, out) -> None:
-        if self.type != self.float32:
-            a, b = self.shortened(a, 0), self.shortened(b, 1)
+        a, b = self.inputs(a, b)
         # out = a b by rows is out^T = b^T a^T by columns.
         (b_turned, b_step), (a_turned, a_step), (turned, out_step) = map(as_columns, (b, a, out))
         if turned:
             raise ValueError("the rows of `out` must be in one piece")
-        operation = self.cublas.CUBLAS_OP_N, self.cublas.CUBLAS_OP_T
+        operation = self.cublas.Operation.N, self.cublas.Operation.T
         left = b.data.ptr, self.type, b_step
         right = a.data.ptr, self.type, a_step
-        result = out.data.ptr, self.float32, out_step
+        result = out.data.ptr, CUDA_R_32F, out_step
         sizes = out.shape[1], out.shape[0], a.shape[1]
-        one, zero = self.one.ctypes.data, self.zero.ctypes.data
         turns = operation[b_turned], operation[a_turned]
-        how = self.compute, self.cublas.CUBLAS_GEMM_DEFAULT
-        self.cublas.gemmEx(self.handle, *turns, *sizes, one, *left, *right, zero, *result, *how)
+        how = self.compute, self.cublas.GemmAlgo.DFALT
+        self.cublas.gemm_ex(self.handle, *turns, *sizes, self.one, *left, *right, self.zero, *result, *how)
+
+    def inputs(self, a, b) -> tuple[Any, Any]:
+        """Both factors as they are multiplied: float32, or bfloat16 words."""
+        return (a, b) if self.type == CUDA_R_32F else (self.shortened(a, 0), self.shortened(b, 1))
 
     def shortened(self, matrix, side: int):
         """The matrix in bfloat16, in a buffer that fits the largest matrix seen on that side of a product."""
         turned, _ = as_columns(matrix)
         matrix = matrix.T if turned else matrix
-        if self.words[side] is None or self.words[side].size < matrix.size:
-            self.words[side] = self.empty(matrix.size, np.uint16)
-        words = self.words[side][: matrix.size].reshape(matrix.shape)
+        room = self.words[side]
+        if not room or room[-1].size < matrix.size:
+            room.append(self.empty(matrix.size, np.uint16))
+        words = room[-1][: matrix.size].reshape(matrix.shape)
         self.to_bf16(matrix, words)
         return words.T if turned else words
+
+
+def mask_bytes(columns: int) -> int:
+    """Bytes of a row of a mask: a bit for each column, in whole steps of 128 bits, as cuBLASLt wants."""
+    return -(-columns // 128) * 16
+
+
+def alignment(*arrays) -> int:
+    """The largest power of two, up to 256 bytes, of which the addresses of all arrays are multiples."""
+    bits = 256
+    for array in arrays:
+        bits |= array.data.ptr
+    return bits & -bits
+
+
+class Plan(NamedTuple):
+    """What cuBLASLt needs to know of a product besides the addresses."""
+
+    operation: int  # handle of its descriptor
+    layouts: tuple[int, int, int]  # handles, of both factors and the result
+    algorithm: np.ndarray | None  # the one it found best; None if it knows none
+
+
+class Epilogues:
+    """Products that do the passes beside them, by the epilogues of cuBLASLt; so activations and their
+    gradients are written once, and not read and written again.
+
+        rectified   out = max(a b + bias, 0); a mask, if given, gets a bit for each positive element
+        gradient    out = a b where the mask has a bit, else 0; bias = sum of out over the rows
+
+    gemm: the plain products, whose precision, stream and workspace these share. cublas_lt: the module of
+    nvmath's bindings. bias (N,) float32; mask (B, mask_bytes(N)) uint8, its bits in an order of cuBLASLt's.
+    To cuBLASLt our out (B, N) is a matrix of N rows and B columns, and a bias has a number for each row.
+
+    This rectifier makes 0 of a NaN, which bias_relu keeps. Training still ends where it diverges: the last
+    layer has no rectifier, and before each checkpoint all weights are looked at. But numbers so large that
+    activations overflow may be given a probability here that is finite, and means nothing.
+    """
+
+    def __init__(self, gemm: Gemm, cublas_lt: ModuleType):
+        self.gemm, self.lt, self.handle = gemm, cublas_lt, cublas_lt.create()
+        self.plans: dict[tuple, Plan] = {}  # made once for each epilogue, shape and alignment
+
+    def __call__(self, kind: str, a, b, out, bias, mask) -> bool:
+        """Compute a product of that kind, `rectified` or `gradient`; returns whether cuBLASLt could."""
+        names = self.lt.Epilogue
+        if kind == "gradient":
+            epilogue = names.DRELU_BGRAD
+        else:
+            epilogue = names.RELU_BIAS if mask is None else names.RELU_AUX_BIAS
+        gemm = self.gemm
+        a, b = gemm.inputs(a, b)
+        # out = a b by rows is out^T = b^T a^T by columns, as in Gemm.
+        stored = tuple(map(as_columns, (b, a, out)))
+        sizes = out.shape[1], out.shape[0], a.shape[1]
+        # PyTorch, too, has the bias tell how the result is aligned: both are moved in the same steps.
+        aligned = alignment(b), alignment(a), alignment(out, bias)
+        step = None if mask is None else 8 * mask.strides[0]
+        key = epilogue, sizes, stored, aligned, step
+        if key not in self.plans:
+            self.plans[key] = self.plan(epilogue, sizes, stored, aligned, step, bias, mask)
+        plan = self.plans[key]
+        if plan.algorithm is None:
+            return False
+        self.point(plan.operation, bias, mask)
+        result = out.data.ptr
+        of_b, of_a, of_out = plan.layouts
+        self.lt.matmul(
+            *(self.handle, plan.operation, gemm.one, b.data.ptr, of_b, a.data.ptr, of_a),
+            *(gemm.zero, result, of_out, result, of_out, plan.algorithm.ctypes.data),
+            *(gemm.workspace.data.ptr, WORKSPACE, gemm.stream),
+        )
+        return True
+
+    def plan(self, epilogue, sizes, stored, aligned, step, bias, mask) -> Plan:
+        """Describe the product, and ask for the best algorithm."""
+        lt, gemm, (m, n, k) = self.lt, self.gemm, sizes
+        operation = lt.matmul_desc_create(gemm.compute, CUDA_R_32F)
+        (b_turned, b_step), (a_turned, a_step), (turned, out_step) = stored
+        if turned:
+            raise ValueError("the rows of `out` must be in one piece")
+        is_of = lt.MatmulDescAttribute
+        self.describe(operation, is_of.TRANSA, np.int32(b_turned))  # CUBLAS_OP_N and CUBLAS_OP_T are 0 and 1
+        self.describe(operation, is_of.TRANSB, np.int32(a_turned))
+        self.describe(operation, is_of.EPILOGUE, np.uint32(epilogue))
+        if step is not None:
+            self.describe(operation, is_of.EPILOGUE_AUX_LD, np.int64(step))
+        self.point(operation, bias, mask)
+        layouts = (
+            lt.matrix_layout_create(gemm.type, *((k, m) if b_turned else (m, k)), b_step),
+            lt.matrix_layout_create(gemm.type, *((n, k) if a_turned else (k, n)), a_step),
+            lt.matrix_layout_create(CUDA_R_32F, m, n, out_step),
+        )
+        return Plan(operation, layouts, self.best(operation, layouts, aligned))
+
+    def best(self, operation: int, layouts: tuple[int, int, int], aligned) -> np.ndarray | None:
+        """The algorithm that cuBLASLt would take, its first member; None if it has none for this product."""
+        lt, (of_b, of_a, of_out) = self.lt, layouts
+        preference, wants = lt.matmul_preference_create(), lt.MatmulPreferenceAttribute
+        limits: dict[int, np.generic] = {wants.MAX_WORKSPACE_BYTES: np.uint64(WORKSPACE)}
+        for letter, bytes_ in zip("ABCD", (*aligned, aligned[-1]), strict=True):
+            limits[wants[f"MIN_ALIGNMENT_{letter}_BYTES"]] = np.uint32(bytes_)
+        for attribute, value in limits.items():
+            value = np.array(value)
+            lt.matmul_preference_set_attribute(preference, attribute, value.ctypes.data, value.nbytes)
+        found, count = np.zeros(1, lt.matmul_heuristic_result_dtype), np.zeros(1, np.int32)
+        asked = self.handle, operation, of_b, of_a, of_out, of_out, preference, 1
+        try:
+            lt.matmul_algo_get_heuristic(*asked, found.ctypes.data, count.ctypes.data)
+        except lt.cuBLASLtError:  # not supported
+            return None
+        finally:
+            lt.matmul_preference_destroy(preference)
+        return found if count[0] and found["state"][0] == 0 else None
+
+    def point(self, operation: int, bias, mask) -> None:
+        """Tell where the bias lies, or goes, and where the mask."""
+        is_of = self.lt.MatmulDescAttribute
+        self.describe(operation, is_of.BIAS_POINTER, np.int64(bias.data.ptr))
+        if mask is not None:
+            self.describe(operation, is_of.EPILOGUE_AUX_POINTER, np.int64(mask.data.ptr))
+
+    def describe(self, operation: int, attribute: int, value: np.generic) -> None:
+        """Set an attribute of a descriptor, which copies it."""
+        held = np.array(value)
+        self.lt.matmul_desc_set_attribute(operation, attribute, held.ctypes.data, held.nbytes)

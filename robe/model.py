@@ -6,6 +6,10 @@
 
 The weights of both MLPs lie in one flat array, so that the optimizer is one kernel call; the matrices
 are views of it. Buffers are made once; a smaller batch uses their front.
+
+Where the products want it (`Backend.multiple`), the inputs of both MLPs have columns of zeros behind, and
+their first matrices as many rows of zeros. These lie in the flat array too, but no optimizer steps them, and
+neither `parameters` nor `state()` shows them: checkpoints of all backends have the same shapes.
 """
 
 import math
@@ -81,17 +85,30 @@ class DLRM:
         self.embedding, self.backend = embedding, backend
         xp, batch = backend.xp, buffer_rows(config)
         shapes = parameter_shapes(config, data)
+        stored = {name: _stored(name, shape, backend) for name, shape in shapes.items()}
         self.largest_product = 2 * max(math.prod(shape) for shape in shapes.values())
-        host = _initial_dense(shapes, np.random.default_rng([config.seed, 0]))
-        self.dense_parameters = backend.to_device(host.astype(dtype))
+        initial = _views(_initial_dense(shapes, np.random.default_rng([config.seed, 0])), shapes)
+        host = np.zeros(sum(map(math.prod, stored.values())), dtype)
+        for name, view in _views(host, stored).items():
+            view[: len(initial[name])] = initial[name]
+        self.dense_parameters = backend.to_device(host)
         self.dense_gradient = xp.zeros_like(self.dense_parameters)
-        self.optimizer = DenseOptimizer(config.optimizer, self.dense_parameters, backend)
-        self.parameters = _views(self.dense_parameters, shapes)
-        self.gradients = _views(self.dense_gradient, shapes)
+        pieces = _pieces(shapes, stored)
+        self.optimizer = DenseOptimizer(config.optimizer, self.dense_parameters, pieces, backend)
+        matrices, d_matrices = (_views(flat, stored) for flat in (self.dense_parameters, self.dense_gradient))
+        self.parameters, self.gradients = (
+            {name: array[: shapes[name][0]] for name, array in arrays.items()}
+            for arrays in (matrices, d_matrices)
+        )
         self.bottom, self.top = (
-            MLP(_layers(self.parameters, part), _layers(self.gradients, part), batch, backend, part == "top")
+            MLP(_layers(matrices, part), _layers(d_matrices, part), batch, backend, part == "top")
             for part in ("bottom", "top")
         )
+        columns = backend.padded(data.dense)
+        self.dense = None
+        if columns != data.dense:
+            self.dense = backend.empty((batch, columns), dtype)
+            self.dense[...] = 0
         self.interaction = Interaction(embedding, batch, backend, dtype)
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
@@ -99,12 +116,12 @@ class DLRM:
     def predict(self, dense, ids):
         """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call."""
         self.backend.limit_threads(len(dense) * self.largest_product)
-        interacted = self.interaction.predict(self.bottom.forward(dense), ids)
-        return self.top.forward(interacted)[:, 0]
+        interacted = self.interaction.predict(self.bottom.forward(self._padded(dense), learns=False), ids)
+        return self.top.forward(interacted, learns=False)[:, 0]
 
     def forward(self, dense, ids):
         """As `predict`, and keeps the vectors, which the gradient needs."""
-        self.bottom.forward(dense, self.interaction.first(len(dense)))
+        self.bottom.forward(self._padded(dense), self.interaction.first(len(dense)))
         return self.top.forward(self.interaction.forward(ids))[:, 0]
 
     def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase):
@@ -133,6 +150,14 @@ class DLRM:
             self.optimizer.update(self.dense_gradient, rate)
         return losses
 
+    def _padded(self, dense):
+        """dense (B, n) with the columns of zeros behind that the backend wants."""
+        if self.dense is None:
+            return dense
+        padded = self.dense[: len(dense)]
+        padded[:, : dense.shape[1]] = dense
+        return padded
+
     def state(self) -> dict[str, Any]:
         """Name -> array, everything that training changes; views, so writing to them sets the model."""
         optimizer = {f"dense.{name}": array for name, array in self.optimizer.state.items()}
@@ -146,6 +171,22 @@ def _initial_dense(shapes: dict[str, tuple[int, ...]], rng) -> np.ndarray:
         deviation = np.sqrt(2 / sum(shape) if len(shape) == 2 else 1 / shape[0])
         parts.append((deviation * rng.standard_normal(shape)).ravel())
     return np.concatenate(parts)
+
+
+def _stored(name: str, shape: tuple[int, ...], backend: Backend) -> tuple[int, ...]:
+    """The shape of a dense parameter with the rows of zeros that belong to padded columns of its input."""
+    return (backend.padded(shape[0]), *shape[1:]) if name.endswith(".0.weight") else shape
+
+
+def _pieces(shapes: dict[str, tuple[int, ...]], stored: dict[str, tuple[int, ...]]) -> list[slice]:
+    """Where the parameters lie in a flat array of these stored shapes: all but the rows of zeros."""
+    pieces, start, stop = [], 0, 0
+    for name, shape in shapes.items():
+        stop += math.prod(shape)
+        if zeros := math.prod(stored[name]) - math.prod(shape):
+            pieces.append(slice(start, stop))
+            start = stop = stop + zeros
+    return [*pieces, slice(start, stop)]
 
 
 def _views(flat, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -61,14 +61,25 @@ def learning_rate(config: OptimizerConfig, step: int) -> float:
 
 
 class DenseOptimizer:
-    """The optimizer of one flat array of parameters (N,); `state` holds what it keeps, name -> (N,)."""
+    """The optimizer of N parameters in one flat array; `state` holds what it keeps, name -> (N,).
 
-    def __init__(self, config: OptimizerConfig, parameters: Any, backend: Backend):
-        rule = RULES[config.optimizer]
-        self.parameters, self.options = parameters, kernel_options(config)
-        self.state = {name: backend.xp.zeros_like(parameters) for name in rule.state}
+    pieces: where in the array they lie. What is between them is never stepped.
+    """
+
+    def __init__(self, config: OptimizerConfig, array: Any, pieces: list[slice], backend: Backend):
+        rule, done = RULES[config.optimizer], 0
+        self.options = kernel_options(config)
+        count = sum(piece.stop - piece.start for piece in pieces)
+        self.state = {name: backend.xp.zeros(count, array.dtype) for name in rule.state}
         self.step = getattr(backend.kernels, rule.dense) if rule.dense else None
+        self.pieces: list[tuple[slice, list[Any]]] = []  # and state and parameters of each
+        for piece in pieces:
+            parameters = array[piece]
+            state = [kept[done : done + parameters.size] for kept in self.state.values()]
+            self.pieces.append((piece, [*state, parameters]))
+            done += parameters.size
 
     def update(self, gradient, rate: float) -> None:
-        """One step by the gradient (N,) of the parameters, in place."""
-        self.step(gradient, rate, *self.options, *self.state.values(), self.parameters)
+        """One step by the gradient, which lies as the parameters do, in place."""
+        for piece, arrays in self.pieces:
+            self.step(gradient[piece], rate, *self.options, *arrays)

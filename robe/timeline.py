@@ -70,7 +70,14 @@ class Timeline:
             name: counted(kernel, version(name, "cost")) for name, kernel in vars(backend.kernels).items()
         }
         matmul = counted(backend.matmul, product_cost)
-        return dataclasses.replace(backend, kernels=SimpleNamespace(**kernels), matmul=matmul)
+
+        def fused(kind, a, b, out, *beside):
+            if done := backend.fused(kind, a, b, out, *beside):
+                self.costs[-1].append(product_cost(a, b, out))
+            return done
+
+        others = {"matmul": matmul, "fused": backend.fused and fused}
+        return dataclasses.replace(backend, kernels=SimpleNamespace(**kernels), **others)
 
     def text(self, limits: Limits) -> str:
         """A table: of each phase the calls, their median time, their share of the whole, and their limit.

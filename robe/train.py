@@ -138,7 +138,7 @@ def train(
         "validation": validation,
         "diverged": diverged,
         "warnings": _warnings({"test": test, "validation": validation}, diverged, config, log),
-        "dense_parameters": int(model.dense_parameters.size),
+        "dense_parameters": sum(array.size for array in model.parameters.values()),
         **model.embedding.describe(),
         "backend": model.backend.description,
         "versions": versions(),

@@ -3,9 +3,11 @@
 import importlib.util
 import sys
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from cublas_by_numpy import Blas, BlasLt, Shared
 
 from robe import backend
 from robe.backend import select
@@ -60,10 +62,11 @@ class TestTrouble:
     def test_there_is_none(self):
         assert backend.cuda_trouble() is None
 
-    def test_no_cupy_names_the_extra(self, monkeypatch):
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        assert f"needs CuPy: {extra('cuda13')}" in backend.cuda_trouble()
-        with pytest.raises(backend.BackendError, match="CuPy"):
+    @pytest.mark.parametrize(("package", "title"), [("cupy", "CuPy"), ("nvmath", "nvmath-python")])
+    def test_a_missing_package_names_the_extra(self, package, title, monkeypatch):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else name)
+        assert f"needs {title}: {extra('cuda13')}" in backend.cuda_trouble()
+        with pytest.raises(backend.BackendError, match=title):
             select("cuda")
 
     def test_no_numba_cuda_names_the_extra_before_the_device_is_looked_for(self, monkeypatch):
@@ -87,6 +90,38 @@ class TestTrouble:
         with pytest.raises(backend.BackendError, match=f"Old has no {precision}; use --backend cpu"):
             select("cuda", precision)
 
+    @pytest.fixture
+    def libraries(self, monkeypatch):
+        """Doubles of all that a device is used by; of cuBLAS those that compute."""
+        for name in ("cupy", "cupyx", "numba.cuda.core"):
+            monkeypatch.setitem(sys.modules, name, MagicMock())
+        sys.modules["cupy"].empty = lambda shape, dtype: np.empty(shape, dtype).view(Shared)
+        found = {"cublas": Blas(), "cublasLt": BlasLt()}
+        monkeypatch.setattr(backend, "bindings", lambda *names: [found[name] for name in names])
+        return found
+
+    def test_products_of_a_device_share_precision_stream_and_workspace(self, libraries):
+        made = select("cuda", "fp32")
+        made.matmul.use(3)
+        x, weight = np.ones((2, 8, 8), np.float32).view(Shared)
+        bias, out = np.ones(8, np.float32).view(Shared), np.empty((8, 8), np.float32).view(Shared)
+        assert made.fused("rectified", x, weight, out, bias, None)
+        np.testing.assert_array_equal(out, np.full((8, 8), 9))
+        ((_, space, _, stream),) = libraries["cublasLt"].calls
+        assert (space, stream) == (libraries["cublas"].workspace[0], libraries["cublas"].stream)
+        assert stream == 3
+        assert made.padded(479) == 480
+
+    def test_a_cublas_that_cannot_be_loaded_costs_a_line(self, libraries, monkeypatch):
+        def create():
+            raise RuntimeError("no library found")
+
+        monkeypatch.setattr(libraries["cublasLt"], "create", create)
+        with pytest.raises(
+            backend.BackendError, match=r"^cuBLAS cannot be used \(no library found\): pip inst"
+        ):
+            select("cuda")
+
     @pytest.mark.parametrize("library", ["CUPY", "NUMBA"])
     def test_streams_of_their_own_are_refused(self, library, monkeypatch):
         """Kernels and CuPy would no longer run in one order."""
@@ -95,6 +130,31 @@ class TestTrouble:
         assert backend.cuda_trouble().startswith(f"{variable} is set")
         monkeypatch.setenv(variable, "0")
         assert backend.cuda_trouble() is None
+
+
+@pytest.fixture
+def nvmath(tmp_path, monkeypatch):
+    """A package whose import is a mistake, and modules in it that are not."""
+    folder = tmp_path / "nvmath" / "bindings"
+    folder.mkdir(parents=True)
+    (tmp_path / "nvmath" / "__init__.py").write_text("imported = True\n")
+    (folder / "__init__.py").write_text("from nvmath.bindings import cublas\n")
+    for name in ("cublas", "cublasLt"):
+        (folder / f"{name}.py").write_text(f"name = {name!r}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "nvmath"]:
+        del sys.modules[name]
+
+
+def test_bindings_come_without_the_rest_of_nvmath(nvmath):
+    assert [module.name for module in backend.bindings("cublas", "cublasLt")] == ["cublas", "cublasLt"]
+    assert "nvmath" not in sys.modules
+    import nvmath as whole
+
+    assert whole.imported
+    assert sys.modules["nvmath.bindings.cublas"] is backend.bindings("cublas")[0]
+    assert sys.modules["nvmath"] is whole
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (1,), (7, 2, 16)])

@@ -1,14 +1,19 @@
 """Precision of matrix products: rounding against exact fractions, cuBLAS's conventions on a double."""
 
-import ctypes
+import dataclasses
 import math
 from fractions import Fraction
-from types import SimpleNamespace
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from cublas_by_numpy import Blas, BlasLt, Shared
+from test_model import batch, settings
 
-from robe.matmul import Gemm, as_columns, emulated, rounded
+from robe.backend import select
+from robe.layers import MLP
+from robe.matmul import WORKSPACE, Epilogues, Gemm, alignment, as_columns, emulated, mask_bytes, rounded
+from robe.model import build
 
 BITS = {"tf32": 10, "bf16": 7}
 SPECIAL = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, 3.4028235e38, 1e-45, 1e-40, 1.17549435e-38]
@@ -78,63 +83,6 @@ def emulated_product(precision, a, b):
     return out
 
 
-class Shared(np.ndarray):
-    """A NumPy array with a pointer to its memory where CuPy's has one."""
-
-    @property
-    def data(self):
-        return SimpleNamespace(ptr=self.ctypes.data)
-
-
-class Blas:
-    """cuBLAS's gemmEx by its manual: column-major matrices, at host addresses here."""
-
-    CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_GEMM_DEFAULT = 0, 1, -1
-    CUBLAS_COMPUTE_32F, CUBLAS_COMPUTE_32F_FAST_TF32 = 68, 77
-
-    def matrix(self, address, kind, rows, columns, step):
-        """(rows, columns), column j at `step` elements times j; kind: 0 is float32, 14 bfloat16."""
-        assert step >= max(1, rows)
-        element = {0: ctypes.c_float, 14: ctypes.c_uint16}[kind]
-        flat = np.ctypeslib.as_array((element * (step * (columns - 1) + rows)).from_address(address))
-        size = flat.itemsize
-        return np.lib.stride_tricks.as_strided(flat, (rows, columns), (size, step * size))
-
-    def operand(self, address, kind, turned, rows, columns, step):
-        stored = self.matrix(address, kind, *((columns, rows) if turned else (rows, columns)), step)
-        if kind == 14:
-            stored = (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.T if turned else stored
-
-    def gemmEx(
-        self,
-        handle,
-        turn_a,
-        turn_b,
-        m,
-        n,
-        k,
-        alpha,
-        a,
-        kind_a,
-        lda,
-        b,
-        kind_b,
-        ldb,
-        beta,
-        c,
-        kind_c,
-        ldc,
-        *how,
-    ):
-        self.how = how
-        a = self.operand(a, kind_a, turn_a, m, k, lda)
-        b = self.operand(b, kind_b, turn_b, k, n, ldb)
-        scale, keep = (self.matrix(address, 0, 1, 1, 1)[0, 0] for address in (alpha, beta))
-        assert keep == 0
-        self.matrix(c, kind_c, m, n, ldc)[...] = scale * (a @ b)
-
-
 def to_bf16(x, words):
     words[...] = rounded(x, 7).view(np.uint32) >> 16
 
@@ -146,7 +94,7 @@ def gemm(precision):
         allocated.append(size)
         return np.empty(size, dtype).view(Shared)
 
-    return Gemm(precision, blas, 1, (0, 14), to_bf16, empty), blas, allocated
+    return Gemm(precision, blas, to_bf16, empty), blas, allocated
 
 
 def operands(rng):
@@ -197,7 +145,26 @@ def test_room_for_bfloat16_is_made_once(rng):
     a, b = (rng.standard_normal((6, 6)).astype(np.float32).view(Shared) for _ in range(2))
     for rows in (6, 2, 6):
         multiply(a[:rows], b, np.empty((rows, 6), np.float32).view(Shared))
-    assert allocated == [36, 36]
+    assert allocated == [WORKSPACE, 36, 36]
+
+
+def test_room_for_bfloat16_that_became_too_small_stays():
+    """The graph of a small batch, captured before a larger one came, goes on to write there."""
+    multiply, _, _ = gemm("bf16")
+    a = np.ones((6, 6), np.float32).view(Shared)
+    for rows in (2, 6):
+        multiply(a[:rows], a, np.empty((rows, 6), np.float32).view(Shared))
+    assert [room.size for room in multiply.words[0]] == [12, 36]
+
+
+def test_products_run_on_the_stream_and_in_the_workspace_given_last():
+    """The address of the workspace must outlast a change of the stream, which cuBLAS answers with its own."""
+    multiply, blas, allocated = gemm("fp32")
+    place = multiply.workspace.ctypes.data, WORKSPACE
+    assert (blas.stream, blas.workspace) == (0, place)
+    multiply.use(7)
+    assert (blas.stream, blas.workspace) == (7, place)
+    assert allocated == [WORKSPACE]
 
 
 def test_what_blas_cannot_read_is_refused():
@@ -207,3 +174,182 @@ def test_what_blas_cannot_read_is_refused():
         gemm("fp32")[0](
             *(np.zeros((3, 3), np.float32).view(Shared) for _ in range(2)), np.zeros((3, 3), np.float32).T
         )
+
+
+def fused(precision, refused=()):
+    """A backend on the double, its products with epilogues, and the double of cuBLASLt."""
+    multiply, _, _ = gemm(precision)
+    multiply.use(5)
+    epilogues = Epilogues(multiply, BlasLt(refused))
+
+    def empty(shape, dtype):
+        # Full of ones, so that a mask not written lets all through.
+        return np.full(shape, 255, dtype).view(Shared)
+
+    backend = dataclasses.replace(
+        select("reference", precision),
+        matmul=multiply,
+        fused=epilogues,
+        empty=empty,
+        to_device=lambda array: array.view(Shared),
+    )
+    return backend, epilogues.lt
+
+
+def layers(backend, rng, linear_end, widths, batch=7):
+    """An MLP whose parameters are views of one flat array, as in the model."""
+    shapes = [shape for n_in, n_out in pairwise(widths) for shape in ((n_in, n_out), (n_out,))]
+    weights = rng.standard_normal(sum(map(math.prod, shapes))).astype(np.float32)
+    pairs = []
+    for host in (weights, np.full_like(weights, np.nan)):
+        flat, parts, done = backend.to_device(host), [], 0
+        for shape in shapes:
+            parts.append(flat[done : done + math.prod(shape)].reshape(shape))
+            done += math.prod(shape)
+        pairs.append(list(zip(parts[::2], parts[1::2], strict=True)))
+    return MLP(*pairs, batch, backend, linear_end)
+
+
+def passed(mlp, rng, rows=5, strided=True):
+    """All that a pass forward and back writes: outputs, gradients of parameters and of the input."""
+    n_in, n_out = mlp.parameters[0][0].shape[0], mlp.parameters[-1][0].shape[1]
+    x, d_y, room = (
+        mlp.backend.to_device(rng.standard_normal(shape).astype(np.float32))
+        for shape in ((rows, n_in), (rows, n_out), (rows, 3, n_out))
+    )
+    y = mlp.forward(x, room[:, 0] if strided else None)
+    d_x = mlp.backward(d_y, want_input=True)
+    written = [y, d_x, *mlp.activations[1:-1], *(array for pair in mlp.gradients for array in pair)]
+    return [mlp.backend.to_host(array).copy() for array in written]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("linear_end", [False, True])
+@pytest.mark.parametrize("widths", [(3, 6, 4), (16, 130, 9, 8), (5, 1, 7), (4, 2)])
+def test_layers_with_epilogues_are_those_without(widths, linear_end, precision, rng):
+    backend, lt = fused(precision)
+    plain = select("reference", "bf16" if precision == "bf16" else "fp32")
+    for rows, strided in ((5, True), (7, False), (1, True)):
+        seed = rng.integers(2**32)
+        found, expected = (
+            passed(layers(each, random, linear_end, widths), random, rows, strided)
+            for each, random in ((backend, np.random.default_rng(seed)), (plain, np.random.default_rng(seed)))
+        )
+        for a, b in zip(found, expected, strict=True):
+            # Sums of at most 130 products of order 1, perhaps in another order; in bf16 of rounded ones, and
+            # a sum on the brink of two values moves what follows by a part in 256.
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=0.05 if precision == "bf16" else 1e-4)
+    hidden, rectified = len(widths) - 2, len(widths) - 2 + (not linear_end)
+    kinds = [kind for kind, *_ in lt.calls]
+    assert [kinds.count(kind) for kind in (134, 6, 152)] == [3 * hidden, 3 * (rectified - hidden), 3 * hidden]
+    assert {(size, stream) for _, _, size, stream in lt.calls} <= {(WORKSPACE, 5)}
+    if lt.calls:
+        assert lt.compute == (77 if precision == "tf32" else 68)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_a_model_with_epilogues_trains_as_one_without(optimizer):
+    """Ten steps, padded as on a GPU."""
+    config, data = settings(optimizer, block=2)
+    backend, lt = fused("tf32")
+    backend = dataclasses.replace(backend, multiple=8)
+    models = build(config, data, backend, "float32"), build(config, data, select("reference"), "float32")
+    for step in range(10):
+        found, expected = (model.step(*batch("float32", step), 0.05) for model in models)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    for (name, found), expected in zip(models[0].state().items(), models[1].state().values(), strict=True):
+        # As in test_model.py, of backends.
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5, err_msg=name)
+    # Two layers below and one above rectify; the last of those below learns by the kernel.
+    assert [kind for kind, *_ in lt.calls] == 10 * [134, 6, 134, 152, 152]
+    _, dense, ids = batch("float32")
+    found, expected = (model.predict(dense, ids) for model in models)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    assert [kind for kind, *_ in lt.calls[-3:]] == [6, 6, 6]
+
+
+def test_inference_writes_no_mask(rng):
+    backend, lt = fused("fp32")
+    mlp = layers(backend, rng, False, (3, 6, 4))
+    mlp.forward(rng.standard_normal((5, 3)).astype(np.float32).view(Shared), learns=False)
+    assert [kind for kind, *_ in lt.calls] == [6, 6]
+    assert all((mask == 255).all() for mask in mlp.masks)
+
+
+@pytest.mark.parametrize("how", ["raise", "none found"])
+@pytest.mark.parametrize("refused", [(134,), (152,), (6, 134, 152)])
+def test_what_cublaslt_cannot_do_is_done_by_kernels(refused, how):
+    backend, lt = fused("fp32", dict.fromkeys(refused, how))
+    found, expected = (
+        passed(layers(each, random, False, (3, 6, 5, 4)), random)
+        for each, random in (
+            (backend, np.random.default_rng(0)),
+            (select("reference"), np.random.default_rng(0)),
+        )
+    )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert {kind for kind, *_ in lt.calls}.isdisjoint(refused)
+
+
+def test_descriptors_are_made_once_for_each_shape_and_alignment(rng):
+    backend, lt = fused("fp32")
+    mlp = layers(backend, rng, True, (4, 8, 8, 1))
+    x, d_y = (np.ones((5, columns), np.float32).view(Shared) for columns in (4, 1))
+    counts = []
+    for rows in (5, 5, 4, 5, 4):
+        mlp.forward(x[:rows])
+        mlp.backward(d_y[:rows], want_input=True)
+        counts.append(len(lt.records))
+    assert counts[0] == counts[1] < counts[2] == counts[3] == counts[4]
+
+
+def test_a_plan_serves_all_addresses_of_its_kind(rng):
+    """Two biases 256 bytes apart, so alike in all but where they are, and two masks."""
+    backend, _ = fused("fp32")
+    x, weight, biases = (
+        rng.standard_normal(n).astype(np.float32).view(Shared) for n in ((5, 4), (4, 64), (2, 64))
+    )
+    out, masks = np.empty((5, 64), np.float32).view(Shared), np.full((2, 5, 16), 255, np.uint8).view(Shared)
+    for bias, mask in zip(biases, masks, strict=True):
+        assert backend.fused("rectified", x, weight, out, bias, mask)
+        np.testing.assert_allclose(out, np.maximum(x @ weight + bias, 0), rtol=1e-5, atol=1e-6)
+        assert (mask != 255).any()
+    assert len(backend.fused.plans) == 1
+
+
+def test_alignment_is_that_of_the_least_aligned():
+    space = np.empty(1024, np.uint8).view(Shared)
+    start = -space.ctypes.data % 512
+    whole, four, sixteen = (space[start + offset :] for offset in (0, 4, 16))
+    assert [alignment(a) for a in (whole, four, sixteen)] == [256, 4, 16]
+    assert alignment(whole, sixteen) == 16
+
+
+@pytest.mark.parametrize(("columns", "size"), [(1, 16), (128, 16), (129, 32), (1024, 128)])
+def test_rows_of_a_mask_are_multiples_of_128_bits(columns, size):
+    assert mask_bytes(columns) == size
+
+
+def test_a_nan_of_a_hidden_layer_stays_in_its_weights():
+    """Where training looks before each checkpoint: the rectifier of cuBLASLt hides it from the loss."""
+    backend, _ = fused("fp32")
+    rng = np.random.default_rng(0)
+    mlp = layers(backend, rng, True, (3, 6, 1))
+    mlp.parameters[0][0][0, 0] = np.nan
+    y, *_ = passed(mlp, rng)
+    assert np.isfinite(y).all()
+    mlp.parameters[1][0][0] = np.nan
+    assert np.isnan(passed(mlp, rng)[0]).all()
+
+
+@pytest.mark.parametrize("rate", [10.0, 1e6, 1e30])
+def test_a_training_that_diverges_is_found_out(rate):
+    """By its losses, or by its weights, which are looked at before each checkpoint."""
+    config, data = settings("sgd", block=2)
+    backend, _ = fused("fp32")
+    model = build(config, data, dataclasses.replace(backend, multiple=8), "float32")
+    with np.errstate(all="ignore"):
+        losses = [model.step(*batch("float32", step), rate).copy() for step in range(20)]
+    found = [np.isfinite(array).all() for array in (*losses, *model.state().values())]
+    assert not all(found)

@@ -8,7 +8,9 @@ import pytest
 import threadpoolctl
 from conftest import VERSIONS
 
+from robe import checkpoint
 from robe.backend import select
+from robe.checkpoint import Position
 from robe.config import DataSpec, EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
 from robe.model import build
 from robe.threads import limit_threads
@@ -18,6 +20,11 @@ B, CARDINALITIES = 6, (7, 3, 11)
 
 def make(backend="cpu", dtype="float64", optimizer="sgd", **embedding):
     """A tiny model; D = 4, and a ROBE array small enough that weights are shared a lot."""
+    config, data = settings(optimizer, **embedding)
+    return build(config, data, select(backend), dtype)
+
+
+def settings(optimizer="sgd", **embedding):
     if embedding.get("method", "robe") == "robe":
         embedding = {"weights": 29, "init_bound": 0.5} | embedding
     config = resolve(
@@ -29,7 +36,7 @@ def make(backend="cpu", dtype="float64", optimizer="sgd", **embedding):
         )
     )
     dialect = "dictionary" if embedding.get("method") == "full" else "hash"
-    return build(config, DataSpec(3, CARDINALITIES, dialect, "", "test"), select(backend), dtype)
+    return config, DataSpec(3, CARDINALITIES, dialect, "", "test")
 
 
 def batch(dtype="float64", seed=0):
@@ -185,6 +192,68 @@ def test_training_is_the_same_on_every_backend(kind, optimizer, version):
     for name, array in models[0].state().items():
         # Five steps of a few hundred float32 operations on values of order 1.
         np.testing.assert_allclose(models[1].state()[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def padded(optimizer):
+    """A model whose layers read 8 columns each (3 numbers, 10 of the interaction) and its configuration."""
+    config, data = settings(optimizer, block=2)
+    backend = dataclasses.replace(select("reference"), multiple=8)
+    return build(config, data, backend, "float32"), config, data
+
+
+def zeros_behind(model):
+    """What lies behind the parameters of the first layer of each MLP in the flat array, and its gradient."""
+    for mlp, part in ((model.bottom, "bottom"), (model.top, "top")):
+        rows = len(model.parameters[f"{part}.0.weight"])
+        for matrix in (mlp.parameters[0][0], mlp.gradients[0][0]):
+            assert len(matrix) == -(-rows // 8) * 8 > rows
+            yield matrix[rows:]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_padding_changes_nothing_that_is_seen(optimizer):
+    """Twenty steps: weights beside the padding stay exactly 0, the others are those of a model without it."""
+    (model, *_), plain = padded(optimizer), make("reference", "float32", optimizer, block=2)
+    for step in range(20):
+        losses = [each.step(*batch("float32", step), 0.05).mean() for each in (model, plain)]
+        np.testing.assert_allclose(*losses, rtol=1e-5)
+    for zeros in zeros_behind(model):
+        assert zeros.size
+        assert (zeros == 0).all()
+    # Twenty steps of a few hundred float32 operations on values of order 1, some in another order.
+    for (name, found), (other, expected) in zip(model.state().items(), plain.state().items(), strict=True):
+        assert (name, found.shape) == (other, expected.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+    _, dense, ids = batch("float32")
+    np.testing.assert_allclose(model.predict(dense, ids), plain.predict(dense, ids), rtol=1e-4, atol=1e-5)
+
+
+def test_a_padded_layer_reads_zeros_whatever_batch_came_before():
+    model, *_ = padded("sgd")
+    for rows in (B, 2, B):
+        label, dense, ids = (part[:rows] for part in batch("float32"))
+        model.step(label, dense, ids, 0.1)
+        for mlp, columns in ((model.bottom, 3), (model.top, 10)):
+            assert mlp.activations[0].shape == (rows, -(-columns // 8) * 8)
+            assert (mlp.activations[0][:, columns:] == 0).all()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize("pads", [True, False])
+def test_checkpoints_with_and_without_padding_load_in_each_other(pads, optimizer, tmp_path):
+    model, config, data = padded(optimizer)
+    other = make("reference", "float32", optimizer, block=2)
+    if not pads:
+        model, other = other, model
+    model.step(*batch("float32"), 0.05)
+    saved = checkpoint.save(tmp_path, model, config, data, Position(1, 0, 1))
+    checkpoint.load_weights(saved, other)
+    for (name, found), (_, expected) in zip(other.state().items(), model.state().items(), strict=True):
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+    again = checkpoint.save(tmp_path / "again", other, config, data, Position(1, 0, 1))
+    assert (again / "weights.safetensors").read_bytes() == (saved / "weights.safetensors").read_bytes()
+    if not pads:
+        assert all((zeros == 0).all() for zeros in zeros_behind(other))
 
 
 @pytest.mark.kernels

@@ -1,5 +1,6 @@
 """The timeline of training."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -69,6 +70,20 @@ def test_costs_are_those_of_the_calls(monkeypatch):
     assert embedding.bytes_moved == 8 * 6 * (2 * 4 * 4 + 10) + 6 * 3 * 4 + 3 * 8 * elements
     parameters = model.dense_parameters.size
     assert update == (3 * 8 * parameters, 2 * parameters)
+
+
+def test_a_product_with_what_is_beside_it_counts_once():
+    """As the product, if it was done; if not, the backend goes on to calls that count."""
+    timeline, a = Timeline(lambda: None), np.zeros((2, 3), np.float32)
+    kinds = {"rectified": True, "gradient": False}
+    backend = dataclasses.replace(select("cpu"), fused=lambda kind, *arrays: kinds[kind])
+    for kind, done in kinds.items():
+        with timeline(kind):
+            assert (
+                timeline.counted(backend).fused(kind, a, a.T, np.zeros((2, 2), np.float32), a[0], None)
+                is done
+            )
+    assert [event.cost for event in timeline.events] == [Cost(24 + 24 + 16, 2 * 2 * 3 * 2), Cost(0, 0)]
 
 
 def test_limits_are_told(clock):

@@ -72,8 +72,8 @@ def test_only_the_command_line_uses_analysis_and_benchmarks():
     assert forbidden(outside, "analysis", "benchmarks") == []
 
 
-def test_only_the_backend_imports_cupy():
-    assert forbidden([p for p in SOURCES if p.name != "backend.py"], "cupy", "cupyx") == []
+def test_only_the_backend_imports_cupy_and_cublas():
+    assert forbidden([p for p in SOURCES if p.name != "backend.py"], "cupy", "cupyx", "nvmath") == []
 
 
 def test_polars_stays_in_the_data_pipeline():

@@ -4,7 +4,8 @@
     backward: d = d where out > 0, else 0, in place;           d (B, N) enters as the gradient by out and
               d_bias = sum of d over the batch                 leaves as that by x; d_bias (N,) is written
 
-`out` may be `x`. A NaN stays a NaN, so that it is seen in the loss.
+`out` may be `x`. A NaN stays a NaN, so that it is seen in the loss. On a GPU most products do this on the way
+(robe/matmul.py), by cuBLASLt; here is what they do, and what runs where cuBLASLt knows no such product.
 
 Versions: in `cpu` the backward pass gives each thread whole tiles of rows and then adds the sums of the tiles
 in order, so d_bias does not depend on the number of threads. Tiles of columns would need no second sum, but

@@ -1,8 +1,11 @@
 """Every CUDA kernel and product on a real device, against the reference."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from conftest import on_a_device
+from test_matmul import layers, passed
 
 from robe.backend import ATOMIC, select
 from robe.kernels.operations import OPERATIONS, module, version
@@ -91,3 +94,60 @@ def test_products_are_of_their_precision(precision, least, most, rng):
         exact, scale = x.astype(float) @ y.astype(float), abs(x).astype(float) @ abs(y).astype(float)
         error = (abs(gpu.to_host(out) - exact) / scale).max()
         assert least < error < most
+
+
+# The layers of the MLPerf model, their inputs padded.
+BOTTOM, TOP = (16, 512, 256, 128), (480, 1024, 1024, 512, 256, 1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("widths", [BOTTOM, TOP, (13, 6, 5, 1)], ids=["bottom", "top", "small"])
+@pytest.mark.parametrize("rows", [2048, 300, 1])
+def test_layers_with_epilogues_are_those_without(rows, widths, precision):
+    gpu, linear_end = select("cuda", precision), widths[-1] == 1
+    results = []
+    for backend in (gpu, dataclasses.replace(gpu, fused=None)):
+        rng = np.random.default_rng(0)
+        results.append(passed(layers(backend, rng, linear_end, widths, 2048), rng, rows, not linear_end))
+    for found, expected in zip(*results, strict=True):
+        # The same products, perhaps summed in another order; a value so near 0 that its sign is another then
+        # changes its column.
+        allowed = {"fp32": 1e-4, "tf32": 1e-3, "bf16": 1e-2}[precision] * np.linalg.norm(expected)
+        assert np.linalg.norm(found - expected) <= allowed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+@pytest.mark.parametrize("widths", [BOTTOM, TOP], ids=["bottom", "top"])
+def test_cublaslt_has_all_epilogues_of_the_mlperf_model(widths, precision):
+    gpu = select("cuda", precision)
+    rng = np.random.default_rng(0)
+    passed(layers(gpu, rng, widths[-1] == 1, widths, 2048), rng, 2048, widths[-1] != 1)
+    plans = gpu.fused.plans
+    assert plans
+    assert [key for key, plan in plans.items() if plan.algorithm is None] == []
+
+
+def test_products_are_captured_on_the_stream_they_are_told(rng):
+    import cupy
+
+    gpu, stream = select("cuda"), cupy.cuda.Stream(non_blocking=True)
+    x, weight = (gpu.to_device(rng.standard_normal((256, 256)).astype(np.float32)) for _ in range(2))
+    bias, out = (cupy.empty(shape, np.float32) for shape in (256, (256, 256)))
+    cupy.cuda.Stream.null.synchronize()
+    gpu.matmul.use(stream.ptr)
+
+    def products():
+        bias.fill(1)
+        gpu.matmul(x, weight, out)
+        assert gpu.fused("rectified", x, weight, out, bias, None)
+
+    with stream:
+        products()  # loads what the library needs
+        stream.begin_capture()
+        products()
+        graph = stream.end_capture()
+        stream.synchronize()
+        out.fill(0)
+        graph.launch()
+    stream.synchronize()
+    np.testing.assert_allclose(out.get(), np.maximum(x.get() @ weight.get() + 1, 0), rtol=1e-4, atol=1e-3)
