@@ -7,8 +7,8 @@ Addresses are among the arguments. So a graph has input arrays of its own, to wh
 the learning rate and whatever else changes from step to step lies in arrays too (kernels/parts/numbers.py).
 Results lie in buffers of the model as ever. Temporary arrays come from a pool that belongs to the graph.
 
-Of the batches of one size the first is computed plainly, which compiles what has to be compiled; the second
-is captured and run, and the others replay it. Both ways call the same kernels in the same order.
+A batch of the size of the one before is captured and run, and those that follow replay it. Both ways call the
+same kernels in the same order; the batch before, computed plainly, has had them compiled.
 
 A `Graph` is CuPy's here; tests put in a recorder, with which all this runs in the simulator.
 """
@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
+
+MOST = 16  # graphs of a model: batches of all sizes may come twice in a row by chance
 
 
 class Graph:
@@ -46,15 +48,6 @@ class Graph:
             for use in self.uses:
                 use(0)
 
-    def warm(self, function: Callable[[], Any]) -> Any:
-        """Run it as it will be captured, but plainly: so kernels are compiled, and the pool is filled."""
-        self.stream.wait_event(self.compute.record())
-        try:
-            with self._apart():
-                return function()
-        finally:
-            self.compute.wait_event(self.stream.record())
-
     def capture(self, function: Callable[[], Any]) -> Any:
         """What it returns; its work is done at each replay. Raises what a call says that is not allowed."""
         with self._apart():
@@ -74,54 +67,47 @@ class Graph:
 
 
 class Replayed:
-    """A function of arrays of one shape each, as a graph from the second call on."""
+    """A function of arrays of these shapes, as a graph. Raises what `Graph.capture` does."""
 
-    def __init__(self, backend: Any, arrays: Sequence):
-        self.graph = backend.graph()
+    def __init__(self, backend: Any, function: Callable[..., Any], arrays: Sequence):
         self.inputs = [backend.empty(array.shape, array.dtype) for array in arrays]
-        self.replay: Callable[[], None] | None = None
-        self.warm, self.result = False, None
+        self.graph = backend.graph()
+        self.result = self.graph.capture(lambda: function(*self.inputs))
 
-    def __call__(self, name: str, function: Callable[..., Any], arrays: Sequence) -> Any:
-        if self.graph is None:
-            return function(*arrays)
+    def __call__(self, arrays: Sequence) -> Any:
         for own, array in zip(self.inputs, arrays, strict=True):
             own[...] = array
-        if not self.warm:
-            self.warm = True
-            return self.graph.warm(lambda: function(*self.inputs))
-        if self.replay is None:
-            try:
-                self.result = self.graph.capture(lambda: function(*self.inputs))
-            except Exception as error:
-                self.graph = None
-                why = (str(error) or type(error).__name__).splitlines()[0]
-                print(f"{name} runs without a CUDA graph, kernel by kernel: {why}", file=sys.stderr)
-                return function(*arrays)
-            self.replay = self.graph.replay
-        self.replay()
+        self.graph.replay()
         return self.result
 
 
 class Graphs:
-    """The functions of a model, each as one graph for each of the sizes of batch that come again.
+    """The functions of a model, each as a graph for each size of batch that comes twice in a row."""
 
-    sizes: rows of the batches that are worth a graph; others are computed plainly.
-    """
-
-    def __init__(self, backend: Any, sizes: Sequence[int]):
-        self.backend, self.sizes = backend, sizes
+    def __init__(self, backend: Any):
+        self.backend = backend
+        self.last: dict[str, tuple] = {}  # shapes and types of its arrays when a function was called last
         self.replayed: dict[tuple, Replayed] = {}
+        self.refused: set[str] = set()
         self.numbers: list[Any] = []  # (1,) each, on the device
 
     def __call__(self, name: str, function: Callable[..., Any], *arrays: Any) -> Any:
-        """function(*arrays); from a graph where the backend has any and batches of that size come again."""
-        if self.backend.graph is None or len(arrays[0]) not in self.sizes:
+        """function(*arrays), from a graph where the backend has any; valid until the next call."""
+        if self.backend.graph is None or name in self.refused:
             return function(*arrays)
-        key = (name, *((array.shape, array.dtype) for array in arrays))
-        if key not in self.replayed:
-            self.replayed[key] = Replayed(self.backend, arrays)
-        return self.replayed[key](name, function, arrays)
+        kinds = tuple((array.shape, array.dtype) for array in arrays)
+        again, self.last[name] = self.last.get(name) == kinds, kinds
+        if (name, kinds) not in self.replayed:
+            if not again or len(self.replayed) == MOST:
+                return function(*arrays)
+            try:
+                self.replayed[name, kinds] = Replayed(self.backend, function, arrays)
+            except Exception as error:
+                self.refused.add(name)
+                why = (str(error) or type(error).__name__).splitlines()[0]
+                print(f"{name} runs without a CUDA graph, kernel by kernel: {why}", file=sys.stderr)
+                return function(*arrays)
+        return self.replayed[name, kinds](arrays)
 
     def held(self, numbers: Sequence) -> list[Any]:
         """NumPy's numbers in arrays (1,) of the device: the same arrays at each call, written anew."""

@@ -114,7 +114,7 @@ class DLRM:
         self.interaction = Interaction(embedding, batch, backend, dtype)
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
-        self.graphs = Graphs(backend, (config.batch, EVALUATION_BATCH))
+        self.graphs = Graphs(backend)
 
     def predict(self, dense, ids):
         """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call."""

@@ -113,9 +113,6 @@ class Recorder:
     def __init__(self):
         self.replays = None
 
-    def warm(self, function):
-        return function()
-
     def capture(self, function):
         global tape
         tape = self.tape = []

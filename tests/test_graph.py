@@ -15,9 +15,10 @@ import pytest
 from conftest import needs_simulator, resolved
 from recorder import Recorder, recording
 
+import robe.graph
 from robe import checkpoint
 from robe.config import DataSpec, OptimizerConfig
-from robe.graph import Graph
+from robe.graph import Graph, Graphs
 from robe.kernels.parts import launch
 from robe.kernels.parts.numbers import typed, value_of
 from robe.model import build
@@ -93,7 +94,7 @@ def test_graph_and_plain_steps_agree(method, optimizer, deterministic, monkeypat
     expected = run_of(plain, config, tmp_path / "plain")
     assert Recorder.made == []
     assert run_of(graphs, config, tmp_path / "graphs") == expected
-    # The first of ten full batches of training warms up, and the first of seven of evaluations.
+    # The first of ten full batches of training is computed plainly, and the first of seven of evaluations.
     assert [recorder.replays for recorder in Recorder.made] == [9, 6]
     assert capsys.readouterr().err == ""
 
@@ -114,7 +115,7 @@ def test_a_run_resumed_in_mid_epoch_ends_as_a_plain_one(method, optimizer, monke
     assert checkpoint.saved(tmp_path / "graphs")[-1].name == "step_00000003"
     resumed = run_of(graphs, config, tmp_path / "graphs")
     assert resumed == run_of(plain, config, tmp_path / "plain")
-    # Five steps and two batches of an evaluation; then seven of each. The first of each warms up.
+    # Five steps and two batches of an evaluation; then seven of each. The first of each is computed plainly.
     assert [recorder.replays for recorder in Recorder.made] == [4, 1, 6, 6]
 
 
@@ -148,6 +149,28 @@ def test_phases_are_those_of_a_plain_step(monkeypatch):
         model.step(label, dense, ids, 0.1, phase)
     assert seen.count("forward") == seen.count("update") == 3
     assert Recorder.made == []
+
+
+def test_sizes_that_come_twice_in_a_row_get_a_graph_up_to_some_number(monkeypatch):
+    monkeypatch.setattr(robe.graph, "MOST", 2)
+    replays, sizes, called = [], [5, 3, 5, 3, 3, 3, 5, 5, 3, 4, 4, 5], []
+
+    class Counted:
+        def capture(self, function):
+            self.run = function
+            return function()
+
+        def replay(self):
+            replays.append(self.run())
+
+    backend = SimpleNamespace(graph=Counted, empty=np.empty)
+    graphs, given = Graphs(backend), np.arange(5.0)
+    for size in sizes:
+        called.append(graphs("sum", lambda x: x * 1, given[:size]))
+    assert [len(result) for result in called] == sizes
+    # The fifth call is captured, as the eighth is; for size 4 there is no room.
+    assert [len(result) for result in replays] == [3, 3, 5, 3, 5]
+    assert all((result == given[: len(result)]).all() for result in replays)
 
 
 class Cuda:
@@ -185,12 +208,6 @@ class Stream:
     def __exit__(self, *error):
         self.cuda.tell("stream off")
 
-    def record(self):
-        return self.ptr
-
-    def wait_event(self, event):
-        self.cuda.tell(f"{self.ptr} waits for {event}")
-
     def begin_capture(self):
         self.cuda.tell("begin")
 
@@ -210,9 +227,6 @@ def test_a_graph_is_captured_apart_and_replayed_where_all_else_runs():
     cuda, (before, after) = Cuda(), APART
     graph = graph_on(cuda)
     assert graph.stream.own
-    assert graph.warm(lambda: cuda.tell("work") or "result") == "result"
-    assert cuda.told == ["7 waits for 0", *before, "work", *after, "0 waits for 7"]
-    cuda.told.clear()
     assert graph.capture(lambda: cuda.tell("work") or "result") == "result"
     graph.replay()
     assert cuda.told == [*before, "begin", "work", "end", *after, "launch on 0"]
