@@ -16,7 +16,9 @@ import numpy as np
 
 from robe.errors import RobeError
 from robe.feed import Streams, feed, fetch
+from robe.graph import Graph
 from robe.kernels.operations import OPERATIONS, version
+from robe.kernels.parts import launch
 from robe.matmul import Epilogues, Gemm, emulated
 from robe.packages import extra
 from robe.threads import limit_threads
@@ -50,6 +52,7 @@ class Backend:
     limit_threads: (flops of the largest product), called before a step; see threads.py.
     fuses_scatter: whether interaction_scatter is faster here than the two operations that it joins.
     multiple: of how many columns the inputs of dense layers should be, for the sake of the products.
+    graph: makes an empty Graph, as of graph.py; None where work is not captured.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Backend:
     limit_threads: Callable[[float], None]
     fuses_scatter: bool
     multiple: int
+    graph: Callable[[], Any] | None = None
 
     def padded(self, columns: int) -> int:
         """Columns of an input of a dense layer that holds so many; the rest, if any, are zeros behind."""
@@ -137,11 +141,14 @@ def bindings(*names: str) -> list[ModuleType]:
             del sys.modules["nvmath"]
 
 
-def select(name: str = "auto", precision: str = "fp32", deterministic: bool = False) -> Backend:
+def select(
+    name: str = "auto", precision: str = "fp32", deterministic: bool = False, graph: bool = True
+) -> Backend:
     """The backend of that name; `auto` is `cuda` where a device is at hand, else `cpu`.
 
     precision: of the matrix products, a name of matmul.py.
     deterministic: add up gradients in a fixed order on a GPU too; elsewhere they always are.
+    graph: on a GPU, compute batches of a size that comes again as one CUDA graph; the results are the same.
     Raises BackendError for an explicit `cuda` that cannot run.
     """
     if name not in NAMES:
@@ -156,7 +163,7 @@ def select(name: str = "auto", precision: str = "fp32", deterministic: bool = Fa
             versions |= dict.fromkeys(ATOMIC, "cuda_deterministic")
     kernels = SimpleNamespace(**{operation: version(operation, of) for operation, of in versions.items()})
     if name == "cuda" and not simulator():
-        return _device(kernels, precision)
+        return _device(kernels, precision, graph)
     return _host(name, kernels, precision)
 
 
@@ -200,7 +207,7 @@ def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:
     )
 
 
-def _device(kernels: SimpleNamespace, precision: str) -> Backend:
+def _device(kernels: SimpleNamespace, precision: str, graph: bool) -> Backend:
     """The backend on the current CUDA device."""
     import cupy
     import cupyx
@@ -239,7 +246,7 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
         raise BackendError(f"cuBLAS cannot be used ({error}): {INSTALL}") from None
     return Backend(
         name="cuda",
-        description=f"cuda ({model}), {precision}",
+        description=f"cuda ({model}), {precision}{', steps as CUDA graphs' if graph else ''}",
         xp=cupy,
         kernels=kernels,
         matmul=matmul,
@@ -253,4 +260,5 @@ def _device(kernels: SimpleNamespace, precision: str) -> Backend:
         limit_threads=lambda flops: None,
         fuses_scatter=True,
         multiple=COLUMNS,
+        graph=partial(Graph, cupy.cuda, (launch.use, matmul.use)) if graph else None,
     )

@@ -246,14 +246,14 @@ def _reading(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: damaged or foreign ({error}); {_remedy(path.parent)}") from None
 
 
-def load_model(run: Path, backend: str) -> tuple[DLRM, TrainConfig, DataSpec, Position]:
+def load_model(run: Path, backend: str, graph: bool = True) -> tuple[DLRM, TrainConfig, DataSpec, Position]:
     """The model of the newest checkpoint of a folder on a backend of that name, and what it was trained with.
 
-    Raises CheckpointError if there is none, or it is damaged.
+    graph: as of backend.select. Raises CheckpointError if there is none, or it is damaged.
     """
     # Built first, as it takes longer than to read the files of a checkpoint that a training soon removes.
     config, data, _ = newest_state(run)
-    model = build(config, data, select(backend, config.precision, config.deterministic))
+    model = build(config, data, select(backend, config.precision, config.deterministic, graph))
 
     def load(newest: Path) -> tuple[DLRM, TrainConfig, DataSpec, Position]:
         if (state := read_state(newest))[:2] != (config, data):

@@ -184,6 +184,7 @@ def train(
     resume: Path | None = None,
     baseline: bool = False,
     profile: bool = False,
+    graph: bool = True,
 ) -> None:
     """Train, evaluate and save a model; without --data, on synthetic data made for the purpose.
 
@@ -193,7 +194,9 @@ def train(
         resume: Go on with the run in this folder as if it had never stopped.
         baseline: Train the same model without categorical features too, for comparison.
         profile: Print where the time goes, phase by phase, beside what this machine's speed of copies and
-            products would allow, and write RUN/trace.json for chrome://tracing.
+            products would allow, and write RUN/trace.json for chrome://tracing. It takes no graphs.
+        graph: On a GPU, start a whole step as one CUDA graph. Without, each kernel is launched by itself, as
+            debuggers want it; the results are the same.
     """
     from robe import report, run_folder
     from robe.backend import select
@@ -230,7 +233,7 @@ def train(
             resumed(run, config, DataSpec.of(manifest), rows["train"].steps(config.batch))
         notices = run_folder.before_training(rows)
     warn(notices)
-    backend = select(config.backend, config.precision, config.deterministic)
+    backend = select(config.backend, config.precision, config.deterministic, graph and not profile)
     timeline = Timeline(backend.synchronize)
     model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)
     if resume is None:
@@ -276,6 +279,7 @@ def evaluate(
     data: Path | None = None,
     split: Literal["test", "validation"] = "test",
     backend: BackendName = "auto",
+    graph: bool = True,
 ) -> None:
     """Print the metrics of a trained model as JSON, with its speed and the share of the time that was not
     spent waiting for data (`busy`).
@@ -285,10 +289,11 @@ def evaluate(
         data: A folder made by `prepare`; default: the one of the run.
         split: Which rows; the line that describes the data says which these are.
         backend: Where to compute.
+        graph: On a GPU, start an inference as one CUDA graph; as of `train`.
     """
     from robe import metrics, run_folder
 
-    manifest, pace, found = watched_evaluation(run, data, split, backend)
+    manifest, pace, found = watched_evaluation(run, data, split, backend, graph)
     description = {"folder": str(manifest.folder), "description": manifest.describe()}
     result = {"run": str(run), "data": description, "split": split} | pace | found
     print(json.dumps(result, indent=1, allow_nan=False), flush=True)
@@ -298,16 +303,24 @@ def evaluate(
         warn(run_folder.one_class({split: Rows(manifest, split)}))
 
 
-def watched_evaluation(run: Path, data: Path | None, split: str, backend: str) -> tuple[Manifest, dict, dict]:
+def watched_evaluation(
+    run: Path, data: Path | None, split: str, backend: str, graph: bool = True
+) -> tuple[Manifest, dict, dict]:
     """`run_folder.evaluate` under a progress bar."""
     from robe import run_folder
     from robe.progress import progress_bar
 
     with progress_bar("evaluate", "rows") as update:
-        return run_folder.evaluate(run, data, split, backend, update)
+        return run_folder.evaluate(run, data, split, backend, update, graph)
 
 
-def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: BackendName = "auto") -> None:
+def predict(
+    run: Argument[Path],
+    file: Argument[Path],
+    out: Path,
+    backend: BackendName = "auto",
+    graph: bool = True,
+) -> None:
     """Write one click probability per input row, in the order of the input, as text.
 
     Args:
@@ -315,6 +328,7 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
         file: A raw log or a table, with or without its label column; or a prepared folder.
         out: The file to write.
         backend: Where to compute.
+        graph: On a GPU, start an inference as one CUDA graph; as of `train`.
     """
     from robe import run_folder
     from robe.progress import progress_bar
@@ -323,7 +337,7 @@ def predict(run: Argument[Path], file: Argument[Path], out: Path, backend: Backe
         raise ConfigError("--out -: probabilities are written to a file that appears whole; name one")
     with progress_bar("predict", "rows") as update:
         notices: list[str] = []
-        count = run_folder.predict_file(run, file, out, backend, update, notices.append)
+        count = run_folder.predict_file(run, file, out, backend, update, notices.append, graph)
     warn(notices)
     print(shown(f"{out}: {count:,} probabilities"))
 

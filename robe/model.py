@@ -13,6 +13,7 @@ neither `parameters` nor `state()` shows them: checkpoints of all backends have 
 """
 
 import math
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig, used_data
 from robe.embeddings import Embedding, create, declared_state
+from robe.graph import Graphs
 from robe.interaction import Interaction
 from robe.layers import MLP
 from robe.optim import RULES, DenseOptimizer
@@ -112,9 +114,13 @@ class DLRM:
         self.interaction = Interaction(embedding, batch, backend, dtype)
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
+        self.graphs = Graphs(backend)
 
     def predict(self, dense, ids):
         """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call."""
+        return self.graphs("inference", self._predict, dense, ids)
+
+    def _predict(self, dense, ids):
         self.backend.limit_threads(len(dense) * self.largest_product)
         interacted = self.interaction.predict(self.bottom.forward(self._padded(dense), learns=False), ids)
         return self.top.forward(interacted, learns=False)[:, 0]
@@ -142,6 +148,17 @@ class DLRM:
 
     def step(self, label, dense, ids, rate: float, phase: Phase = no_phase):
         """One training step on a batch; returns the losses (B,) before it, valid until the next."""
+        if self.backend.graph is None or phase is not no_phase:  # a graph has no phases
+            return self._step(label, dense, ids, rate, phase)
+        embedding, steps = self.embedding, self.embedding.steps
+        held = self.graphs.held((self.dense_parameters.dtype.type(rate), *embedding.changing()))
+        embedding.held = held[1:]
+        try:
+            return self.graphs("training", partial(self._step, rate=held[0]), label, dense, ids)
+        finally:
+            embedding.held, embedding.steps = (), steps + 1  # whether Python ran the step or a graph
+
+    def _step(self, label, dense, ids, rate, phase: Phase = no_phase):
         self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):
             logits = self.forward(dense, ids)

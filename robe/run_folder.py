@@ -154,13 +154,14 @@ class TrainedModel:
         return RowReader(learned_data(self.run))
 
 
-def load(run: Path | str, backend: str = "auto") -> TrainedModel:
+def load(run: Path | str, backend: str = "auto", graph: bool = True) -> TrainedModel:
     """The model of a run's newest checkpoint, for predictions and vectors; `robe.load`.
 
     backend: `auto` (a GPU if there is one, else cpu), `reference`, `cpu` or `cuda`.
+    graph: on a GPU, start a whole inference as one CUDA graph; the results are the same.
     Raises CheckpointError if there is no sound checkpoint.
     """
-    model, config, data, _ = checkpoint.load_model(Path(run), backend)
+    model, config, data, _ = checkpoint.load_model(Path(run), backend, graph)
     require_same(Path(run), config, data)
     return TrainedModel(Path(run), config, data, model)
 
@@ -230,13 +231,13 @@ def one_class(rows: Mapping[str, Rows]) -> list[str]:
 
 
 def evaluate(
-    run: Path, data: Path | None, split: str, backend: str, update: Update = unwatched
+    run: Path, data: Path | None, split: str, backend: str, update: Update = unwatched, graph: bool = True
 ) -> tuple[Manifest, dict, dict]:
     """(the data, speed, metrics) of a run on a split of a folder, or of the folder it was trained on.
 
     Raises ConfigError if the data do not mean what they meant in training, or are no longer the same rows.
     """
-    trained = load(run, backend)
+    trained = load(run, backend, graph)
     manifest = open_folder(data or read(run).data)
     trained.data.require(manifest.fingerprint(), str(manifest.folder))
     if data is None and not manifest.same_rows(learned_data(run)):
@@ -258,13 +259,14 @@ def predict_file(
     backend: str,
     update: Update = unwatched,
     notice: Callable[[str], None] = lambda line: None,
+    graph: bool = True,
 ) -> int:
     """Write a click probability per row of a raw log, a table or a prepared folder; returns how many.
 
     `out` is text, one number a line, and appears whole. notice: is told, in a line, that the model gives
     every row the same. Raises DataError for a bad row.
     """
-    trained = load(run, backend)
+    trained = load(run, backend, graph)
     if out.exists() and file.exists() and out.samefile(file):
         raise ConfigError(f"{out}: is the input; choose another --out")
     if file.is_dir():

@@ -21,7 +21,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
 from robe import cli as command_line
 from robe import report, run_folder
-from robe.config import TrainConfig, resolve
+from robe.config import ConfigError, TrainConfig, resolve
 from robe.train import TrainingError, predict
 
 ROOT = Path(__file__).parents[1]
@@ -112,6 +112,30 @@ def test_the_first_line_names_the_data(folder, tmp_path, capsys):
     assert first.startswith(f"data: {folder / 'hash'}: SYNTHETIC")
     assert "test is the first half of the last day" in first
     assert "best possible on the test half (Bayes)" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [((), True), (("--no-graph",), False), (("--profile",), False)]
+)
+def test_who_wants_no_graph_gets_a_backend_without(
+    options, expected, folder, trained, tmp_path, monkeypatch, capsys
+):
+    """Phases are of a step whose kernels are launched one by one."""
+    asked = []
+
+    def select(name, precision, deterministic, graph):
+        asked.append(graph)
+        raise ConfigError("enough")
+
+    for module in ("robe.backend", "robe.checkpoint"):
+        monkeypatch.setattr(f"{module}.select", select)
+    commands = [("train", "--data", folder / "hash", "--out", tmp_path / "run", *TINY)]
+    if "--profile" not in options:
+        commands.append(("evaluate", trained / "robe"))
+        commands.append(("predict", trained / "robe", folder / "hash", "--out", tmp_path / "p"))
+    for command in commands:
+        assert run(*command, *options, capsys=capsys)[2] == "error: enough\n"
+    assert asked == [expected] * len(commands)
 
 
 @pytest.mark.parametrize(

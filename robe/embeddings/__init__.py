@@ -8,6 +8,8 @@ and all embeddings have the same few verbs:
 
 - `lookup(ids, out)`: ids (B, F) uint32 -> out (B, F, D)
 - `update(ids, d_vectors, rate)`: one optimizer step from the gradient (B, F, D) of the vectors
+- `changing()`: what an update takes that is another number each time, besides the rate; it takes arrays (1,)
+  of the device instead that are put in `held`, so that one graph serves all steps (robe/graph.py)
 - `check(ids)`: refuse ids that have no row, while they are still on the host
 - `state()`: name -> array, everything a checkpoint must hold
 - `flaw()`: what is wrong with these arrays where they are not what training leaves, in words; else None

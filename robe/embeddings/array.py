@@ -3,7 +3,7 @@
 The ROBE array and tables differ only in the map, in the initial weights and in which rows stand for an id.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,7 @@ class ArrayEmbedding(Declared):
     row_of: ids (B, F) -> the rows (B, F * chunks) that stand for them; None where they are these rows.
     chunks: rows that make a vector, one behind the other.
     seed, steps: what halves are rounded by; steps, the updates so far, is set by who resumes a training.
+    held: what `changing` gives, in arrays (1,) on the device, where an update is to read them there.
     """
 
     method: str
@@ -71,6 +72,7 @@ class ArrayEmbedding(Declared):
     chunks: int = 1
     seed: int = 0
     steps: int = field(init=False, default=0)
+    held: Sequence = field(init=False, default=())
     accumulator: Any = field(init=False)  # (M,) sum of squared gradients, for Adagrad; else (0,)
     gradient: Any = field(init=False)  # (M,) scratch, all 0 between steps, where sums come first; else (0,)
 
@@ -134,11 +136,15 @@ class ArrayEmbedding(Declared):
         """Step the slots that a batch touched by the sums in `gradient`, which are 0 afterwards."""
         kernels = self.backend.kernels
         if self.halves:
-            key, state = rounding_key(self.seed, self.steps), (self.gradient, self.accumulator, self.memory)
+            (key,), state = self.held or self.changing(), (self.gradient, self.accumulator, self.memory)
             kernels.half_step(*slots, rate, self.optimizer.eps, key, *state)
         else:
             step = getattr(kernels, self.rule.touched)
             step(*slots, rate, *self.options, self.gradient, *self.sums, self.memory)
+
+    def changing(self) -> tuple:
+        """What the next update takes that is another number each time: the key of rounding, if it rounds."""
+        return (rounding_key(self.seed, self.steps),) if self.halves else ()
 
     def _in_chunks(self, vectors):
         """Vectors (B, F, D) as the chunks they are made of, a view."""

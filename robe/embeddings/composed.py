@@ -32,6 +32,7 @@ class ComposedEmbedding:
     table_note: str
     rows: np.ndarray | None = None  # (F,)
     steps: int = field(init=False, default=0)
+    held: Sequence = field(init=False, default=())
 
     looks_up_by: ClassVar[str | None] = None
     operands: ClassVar[Callable[..., tuple] | None] = None
@@ -48,6 +49,9 @@ class ComposedEmbedding:
         found = self.gradients(self._rows(ids), d_vectors)
         for part, gradient in zip(self.parts.values(), found, strict=True):
             part.update(ids, gradient, rate)
+
+    def changing(self) -> tuple:
+        return ()  # none of the parts is rounded
 
     def _rows(self, ids) -> list:
         rows = []

@@ -17,6 +17,7 @@ first steps again and again. Element by element they would also take more memory
 The table and the cache lie in the same memory, so rows are not fetched before their batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -71,6 +72,7 @@ class MixedPrecisionEmbedding(Declared):
 
     arrays: of CachedTable.arrays; those besides `table` are made here.
     seed, steps: what rows are rounded by; steps, the updates so far, is set by who resumes a training.
+    held: what `changing` gives, in arrays (1,) on the device, where an update is to read them there.
     """
 
     table: Any  # (R, S) uint8
@@ -84,6 +86,7 @@ class MixedPrecisionEmbedding(Declared):
     rows: np.ndarray  # (F,) of each feature
     seed: int
     steps: int = field(init=False, default=0)
+    held: Sequence = field(init=False, default=())
     tags: Any = field(init=False)  # (sets, WAYS) uint32
     used: Any = field(init=False)  # (sets, WAYS) uint32
     values: Any = field(init=False)  # (sets * WAYS, D) float32
@@ -133,13 +136,19 @@ class MixedPrecisionEmbedding(Declared):
         kernels = self.backend.kernels
         keys, order = self.sorted[:, : ids.size]
         line, before = self.lines[:, : ids.size]
+        number, key = self.held or self.changing()
         self.steps += 1
         kernels.sort_rows(ids, self.base, keys, order)
         cache = (self.tags, self.used, self.counters)
-        kernels.admit(keys, order, ids, self.base, self.least_used, self.steps, *cache, line, before)
-        step = (rate, self.optimizer.eps, rounding_key(self.seed, self.steps), self.form)
+        kernels.admit(keys, order, ids, self.base, self.least_used, number, *cache, line, before)
+        step = (rate, self.optimizer.eps, key, self.form)
         state = (self.table, self.values, self.accumulator)
         kernels.cached_step(d_vectors, order, line, before, ids, self.base, *step, *state)
+
+    def changing(self) -> tuple:
+        """What the next update takes that is another number each time: its own, from 1 on, and a key."""
+        number = self.steps + 1
+        return np.uint32(number), rounding_key(self.seed, number)
 
     def flaw(self) -> str | None:
         """What is wrong with the table, the tags or the counters, if anything.

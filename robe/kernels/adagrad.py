@@ -16,6 +16,7 @@ from numba.extending import register_jitable
 
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
+from robe.kernels.parts.numbers import typed, value_of
 
 
 def adagrad_cost(gradient, rate, eps, accumulator, parameters) -> Cost:
@@ -54,12 +55,12 @@ def adagrad_cpu(gradient, rate, eps, accumulator, parameters):
 
 @cuda.jit
 def _adagrad_kernel(gradient, rate, eps, accumulator, parameters):
-    i = np.uint64(cuda.grid(1))  # unsigned: see sgd.py
+    i, rate = np.uint64(cuda.grid(1)), value_of(rate)  # unsigned: see sgd.py
     while i < np.uint64(parameters.size):
         step_weight(i, gradient[i], rate, eps, accumulator, parameters)
         i += np.uint64(cuda.gridsize(1))
 
 
 def adagrad_cuda(gradient, rate, eps, accumulator, parameters):
-    number = parameters.dtype.type
-    launch(_adagrad_kernel, parameters.shape, gradient, number(rate), number(eps), accumulator, parameters)
+    numbers = typed(rate, parameters.dtype), parameters.dtype.type(eps)
+    launch(_adagrad_kernel, parameters.shape, gradient, *numbers, accumulator, parameters)

@@ -25,6 +25,7 @@ from numba.extending import register_jitable
 from robe.kernels.adagrad import adagrad_cuda, adagrad_reference, step_weight
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.lanes import adagrad_span
+from robe.kernels.parts.numbers import typed, value_of
 from robe.kernels.parts.pieces import around
 from robe.kernels.parts.walks import pieces, spans, take, walk_pieces, walk_spans
 
@@ -61,6 +62,12 @@ def adagrad_step_cuda_sweep(ids, base, slot_map, rate, eps, gradient, accumulato
 
 
 @register_jitable
+def _begin(state):
+    gradient, rate, eps, accumulator, out = state
+    return gradient, value_of(rate), eps, accumulator, out
+
+
+@register_jitable
 def _step_piece(state, slot_map, b, column, slot, bits):
     gradient, rate, eps, accumulator, out = state
     slot = around(slot, out.size)
@@ -69,11 +76,11 @@ def _step_piece(state, slot_map, b, column, slot, bits):
         step_weight(slot, taken, rate, eps, accumulator, out)
 
 
-_adagrad_step_kernel = pieces(_step_piece)
+_adagrad_step_kernel = pieces(_step_piece, _begin)
 
 
 def adagrad_step_cuda(ids, base, slot_map, rate, eps, gradient, accumulator, out):
-    number = out.dtype.type
+    numbers = typed(rate, out.dtype), out.dtype.type(eps)
     # Numba exchanges integers only, so the kernel sees the gradient's bits.
-    state = (gradient.view(f"u{gradient.itemsize}"), number(rate), number(eps), accumulator, out)
+    state = (gradient.view(f"u{gradient.itemsize}"), *numbers, accumulator, out)
     walk_pieces(_adagrad_step_kernel, ids, base, slot_map, state)

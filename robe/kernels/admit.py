@@ -33,6 +33,7 @@ from numba.extending import register_jitable
 from robe.kernels.parts.cache import EMPTY, WAYS, row_at, set_of, way_of
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
+from robe.kernels.parts.numbers import typed, value_of
 
 # What is counted of each feature: look-ups, twice; then rows.
 COUNTED = ("hits", "misses", "loads", "evictions", "direct")
@@ -200,7 +201,7 @@ def admit_cpu(keys, order, ids, base, least_used, step, tags, used, counters, en
 
 @cuda.jit
 def _admit_kernel(keys, order, ids, base, least_used, step, tags, used, entry, before):
-    sets, n = tags.shape[0], U32(keys.size)
+    sets, n, step = tags.shape[0], U32(keys.size), value_of(step)
     p = U32(cuda.grid(1))
     while p < n:
         if sets == 0:
@@ -233,5 +234,5 @@ def _count_kernel(keys, order, ids, base, entry, before, counters):
 
 def admit_cuda(keys, order, ids, base, least_used, step, tags, used, counters, entry, before):
     batch = (keys, order, ids, base)
-    launch(_admit_kernel, keys.shape, *batch, least_used, U32(step), tags, used, entry, before)
+    launch(_admit_kernel, keys.shape, *batch, least_used, typed(step, used.dtype), tags, used, entry, before)
     launch(_count_kernel, keys.shape, *batch, entry, before, counters)

@@ -34,6 +34,7 @@ from robe.kernels.parts.codes import TEAM, element_at, note_range, scale_at, sto
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.groups import expand, expanded
 from robe.kernels.parts.launch import launch
+from robe.kernels.parts.numbers import typed, value_of
 from robe.kernels.quantise import quantise_reference
 
 CHUNK = 64  # look-ups that a thread of the CPU does in turn
@@ -134,7 +135,7 @@ def _cached_step_kernel(
     highs = cuda.shared.array(TEAM, np.int32)
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     n, features = U32(order.size), U32(ids.shape[1])
-    p = U32(cuda.blockIdx.x)
+    p, rate, key = U32(cuda.blockIdx.x), value_of(rate), value_of(key)
     while p < n:
         slot, old = entry[p], before[p]
         if slot != REPEAT:
@@ -190,7 +191,6 @@ def _cached_step_kernel(
 def cached_step_cuda(
     d_vectors, order, entry, before, ids, base, rate, eps, key, form, table, values, accumulator
 ):
-    number = values.dtype.type
     launch(
         _cached_step_kernel,
         order.shape,
@@ -200,8 +200,8 @@ def cached_step_cuda(
         before,
         ids,
         base,
-        number(rate),
-        number(eps),
+        typed(rate, values.dtype),
+        values.dtype.type(eps),
         key,
         form,
         table,

@@ -31,6 +31,7 @@ from numba.extending import register_jitable
 from robe.kernels.adagrad import descent
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.half import from_half, random_bits, to_half, words
+from robe.kernels.parts.numbers import typed, value_of
 from robe.kernels.parts.pieces import around
 from robe.kernels.parts.walks import pieces, spans, take, walk_pieces, walk_spans
 
@@ -78,6 +79,12 @@ def half_step_cpu(ids, base, slot_map, rate, eps, key, gradient, accumulator, ou
 
 
 @register_jitable
+def _begin(state):
+    gradient, rate, eps, key, accumulator, out = state
+    return gradient, value_of(rate), eps, value_of(key), accumulator, out
+
+
+@register_jitable
 def _step_piece(state, slot_map, b, column, slot, bits):
     gradient, rate, eps, key, accumulator, out = state
     slot = around(slot, out.size)
@@ -87,10 +94,11 @@ def _step_piece(state, slot_map, b, column, slot, bits):
         out[slot] = stepped(out[slot], step, key, slot)
 
 
-_half_step_kernel = pieces(_step_piece)
+_half_step_kernel = pieces(_step_piece, _begin)
 
 
 def half_step_cuda(ids, base, slot_map, rate, eps, key, gradient, accumulator, out):
     # Numba exchanges integers only, so the kernel sees the gradient's bits.
-    state = (gradient.view("uint32"), np.float32(rate), np.float32(eps), key, accumulator, words(out))
+    numbers = typed(rate, gradient.dtype), np.float32(eps), key
+    state = (gradient.view("uint32"), *numbers, accumulator, words(out))
     walk_pieces(_half_step_kernel, ids, base, slot_map, state)

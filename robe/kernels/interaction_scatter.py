@@ -34,6 +34,7 @@ from robe.kernels.interaction import (
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.hashing import U64, flip
 from robe.kernels.parts.launch import launch
+from robe.kernels.parts.numbers import typed, value_of
 from robe.kernels.parts.pieces import U32, around, count_pieces, piece_at
 from robe.kernels.scatter_add import (
     scatter_add_cpu,
@@ -57,7 +58,9 @@ def _apart(backward, scatter_add, d_out, vectors, ids, base, slot_map, scale, d_
     d_vectors = np.empty_like(vectors)  # CuPy's where `vectors` is
     backward(d_out, vectors, d_vectors)
     d_first[...] = d_vectors[:, 0]
-    scatter_add(d_vectors[:, 1:], ids, base, slot_map, scale, out)
+    # A vector may be made of several rows, each of which `ids` names.
+    d_rows = d_vectors[:, 1:].reshape(*ids.shape, int(slot_map.width))
+    scatter_add(d_rows, ids, base, slot_map, scale, out)
 
 
 def interaction_scatter_reference(*arguments):
@@ -102,7 +105,7 @@ def _interaction_scatter_kernel(d_out, vectors, ids, base, slot_map, shift, scal
     pieces = U32((n - U32(1)) * parts)
     slots, signs = hashed[:pieces], hashed[pieces:]
     staged = numbers[U32(PIECE * pieces) // U32(vectors.itemsize) :]
-    b = U32(cuda.blockIdx.x)
+    b, scale = U32(cuda.blockIdx.x), value_of(scale)
     while b < rows:
         p = thread
         while p < pieces:
@@ -121,5 +124,5 @@ def interaction_scatter_cuda(d_out, vectors, ids, base, slot_map, scale, d_first
     shape = interaction_backward_shape(*vectors.shape, vectors.itemsize, PIECE * pieces // max(len(ids), 1))
     if shape is None:
         return interaction_scatter_cuda_apart(d_out, vectors, ids, base, slot_map, scale, d_first, out)
-    arguments = (d_out, vectors, ids, base, slot_map, shift, out.dtype.type(scale), d_first, out)
+    arguments = (d_out, vectors, ids, base, slot_map, shift, typed(scale, out.dtype), d_first, out)
     launch(_interaction_scatter_kernel, (len(ids),), *arguments, shape=shape)

@@ -25,6 +25,7 @@ from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.hashing import U64, flip, slots_reference, span_at
 from robe.kernels.parts.lanes import add_span, require_rows_together
 from robe.kernels.parts.launch import launch
+from robe.kernels.parts.numbers import typed, value_of
 from robe.kernels.parts.pieces import U32, around, count_pieces, piece_at
 from robe.kernels.parts.walks import add, elements, pieces, spans, walk_elements, walk_pieces, walk_spans
 
@@ -59,15 +60,21 @@ def scatter_add_cpu(d_vectors, ids, base, slot_map, scale, out):
 def _add_element(state, token, b, f, i):
     _, _, slot_map, d_vectors, scale, out = state
     slot, _, bits = span_at(slot_map, token, np.uint64(i))
-    add(out, slot, scale * flip(d_vectors[b, f, i], bits, 0))
+    add(out, slot, value_of(scale) * flip(d_vectors[b, f, i], bits, 0))
 
 
 _scatter_add_elements_kernel = elements(token_of, _add_element)
 
 
 def scatter_add_cuda_elements(d_vectors, ids, base, slot_map, scale, out):
-    state = (ids, base, slot_map, d_vectors, out.dtype.type(scale), out)
+    state = (ids, base, slot_map, d_vectors, typed(scale, out.dtype), out)
     walk_elements(_scatter_add_elements_kernel, d_vectors.shape, state)
+
+
+@register_jitable
+def _begin(state):
+    d_vectors, scale, out = state
+    return d_vectors, value_of(scale), out
 
 
 @register_jitable
@@ -76,12 +83,12 @@ def _add_piece(state, slot_map, b, column, slot, bits):
     add(out, around(slot, out.size), scale * flip(d_vectors[b, column], bits, 0))
 
 
-_scatter_add_kernel = pieces(_add_piece)
+_scatter_add_kernel = pieces(_add_piece, _begin)
 
 
 def scatter_add_cuda(d_vectors, ids, base, slot_map, scale, out):
     rows, features, width = d_vectors.shape
-    state = (d_vectors.reshape(rows, features * width), out.dtype.type(scale), out)
+    state = (d_vectors.reshape(rows, features * width), typed(scale, out.dtype), out)
     walk_pieces(_scatter_add_kernel, ids, base, slot_map, state)
 
 
@@ -137,7 +144,7 @@ def gradient_at(d_vectors, piece, origins, signs, k):
 
 @cuda.jit
 def _scatter_sums_kernel(d_vectors, slots, order, origins, signs, shift, scale, out):
-    e = U64(cuda.grid(1))
+    e, scale = U64(cuda.grid(1)), value_of(scale)
     while e < U64(slots.size) << U64(shift):
         p = U32(e >> U64(shift))
         k = e - (U64(p) << U64(shift))
@@ -149,4 +156,4 @@ def _scatter_sums_kernel(d_vectors, slots, order, origins, signs, shift, scale, 
 
 def scatter_add_cuda_deterministic(d_vectors, ids, base, slot_map, scale, out):
     pieces = sorted_pieces(ids, base, slot_map)
-    launch(_scatter_sums_kernel, (d_vectors.size,), d_vectors, *pieces, out.dtype.type(scale), out)
+    launch(_scatter_sums_kernel, (d_vectors.size,), d_vectors, *pieces, typed(scale, out.dtype), out)

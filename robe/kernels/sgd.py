@@ -8,6 +8,7 @@ from numba import cuda, njit, prange
 
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
+from robe.kernels.parts.numbers import typed, value_of
 
 
 def sgd_cost(gradient, rate, parameters) -> Cost:
@@ -32,11 +33,11 @@ def sgd_cpu(gradient, rate, parameters):
 @cuda.jit
 def _sgd_kernel(gradient, rate, parameters):
     # Unsigned: a signed sum is taken not to wrap, so NVVM unrolls the loop and divides to count its rounds.
-    i = np.uint64(cuda.grid(1))
+    i, rate = np.uint64(cuda.grid(1)), value_of(rate)
     while i < np.uint64(parameters.size):
         parameters[i] -= rate * gradient[i]
         i += np.uint64(cuda.gridsize(1))
 
 
 def sgd_cuda(gradient, rate, parameters):
-    launch(_sgd_kernel, parameters.shape, gradient, parameters.dtype.type(rate), parameters)
+    launch(_sgd_kernel, parameters.shape, gradient, typed(rate, parameters.dtype), parameters)

@@ -53,6 +53,40 @@ def test_deterministic_training_repeats_bit_for_bit(tmp_path):
     assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")
 
 
+def trained(method, optimizer, folder, **how):
+    """The model after a training whose evaluations have full batches too."""
+    data, ran = dataclasses.replace(DATA, dialect="dictionary"), settings("cuda", method, optimizer)
+    if method in ("quotient_remainder", "tensor_train"):
+        ran = dataclasses.replace(ran, embedding=EmbeddingConfig(method, weights=70))
+    model = build(ran, data, select("cuda", **how))
+    train_model(model, ran, data, rows(), folder)
+    return model
+
+
+@pytest.fixture
+def small_evaluations(monkeypatch):
+    for module in ("robe.model", "robe.train"):
+        monkeypatch.setattr(f"{module}.EVALUATION_BATCH", 32)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize("method", ["robe", "full", "none", "mixed_precision", "quotient_remainder"])
+def test_graph_and_plain_steps_agree_bit_for_bit(method, optimizer, small_evaluations, tmp_path):
+    """With sums in a fixed order."""
+    for graph in (True, False):
+        trained(method, optimizer, tmp_path / str(graph), deterministic=True, graph=graph)
+    assert weights_of(tmp_path / "True") == weights_of(tmp_path / "False")
+
+
+@pytest.mark.parametrize("method", ["robe", "full", "none", "quotient_remainder", "tensor_train"])
+def test_all_is_captured_but_products_of_cupy(method, small_evaluations, tmp_path, capsys):
+    model = trained(method, "adagrad", tmp_path / "run")
+    refused = {"training", "inference"} if method == "tensor_train" else set()
+    assert model.graphs.refused == refused
+    assert {name for name, _ in model.graphs.replayed} == {"training", "inference"} - refused
+    assert len(capsys.readouterr().err.splitlines()) == len(refused)
+
+
 def test_a_steady_step_allocates_and_wraps_nothing(tmp_path):
     import cupy
 

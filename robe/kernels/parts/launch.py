@@ -2,8 +2,11 @@
 
 All run on Numba's default stream, which is the legacy default stream of CUDA. It is CuPy's current stream
 too, so kernels and CuPy's functions run in the order in which they were called and nothing has to wait
-for anything; only copies have a stream of their own (robe/feed.py).
+for anything; only copies have a stream of their own (robe/feed.py). While a thread captures a graph
+(robe/graph.py), CuPy and its kernels use the stream of that graph instead.
 """
+
+from threading import local
 
 import numpy as np
 from numba import config, cuda
@@ -14,6 +17,7 @@ BLOCKS = 2 if config.ENABLE_CUDASIM else 4096  # along each axis
 # Arrays of a training step and their views, full and short batches: some hundred.
 WRAPPED_MOST = 4096
 
+_chosen = local()  # .stream: of the kernels that this thread starts, if not the default one
 _wrapped = {}  # (address, shape, strides, dtype) -> Numba's array there
 
 
@@ -32,7 +36,15 @@ def launch(kernel, work: tuple[int, ...], *arguments, shape=None) -> None:
     start(kernel, shape or launch_shape(work), arguments)
 
 
+def use(stream: int) -> None:
+    """Start later kernels of this thread on the CUDA stream of that address; 0 is the default stream."""
+    _chosen.stream = cuda.external_stream(stream) if stream else None
+
+
 def start(kernel, shape, arguments) -> None:
+    if stream := getattr(_chosen, "stream", None):
+        blocks, threads, _, shared = shape if len(shape) == 4 else (*shape, 0, 0)
+        shape = blocks, threads, stream, shared
     kernel[shape](*map(taken, arguments))
 
 
@@ -82,6 +94,6 @@ def launch_shape(work: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...
 def block_shape(blocks: int, threads: int = 1024, shared: int = 0) -> tuple[int, int, int, int]:
     """Shape of a launch of thread blocks of whole warps, each with `shared` bytes of dynamic shared memory.
 
-    The third number is Numba's default stream.
+    The third number is Numba's default stream, unless `use` has named another.
     """
     return min(BLOCKS, blocks), min(THREADS, -(-threads // 32) * 32), 0, shared

@@ -139,12 +139,19 @@ def walk_elements(kernel, shape, state) -> None:
     launch(kernel, (width, rows, vectors), shape, state)
 
 
-def pieces(visit, together=1):
+@register_jitable
+def same(state):
+    """A `begin` for kernels that take their numbers from the host alone."""
+    return state
+
+
+def pieces(visit, begin=same, together=1):
     """Kernel for `walk_pieces`: on a GPU, each element of the batch, or `together` neighbours at a time.
 
     visit(state, layout, b, column, slot, bits): of the F * D elements of row b, column + k lies at
-    around(slot + k, M), with the sign of bit k. A thread block hashes a tile of pieces into shared memory,
-    and then shares out their elements.
+    around(slot + k, M), with the sign of bit k. begin(state) makes the state that it gets, once in a thread,
+    so that numbers that lie on the device are not read for each element. A thread block hashes a tile of
+    pieces into shared memory, and then shares out their elements.
     """
 
     @cuda.jit
@@ -154,7 +161,7 @@ def pieces(visit, together=1):
         signs = cuda.shared.array(TILE, np.uint64)
         rows = cuda.shared.array(TILE, np.uint32)
         columns = cuda.shared.array(TILE, np.uint32)
-        thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
+        thread, threads, kept = U32(cuda.threadIdx.x), U32(cuda.blockDim.x), begin(state)
         first = U32(cuda.blockIdx.x * TILE)
         while first < count:
             here = min(U32(TILE), U32(count - first))
@@ -168,7 +175,7 @@ def pieces(visit, together=1):
             while e < here << shift:
                 p = U32(e >> shift)
                 k = U32(e - (p << shift))
-                visit(state, layout, rows[p], U32(columns[p] + k), slots[p] + k, signs[p] >> k)
+                visit(kept, layout, rows[p], U32(columns[p] + k), slots[p] + k, signs[p] >> k)
                 e = U32(e + together * threads)
             cuda.syncthreads()  # the next tile takes the same memory
             first = U32(first + cuda.gridDim.x * TILE)
