@@ -14,7 +14,8 @@ Versions: `reference`, `cpu` and `cuda_apart` are the two operations one after t
 the smaller the parts the slower.) `cuda` gives each row of the batch to a thread block, which hashes each of
 its pieces (pieces.py) once, sums the gradients from shared memory as interaction.py does, and adds them from
 registers. Additions are atomic, in no fixed order, so float sums may differ in the last bits from run to run.
-Where a row takes more than 48 KB, it is `cuda_apart`. `cuda_deterministic` is `cuda_apart` in a fixed order.
+Where a row takes more than 48 KB, it is `cuda_apart`. `cuda_deterministic` is `cuda_apart` with the other
+scatter_add: a training that repeats takes the two operations themselves, with a buffer between them.
 """
 
 import numpy as np

@@ -11,9 +11,13 @@ order of the batch and adds what falls into its own range, so no two threads eve
 every slot sums in the order of the batch however many threads there are. `cuda_elements` gives one thread
 to each element, which hashes where it goes and adds atomically: correct, but in no fixed order, so float
 sums may differ in the last bits from run to run. `cuda` hashes once per piece (pieces.py), then adds
-atomically too. `cuda_deterministic` sorts the pieces by their slots; the first of the sorted pieces that
-cover a slot owns it, and its thread adds up all of them in that order: the same bits in every run and for
-every launch, for the price of a sort and of one slow thread where many rows share a slot.
+atomically too. `cuda_deterministic` adds up integers (parts/fixed.py), for which the order does not matter:
+the same bits in every run, for every launch, and for any order of the batch. It looks for the largest
+gradient, adds all of them in units to an array of M int64, which it keeps, and at last adds these sums to
+`out`: those of the whole array, or of the slots of the batch where they are fewer. The sum of n gradients is
+wrong by less than n units, 2^-40 times the power of two above the largest gradient of the batch (for up to
+2^23 pieces; each doubling of these doubles the unit), and then rounded once. What is not finite is added to
+its slot as it is.
 """
 
 import numpy as np
@@ -22,13 +26,22 @@ from numba.extending import register_jitable
 
 from robe.kernels.gather import token_of
 from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.fixed import INFINITE, digits_of, finite_bits, from_units, size_bits, to_units
 from robe.kernels.parts.hashing import U64, flip, slots_reference, span_at
 from robe.kernels.parts.lanes import add_span, require_rows_together
-from robe.kernels.parts.launch import launch
-from robe.kernels.parts.pieces import U32, around, count_pieces, piece_at
-from robe.kernels.parts.walks import add, elements, pieces, spans, walk_elements, walk_pieces, walk_spans
-
-ZERO, ONE = np.float32(0), U64(1)
+from robe.kernels.parts.launch import block_shape, launch
+from robe.kernels.parts.pieces import U32, around, count_pieces
+from robe.kernels.parts.scratch import scratch, zeros
+from robe.kernels.parts.walks import (
+    add,
+    elements,
+    pieces,
+    spans,
+    take,
+    walk_elements,
+    walk_pieces,
+    walk_spans,
+)
 
 
 def scatter_add_cost(d_vectors, ids, base, slot_map, scale, out) -> Cost:
@@ -86,67 +99,85 @@ def scatter_add_cuda(d_vectors, ids, base, slot_map, scale, out):
 
 
 @cuda.jit
-def _sorting_keys_kernel(ids, base, slot_map, shift, slots, origins, signs):
-    p = U32(cuda.grid(1))
-    while p < U32(slots.size):
-        slots[p], signs[p], b, f, element = piece_at(p, ids, base, slot_map, shift)
-        origins[p, 0], origins[p, 1], origins[p, 2] = b, f, element
-        p = U32(p + cuda.gridsize(1))
-
-
-def sorted_pieces(ids, base, slot_map):
-    """The pieces of a batch by slot, those of one slot in the order of the batch.
-
-    (slots, sorted; order, which piece of the batch each is; origins (b, f, element) and sign bits of the
-    pieces as the batch has them; shift)
-    """
-    pieces, shift = count_pieces(slot_map, ids)
-    # NumPy hands these to CuPy where ids are CuPy's.
-    slots, signs = np.empty_like(ids, np.uint64, shape=(2, pieces))
-    origins = np.empty_like(ids, shape=(pieces, 3))
-    launch(_sorting_keys_kernel, (pieces,), ids, base, slot_map, shift, slots, origins, signs)
-    order = np.argsort(slots, kind="stable")
-    return slots[order], order, origins, signs, shift
-
-
-@register_jitable
-def slot_sum(d_vectors, slots, order, origins, signs, shift, p, k, size):
-    """(slot, sum of all its gradients) for element k of sorted piece p; slot = size if that is no owner."""
-    pieces, length = U32(slots.size), ONE << U64(shift)
-    reached, end = slots[p] + U64(k), U64(size)  # where the piece says, which may lie behind the end
-    slot = around(reached, size)
-    # The owner is the first piece to cover the slot; one that goes around the end comes after those at 0.
-    if (p > U32(0) and slots[p - U32(1)] + length > reached) or (reached >= end and slots[0] <= slot):
-        return end, ZERO
-    total = ZERO
-    while p < pieces and slots[p] <= reached:
-        total += gradient_at(d_vectors, order[p], origins, signs, reached - slots[p])
-        p = U32(p + U32(1))
-    if reached < end:
-        p = pieces
-        while p > U32(0) and slots[p - U32(1)] + length > slot + end:
-            p = U32(p - U32(1))
-            total += gradient_at(d_vectors, order[p], origins, signs, slot + end - slots[p])
-    return slot, total
+def _largest_kernel(d_vectors, largest):
+    """largest (1,), 0 before: the bits of the largest finite |number| of d_vectors (B, F * D)."""
+    block = cuda.shared.array(1, np.uint32)
+    rows, columns = U32(d_vectors.shape[0]), U32(d_vectors.shape[1])
+    thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
+    if thread == U32(0):
+        block[0] = 0
+    cuda.syncthreads()
+    found, last = U32(0), U32(columns - U32(1))
+    b = U32(cuda.blockIdx.x)
+    while b < rows:
+        c = thread
+        while c < columns:
+            # Four reads under way at a time. What lies behind the last number is the last one again.
+            c1, c2, c3 = U32(c + threads), U32(c + U32(2) * threads), U32(c + U32(3) * threads)
+            x0, x1 = d_vectors[b, c], d_vectors[b, min(c1, last)]
+            x2, x3 = d_vectors[b, min(c2, last)], d_vectors[b, min(c3, last)]
+            found = max(found, finite_bits(x0), finite_bits(x1), finite_bits(x2), finite_bits(x3))
+            c = U32(c + U32(4) * threads)
+        b = U32(b + U32(cuda.gridDim.x))
+    cuda.atomic.max(block, 0, found)
+    cuda.syncthreads()
+    if thread == U32(0):
+        cuda.atomic.max(largest, 0, block[0])
 
 
 @register_jitable
-def gradient_at(d_vectors, piece, origins, signs, k):
-    return flip(d_vectors[origins[piece, 0], origins[piece, 1], U64(origins[piece, 2]) + k], signs[piece], k)
+def _add_units(state, slot_map, b, column, slot, bits):
+    d_vectors, largest, digits, scale, sums, out = state
+    x, slot = flip(d_vectors[b, column], bits, 0), around(slot, out.size)
+    if size_bits(x) < INFINITE:
+        add(sums, slot, to_units(x, largest[0], digits))
+    else:
+        add(out, slot, scale * x)
+
+
+_add_units_kernel = pieces(_add_units)
+
+
+@register_jitable
+def add_sum(slot, total, largest, digits, scale, out):
+    out[slot] += scale * from_units(total, largest[0], digits)
 
 
 @cuda.jit
-def _scatter_sums_kernel(d_vectors, slots, order, origins, signs, shift, scale, out):
-    e = U64(cuda.grid(1))
-    while e < U64(slots.size) << U64(shift):
-        p = U32(e >> U64(shift))
-        k = e - (U64(p) << U64(shift))
-        slot, total = slot_sum(d_vectors, slots, order, origins, signs, shift, p, k, out.size)
-        if slot < U64(out.size):
-            out[slot] += scale * total
-        e += U64(cuda.gridsize(1))
+def _add_sums_kernel(largest, digits, scale, sums, out):
+    slot = U64(cuda.grid(1))
+    while slot < U64(out.size):
+        total = sums[slot]
+        if total != 0:
+            sums[slot] = 0
+            add_sum(slot, total, largest, digits, scale, out)
+        slot += U64(cuda.gridsize(1))
+
+
+@register_jitable
+def _take_sum(state, slot_map, b, column, slot, bits):
+    largest, digits, scale, sums, out = state
+    slot = around(slot, out.size)
+    if sums[slot] != 0:
+        total = take(sums, slot).view(np.int64)
+        if total != 0:
+            add_sum(slot, total, largest, digits, scale, out)
+
+
+_take_sums_kernel = pieces(_take_sum)
 
 
 def scatter_add_cuda_deterministic(d_vectors, ids, base, slot_map, scale, out):
-    pieces = sorted_pieces(ids, base, slot_map)
-    launch(_scatter_sums_kernel, (d_vectors.size,), d_vectors, *pieces, out.dtype.type(scale), out)
+    rows, features, width = d_vectors.shape
+    d_vectors, scale = d_vectors.reshape(rows, features * width), out.dtype.type(scale)
+    digits = digits_of(count_pieces(slot_map, ids)[0])  # a piece adds to a slot once at most
+    largest = scratch(out, "largest", (1,), np.uint32)
+    largest[...] = 0
+    launch(_largest_kernel, d_vectors.shape, d_vectors, largest, shape=block_shape(rows, features * width))
+    with zeros(out, "sums", out.shape, np.int64) as sums:
+        walk_pieces(_add_units_kernel, ids, base, slot_map, (d_vectors, largest, digits, scale, sums, out))
+        if out.size <= d_vectors.size:
+            launch(_add_sums_kernel, out.shape, largest, digits, scale, sums, out)
+        else:
+            state = (largest, digits, scale, sums.view("uint64"), out)
+            walk_pieces(_take_sums_kernel, ids, base, slot_map, state)
