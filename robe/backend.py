@@ -22,7 +22,7 @@ from robe.threads import limit_threads
 from robe.timeline import no_phase
 
 NAMES = ("auto", "reference", "cpu", "cuda")
-# Operations whose CUDA version adds floats atomically, in no fixed order, and has one that repeats bit for bit.
+# Operations whose CUDA version adds floats atomically, in no fixed order, and has one that repeats to a bit.
 ATOMIC = ("scatter_add", "interaction_scatter")
 
 
