@@ -154,7 +154,8 @@ def stride_of(width):
 def stage(vectors, fours, b, staged, stride, thread, threads):
     """Copy vectors[b] to shared memory, shared out among the threads of a block.
 
-    fours: whether they can be read by fours. Four reads are under way at a time. What lies behind the last vector is the last one again.
+    fours: whether they can be read by fours. Four reads are under way at a time. What lies behind the last
+    vector is the last one again.
     """
     n, width = U32(vectors.shape[1]), U32(vectors.shape[2])
     last, d = U32(n - U32(1)), thread
