@@ -15,6 +15,7 @@ from robe.kernels.parts.hashing import slot_map, slots_reference, span_at
 from robe.kernels.parts.pieces import count_pieces
 from robe.kernels.parts.vector import in_fours, store4
 from robe.kernels.parts.walks import walk_pieces
+from robe.kernels.scatter_add import add_bins
 from robe.kernels.workbench.cases import BITS, CASES, calls
 
 pytestmark = pytest.mark.kernels
@@ -257,6 +258,35 @@ def test_gradients_that_are_not_finite_reach_their_slots(elements, rng):
     assert np.isnan(expected).any()
     assert np.isinf(expected).any()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+BINNED = [case for case in CASES if case.memory_type == "float32" and 0 < case.width * case.features <= 256]
+
+
+@needs_simulator
+@pytest.mark.parametrize("case", BINNED, ids=lambda c: c.name)
+def test_pieces_that_are_listed_by_bins_give_the_same_bits(case, monkeypatch, rng):
+    """In a batch larger than the array, with chunks that end within bins, and one gradient infinite."""
+    case = case._replace(rows=1 + case.memory // (case.features * case.width) + case.rows)
+    d_vectors = rng.standard_normal((case.rows, case.features, case.width)).astype(np.float32)
+    d_vectors[0, 0, 0] = np.inf
+    rows = (d_vectors, case.draw_ids(), case.base(), case.slot_map(), -0.5)
+    out = rng.standard_normal(case.memory).astype(np.float32)
+    expected, binned, added = out.copy(), out.copy(), []
+
+    def counted(*arguments):
+        added.append(len(arguments))
+        add_bins(*arguments)
+
+    monkeypatch.setattr(scatter_add, "add_bins", counted)
+    scatter_add.scatter_add_cuda_deterministic(*rows, binned)
+    assert len(added) == 1
+    monkeypatch.setattr(scatter_add, "BINS_MOST", 0)
+    scatter_add.scatter_add_cuda_deterministic(*rows, expected)
+    assert len(added) == 1
+    assert binned.tobytes() == expected.tobytes()
+    scatter_add.scatter_add_reference(*rows, out)
+    np.testing.assert_allclose(binned, out, rtol=1e-5, atol=1e-5)
 
 
 @needs_simulator
