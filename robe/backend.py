@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from robe.threads import limit_threads
 from robe.timeline import no_phase
 
 NAMES = ("auto", "reference", "cpu", "cuda")
-# Operations whose CUDA version adds atomically, in no fixed order, and has a slower one in a fixed order.
+# Operations whose CUDA version adds floats atomically, in no fixed order, and has one that repeats to a bit.
 ATOMIC = ("scatter_add", "interaction_scatter")
 
 
@@ -50,7 +50,7 @@ class Backend:
     fetch: (results, rows) -> each (tag, array) with its array on the host, likewise.
     synchronize: waits for the device.
     limit_threads: (flops of the largest product), called before a step; see threads.py.
-    fuses_scatter: whether interaction_scatter is faster here than the two operations that it joins.
+    fuses_scatter: whether interaction_scatter is better here than the two operations that it joins.
     multiple: of how many columns the inputs of dense layers should be, for the sake of the products.
     graph: makes an empty Graph, as of graph.py; None where work is not captured.
     """
@@ -147,7 +147,8 @@ def select(
     """The backend of that name; `auto` is `cuda` where a device is at hand, else `cpu`.
 
     precision: of the matrix products, a name of matmul.py.
-    deterministic: add up gradients in a fixed order on a GPU too; elsewhere they always are.
+    deterministic: add up gradients so that training repeats bit for bit, on a GPU too; elsewhere it always
+        does.
     graph: on a GPU, compute batches of a size that comes again as one CUDA graph; the results are the same.
     Raises BackendError for an explicit `cuda` that cannot run.
     """
@@ -162,9 +163,10 @@ def select(
         if deterministic:
             versions |= dict.fromkeys(ATOMIC, "cuda_deterministic")
     kernels = SimpleNamespace(**{operation: version(operation, of) for operation, of in versions.items()})
-    if name == "cuda" and not simulator():
-        return _device(kernels, precision, graph)
-    return _host(name, kernels, precision)
+    device = name == "cuda" and not simulator()
+    chosen = _device(kernels, precision, graph) if device else _host(name, kernels, precision)
+    # What repeats takes the largest of all gradients first, so they are written, and nothing is fused.
+    return replace(chosen, fuses_scatter=False) if deterministic else chosen
 
 
 def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:

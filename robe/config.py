@@ -248,8 +248,8 @@ class TrainConfig:
     GPU, tf32 and bf16 are emulated: slow, but they show what the precision does to the AUC."""
 
     deterministic: bool = False
-    """On a GPU, add up gradients in a fixed order, so that training repeats bit for bit, at a cost not
-    measured yet. On a CPU it always does."""
+    """On a GPU, add up gradients in a way that no order of additions changes, so that training repeats bit
+    for bit; it takes twice the memory of the embedding's weights besides. On a CPU it always does."""
 
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig

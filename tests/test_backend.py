@@ -29,8 +29,11 @@ def fixed_order(monkeypatch):
 
 
 def test_deterministic_takes_the_kernels_in_a_fixed_order(fixed_order):
-    for operation, kernel in vars(select("cuda", deterministic=True).kernels).items():
+    chosen = select("cuda", deterministic=True)
+    for operation, kernel in vars(chosen.kernels).items():
         assert kernel is fixed_order.get(operation, version(operation, "cuda"))
+    assert not chosen.fuses_scatter
+    assert select("cuda").fuses_scatter
 
 
 @pytest.mark.parametrize(("name", "deterministic"), [("cuda", False), ("cpu", True), ("reference", True)])

@@ -6,6 +6,7 @@ from conftest import each_version, needs_simulator
 
 from robe.kernels import bias_relu, gather_interaction, interaction, interaction_scatter
 from robe.kernels.operations import version
+from robe.kernels.parts.vector import load4
 from robe.kernels.workbench.cases import CASES, calls
 
 pytestmark = pytest.mark.kernels
@@ -71,6 +72,38 @@ def test_vectors_too_large_for_shared_memory(operation, monkeypatch):
     version(operation, "cuda")(*found.values())
     for output in call.outputs:
         np.testing.assert_allclose(found[output], expected[output], **TOLERANCE)
+
+
+@needs_simulator
+@pytest.mark.parametrize("operation", ["interaction", "interaction_backward", "interaction_scatter"])
+@pytest.mark.parametrize("width", [4, 16, 20])
+def test_vectors_are_read_four_floats_at_once_where_they_may_be(width, operation, monkeypatch):
+    """The same vectors 4 bytes behind a multiple of 16, and read one by one, give the same bits."""
+    case = CASES[3]._replace(width=width, features=4, rows=3)
+    call, read, found = calls(case)[operation], [], []
+
+    def counted(vectors, b, i, d):
+        read.append((int(b), int(i), int(d)))
+        return load4(vectors, b, i, d)
+
+    monkeypatch.setattr(interaction, "load4", counted)
+    vectors = call.arguments["vectors"]
+    places = {(b, i, d) for b in range(3) for i in range(5) for d in range(0, width, 4)}
+    for behind, expected in ((0, places), (1, set())):
+        flat = np.full(8 + vectors.size, np.nan, np.float32)
+        start = -flat.ctypes.data % 16 // 4 + behind
+        moved = flat[start : start + vectors.size].reshape(vectors.shape)
+        moved[...] = vectors
+        arguments = call.copy() | {"vectors": moved}
+        # Sums of small integers do not tell the order of atomic additions.
+        if operation == "interaction_scatter":
+            moved[...], arguments["scale"] = np.rint(vectors), 1
+            arguments["d_out"], arguments["out"] = np.rint(arguments["d_out"]), np.rint(arguments["out"])
+        read.clear()
+        version(operation, "cuda")(*arguments.values())
+        assert set(read) == expected
+        found.append([arguments[output].tobytes() for output in call.outputs])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("shape", RECTIFIED)

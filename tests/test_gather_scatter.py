@@ -14,6 +14,8 @@ from robe.kernels.parts.groups import GROUP, expanded, form_of, store_groups
 from robe.kernels.parts.hashing import slot_map, slots_reference, span_at
 from robe.kernels.parts.pieces import count_pieces
 from robe.kernels.parts.vector import in_fours, store4
+from robe.kernels.parts.walks import walk_pieces
+from robe.kernels.scatter_add import add_bins
 from robe.kernels.workbench.cases import BITS, CASES, calls
 
 pytestmark = pytest.mark.kernels
@@ -212,6 +214,99 @@ def test_cpu_scatter_adds_in_the_order_of_the_batch(case, reference, rng):
             np.testing.assert_array_equal(out, expected)
     finally:
         numba.set_num_threads(available)
+
+
+DETERMINISTIC = [
+    case for case in CASES if case.name in ("Z does not divide D", "M = Z: every block wraps", "repeated ids")
+]
+
+
+@needs_simulator
+@pytest.mark.parametrize("case", DETERMINISTIC, ids=lambda c: c.name)
+@pytest.mark.parametrize("size", [1e-20, 1, 1e30])
+def test_deterministic_sums_do_not_depend_on_the_order_of_the_batch(case, size, rng):
+    """The rows in another order give the same bits, which are those of the exact sum but for a few units."""
+    shape = case.rows, case.features, case.width
+    d_vectors = (size * rng.standard_normal(shape) * 10.0 ** rng.integers(-4, 1, shape)).astype(np.float32)
+    ids, found = case.draw_ids(), []
+    for order in (slice(None), slice(None, None, -1), rng.permutation(case.rows)):
+        out = np.zeros(case.memory, np.float32)
+        scatter_add.scatter_add_cuda_deterministic(
+            d_vectors[order], ids[order], case.base(), case.slot_map(), 1, out
+        )
+        found.append(out)
+    assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
+    exact, count = np.zeros((2, case.memory))
+    slots, signs = slots_of(case)
+    np.add.at(exact, slots, d_vectors.astype(np.float64) * signs)
+    np.add.at(count, slots, 1)
+    unit = 2.0 ** (np.frexp(abs(d_vectors).max())[1] - 40)
+    assert (abs(found[0] - exact) <= count * unit + abs(exact) * 2.0**-24).all()
+
+
+@needs_simulator
+@pytest.mark.parametrize("elements", [100, 5000], ids=["whole array", "slots of the batch"])
+def test_gradients_that_are_not_finite_reach_their_slots(elements, rng):
+    """Infinities of both signs in one slot are NaN; the other slots get their finite sums."""
+    case = CASES[3]._replace(memory=elements, signed=False)
+    d_vectors = rng.standard_normal((case.rows, case.features, case.width)).astype(np.float32)
+    d_vectors[0, 0, 3], d_vectors[1, 1, 2], d_vectors[2, 3, :2] = np.nan, np.inf, -np.inf
+    rows = (d_vectors, case.draw_ids(), case.base(), case.slot_map(), -0.5)
+    expected, found = np.ones((2, elements), np.float32)
+    scatter_add.scatter_add_reference(*rows, expected)
+    scatter_add.scatter_add_cuda_deterministic(*rows, found)
+    assert np.isnan(expected).any()
+    assert np.isinf(expected).any()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+BINNED = [case for case in CASES if case.memory_type == "float32" and 0 < case.width * case.features <= 256]
+
+
+@needs_simulator
+@pytest.mark.parametrize("case", BINNED, ids=lambda c: c.name)
+def test_pieces_that_are_listed_by_bins_give_the_same_bits(case, monkeypatch, rng):
+    """In a batch larger than the array, with chunks that end within bins, and one gradient infinite."""
+    case = case._replace(rows=1 + case.memory // (case.features * case.width) + case.rows)
+    d_vectors = rng.standard_normal((case.rows, case.features, case.width)).astype(np.float32)
+    d_vectors[0, 0, 0] = np.inf
+    rows = (d_vectors, case.draw_ids(), case.base(), case.slot_map(), -0.5)
+    out = rng.standard_normal(case.memory).astype(np.float32)
+    expected, binned, added = out.copy(), out.copy(), []
+
+    def counted(*arguments):
+        added.append(len(arguments))
+        add_bins(*arguments)
+
+    monkeypatch.setattr(scatter_add, "add_bins", counted)
+    scatter_add.scatter_add_cuda_deterministic(*rows, binned)
+    assert len(added) == 1
+    monkeypatch.setattr(scatter_add, "BINS_MOST", 0)
+    scatter_add.scatter_add_cuda_deterministic(*rows, expected)
+    assert len(added) == 1
+    assert binned.tobytes() == expected.tobytes()
+    scatter_add.scatter_add_reference(*rows, out)
+    np.testing.assert_allclose(binned, out, rtol=1e-5, atol=1e-5)
+
+
+@needs_simulator
+def test_an_interrupted_scatter_leaves_nothing_behind(monkeypatch):
+    """The sums that it has made are not added by the next one."""
+    call = calls(CASES[1])["scatter_add"]
+    expected, found = call.copy(), call.copy()
+    scatter_add.scatter_add_cuda_deterministic(*expected.values())
+
+    def interrupted(kernel, *arguments):
+        if kernel is scatter_add._take_sums_kernel:
+            raise KeyboardInterrupt
+        walk_pieces(kernel, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scatter_add, "walk_pieces", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scatter_add.scatter_add_cuda_deterministic(*call.copy().values())
+    scatter_add.scatter_add_cuda_deterministic(*found.values())
+    np.testing.assert_array_equal(found["out"], expected["out"])
 
 
 @each_version("adagrad_step")

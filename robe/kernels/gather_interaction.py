@@ -87,11 +87,12 @@ def gather_interaction_cuda_apart(memory, ids, base, slot_map, first, out):
 
 @cuda.jit
 def _gather_interaction_kernel(memory, ids, base, slot_map, shift, first, out):
-    staged = cuda.shared.array(0, first.dtype)
+    staged = cuda.shared.array(0, first.dtype, alignment=16)
     slots = cuda.shared.array(PIECES, np.uint64)
     signs = cuda.shared.array(PIECES, np.uint64)
     columns = cuda.shared.array(PIECES, np.uint32)  # in `staged`
     products = cuda.local.array((PAIRS, PAIRS), first.dtype)
+    numbers = cuda.local.array((PAIRS, 4), first.dtype)
     thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
     rows, n, width = U32(ids.shape[0]), U32(ids.shape[1] + 1), U32(first.shape[1])
     stride, pieces = stride_of(width), U32(ids.shape[1] * U32(width >> shift))  # of a row of the batch
@@ -127,7 +128,7 @@ def _gather_interaction_kernel(memory, ids, base, slot_map, shift, first, out):
             cuda.syncthreads()
             done = U32(done + U32(PIECES))
         cuda.syncthreads()  # for `first`, where there are no pieces
-        interact_staged(staged, n, width, products, thread, threads, out, b)
+        interact_staged(staged, n, width, products, numbers, thread, threads, out, b)
         cuda.syncthreads()  # the next row takes the same memory
         b = U32(b + U32(cuda.gridDim.x))
 

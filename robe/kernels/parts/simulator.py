@@ -15,7 +15,7 @@ def repair() -> None:
     FakeCUDAShared.array = _shared_array
 
 
-def _shared_array(self, shape, dtype):
+def _shared_array(self, shape, dtype, alignment=None):
     if shape == 0:  # dynamic: the only memory whose size the launch says, as an array of any type
         return np.frombuffer(self._dynshared.data, dtype, self._dynshared.size // np.dtype(dtype).itemsize)
     caller = sys._getframe(1)

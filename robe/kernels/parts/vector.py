@@ -1,4 +1,8 @@
-"""Four floats written by one instruction: a quarter of the stores, each 16 bytes wide."""
+"""Four floats read or written by one instruction: a quarter of the instructions, each 16 bytes wide.
+
+What is read or written begins at a multiple of 16 bytes, of an array in the memory of the device, or in that
+of a thread block (`_shared`).
+"""
 
 from numba import config, cuda
 
@@ -8,30 +12,71 @@ if config.ENABLE_CUDASIM or cuda.implementation == "Built-in":
         """array[i, j : j + 4] = a, b, c, d"""
         array[i, j], array[i, j + 1], array[i, j + 2], array[i, j + 3] = a, b, c, d
 
+    def load4(array, i, j, k):
+        """array[i, j, k : k + 4] as a tuple"""
+        return array[i, j, k], array[i, j, k + 1], array[i, j, k + 2], array[i, j, k + 3]
+
+    def store4_shared(array, i, a, b, c, d):
+        """array[i : i + 4] = a, b, c, d"""
+        array[i], array[i + 1], array[i + 2], array[i + 3] = a, b, c, d
+
+    def load4_shared(array, i):
+        """array[i : i + 4] as a tuple"""
+        return array[i], array[i + 1], array[i + 2], array[i + 3]
+
 else:
     from llvmlite import ir
     from numba.cuda import cgutils
     from numba.cuda.extending import intrinsic
-    from numba.cuda.types import float32, uintp, void
+    from numba.cuda.types import UniTuple, uintp, void
 
-    GLOBAL = 1  # NVVM's number of the memory that arrays lie in
+    GLOBAL, SHARED = 1, 3  # NVVM's numbers of the memories that arrays lie in
+
+    def _four(context, builder, kind, view, index, memory):
+        """Pointer to four elements from an index on."""
+        view = context.make_array(kind)(context, builder, view)
+        there = cgutils.get_item_pointer(context, builder, kind, view, index)
+        four = ir.VectorType(context.get_data_type(kind.dtype), 4)
+        return builder.addrspacecast(builder.bitcast(there, four.as_pointer()), four.as_pointer(memory))
+
+    def _storing(memory, axes):
+        def generate(context, builder, signature, arguments):
+            there = _four(context, builder, signature.args[0], arguments[0], arguments[1 : 1 + axes], memory)
+            value = ir.Constant(there.type.pointee, ir.Undefined)
+            for k, x in enumerate(arguments[1 + axes :]):
+                value = builder.insert_element(value, x, ir.Constant(ir.IntType(32), k))
+            builder.store(value, there, align=16)
+
+        return generate
+
+    def _loading(memory):
+        def generate(context, builder, signature, arguments):
+            there = _four(context, builder, signature.args[0], arguments[0], arguments[1:], memory)
+            value = builder.load(there, align=16)
+            parts = [builder.extract_element(value, ir.Constant(ir.IntType(32), k)) for k in range(4)]
+            return context.make_tuple(builder, signature.return_type, parts)
+
+        return generate
 
     @intrinsic
     def store4(typing, array, i, j, a, b, c, d):
         """array[i, j : j + 4] = a, b, c, d"""
+        return void(array, uintp, uintp, *(array.dtype,) * 4), _storing(GLOBAL, 2)
 
-        def generate(context, builder, signature, arguments):
-            kind, view = signature.args[0], arguments[0]
-            view = context.make_array(kind)(context, builder, view)
-            there = cgutils.get_item_pointer(context, builder, kind, view, arguments[1:3])
-            four = ir.VectorType(ir.FloatType(), 4)
-            value = ir.Constant(four, ir.Undefined)
-            for k, x in enumerate(arguments[3:]):
-                value = builder.insert_element(value, x, ir.Constant(ir.IntType(32), k))
-            there = builder.addrspacecast(builder.bitcast(there, four.as_pointer()), four.as_pointer(GLOBAL))
-            builder.store(value, there, align=16)
+    @intrinsic
+    def load4(typing, array, i, j, k):
+        """array[i, j, k : k + 4] as a tuple"""
+        return UniTuple(array.dtype, 4)(array, uintp, uintp, uintp), _loading(GLOBAL)
 
-        return void(array, uintp, uintp, float32, float32, float32, float32), generate
+    @intrinsic
+    def store4_shared(typing, array, i, a, b, c, d):
+        """array[i : i + 4] = a, b, c, d"""
+        return void(array, uintp, *(array.dtype,) * 4), _storing(SHARED, 1)
+
+    @intrinsic
+    def load4_shared(typing, array, i):
+        """array[i : i + 4] as a tuple"""
+        return UniTuple(array.dtype, 4)(array, uintp), _loading(SHARED)
 
 
 def in_fours(array) -> bool:

@@ -229,9 +229,10 @@ def kernels(operation: str) -> dict[str, Started]:
             if found.setdefault(name, started).signature != signature:
                 found.setdefault(f"{name} of {stored}", started)
 
-    for memory_type, stored in (("float32", "floats"), ("float16", "halves"), ("int8", "codes")):
-        # The rows of a batch matter to the number of blocks only.
-        call = calls(BENCH._replace(rows=256, memory_type=memory_type))[operation]
+    # The rows of a batch matter to the number of blocks, and to whether they are less than the array.
+    sizes = ("float32", "floats", 256), ("float32", "floats", 1024)
+    for memory_type, stored, rows in (*sizes, ("float16", "halves", 256), ("int8", "codes", 256)):
+        call = calls(BENCH._replace(rows=rows, memory_type=memory_type))[operation]
         with mock.patch("robe.kernels.parts.launch.start", partial(note, stored)):
             for name, run in versions(operation).items():
                 if name.startswith("cuda"):
