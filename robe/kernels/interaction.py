@@ -195,7 +195,7 @@ def interaction_shape(rows: int, n: int, width: int, itemsize: int, taken: int =
     return block_shape(rows, groups * (groups + 1) // 2, shared) if shared + taken <= SHARED else None
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _interaction_kernel(vectors, out):
     staged = cuda.shared.array(0, vectors.dtype)
     products = cuda.local.array((PAIRS, PAIRS), vectors.dtype)
@@ -313,7 +313,7 @@ def _write_sum(state, b, i, d, total):
 write_sums = staged_sums(_write_sum)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _interaction_backward_kernel(d_out, vectors, d_vectors):
     staged = cuda.shared.array(0, vectors.dtype)
     sums = cuda.local.array((SUMS, SUMS), vectors.dtype)

@@ -85,7 +85,7 @@ def scatter_add_cuda(d_vectors, ids, base, slot_map, scale, out):
     walk_pieces(_scatter_add_kernel, ids, base, slot_map, state)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _sorting_keys_kernel(ids, base, slot_map, shift, slots, origins, signs):
     p = U32(cuda.grid(1))
     while p < U32(slots.size):
@@ -135,7 +135,7 @@ def gradient_at(d_vectors, piece, origins, signs, k):
     return flip(d_vectors[origins[piece, 0], origins[piece, 1], U64(origins[piece, 2]) + k], signs[piece], k)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _scatter_sums_kernel(d_vectors, slots, order, origins, signs, shift, scale, out):
     e = U64(cuda.grid(1))
     while e < U64(slots.size) << U64(shift):
