@@ -62,6 +62,7 @@ PARTS = get_args(Part)  # which are measured in this order
 LEAST = {"tests": 30, "look-ups": 60, "compiled": 150, "sanitizer": 60}
 
 PYTEST = (sys.executable, "-m", "pytest", "-q")
+FIRST = "start to first step"
 FIRST_STEP = """
 from benchmarks.step import RATE, config
 from benchmarks.workload import Workload
@@ -241,8 +242,8 @@ def start(run: Run) -> Iterator[dict]:
             begin = time.perf_counter()
             subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=os.environ | caches, check=True)
             seconds.append(time.perf_counter() - begin)
-    yield figure("start to first step", "first start, which compiles", np.array(seconds[:1]))
-    yield figure("start to first step", "second start", np.array(seconds[1:]))
+    yield figure(FIRST, "first start, which compiles", np.array(seconds[:1]))
+    yield figure(FIRST, "second start", np.array(seconds[1:]))
 
 
 def sanitizer(run: Run) -> Iterator[dict]:

@@ -11,7 +11,7 @@ from benchmarks import __main__ as benchmarks
 from benchmarks import embedding, gpu, limits, loader, measure, mixed, prepare, rates, step
 from benchmarks.measure import QUICK, BenchmarkError
 from benchmarks.peer import check, environment, torch_here
-from benchmarks.readme import PAGES, fill, prepare_table, shown, speed_table
+from benchmarks.readme import PAGES, fill, gpu_section, prepare_table, shown, speed_table
 from benchmarks.workload import Workload
 from robe import estimate
 from robe.backend import select
@@ -340,6 +340,37 @@ def test_the_table_of_times():
     assert len(speed_table(results, lambda row: True).splitlines()) == 4 + 5
 
 
+def test_nothing_is_told_of_a_card_that_was_not_measured(tmp_path):
+    path, times = tmp_path / "gpu.json", np.array([0.001, 0.002, 0.003])
+    assert gpu_section(path, ("steps",)) == ""
+    machine = {"device": "cuda (Some GPU), fp32", "versions": {"numpy": "2.5"}, "date": "2026-01-01"}
+    step = measure.ratio("mlperf, batch 10: step", "PyTorch graph", times, 3 * times)
+    look_up = measure.ratio("uniform ids: ROBE lookup", "copy", times, times / 2, times / 2)
+    tested = {"check": "tests/gpu/a.py", "code": 0, "seconds": 1.0, "text": "5 passed in 1.0s"}
+    starts = [measure.figure("start to first step", "second start", 1000 * times)]
+    parts = {
+        "tests": [tested],
+        "steps": [measure.figure("a", "b", times), step | {"batch": 10}, {"left_out": "c"}],
+        "look-ups": [look_up],
+        "updates": [measure.figure("updates", "forward", times, of_copy=0.4)],
+        "start": starts,
+    }
+    path.write_text(json.dumps({n: {"machine": machine, "rows": rows} for n, rows in parts.items()}))
+    short, whole = gpu_section(path, ("steps",)).splitlines(), gpu_section(path, gpu.PARTS).splitlines()
+    assert short[0] == "## On a GPU"
+    assert short[2].startswith("cuda (Some GPU); numpy 2.5; 2026-01-01. ")
+    told = "| mlperf, batch 10: step | 2 ms | 0.005 M | PyTorch graph | 6 ms | 3.00 (3.00-3.00) |  |"
+    assert short[6:] == [told]
+    assert whole[6:] == [
+        told,
+        "| uniform ids: ROBE lookup | 2 ms |  | copy | 1 ms | 0.50 (0.50-0.50) | 50% |",
+        "| updates: forward | 2 ms | | | | | 40% |",
+        "| start to first step: second start | 2e+03 ms | | | | |  |",
+        "",
+        "- tests/gpu/a.py: 5 passed in 1.0s",
+    ]
+
+
 def test_the_loader_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(measure.time, "sleep", lambda seconds: None)
     loader.measure(quick=True, out=tmp_path / "l.json")
@@ -438,7 +469,6 @@ def test_a_wrong_peer_is_refused(monkeypatch):
 @needs_torch
 def test_a_peer_that_fails_is_told(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    check.cache_clear()
     with pytest.raises(BenchmarkError):
         check("cpu")
 
