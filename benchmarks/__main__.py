@@ -1,6 +1,6 @@
-"""Measure everything and write benchmarks/results/cpu.json, or gpu-DEVICE.json.
+"""Measure everything on the CPU and write benchmarks/results/cpu.json; for a GPU see gpu.py.
 
-    python -m benchmarks [--only limits|embedding|mixed|step] [--backend cpu|cuda] [--quick]
+    python -m benchmarks [--only limits|embedding|mixed|step] [--quick]
 
 `python -m benchmarks.readme` then writes the tables of docs/speed.md from the results.
 """
@@ -8,7 +8,6 @@
 import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
 
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,26 +28,16 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def sections(backend: Backend, effort: Effort) -> dict[str, Callable[[], Iterator[dict]]]:
-    cases = step.GPU_CASES if backend.name == "cuda" else step.CASES
     return {
         "limits": lambda: limits.run(backend, effort),
         "embedding": lambda: embedding.run(backend, effort),
         "mixed": lambda: mixed.run(backend, effort),
-        "step": lambda: step.run(backend, effort, cases),
+        "step": lambda: step.run(backend, effort),
     }
-
-
-def largest_table(backend: Backend, effort: Effort) -> Effort:
-    """With full tables as large as a GPU holds beside the activations; in the simulator that is the host."""
-    if effort.quick:
-        return effort
-    free, _ = backend.xp.cuda.runtime.memGetInfo()
-    return effort._replace(table_bytes=0.8 * free)
 
 
 def measure(
     only: Literal["limits", "embedding", "mixed", "step"] | None = None,
-    backend: Literal["cpu", "cuda"] = "cpu",
     quick: bool = False,
     out: Path | None = None,
 ) -> None:
@@ -56,20 +45,15 @@ def measure(
 
     Args:
         only: One part; the others keep what the file says of them.
-        backend: Where to compute.
         quick: Tiny sizes and few repeats, to see that everything runs; the figures mean nothing.
-        out: The file to write; default: cpu.json, gpu-DEVICE.json or quick.json in benchmarks/results.
+        out: The file to write; default: cpu.json or quick.json in benchmarks/results.
     """
-    chosen, effort = select(backend), QUICK if quick else Effort()
-    if backend == "cuda":
-        effort = largest_table(chosen, effort)
-    device = re.sub(r"\W+", "-", chosen.description.removeprefix("cuda ")).strip("-").lower()
-    name = "quick" if quick else "cpu" if backend == "cpu" else f"gpu-{device}"
-    out = out or RESULTS / f"{name}.json"
+    backend, effort = select("cpu"), QUICK if quick else Effort()
+    out = out or RESULTS / f"{'quick' if quick else 'cpu'}.json"
     if not torch_here():
         print(f"PyTorch is not installed ({extra('torch')}): no peers are measured")
     results = json.loads(out.read_text()) if only and out.exists() else {}
-    for name, section in sections(chosen, effort).items():
+    for name, section in sections(backend, effort).items():
         if only in (None, name):
             start, others, rows = time.monotonic(), cpu_seconds_of_others(), []
             for row in section():
@@ -77,7 +61,7 @@ def measure(
                 print(line(row), flush=True)
             seconds = time.monotonic() - start
             # They stand beside each part, as parts may be measured apart.
-            where = machine(chosen.description) | {
+            where = machine(backend.description) | {
                 "minutes": round(seconds / 60, 1),
                 "cores_used_by_others": max(0.0, round((cpu_seconds_of_others() - others) / seconds, 2)),
             }

@@ -5,6 +5,7 @@ where nearly every row of a 10 GB table misses the caches, and `mlperf`, Zipf's 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -59,7 +60,7 @@ def robe(work: Workload, megabytes: float, block: int, backend: Backend) -> Arra
     return create(config, work.data(), backend)
 
 
-def ours(work: Workload, sizes, rows: int, backend: Backend) -> dict[str, Callable]:
+def ours(work: Workload, sizes, rows: int, backend: Backend, blocks=BLOCKS) -> dict[str, Callable]:
     """Name -> call, of all arrays, after the gate."""
     xp, calls = backend.xp, {}
     drawn = [batch.ids for batch in work.draw(rows)]
@@ -76,7 +77,7 @@ def ours(work: Workload, sizes, rows: int, backend: Backend) -> dict[str, Callab
         backend.kernels.interaction(vectors, interacted)
 
     for megabytes in sizes:
-        for block in BLOCKS:
+        for block in blocks:
             name, array = f"ROBE {megabytes:g} MB Z={block}", robe(work, megabytes, block, backend)
             gate(name, array, drawn[0])
             calls[f"{name} lookup"] = rotate(lambda ids, a=array: a.lookup(ids, out), batches)
@@ -88,19 +89,22 @@ def ours(work: Workload, sizes, rows: int, backend: Backend) -> dict[str, Callab
     return calls
 
 
-def run(backend: Backend, effort: Effort) -> Iterator[dict]:
-    sizes, rows = effort.pick((10, 100), (0.1, 0.2)), effort.pick(2048, 2)
+def run(
+    backend: Backend, effort: Effort, rows: int = 2048, blocks=BLOCKS, until: float = math.inf
+) -> Iterator[dict]:
+    """until: of `time.monotonic()`, for which the rounds are cut short."""
+    sizes, rows = effort.pick((10, 100), (0.1, 0.2)), effort.pick(rows, 2)
     table_bytes = table_limit(effort)
     for law in LAWS:
         work = Workload(law, table_bytes)
         jobs = {
             name: effort.job(call, backend.synchronize)
-            for name, call in ours(work, sizes, rows, backend).items()
+            for name, call in ours(work, sizes, rows, backend, blocks).items()
         }
-        arrays = [(size, block) for size in sizes for block in BLOCKS]
+        arrays = [(size, block) for size in sizes for block in blocks]
         settings = {"tables": law, "table_bytes": table_bytes, "rows": rows, "arrays": arrays}
         with peer("torch_embedding", backend, effort.seconds, **settings) as peer_jobs:
-            times = rounds(f"embedding, {law}", jobs | peer_jobs, effort.rounds)
+            times = rounds(f"embedding, {law}", jobs | peer_jobs, effort.rounds, until=until)
         for name, values in times.items():
             yield figure(f"embedding, {law}", name, values, rows=rows, table_bytes=work.full_bytes)
         yield from ratios(law, times, sizes, f"{work.full_bytes / 1e9:.3g} GB")
@@ -114,6 +118,7 @@ def ratios(law: str, times: dict[str, np.ndarray], sizes, table: str) -> Iterato
     for array in (f"{small} Z=32", f"{large} Z=32"):
         compared += [(array, "lookup", "26 EmbeddingBags", "lookup", "copy")]
         compared += [(array, "update", "26 EmbeddingBags", "update", None)]
+        compared += [(array, verb, "FBGEMM TBE", verb, None) for verb in ("lookup", "update")]
     if law == "uniform":  # for the rest, the law of the ids makes little difference
         compared += [(f"{small} Z={block}", "lookup", "copy", "", "copy") for block in BLOCKS]
         compared += [(f"{large} Z={block}", "lookup", "copy", "", "copy") for block in BLOCKS]
@@ -125,8 +130,9 @@ def ratios(law: str, times: dict[str, np.ndarray], sizes, table: str) -> Iterato
             compared += [(array, "fused interaction", array, "lookup, interaction", None)]
     for subject, verb, other, other_verb, limit in compared:
         ours, theirs = _sum(times, subject, verb), _sum(times, other, other_verb)
-        if theirs is not None:
-            peer_name = f"{other} {other_verb}".strip() + (f", {table}" if "Bag" in other else "")
+        if ours is not None and theirs is not None:
+            peer_name = f"{other} {other_verb}".strip()
+            peer_name += f", {table}" if "Bag" in other or "TBE" in other else ""
             yield ratio(f"{law} ids: {subject} {verb}", peer_name, ours, theirs, times.get(limit))
 
 

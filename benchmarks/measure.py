@@ -5,8 +5,10 @@ A *turn* is one call unmeasured, then calls one after the other for a while, and
 turns of a job, and ratios over the rounds, each of two turns a moment apart.
 """
 
+import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -30,6 +32,10 @@ PATIENCE = 4
 
 class BenchmarkError(RobeError):
     """A benchmark that cannot be run here, or whose subject is wrong."""
+
+
+class PeerError(BenchmarkError):
+    """A job of a peer that failed."""
 
 
 class Effort(NamedTuple):
@@ -103,17 +109,33 @@ def cpu_seconds_of_others() -> float:
 
 
 def rounds(
-    title: str, jobs: dict[str, Callable[[], float]], count: int, pause: float = PAUSE
+    title: str,
+    jobs: dict[str, Callable[[], float]],
+    count: int,
+    pause: float = PAUSE,
+    until: float = math.inf,
 ) -> dict[str, np.ndarray]:
-    """Name -> what each of `count` turns of that job gave."""
-    times = {name: [] for name in jobs}
+    """Name -> what each of `count` turns of that job gave.
+
+    until: of `time.monotonic()`, from when on no round is begun but the first. A peer's job that fails is
+    left out, with a line that says why.
+    """
+    times, failed = {name: [] for name in jobs}, set()
     with progress_bar(title, "turns") as update:
         for done in range(count):
+            if done and time.monotonic() > until:
+                break
             for i, (name, job) in enumerate(jobs.items()):
                 update(done * len(jobs) + i, count * len(jobs), name)
+                if name in failed:
+                    continue
                 time.sleep(pause)
-                times[name].append(job())
-    return {name: np.array(values) for name, values in times.items()}
+                try:
+                    times[name].append(job())
+                except PeerError as error:
+                    failed.add(name)
+                    print(f"not measured: {error}", file=sys.stderr)
+    return {name: np.array(values) for name, values in times.items() if name not in failed}
 
 
 def spread(values: np.ndarray) -> dict:
@@ -176,6 +198,7 @@ def machine(device: str) -> dict:
         "robe-dlrm",
         "numpy",
         "numba",
+        "numba-cuda",
         "polars",
         "pyarrow",
         "pandas",
@@ -184,6 +207,7 @@ def machine(device: str) -> dict:
         "cupy-cuda13x",
         "nvmath-python",
         "torch",
+        "fbgemm-gpu",
     )
     cpu = next(
         (

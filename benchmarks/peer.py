@@ -2,7 +2,7 @@
 
 Our package puts idle OpenMP threads to sleep (OMP_WAIT_POLICY=passive), which is not a peer's default. The
 process first writes the names of its jobs, a list in JSON on one line; then it answers each line that names a
-job by one with the seconds per call in a turn of it.
+job by one with the seconds per call in a turn of it, or with a string that says why there are none.
 """
 
 import importlib.util
@@ -11,11 +11,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from pathlib import Path
 
-from benchmarks.measure import BenchmarkError
+from benchmarks.measure import BenchmarkError, PeerError
 from robe.backend import Backend
 from robe.threads import THREAD_POLICY
 
@@ -42,19 +42,30 @@ def environment() -> dict[str, str]:
 def peer(module: str, backend: Backend, seconds: float, **settings) -> Iterator[dict[str, Callable]]:
     """The jobs of `benchmarks.MODULE`, run with these settings on the backend's device; none without PyTorch.
 
-    seconds: length of a turn. Raises BenchmarkError if peers do not compute what we do.
+    seconds: length of a turn. There are none, and a line says so, if they do not compute what we do, or fail.
     """
     import numba
 
-    if not torch_here():
+    device = "cuda" if backend.name == "cuda" else "cpu"
+    if not torch_here() or not agree(device):
         yield {}
         return
-    device = "cuda" if backend.name == "cuda" else "cpu"
-    check(device)
     settings |= {"device": device, "threads": numba.config.NUMBA_NUM_THREADS, "seconds": seconds}
     command = [sys.executable, "-m", f"benchmarks.{module}", json.dumps(settings)]
-    with process_jobs(command, environment()) as jobs:
-        yield jobs
+    with ExitStack() as stack:
+        try:
+            jobs = stack.enter_context(process_jobs(command, environment()))
+        except BenchmarkError as error:
+            print(f"not measured: {error}", file=sys.stderr)
+            jobs = {}
+        yield {name: partial(_turn, name, job) for name, job in jobs.items()}
+
+
+def _turn(name: str, job: Callable[[], float]) -> float:
+    try:
+        return job()
+    except (BenchmarkError, BrokenPipeError) as error:  # the pipe breaks when the process has ended
+        raise PeerError(f"{name}: {error}") from None
 
 
 @contextmanager
@@ -72,14 +83,26 @@ def process_jobs(command: list, environment: dict[str, str]) -> Iterator[dict[st
         def ask(name: str) -> float:
             process.stdin.write(name + "\n")
             process.stdin.flush()
-            return read()
+            if isinstance(answer := read(), str):
+                raise BenchmarkError(answer)
+            return answer
 
         yield {name: lambda name=name: ask(name) for name in read()}
 
 
 @cache
+def agree(device: str) -> bool:
+    """Whether the peers pass `check`, which is asked once."""
+    try:
+        check(device)
+    except BenchmarkError as error:
+        print(f"not measured: {error}", file=sys.stderr)
+        return False
+    return True
+
+
 def check(device: str) -> None:
-    """The gate of the peers, once, in a process that is not measured."""
+    """The gate of the peers, in a process that is not measured; BenchmarkError if they do not pass."""
     command = [sys.executable, "-m", "benchmarks.torch_gate", device]
     if subprocess.run(command, cwd=ROOT).returncode:
         raise BenchmarkError("PyTorch and we do not agree, see above; no time is told")

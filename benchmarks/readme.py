@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis.tradeoff import tables as tradeoff_tables
+from benchmarks.gpu import FIRST, PARTS
 from benchmarks.methods import plot
 from benchmarks.methods import table as methods_table
 from benchmarks.quality import table as quality_table
@@ -97,16 +98,56 @@ def shown(row: dict) -> bool:
     return ours and PEERS.match(row["peer"]) is not None and row.get("model", SHOWN[0]) in SHOWN
 
 
-def speed(shown: Callable[[dict], bool] = shown) -> str:
-    """Our times beside those of peers and limits: results/cpu.json, and gpu-DEVICE.json of every device."""
-    paths = [*RESULTS.glob("cpu.json"), *sorted(RESULTS.glob("gpu-*.json"))]
-    return (
-        "\n\n".join(speed_table(json.loads(path.read_text()), shown) for path in paths) or "Not measured yet."
-    )
+def speed() -> str:
+    """Our times beside those of peers and limits: results/cpu.json."""
+    return speed_table(json.loads((RESULTS / "cpu.json").read_text()), shown)
 
 
 def whole_speed() -> str:
-    return speed(lambda row: True)
+    return speed_table(json.loads((RESULTS / "cpu.json").read_text()), lambda row: True)
+
+
+def gpu() -> str:
+    """The models on a GPU; nothing without results/gpu.json."""
+    return gpu_section(RESULTS / "gpu.json", ("steps",))
+
+
+def whole_gpu() -> str:
+    return gpu_section(RESULTS / "gpu.json", PARTS)
+
+
+def gpu_section(path: Path, parts: tuple[str, ...]) -> str:
+    """A section with these parts of what `benchmarks.gpu` wrote."""
+    if not path.exists():
+        return ""
+    results = json.loads(path.read_text())
+    rows = [row for part in parts for row in results.get(part, {"rows": []})["rows"]]
+    machine = next(iter(results.values()))["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines = [
+        "## On a GPU",
+        "",
+        f"{machine['device'].split(', ')[0]}; {versions}; {machine['date']}. Medians, and quartiles of the "
+        "ratios. Of PyTorch's variants, the fastest of that run is told.",
+        "",
+        "| ours | time | rows/s | beside | time | times as fast | share of a copy's rate |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        if "ratio" in row:
+            low, high = row["ratio"]["quartiles"]
+            ours, peer = (f"{1e3 * row[key]:.3g} ms" for key in ("seconds", "peer_seconds"))
+            rate = f"{row['batch'] / row['seconds'] / 1e6:.3g} M" if "batch" in row else ""
+            times = f"{row['ratio']['median']:.2f} ({low:.2f}-{high:.2f})"
+            share = f"{row['of_limit']:.0%}" if "of_limit" in row else ""
+            lines.append(f"| {' | '.join((row['what'], ours, rate, row['peer'], peer, times, share))} |")
+        elif row.get("group") == FIRST or "of_copy" in row:  # figures that have no peer
+            share = f"{row['of_copy']:.0%}" if "of_copy" in row else ""
+            lines.append(
+                f"| {row['group']}: {row['name']} | {1e3 * row['median']:.3g} ms | | | | | {share} |"
+            )
+    checks = [f"- {row['check']}: {row['text']}" for row in rows if "check" in row]
+    return "\n".join([*lines, *(["", *checks] if checks else [])])
 
 
 def speed_table(results: dict, shown: Callable[[dict], bool]) -> str:
@@ -188,8 +229,8 @@ def quality() -> str:
 
 
 PAGES = {
-    ROOT / "README.md": (demonstration,),
-    ROOT / "docs" / "speed.md": (speed, prepare, loader, whole_speed),
+    ROOT / "README.md": (demonstration, gpu),
+    ROOT / "docs" / "speed.md": (speed, whole_gpu, prepare, loader, whole_speed),
     ROOT / "docs" / "results.md": (tradeoff, methods, quality),
 }
 

@@ -27,26 +27,20 @@ class Case(NamedTuple):
     """What is measured of a preset.
 
     arrays: sizes of the ROBE array in MB. full_batches: those on which our full table is measured too.
-    variants: (compiled, precision) of the peer.
+    variants: of the peer, how (see torch_dlrm.py) and in which precision.
     """
 
     preset: str
     arrays: tuple[float, ...]
     batches: tuple[int, ...]
     full_batches: tuple[int, ...]
-    variants: tuple[tuple[bool, str], ...] = ((False, "fp32"),)
+    variants: tuple[tuple[str, str], ...] = (("eager", "fp32"),)
 
 
 CASES = (
     Case("kaggle", (2,), (128, 2048, 16384), (128, 2048)),
     Case("tb10m", (100,), (128, 2048, 16384), (2048,)),
     Case("mlperf", (100, 10), (128, 2048, 16384), (2048,)),
-)
-# The same on a GPU, with larger batches and compiled and less precise peers.
-BATCHES = (2048, 16384, 65536)
-VARIANTS = tuple((compiled, precision) for compiled in (False, True) for precision in ("fp32", "tf32", "amp"))
-GPU_CASES = tuple(
-    Case(preset, (100, 10, 1000), BATCHES, BATCHES, VARIANTS) for preset in ("kaggle", "mlperf")
 )
 
 

@@ -1,7 +1,10 @@
-"""Peers of the look-up and its update in PyTorch: EmbeddingBags over a full table, and the published ROBE.
+"""Peers of the look-up and its update in PyTorch: EmbeddingBags over a full table, and the published ROBE; on
+a GPU also FBGEMM's batch of tables, where fbgemm_gpu is installed.
 
 Run by peer.py in a process of its own.
 """
+
+import importlib
 
 import numpy as np
 import torch
@@ -64,6 +67,49 @@ class Bags:
         return torch.stack(found, dim=1) if len(found) > 1 else found[0]
 
 
+def fbgemm(device: str) -> bool:
+    """Whether FBGEMM's kernels can be measured: on a GPU, if it is of a build that loads."""
+    try:
+        return device == "cuda" and importlib.import_module("fbgemm_gpu") is not None
+    except Exception:  # of whatever library it misses
+        return False
+
+
+class Fbgemm:
+    """Tables of FBGEMM, looked up by one kernel and stepped by another in the backward pass; SGD.
+
+    weights: of all tables, one after the other.
+    """
+
+    def __init__(self, cardinalities: tuple[int, ...], width: int):
+        from fbgemm_gpu.split_embedding_configs import EmbOptimType
+        from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+        from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+            ComputeDevice,
+            SplitTableBatchedEmbeddingBagsCodegen,
+        )
+
+        where = EmbeddingLocation.DEVICE, ComputeDevice.CUDA
+        self.tables = SplitTableBatchedEmbeddingBagsCodegen(
+            [(rows, width, *where) for rows in cardinalities],
+            optimizer=EmbOptimType.EXACT_SGD,
+            learning_rate=RATE,
+        )
+        self.weights = self.tables.weights_dev.detach()
+        self.weights.uniform_(-0.01, 0.01)
+        self.optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], RATE)  # has nothing left to do
+
+    @staticmethod
+    def arguments(columns: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of each table -> all of them, table by table, and where each bag of one begins."""
+        rows = torch.cat(list(columns))
+        return rows, torch.arange(rows.numel() + 1, device=rows.device)
+
+    def lookup(self, rows: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """-> (B, F * D)"""
+        return self.tables(rows, offsets)
+
+
 def jobs(tables: str, table_bytes: float, rows: int, arrays: list, device: str) -> dict:
     """Name -> a call on one batch after the other. arrays: (megabytes, block) of the published ROBE."""
     work, small = Workload(tables, table_bytes), Workload(tables, table_bytes / 10)
@@ -91,6 +137,9 @@ def jobs(tables: str, table_bytes: float, rows: int, arrays: list, device: str) 
     add("one EmbeddingBag, dense gradient", few, [([f], every) for f in small_flat], gradient.flatten(0, 1))
     bags = Bags(table.split(work.cardinalities), sparse=True)
     add("26 EmbeddingBags", bags, [(c, offsets) for c in columns], gradient)
+    if fbgemm(device):
+        tbe = Fbgemm(work.cardinalities, work.width)
+        add("FBGEMM TBE", tbe, [tbe.arguments(c) for c in columns], gradient.flatten(1))
     for megabytes, block in arrays:
         robe = PublishedRobe(torch.randn(int(megabytes * 1e6 / 4), device=device), work.width, block)
         name = f"published ROBE {megabytes:g} MB Z={block}"

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import agree
-from benchmarks.torch_dlrm import TorchDLRM, Trainer, tensors
-from benchmarks.torch_embedding import RATE, Bags, PublishedRobe, to_device, tokens, update
+from benchmarks.torch_dlrm import TorchDLRM, tensors, trainer
+from benchmarks.torch_embedding import RATE, Bags, Fbgemm, PublishedRobe, fbgemm, to_device, tokens, update
 from benchmarks.workload import Workload
 from robe.backend import Backend, select
 from robe.config import EmbeddingConfig, ModelConfig, TrainConfig, resolve
@@ -46,17 +46,18 @@ def host_state(model: DLRM) -> dict[str, np.ndarray]:
     return {name: model.backend.to_host(array).copy() for name, array in model.state().items()}
 
 
-def whole_model(backend: Backend, device: str) -> None:
+def whole_model(backend: Backend, device: str, how: str) -> None:
     """Logits, loss, and all weights after a step."""
     model, peer = build(config(EmbeddingConfig("full")), SMALL.data(), backend), TorchDLRM(SMALL, device)
     copy_weights(model, peer)
-    trainer, rate = Trainer(peer, 0.1, device), 0.1
+    rate = 0.1
+    stepping = trainer(peer, rate, device, how, "fp32")
     batch = SMALL.draw(ROWS)[0]
     ours, theirs = tuple(map(backend.to_device, batch)), tensors(batch, device)
     logits = backend.to_host(model.predict(*ours[1:]))
-    agree("PyTorch DLRM: logits", trainer.predict(*theirs).cpu().numpy(), logits, 1e-5)
+    agree("PyTorch DLRM: logits", stepping.predict(*theirs).cpu().numpy(), logits, 1e-5)
     loss = backend.to_host(model.step(*ours, rate)).mean()
-    agree("PyTorch DLRM: loss", trainer.step(*theirs).detach().cpu().numpy(), loss, 1e-5)
+    agree("PyTorch DLRM: loss", stepping.step(*theirs).detach().cpu().numpy(), loss, 1e-5)
     copy_weights(model, stepped := TorchDLRM(SMALL, device))
     for (name, found), expected in zip(peer.state_dict().items(), stepped.state_dict().values(), strict=True):
         agree(f"PyTorch DLRM: {name} after a step", found.cpu().numpy(), expected.cpu().numpy(), 1e-5)
@@ -93,6 +94,11 @@ def look_ups(backend: Backend, device: str) -> None:
         full, memory = embedding(EmbeddingConfig("full"))
         bags = Bags(memory.view(-1, SMALL.width).split(SMALL.cardinalities), sparse)
         compare("26 EmbeddingBags", full, bags, memory, (columns, offsets), d)
+    if fbgemm(device):
+        full, memory = embedding(EmbeddingConfig("full"))
+        tbe = Fbgemm(SMALL.cardinalities, SMALL.width)
+        tbe.weights.copy_(memory)
+        compare("FBGEMM TBE", full, tbe, tbe.weights, tbe.arguments(columns), d.flatten(1))
     published = EmbeddingConfig(weights=1000, block=8, hash="affine", sign=False, hash_seed=1024)
     array, memory = embedding(published)
     robe = PublishedRobe(memory, SMALL.width, published.block)
@@ -101,7 +107,8 @@ def look_ups(backend: Backend, device: str) -> None:
 
 def main(device: str = "cpu") -> None:
     backend = select(device)
-    whole_model(backend, device)
+    for how in ("eager", "graph"):
+        whole_model(backend, device, how)
     look_ups(backend, device)
 
 

@@ -5,6 +5,7 @@ No other module imports CuPy or nvmath.
 
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import numpy as np
 from robe.errors import RobeError
 from robe.feed import Streams, feed, fetch
 from robe.graph import Graph
+from robe.kernels import NUMBA_CUDA_TROUBLE
 from robe.kernels.operations import OPERATIONS, version
 from robe.kernels.parts import launch
 from robe.matmul import Epilogues, Gemm, emulated
@@ -109,19 +111,30 @@ def cuda_trouble() -> str | None:
         return None
     from numba import cuda
 
+    if NUMBA_CUDA_TROUBLE:
+        return f"numba-cuda does not load ({_in_a_line(NUMBA_CUDA_TROUBLE)}): {INSTALL}; or use --backend cpu"
     if cuda.implementation == "Built-in":  # the one that Numba itself still has
         return f"the cuda backend needs numba-cuda and CuPy: {INSTALL}; use --backend cpu without a GPU"
     if not cuda.is_available():
-        return (
-            "no CUDA device or driver was found; use --backend cpu, or set NUMBA_ENABLE_CUDASIM=1 to run "
-            "the CUDA kernels in the simulator"
-        )
+        return _no_device(cuda.cudadrv.driver.driver.initialization_error)
     for package, title in (("cupy", "CuPy"), ("nvmath", "nvmath-python")):
         if importlib.util.find_spec(package) is None:
             return f"the cuda backend needs {title}: {INSTALL}"
     for variable in ("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "NUMBA_CUDA_PER_THREAD_DEFAULT_STREAM"):
         if os.environ.get(variable, "0") != "0":
             return f"{variable} is set, but kernels and CuPy must share one stream; unset it"
+    driver, compiler = cuda.cudadrv.driver.get_version(), cuda.runtime.get_version()
+    if driver[0] < compiler[0]:
+        return (
+            f"the driver is for CUDA {driver[0]}.{driver[1]}, numba-cuda for CUDA {compiler[0]}; "
+            f"update the driver, or install the extra for it, if there is one: {INSTALL}"
+        )
+    try:
+        import cupy
+
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # of CuPy's own choice, or of what it imports
+        return f"CuPy does not load ({_in_a_line(error)}): {INSTALL}"
     return None
 
 
@@ -139,6 +152,21 @@ def bindings(*names: str) -> list[ModuleType]:
     finally:
         if known is bare:
             del sys.modules["nvmath"]
+
+
+def _no_device(error: str | None) -> str:
+    """What to say if Numba finds no device. error: how the driver failed; None if there is no compiler."""
+    if error is None:
+        return f"NVIDIA's compiler (NVVM) was not found: {INSTALL}"
+    code = re.search(r"CUDA_ERROR_\w+", error)
+    return (
+        f"no CUDA device or driver was found{f' ({code[0]})' if code else ''}; use --backend cpu, or set "
+        "NUMBA_ENABLE_CUDASIM=1 to run the CUDA kernels in the simulator"
+    )
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def select(

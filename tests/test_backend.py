@@ -1,6 +1,7 @@
 """Which kernels and products a backend gets, and what is refused."""
 
 import importlib.util
+import subprocess
 import sys
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -10,7 +11,7 @@ import pytest
 from cublas_by_numpy import Blas, BlasLt, Shared
 
 from robe import backend
-from robe.backend import select
+from robe.backend import select, simulator
 from robe.kernels import interaction_scatter, scatter_add
 from robe.kernels.operations import OPERATIONS, version
 from robe.packages import extra
@@ -56,11 +57,31 @@ def test_precision_is_that_of_the_products(name):
 class TestTrouble:
     @pytest.fixture(autouse=True)
     def device(self, monkeypatch):
-        """A machine with a device, numba-cuda and CuPy, by the look of it."""
+        """A machine with a device, a driver for CUDA 13.0, numba-cuda and CuPy, by the look of it."""
+        self.device_properties = SimpleNamespace(id=0, compute_capability="75")
+        self.runtime = SimpleNamespace(
+            getDeviceCount=lambda: 1, getDeviceProperties=lambda number: {"name": b"Old"}
+        )
+        cupy = SimpleNamespace(
+            cuda=SimpleNamespace(Device=lambda: self.device_properties, runtime=self.runtime)
+        )
+        monkeypatch.setitem(sys.modules, "cupy", cupy)
+        monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace())
         monkeypatch.setattr("numba.cuda.implementation", "NVIDIA")
         monkeypatch.setattr(backend, "simulator", lambda: False)
         monkeypatch.setattr("numba.cuda.is_available", lambda: True)
+        monkeypatch.setattr("numba.cuda.cudadrv.driver.get_version", lambda: (13, 0), raising=False)
+        monkeypatch.setattr("numba.cuda.runtime.get_version", lambda: (13, 3), raising=False)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(name=name))
+
+    def trouble(self):
+        """What is said, by `select` too, in a line; `auto` goes on without a device."""
+        with pytest.raises(backend.BackendError) as raised:
+            select("cuda")
+        assert str(raised.value) == backend.cuda_trouble()
+        assert "\n" not in backend.cuda_trouble()
+        assert select("auto").name == "cpu"
+        return backend.cuda_trouble()
 
     def test_there_is_none(self):
         assert backend.cuda_trouble() is None
@@ -68,28 +89,45 @@ class TestTrouble:
     @pytest.mark.parametrize(("package", "title"), [("cupy", "CuPy"), ("nvmath", "nvmath-python")])
     def test_a_missing_package_names_the_extra(self, package, title, monkeypatch):
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else name)
-        assert f"needs {title}: {extra('cuda13')}" in backend.cuda_trouble()
-        with pytest.raises(backend.BackendError, match=title):
-            select("cuda")
+        assert f"needs {title}: {extra('cuda13')}" in self.trouble()
 
     def test_no_numba_cuda_names_the_extra_before_the_device_is_looked_for(self, monkeypatch):
         monkeypatch.setattr("numba.cuda.implementation", "Built-in")
         monkeypatch.setattr("numba.cuda.is_available", lambda: pytest.fail("asked Numba for a device"))
-        with pytest.raises(backend.BackendError, match="needs numba-cuda and CuPy: pip install"):
-            select("cuda")
-        assert select("auto").name == "cpu"
+        assert "needs numba-cuda and CuPy: pip install" in self.trouble()
 
     def test_no_device_names_the_ways_out(self, monkeypatch):
         monkeypatch.setattr("numba.cuda.is_available", lambda: False)
-        assert "--backend cpu, or set NUMBA_ENABLE_CUDASIM=1" in backend.cuda_trouble()
+        error = "numba.cuda.cudadrv.driver.driver.initialization_error"
+        monkeypatch.setattr(error, "Found\nno library")
+        assert "driver was found; use --backend cpu, or set NUMBA_ENABLE_CUDASIM=1" in self.trouble()
+        monkeypatch.setattr(error, "Call results in CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803)")
+        assert "was found (CUDA_ERROR_SYSTEM_DRIVER_MISMATCH); use --backend cpu" in self.trouble()
+        monkeypatch.setattr(error, None)  # the driver is fine
+        assert self.trouble().startswith(f"NVIDIA's compiler (NVVM) was not found: {extra('cuda13')}")
+
+    def test_packages_that_do_not_fit_are_told(self, monkeypatch):
+        trouble = ImportError("NVIDIA CUDA Python bindings not found.\nInstall them")
+        monkeypatch.setattr(backend, "NUMBA_CUDA_TROUBLE", trouble)
+        told = "numba-cuda does not load (ImportError: NVIDIA CUDA Python bindings not found. Install them): "
+        assert self.trouble().startswith(told + extra("cuda13"))
+
+    def test_an_older_driver_names_its_extra(self, monkeypatch):
+        monkeypatch.setattr("numba.cuda.cudadrv.driver.get_version", lambda: (12, 4))
+        assert self.trouble().startswith("the driver is for CUDA 12.4, numba-cuda for CUDA 13; update the")
+
+    def test_cupy_that_does_not_load_is_told(self, monkeypatch):
+        def too_old():
+            raise RuntimeError("cudaErrorInsufficientDriver:\ndriver is insufficient")
+
+        self.runtime.getDeviceCount = too_old
+        told = "CuPy does not load (RuntimeError: cudaErrorInsufficientDriver: driver is insufficient): pip"
+        assert self.trouble().startswith(told)
+        monkeypatch.setitem(sys.modules, "cupy", None)
+        assert self.trouble().startswith("CuPy does not load (ModuleNotFoundError: import of cupy")
 
     @pytest.mark.parametrize("precision", ["tf32", "bf16"])
     def test_a_device_without_a_precision_is_refused(self, precision, monkeypatch):
-        device = SimpleNamespace(id=0, compute_capability="75")
-        runtime = SimpleNamespace(getDeviceProperties=lambda number: {"name": b"Old"})
-        cupy = SimpleNamespace(cuda=SimpleNamespace(Device=lambda: device, runtime=runtime))
-        monkeypatch.setitem(sys.modules, "cupy", cupy)
-        monkeypatch.setitem(sys.modules, "cupyx", SimpleNamespace())
         with pytest.raises(backend.BackendError, match=f"Old has no {precision}; use --backend cpu"):
             select("cuda", precision)
 
@@ -158,6 +196,50 @@ def test_bindings_come_without_the_rest_of_nvmath(nvmath):
     assert whole.imported
     assert sys.modules["nvmath.bindings.cublas"] is backend.bindings("cublas")[0]
     assert sys.modules["nvmath"] is whole
+
+
+BROKEN = """if True:
+    import {module}, sys
+    {damage}
+    from robe.cli import main
+    from robe.kernels.operations import OPERATIONS, module
+    list(map(module, OPERATIONS))
+    main({command})
+"""
+NO_BINDINGS = {
+    "module": "importlib.util as util",
+    "damage": "find = util.find_spec; util.find_spec = lambda name, *of: "
+    "None if name == 'cuda.bindings' else find(name, *of)",
+}
+NO_ROW_STACK = {
+    "module": "numpy as np",
+    "damage": "np.__all__ = [n for n in np.__all__ if n != 'row_stack']; vars(np).pop('row_stack', None)",
+}
+
+
+def run_broken(damage, command):
+    program = BROKEN.format(**damage, command=command)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+
+
+def test_numba_cuda_that_does_not_load_costs_a_cpu_nothing():
+    pytest.importorskip("numba_cuda")
+    done = run_broken(NO_BINDINGS, ["plan"])
+    assert done.returncode == 0, done.stderr
+    done = run_broken(NO_BINDINGS, ["train", "--backend", "cuda"])
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: numba-cuda does not load (ImportError: NVIDIA CUDA Python bindings not ")
+    assert line.endswith("or use --backend cpu")
+
+
+@pytest.mark.skipif(simulator(), reason="the simulator compiles nothing")
+def test_numpy_without_row_stack_compiles_for_cuda():
+    """As from 2.5 on, where numba-cuda 0.30 still asks for it."""
+    pytest.importorskip("numba_cuda")
+    done = run_broken(NO_ROW_STACK, ["kernels", "show", "sgd", "--as", "ptx"])
+    assert done.returncode == 0, done.stderr
+    assert ".target sm_" in done.stdout
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (1,), (7, 2, 16)])

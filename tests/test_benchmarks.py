@@ -2,15 +2,16 @@
 
 import json
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import embedding, limits, loader, measure, mixed, prepare, rates, step
+from benchmarks import embedding, gpu, limits, loader, measure, mixed, prepare, rates, step
 from benchmarks.measure import QUICK, BenchmarkError
 from benchmarks.peer import check, environment, torch_here
-from benchmarks.readme import PAGES, fill, prepare_table, shown, speed_table
+from benchmarks.readme import PAGES, fill, gpu_section, prepare_table, shown, speed_table
 from benchmarks.workload import Workload
 from robe import estimate
 from robe.backend import select
@@ -193,7 +194,116 @@ def test_one_part_keeps_the_others(tmp_path, without_peers, monkeypatch, capsys)
 def test_without_a_device_one_line(monkeypatch):
     monkeypatch.setattr("robe.backend.cuda_trouble", lambda: "no CUDA device or driver was found")
     with pytest.raises(SystemExit, match=r"^error: no CUDA device or driver was found$"):
-        benchmarks.main(["--backend", "cuda"])
+        gpu.main([])
+
+
+class TestBorrowedCard:
+    """The measurements of a GPU, on the backend of the CPU."""
+
+    @pytest.fixture(autouse=True)
+    def tiny(self, monkeypatch, without_peers):
+        monkeypatch.setattr(gpu, "BACKEND", "cpu")
+        monkeypatch.setattr(gpu, "STEPS", (("kaggle", 128),))
+        self.run = gpu.Run(QUICK, measure.time.monotonic() + 600)
+
+    def rows(self, part):
+        rows = list(gpu.rows_of(part, self.run))
+        assert not [row for row in rows if "left_out" in row]
+        assert all(gpu.line(row) for row in rows)
+        return rows
+
+    def test_steps(self):
+        rows = self.rows("steps")
+        names = [f"ROBE 100 MB {p}: {v}" for p in gpu.PRECISIONS for v in gpu.VERBS]
+        assert [row["name"] for row in rows] == names
+        assert all(row["rows_per_second"] == pytest.approx(8 / row["median"]) for row in rows)
+
+    def test_the_best_peer_counts(self, monkeypatch):
+        @contextmanager
+        def peer(module, backend, seconds, **settings):
+            assert settings["variants"] == gpu.PLAIN
+            times = {"graph tf32": 2.0, "eager tf32": 4.0}
+            yield {f"8: PyTorch {n}: {v}": lambda s=s: s for n, s in times.items() for v in gpu.VERBS}
+
+        monkeypatch.setattr(gpu, "peer", peer)
+        ratios = [row for row in self.rows("steps") if "ratio" in row]
+        assert len(ratios) == 6
+        assert {(row["peer"], row["peer_seconds"]) for row in ratios} == {("PyTorch graph tf32", 2.0)}
+
+    def test_look_ups(self):
+        names = {row["name"] for row in self.rows("look-ups") if "name" in row}
+        assert {"copy", "ROBE 0.1 MB Z=32 lookup", "ROBE 0.2 MB Z=32 update"} <= names
+        assert not any("Z=8" in name for name in names)
+
+    def test_updates(self):
+        rows = self.rows("updates")
+        assert sum("of_copy" in row for row in rows) == 2
+        assert {row["what"] for row in rows if "ratio" in row} == {
+            f"{law} ids: ROBE 0.1 MB {verb}, fixed order"
+            for law in embedding.LAWS
+            for verb in ("update", "backward with update")
+        }
+
+    def test_the_second_start(self):
+        first, second = self.rows("start")
+        assert (first["repeats"], second["repeats"]) == (1, 3)
+
+    def test_device_tests_are_told(self, monkeypatch):
+        """Without a device all are skipped."""
+        (training, kernels) = self.rows("tests")
+        assert training["code"] == kernels["code"] == 0
+        assert " skipped in " in training["text"]
+
+    def test_the_sanitizer_runs_over_all_kernels(self, monkeypatch, tmp_path):
+        tool = tmp_path / "compute-sanitizer"
+        tool.write_text("#!/bin/sh\necho $@\necho '========= ERROR SUMMARY: 0 errors'\nexit 3\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert [(row["check"], row["code"], row["text"]) for row in self.rows("sanitizer")] == [
+            (search, 3, "ERROR SUMMARY: 0 errors") for search in ("memcheck", "racecheck")
+        ]
+
+    def test_a_program_is_interrupted_when_its_time_is_up(self):
+        slow = "import time\nprint(1, flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print(2)"
+        assert gpu.reported([sys.executable, "-c", slow], 2) == (0, ["1", "2"])
+
+    def test_what_is_found_stands_in_the_file_at_once(self, monkeypatch, tmp_path, capsys):
+        out = tmp_path / "gpu.json"
+
+        def broken(run):
+            yield {"check": "first", "code": 0, "text": "fine"}
+            assert json.loads(out.read_text())["steps"]["rows"] == [
+                {"check": "first", "code": 0, "text": "fine"}
+            ]
+            raise MemoryError("too\nlarge")
+
+        monkeypatch.setattr(gpu, "MEASURES", {"steps": broken, "tests": lambda run: iter(())})
+        gpu.write(self.run, ("tests", "steps"), out)
+        assert json.loads(out.read_text())["steps"]["rows"][1] == {
+            "left_out": "steps: MemoryError: too large"
+        }
+        gpu.write(gpu.Run(QUICK, measure.time.monotonic()), ("tests",), out)
+        results = json.loads(out.read_text())
+        assert results["tests"]["rows"] == [{"left_out": "tests: no time was left"}]
+        assert len(results["steps"]["rows"]) == 2
+        assert "left out: tests: no time was left" in capsys.readouterr().out
+
+    def test_what_is_missing_is_said(self, monkeypatch):
+        monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+        monkeypatch.setattr(gpu, "sanitizer_tool", lambda: None)
+        text = "\n".join(gpu.lacking())
+        for name in ("pytest", "torch", "fbgemm_gpu", "nvmath", "compute-sanitizer"):
+            assert f"{name} is not installed: " in text
+
+
+def test_a_peer_that_fails_is_left_out(capsys):
+    def fails():
+        raise measure.PeerError("PyTorch: out of memory")
+
+    times = measure.rounds("test", {"a": lambda: 1.0, "b": fails}, 3, pause=0)
+    assert {name: list(values) for name, values in times.items()} == {"a": [1, 1, 1]}
+    assert capsys.readouterr().err.count("not measured: PyTorch: out of memory\n") == 1
+    assert len(measure.rounds("test", {"a": lambda: 1.0}, 3, pause=0, until=0)["a"]) == 1
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -228,6 +338,37 @@ def test_the_table_of_times():
         "| step, ROBE | 2 ms | PyTorch eager | 6 ms | 3.00 (3.00-3.00) | 3.00 |  |",
     ]
     assert len(speed_table(results, lambda row: True).splitlines()) == 4 + 5
+
+
+def test_nothing_is_told_of_a_card_that_was_not_measured(tmp_path):
+    path, times = tmp_path / "gpu.json", np.array([0.001, 0.002, 0.003])
+    assert gpu_section(path, ("steps",)) == ""
+    machine = {"device": "cuda (Some GPU), fp32", "versions": {"numpy": "2.5"}, "date": "2026-01-01"}
+    step = measure.ratio("mlperf, batch 10: step", "PyTorch graph", times, 3 * times)
+    look_up = measure.ratio("uniform ids: ROBE lookup", "copy", times, times / 2, times / 2)
+    tested = {"check": "tests/gpu/a.py", "code": 0, "seconds": 1.0, "text": "5 passed in 1.0s"}
+    starts = [measure.figure("start to first step", "second start", 1000 * times)]
+    parts = {
+        "tests": [tested],
+        "steps": [measure.figure("a", "b", times), step | {"batch": 10}, {"left_out": "c"}],
+        "look-ups": [look_up],
+        "updates": [measure.figure("updates", "forward", times, of_copy=0.4)],
+        "start": starts,
+    }
+    path.write_text(json.dumps({n: {"machine": machine, "rows": rows} for n, rows in parts.items()}))
+    short, whole = gpu_section(path, ("steps",)).splitlines(), gpu_section(path, gpu.PARTS).splitlines()
+    assert short[0] == "## On a GPU"
+    assert short[2].startswith("cuda (Some GPU); numpy 2.5; 2026-01-01. ")
+    told = "| mlperf, batch 10: step | 2 ms | 0.005 M | PyTorch graph | 6 ms | 3.00 (3.00-3.00) |  |"
+    assert short[6:] == [told]
+    assert whole[6:] == [
+        told,
+        "| uniform ids: ROBE lookup | 2 ms |  | copy | 1 ms | 0.50 (0.50-0.50) | 50% |",
+        "| updates: forward | 2 ms | | | | | 40% |",
+        "| start to first step: second start | 2e+03 ms | | | | |  |",
+        "",
+        "- tests/gpu/a.py: 5 passed in 1.0s",
+    ]
 
 
 def test_the_loader_is_measured(tmp_path, monkeypatch):
@@ -322,13 +463,12 @@ def test_a_wrong_peer_is_refused(monkeypatch):
     forward = TorchDLRM.forward
     monkeypatch.setattr(TorchDLRM, "forward", lambda self, *batch: 1.001 * forward(self, *batch))
     with pytest.raises(BenchmarkError, match="PyTorch DLRM: logits: wrong"):
-        torch_gate.whole_model(select("cpu"), "cpu")
+        torch_gate.whole_model(select("cpu"), "cpu", "eager")
 
 
 @needs_torch
 def test_a_peer_that_fails_is_told(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    check.cache_clear()
     with pytest.raises(BenchmarkError):
         check("cpu")
 

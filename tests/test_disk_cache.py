@@ -1,12 +1,15 @@
 """Compiled kernels: where they are kept, that damage to them costs a compilation and not a command."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_inspection import ROOT, needs_compiler
 
+from robe.kernels.operations import OPERATIONS, module
 from robe.kernels.parts import disk_cache
 
 PROGRAM = """if True:
@@ -19,11 +22,49 @@ PROGRAM = """if True:
 STEPPED = ["[0.75, 0.75, 0.75]"]
 
 
-def run(cache, program=PROGRAM):
-    """(what the program printed, its complaints, whether it read a kernel that was kept in `cache`)."""
+# Compiles two CUDA kernels, one made by a walk, for an H100 that is not there, and prints how many came from
+# the folder and how many were compiled.
+CUDA_PROGRAM = """if True:
+    from types import SimpleNamespace as Fake
+    import numpy as np
+    import numba.cuda
+    from numba import typeof
+    device = Fake(compute_capability=(9, 0), id=0)
+    loaded = Fake(get_function=lambda name: Fake(name=name, module=Fake(initialized=True)))
+    context = Fake(device=device, create_module_image=lambda *image: loaded)
+    numba.cuda.cudadrv.devices.get_context = lambda: context
+    numba.cuda.dispatcher.get_current_device = lambda: device
+    from robe.kernels.gather import gather_cuda
+    from robe.kernels.parts import launch
+    from robe.kernels.parts.hashing import slot_map
+    from robe.kernels.sgd import sgd_cuda
+    started = []
+    def start(kernel, shape, arguments):
+        kernel.compile(tuple(map(typeof, arguments))).library.get_cubin()
+        started.append(kernel)
+    launch.start = start
+    sgd_cuda(np.ones(3, np.float32), 0.25, np.ones(3, np.float32))
+    ids, base, out = np.zeros((2, 1), np.uint32), np.zeros(1, np.uint64), np.zeros((2, 1, 8), np.float32)
+    gather_cuda(np.ones(100, np.float32), ids, base, slot_map("mix", 8, 4, 100), out)
+    stats = [kernel.stats for kernel in started]
+    print(sum(sum(s.cache_hits.values()) for s in stats), sum(sum(s.cache_misses.values()) for s in stats))
+"""
+NO_COMPILER = """if True:
+    from numba.cuda.cudadrv import driver, nvvm
+    nvvm.compile_ir = driver._Linker = None
+""" + CUDA_PROGRAM.removeprefix("if True:\n")
+
+
+def run(cache, program=PROGRAM, sources=None):
+    """(what the program printed, its complaints, whether it read a kernel that was kept in `cache`).
+
+    sources: the folder of the packages that it imports, if not these.
+    """
+    environment = os.environ if sources is None else {**os.environ, "PYTHONPATH": str(sources)}
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "NUMBA_CACHE_DIR": str(cache), "NUMBA_DEBUG_CACHE": "1"},
+        cwd=sources,
+        env={**environment, "NUMBA_CACHE_DIR": str(cache), "NUMBA_DEBUG_CACHE": "1"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -87,6 +128,51 @@ def test_kernels_of_one_walk_do_not_collide(tmp_path):
     """
     assert run(tmp_path, program)[0] == ["[3.0, 3.0] 0 1", "[5.0, 5.0] 0 1"]
     assert run(tmp_path, program)[0] == ["[3.0, 3.0] 1 0", "[5.0, 5.0] 1 0"]
+
+
+@pytest.fixture(scope="module")
+def kept_cuda(tmp_path_factory):
+    """A folder with two compiled CUDA kernels."""
+    folder = tmp_path_factory.mktemp("kept")
+    assert run(folder, CUDA_PROGRAM)[:2] == (["0 2"], "")
+    return folder
+
+
+@needs_compiler
+def test_a_second_process_compiles_no_cuda_kernel(kept_cuda):
+    assert run(kept_cuda, NO_COMPILER) == (["2 0"], "", True)
+
+
+@needs_compiler
+def test_a_damaged_cuda_kernel_is_compiled_anew(kept_cuda):
+    (path,) = kept_cuda.rglob("sgd.*.nbc")
+    path.write_bytes(flip(path.read_bytes()))
+    complaint = f"{path.parents[1]}: held damaged kernels, which are compiled anew\n"
+    assert run(kept_cuda, CUDA_PROGRAM)[:2] == (["1 1"], complaint)
+    assert run(kept_cuda, NO_COMPILER)[:2] == (["2 0"], "")
+
+
+@needs_compiler
+def test_an_edit_of_the_hash_is_noticed(kept_cuda, tmp_path):
+    """All kernels are compiled anew, though their own files are as they were."""
+    for package in ("robe", "data_pipeline"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT.parents[1] / package, tmp_path / package, ignore=ignore)
+    assert run(tmp_path / "kept", CUDA_PROGRAM, tmp_path)[0] == ["0 2"]
+    assert run(tmp_path / "kept", NO_COMPILER, tmp_path)[0] == ["2 0"]
+    with (tmp_path / "robe/kernels/parts/hashing.py").open("a") as file:
+        file.write("# edited\n")
+    assert run(tmp_path / "kept", CUDA_PROGRAM, tmp_path)[0] == ["0 2"]
+
+
+@needs_compiler
+def test_every_cuda_kernel_is_kept():
+    from numba.cuda.dispatcher import CUDADispatcher
+
+    for operation in OPERATIONS:
+        for name, kernel in vars(module(operation)).items():
+            if isinstance(kernel, CUDADispatcher):
+                assert type(kernel._cache).__name__ == "CudaKernelCache", f"{name} has no cache=True"
 
 
 def test_what_cannot_be_kept_is_compiled_each_time(tmp_path):

@@ -53,7 +53,7 @@ def adagrad_cpu(gradient, rate, eps, accumulator, parameters):
     _adagrad(gradient, number(rate), number(eps), accumulator, parameters)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _adagrad_kernel(gradient, rate, eps, accumulator, parameters):
     i, rate = np.uint64(cuda.grid(1)), value_of(rate)  # unsigned: see sgd.py
     while i < np.uint64(parameters.size):

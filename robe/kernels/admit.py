@@ -199,7 +199,7 @@ def admit_cpu(keys, order, ids, base, least_used, step, tags, used, counters, en
     _admit(keys, order, ids, base, least_used, step, owners, tags, used, counters, entry, before)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _admit_kernel(keys, order, ids, base, least_used, step, tags, used, entry, before):
     sets, n, step = tags.shape[0], U32(keys.size), value_of(step)
     p = U32(cuda.grid(1))
@@ -216,7 +216,7 @@ def _admit_kernel(keys, order, ids, base, least_used, step, tags, used, entry, b
         p = U32(p + cuda.gridsize(1))
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _count_kernel(keys, order, ids, base, entry, before, counters):
     p = U32(cuda.grid(1))
     while p < U32(keys.size):

@@ -80,7 +80,7 @@ def bias_relu_backward_cpu(out, d, d_bias):
             d_bias[n] += partial[tile, n]
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _bias_relu_kernel(x, bias, out):
     first_n, first_b = cuda.grid(2)
     step_n, step_b = cuda.gridsize(2)
@@ -112,7 +112,7 @@ def column_sums(visit):
     A thread owns these rows, `together` of a column, so their sum needs no atomics and has one order.
     """
 
-    @cuda.jit
+    @cuda.jit(cache=True)
     @of(visit)
     def walk(a, b, together, sums):
         first_n, first_part = cuda.grid(2)

@@ -45,7 +45,7 @@ def binary_cross_entropy_cpu(logits, label, loss, d_logits):
         _row(i, logits.size, logits, label, loss, d_logits)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _binary_cross_entropy_kernel(logits, label, loss, d_logits):
     i = np.uint64(cuda.grid(1))  # unsigned: see sgd.py
     while i < np.uint64(logits.size):

@@ -125,7 +125,7 @@ def cached_step_cpu(
     _cached_step(d_vectors, order, entry, before, ids, base, *settings, table, values, accumulator)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _cached_step_kernel(
     d_vectors, order, entry, before, ids, base, rate, eps, key, form, table, values, accumulator
 ):

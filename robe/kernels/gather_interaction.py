@@ -85,7 +85,7 @@ def gather_interaction_cuda_apart(memory, ids, base, slot_map, first, out):
     interaction_cuda(vectors, out)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _gather_interaction_kernel(memory, ids, base, slot_map, shift, first, out):
     staged = cuda.shared.array(0, first.dtype, alignment=16)
     slots = cuda.shared.array(PIECES, np.uint64)

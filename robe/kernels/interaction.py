@@ -253,7 +253,7 @@ def interaction_shape(rows: int, n: int, width: int, itemsize: int, taken: int =
     return block_shape(rows, groups * (groups + 1) // 2, shared) if shared + taken <= SHARED else None
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _interaction_kernel(vectors, fours, out):
     staged = cuda.shared.array(0, vectors.dtype, alignment=16)
     products = cuda.local.array((PAIRS, PAIRS), vectors.dtype)
@@ -393,7 +393,7 @@ def _write_sum(state, b, i, d, total):
 write_sums = staged_sums(_write_sum)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _interaction_backward_kernel(d_out, vectors, fours, d_vectors):
     staged = cuda.shared.array(0, vectors.dtype, alignment=16)
     sums = cuda.local.array((SUMS, SUMS), vectors.dtype)

@@ -100,7 +100,7 @@ def _scatter_sum(state, b, i, d, total):
 scatter_sums = staged_sums(_scatter_sum)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _interaction_scatter_kernel(d_out, vectors, fours, ids, base, slot_map, shift, scale, d_first, out):
     # All dynamic arrays begin at the same memory: slots and signs of the row's pieces, then the numbers.
     hashed = cuda.shared.array(0, np.uint64, alignment=16)

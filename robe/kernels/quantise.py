@@ -71,7 +71,7 @@ def quantise_cpu(rows, numbers, key, form, table):
     _quantise(rows, numbers, key, form, table)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _quantise_rows_kernel(rows, numbers, key, form, table):
     n = U32(cuda.grid(1))
     while n < U32(rows.shape[0]):
@@ -84,7 +84,7 @@ def quantise_cuda_rows(rows, numbers, key, form, table):
     launch(_quantise_rows_kernel, (len(rows),), rows, numbers, key, form, table)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _quantise_kernel(rows, numbers, key, form, table):
     lows = cuda.shared.array(TEAM, np.int32)
     highs = cuda.shared.array(TEAM, np.int32)

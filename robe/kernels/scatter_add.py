@@ -121,7 +121,7 @@ def scatter_add_cuda(d_vectors, ids, base, slot_map, scale, out):
     walk_pieces(_scatter_add_kernel, ids, base, slot_map, state)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _largest_kernel(d_vectors, largest):
     """largest (1,), 0 before: the bits of the largest finite |number| of d_vectors (B, F * D)."""
     block = cuda.shared.array(1, np.uint32)
@@ -166,7 +166,7 @@ def add_sum(slot, total, largest, digits, scale, out):
     out[slot] += value_of(scale) * from_units(total, largest[0], digits)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _add_sums_kernel(largest, digits, scale, sums, out):
     slot = U64(cuda.grid(1))
     while slot < U64(out.size):
@@ -215,7 +215,7 @@ def share_of(pieces):
     return first, min(U32(first + share), pieces)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _count_pieces_kernel(ids, base, slot_map, shift, pieces, counts):
     """counts (bins + 1,), 0 before: the pieces that begin in each bin."""
     mine = cuda.shared.array(0, np.uint32)
@@ -229,7 +229,7 @@ def _count_pieces_kernel(ids, base, slot_map, shift, pieces, counts):
         i = U32(i + U32(cuda.blockDim.x))
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _reserve_kernel(counts):
     """Where each bin's part of the list begins, in place of its count; the last number is what is taken."""
     i, bins = U32(cuda.grid(1)), U32(counts.size - 1)
@@ -238,7 +238,7 @@ def _reserve_kernel(counts):
         i = U32(i + U32(cuda.gridsize(1)))
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _list_pieces_kernel(ids, base, slot_map, shift, pieces, ends, listed):
     """listed (pieces,): those of each bin side by side, up to ends[bin], which was its beginning before."""
     mine = cuda.shared.array(0, np.uint32)
@@ -259,7 +259,7 @@ def _list_pieces_kernel(ids, base, slot_map, shift, pieces, ends, listed):
         p = U32(p + threads)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _add_bins_kernel(ids, base, slot_map, shift, listed, ends, d_vectors, largest, digits, scale, sums, out):
     """Thread blocks take the list in chunks, and add up what lies in one bin of a chunk before they go on."""
     low = cuda.shared.array(KEPT, np.uint32)

@@ -30,7 +30,7 @@ def sgd_cpu(gradient, rate, parameters):
     _sgd(gradient, parameters.dtype.type(rate), parameters)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _sgd_kernel(gradient, rate, parameters):
     # Unsigned: a signed sum is taken not to wrap, so NVVM unrolls the loop and divides to count its rounds.
     i, rate = np.uint64(cuda.grid(1)), value_of(rate)

@@ -64,7 +64,7 @@ def sort_rows_cpu(ids, base, keys, order):
     _sort_rows(ids, base, keys, order)
 
 
-@cuda.jit
+@cuda.jit(cache=True)
 def _hash_rows_kernel(ids, base, hashed):
     p = U32(cuda.grid(1))
     while p < U32(hashed.size):

@@ -3,7 +3,7 @@
 Numba's own cache trusts its files: one that a power cut left half written ends every command with a
 traceback. It also misses an edit to a function that a kernel imports, such as the hash, and would go on
 running the old code. Both are mended here, for the functions of this project alone; others under
-`@njit(cache=True)` are cached by Numba as ever.
+`@njit(cache=True)` or `@cuda.jit(cache=True)` are cached by Numba as ever.
 """
 
 import hashlib
@@ -96,7 +96,7 @@ class _Cached(CompileResultCacheImpl):
     _locator_classes = (_Locator,)
 
 
-class _Files(IndexDataCacheFile):
+class _Checked:
     """Files that end in a digest of what stands before: a changed bit of machine code would do anything."""
 
     def _dump(self, thing):
@@ -110,15 +110,17 @@ class _Files(IndexDataCacheFile):
         return super()._load_data(name)  # which stops reading before the digest
 
 
-class KernelCache(FunctionCache):
-    """The cache of one kernel. A damaged file is dropped, and what cannot be written is not kept."""
+class _Files(_Checked, IndexDataCacheFile):
+    pass
 
-    _impl_class = _Cached
+
+class _Mended:
+    """The cache of one kernel. A damaged file is dropped, and what cannot be written is not kept."""
 
     def __init__(self, function):
         super().__init__(function)
         locator, name = self._impl.locator, self._impl.filename_base
-        self._cache_file = _Files(self.cache_path, name, locator.get_source_stamp())
+        self._cache_file = self._files(self.cache_path, name, locator.get_source_stamp())
 
     def load_overload(self, signature, context):
         try:
@@ -138,17 +140,68 @@ class KernelCache(FunctionCache):
             _say(f"{folder()}: compiled kernels cannot be kept ({error.strerror}); {REMEDY}")
 
 
-def _cache_of(function):
-    """What a function under `@njit(cache=True)` is cached by."""
+class KernelCache(_Mended, FunctionCache):
+    _impl_class, _files = _Cached, _Files
+
+
+@cache
+def _cuda_kernel_cache() -> type:
+    """The same for CUDA, of whose caches numba-cuda has classes of its own."""
+    from numba.cuda.core.caching import IndexDataCacheFile
+    from numba.cuda.dispatcher import CUDACache, CUDACacheImpl
+
+    class Cached(CUDACacheImpl):
+        _locator_classes = (_Locator,)
+
+    class Files(_Checked, IndexDataCacheFile):
+        pass
+
+    class Numbas(CUDACache):
+        def load_overload(self, signature, context):
+            # As the base class does, but for two seconds of preparing to compile, before it is known whether.
+            return self._load_overload(signature, context)
+
+    class CudaKernelCache(_Mended, Numbas):
+        _impl_class, _files = Cached, Files
+
+    return CudaKernelCache
+
+
+def _is_served(function) -> bool:
     file = Path(function.__code__.co_filename)
-    if not any(file.is_relative_to(served) for served in SERVED):
-        return FunctionCache(function)
+    return any(file.is_relative_to(served) for served in SERVED)
+
+
+def _kept(cache_of, function):
+    """The cache of a function that is served here; where nothing can be kept, that which keeps nothing."""
     if folder() is None:
         _say(f"compiled kernels can be kept nowhere; {REMEDY}")
         return NullCache()
-    return KernelCache(function)
+    return cache_of(function)
+
+
+def _cache_of(function):
+    """What a function under `@njit(cache=True)` is cached by."""
+    return _kept(KernelCache, function) if _is_served(function) else FunctionCache(function)
 
 
 def install() -> None:
     """Have Numba ask here for the cache of a function."""
     numba.core.dispatcher.FunctionCache = _cache_of
+    if not numba.config.ENABLE_CUDASIM:
+        _install_for_cuda()
+
+
+def _install_for_cuda() -> None:
+    from numba import cuda
+    from numba.cuda.dispatcher import CUDADispatcher
+
+    numbas = CUDADispatcher.enable_caching
+
+    def enable_caching(kernel):
+        if not _is_served(kernel.py_func):
+            numbas(kernel)
+        elif cuda.implementation != "Built-in":  # which compiles none of our kernels
+            kernel._cache = _kept(_cuda_kernel_cache(), kernel.py_func)
+
+    CUDADispatcher.enable_caching = enable_caching

@@ -112,7 +112,7 @@ def elements(find, visit):
     visit(state, found, b, n, d)
     """
 
-    @cuda.jit
+    @cuda.jit(cache=True)
     @of(visit)
     def walk(shape, state):
         rows, vectors, width = shape
@@ -154,7 +154,7 @@ def pieces(visit, begin=same, together=1):
     pieces into shared memory, and then shares out their elements.
     """
 
-    @cuda.jit
+    @cuda.jit(cache=True)
     @of(visit)
     def walk(ids, base, layout, count, shift, state):
         slots = cuda.shared.array(TILE, np.uint64)
