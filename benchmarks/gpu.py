@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -112,14 +113,22 @@ def reported(command: list, seconds: float) -> tuple[int, list[str]]:
     It is interrupted as by the keyboard, so that pytest still says how far it came.
     """
     lines: list[str] = []
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(list(map(str, command)), cwd=ROOT, text=True, **pipes) as process:
-        timer = threading.Timer(seconds, process.send_signal, [2])
-        timer.start()
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines = [*lines[-30:], line.strip()]
-        timer.cancel()
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+    with subprocess.Popen(list(map(str, command)), cwd=ROOT, text=True, **options) as process:
+        ends = ((seconds, signal.SIGINT), (seconds + 20, signal.SIGKILL))
+        timers = [threading.Timer(after, os.killpg, (process.pid, how)) for after, how in ends]
+        for timer in timers:
+            timer.start()
+        try:
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                lines = [*lines[-30:], line.strip()]
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            for timer in timers:
+                timer.cancel()
     return process.returncode, lines
 
 
@@ -139,7 +148,7 @@ def tests(run: Run) -> Iterator[dict]:
     together = ("-n", "4") if find_spec("xdist") else ()
     files = {"test_device_training.py": (), "test_device_kernels.py": together}
     for file, options in files.items() if find_spec("pytest") else ():
-        yield checked(f"tests/gpu/{file}", [*PYTEST, f"tests/gpu/{file}", *options], run.left() / 3)
+        yield checked(f"tests/gpu/{file}", [*PYTEST, f"tests/gpu/{file}", *options], run.left() / 5)
 
 
 def steps(run: Run, cases, variants) -> Iterator[dict]:

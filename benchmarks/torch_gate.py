@@ -51,9 +51,11 @@ def whole_model(backend: Backend, device: str, how: str) -> None:
     model, peer = build(config(EmbeddingConfig("full")), SMALL.data(), backend), TorchDLRM(SMALL, device)
     copy_weights(model, peer)
     rate = 0.1
-    stepping = trainer(peer, rate, device, how, "fp32")
     batch = SMALL.draw(ROWS)[0]
     ours, theirs = tuple(map(backend.to_device, batch)), tensors(batch, device)
+    stepping = trainer(peer, rate, device, how, "fp32")
+    stepping.step(*theirs)  # some steps are taken until there is a graph
+    copy_weights(model, peer)
     logits = backend.to_host(model.predict(*ours[1:]))
     agree("PyTorch DLRM: logits", stepping.predict(*theirs).cpu().numpy(), logits, 1e-5)
     loss = backend.to_host(model.step(*ours, rate)).mean()
