@@ -62,6 +62,7 @@ class Method:
     ids: the dialects of ids that it can use.
     trained_in: the values of `memory` that it is trained in; in all others it is for inference only.
     categorical: whether it uses the categorical features at all.
+    captured: whether a step on a GPU can be one CUDA graph.
     """
 
     file: str
@@ -69,6 +70,7 @@ class Method:
     ids: tuple[str, ...] = ("hash", "modulo", "dictionary")
     trained_in: tuple[str, ...] = ("fp32",)
     categorical: bool = True
+    captured: bool = True
 
 
 SIZE = ("weights", "megabytes", "compression")
@@ -90,7 +92,8 @@ METHODS = {
     "quotient_remainder": Method("quotient_remainder", (*SIZE, *TABLE, "combine"), ids=COUNTED_IDS),
     # The order of ids modulo a number says nothing of their frequency.
     "frequency": Method("frequency", (*SIZE, *TABLE), ids=("dictionary",)),
-    "tensor_train": Method("tensor_train", (*SIZE, *TABLE), ids=COUNTED_IDS),
+    # CuPy computes its products, by a cuBLAS that cannot be captured.
+    "tensor_train": Method("tensor_train", (*SIZE, *TABLE), ids=COUNTED_IDS, captured=False),
     "compositional": Method("compositional", (*SIZE, *TABLE, "chunks", "hash_seed")),
 }
 # Methods whose ids have to count from 0.

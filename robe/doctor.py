@@ -10,7 +10,7 @@ import numpy as np
 
 from robe import metrics
 from robe.backend import cuda_trouble, select, simulator
-from robe.config import DataSpec, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
+from robe.config import METHODS, DataSpec, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
 from robe.kernels.parts.disk_cache import folder as kernel_folder
 from robe.kernels.workbench.cases import CASES
 from robe.model import build
@@ -53,7 +53,11 @@ def installation(folder: Path) -> Iterator[Check]:
             name, version, threads = pool["internal_api"], pool["version"], pool["num_threads"]
             yield Check("BLAS", None, f"{name} {version}, {threads} threads")
     trouble = cuda_trouble()
-    yield Check("GPU", None, trouble or select("cuda").description)
+    chosen = None if trouble else select("cuda")
+    yield Check("GPU", None, trouble or chosen.description)
+    if chosen and chosen.graph:
+        plain = ", ".join(name for name, method in METHODS.items() if not method.captured)
+        yield Check("CUDA graphs", None, f"each step of a training is one, but not of {plain}")
     yield Check("CUDA simulator", None, "on" if simulator() else "off (NUMBA_ENABLE_CUDASIM=1 turns it on)")
     free = shutil.disk_usage(folder).free
     yield Check(

@@ -1,11 +1,13 @@
-"""What `doctor` says of data: fine ones are not refused, and spoilt ones are not called fine."""
+"""What `doctor` says: fine data are not refused, and spoilt ones are not called fine; and of a GPU."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from robe import metrics
+from robe import doctor, metrics
+from robe.backend import select
 from robe.config import DataSpec
 from robe.doctor import attainable, data_set
 
@@ -108,3 +110,16 @@ def test_labels_of_one_class():
     assert found["clicks"].ok is False
     assert "all labels to train and test and validation are the same" in found["clicks"].text
     assert found["overfits one batch of it"].ok
+
+
+def test_a_gpu_is_told_what_its_graphs_hold(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "_kernels_agree", lambda: (True, ""))
+    monkeypatch.setattr(doctor, "overfits", lambda *batch: (True, ""))
+    monkeypatch.setattr(doctor, "cuda_trouble", lambda: None)
+    for graph, expected in ((object, {"GPU", "CUDA graphs"}), (None, {"GPU"})):
+        card = dataclasses.replace(select("cpu"), description="cuda (a card)", graph=graph)
+        monkeypatch.setattr(doctor, "select", lambda name, card=card: card)
+        told = {check.name: check.text for check in doctor.installation(tmp_path)}
+        assert {"GPU", "CUDA graphs"} & told.keys() == expected
+        assert told["GPU"] == "cuda (a card)"
+        assert told.get("CUDA graphs", "tensor_train").endswith("tensor_train")
