@@ -178,7 +178,9 @@ def test_threads_follow_the_size_of_the_products():
     import numba
     from threadpoolctl import threadpool_info
 
-    from robe.threads import limit_threads
+    from robe.threads import _blas, limit_threads
+
+    _blas.cache_clear()  # SciPy, which other tests import, brings a BLAS of its own
 
     def threads():
         blas = {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
