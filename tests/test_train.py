@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import VERSIONS, resolved
+from conftest import VERSIONS, needs_simulator, resolved
 
 from robe import checkpoint, metrics
 from robe.backend import select
@@ -138,6 +138,22 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, fed, optimizer, memo
     assert [e for e in log("part") if e["kind"] == "validation"] == [
         e for e in log("whole") if e["kind"] == "validation"
     ]
+
+
+@needs_simulator
+def test_deterministic_training_gives_the_same_bytes_and_learns_what_a_cpu_does(tmp_path):
+    """The simulator's threads add in another order each time; twice they come to the same bits."""
+    losses = []
+    for name, backend in (("a", "cuda"), ("b", "cuda"), ("c", "cpu")):
+        settings, run = config(backend=backend, epochs=1), tmp_path / name
+        few = {kind: MemoryRows(64 if kind == "train" else 8, 64) for kind in rows()}
+        train(settings, DATA, few, run, select(backend, deterministic=True))
+        told = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        losses.append([entry.get("loss", entry.get("log_loss")) for entry in told])
+    assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")
+    assert None not in losses[0]
+    assert len(losses[0]) >= 2
+    np.testing.assert_allclose(losses[0], losses[2], rtol=1e-5)  # float32 sums in another order
 
 
 def test_a_log_is_not_rewritten_in_place(tmp_path, monkeypatch):

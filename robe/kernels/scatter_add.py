@@ -207,19 +207,12 @@ def count_in_bins(ids, base, slot_map, shift, first, end, mine):
     cuda.syncthreads()
 
 
-@register_jitable
-def share_of(pieces):
-    """(first, end) of the pieces that this thread block counts and lists."""
-    share = U32((pieces + U32(cuda.gridDim.x) - U32(1)) // U32(cuda.gridDim.x))
-    first = min(U32(U32(cuda.blockIdx.x) * share), pieces)
-    return first, min(U32(first + share), pieces)
-
-
 @cuda.jit(cache=True)
-def _count_pieces_kernel(ids, base, slot_map, shift, pieces, counts):
-    """counts (bins + 1,), 0 before: the pieces that begin in each bin."""
+def _count_pieces_kernel(ids, base, slot_map, shift, pieces, share, counts):
+    """counts (bins + 1,), 0 before: the pieces that begin in each bin; share: of a thread block."""
     mine = cuda.shared.array(0, np.uint32)
-    first, end = share_of(pieces)
+    first = min(U32(U32(cuda.blockIdx.x) * share), pieces)
+    end = min(U32(first + share), pieces)
     bins = mine[: U32(counts.size - 1)]
     count_in_bins(ids, base, slot_map, shift, first, end, bins)
     i = U32(cuda.threadIdx.x)
@@ -239,11 +232,12 @@ def _reserve_kernel(counts):
 
 
 @cuda.jit(cache=True)
-def _list_pieces_kernel(ids, base, slot_map, shift, pieces, ends, listed):
+def _list_pieces_kernel(ids, base, slot_map, shift, pieces, share, ends, listed):
     """listed (pieces,): those of each bin side by side, up to ends[bin], which was its beginning before."""
     mine = cuda.shared.array(0, np.uint32)
     thread, threads = U32(cuda.threadIdx.x), U32(cuda.blockDim.x)
-    first, end = share_of(pieces)
+    first = min(U32(U32(cuda.blockIdx.x) * share), pieces)
+    end = min(U32(first + share), pieces)
     bins = mine[: U32(ends.size - 1)]
     count_in_bins(ids, base, slot_map, shift, first, end, bins)
     i = thread
@@ -349,9 +343,10 @@ def add_bins(d_vectors, ids, base, slot_map, largest, digits, scale, sums, out):
     listed = scratch(out, "listed", (pieces,), np.uint32)
     counts[...] = 0
     rows, few = (ids, base, slot_map, shift), block_shape(SHARES, shared=counts.nbytes)
-    launch(_count_pieces_kernel, (pieces,), *rows, U32(pieces), counts, shape=few)
+    share = U32(-(-pieces // few[0]))
+    launch(_count_pieces_kernel, (pieces,), *rows, U32(pieces), share, counts, shape=few)
     launch(_reserve_kernel, (bins_of(out),), counts)
-    launch(_list_pieces_kernel, (pieces,), *rows, U32(pieces), counts, listed, shape=few)
+    launch(_list_pieces_kernel, (pieces,), *rows, U32(pieces), share, counts, listed, shape=few)
     rest = (listed, counts, d_vectors, largest, digits, scale, sums, out)
     launch(_add_bins_kernel, (pieces,), *rows, *rest, shape=block_shape(-(-pieces // CHUNK)))
 
