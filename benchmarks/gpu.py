@@ -89,15 +89,16 @@ class Run(NamedTuple):
 
 def lacking() -> Iterator[str]:
     """Lines: what is not installed, and what will not be measured without it."""
-    wanted = {
+    wanted = dict.fromkeys(
+        ("numba_cuda", "cupy", "nvmath"), f"nothing runs ({extra('cuda13')}, or cuda12)"
+    ) | {
         "pytest": f"no device tests ({extra('test')})",
         "torch": f"no peers ({extra('torch')})",
         "fbgemm_gpu": "no tables of FBGEMM beside ours (pip install fbgemm-gpu)",
-        "nvmath": f"the products go through CuPy ({extra('cuda13')})",
     }
-    yield from (
-        f"{name} is not installed: {without}" for name, without in wanted.items() if not find_spec(name)
-    )
+    for name, without in wanted.items():
+        if not find_spec(name):
+            yield f"{name} is not installed: {without}"
     if sanitizer_tool() is None:
         yield "compute-sanitizer is not installed: kernels are not searched for races (CUDA's toolkit has it)"
 
@@ -296,9 +297,9 @@ def measure(minutes: float = 10, only: Part | None = None, out: Path = RESULTS) 
 
 
 def write(run: Run, parts: tuple[str, ...], out: Path) -> None:
-    where = machine(select(BACKEND).description)
     for text in lacking():
         print(text, flush=True)
+    where = machine(select(BACKEND).description)
     results = json.loads(out.read_text()) if parts != PARTS and out.exists() else {}
     for part in parts:
         results[part] = {"machine": where, "rows": []}

@@ -292,7 +292,7 @@ class TestBorrowedCard:
         monkeypatch.setattr(gpu, "find_spec", lambda name: None)
         monkeypatch.setattr(gpu, "sanitizer_tool", lambda: None)
         text = "\n".join(gpu.lacking())
-        for name in ("pytest", "torch", "fbgemm_gpu", "nvmath", "compute-sanitizer"):
+        for name in ("cupy", "nvmath", "pytest", "torch", "fbgemm_gpu", "compute-sanitizer"):
             assert f"{name} is not installed: " in text
 
 

@@ -138,6 +138,8 @@ class _Mended:
             super().save_overload(signature, compiled)
         except OSError as error:
             _say(f"{folder()}: compiled kernels cannot be kept ({error.strerror}); {REMEDY}")
+        except Exception as error:  # of what Numba makes that cannot be written, such as code of a library
+            _say(f"{self._impl.filename_base} cannot be kept, and is compiled anew each time: {error}")
 
 
 class KernelCache(_Mended, FunctionCache):
