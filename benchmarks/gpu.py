@@ -49,7 +49,13 @@ EFFORT = Effort(rounds=7, seconds=0.1)
 
 # The tables that are compared with, and the ROBE array that stands for them.
 ARRAY, NAME = EmbeddingConfig(megabytes=100, block=32), "ROBE 100 MB"
-PRECISIONS = ("fp32", "tf32", "bf16")
+# Name -> precision, and whether a step is one CUDA graph.
+OURS = {
+    "tf32": ("tf32", True),
+    "bf16": ("bf16", True),
+    "fp32": ("fp32", True),
+    "tf32, no graph": ("tf32", False),
+}
 STEPS = (("mlperf", 65536), ("mlperf", 2048), ("kaggle", 128))
 MORE_STEPS = (("mlperf", 16384), ("kaggle", 2048), ("kaggle", 65536))
 VERBS = ("training step", "inference")
@@ -166,12 +172,12 @@ def beside_peers(run: Run, preset: str, batch: int, variants) -> Iterator[dict]:
     array = run.effort.pick(ARRAY, EmbeddingConfig(megabytes=0.1, block=32))
     gate(preset, array, min(batch, 256), select(BACKEND))
     jobs = {}
-    for precision in PRECISIONS:
-        backend = select(BACKEND, precision)
+    for how, (precision, graph) in OURS.items():
+        backend = select(BACKEND, precision, graph=graph)
         batches = [tuple(map(backend.to_device, drawn)) for drawn in work.draw(batch)]
         model = build(config(preset, array, batch), work.data(), backend)
         calls = verbs(model, batches)
-        jobs |= {f"{NAME} {precision}: {v}": effort.job(calls[v], backend.synchronize) for v in VERBS}
+        jobs |= {f"{NAME} {how}: {v}": effort.job(calls[v], backend.synchronize) for v in VERBS}
     settings = {"tables": preset, "table_bytes": work.table_bytes, "batches": [batch], "variants": variants}
     with peer("torch_dlrm", backend, effort.seconds, **settings) as found:
         theirs = {name.split(": ", 1)[1]: job for name, job in found.items() if "embedding part" not in name}
@@ -183,9 +189,9 @@ def beside_peers(run: Run, preset: str, batch: int, variants) -> Iterator[dict]:
         peers = {name: values for name, values in times.items() if name in theirs and name.endswith(verb)}
         if peers:
             best = min(peers, key=lambda name: np.median(peers[name]))
-            for precision in PRECISIONS:
-                ours, name = times[f"{NAME} {precision}: {verb}"], best.removesuffix(f": {verb}")
-                row = ratio(f"{group}: {verb}, {NAME}, {precision}", name, ours, peers[best])
+            for how in OURS:
+                ours, name = times[f"{NAME} {how}: {verb}"], best.removesuffix(f": {verb}")
+                row = ratio(f"{group}: {verb}, {NAME}, {how}", name, ours, peers[best])
                 yield row | {"batch": batch, "table_bytes": work.full_bytes}
 
 
