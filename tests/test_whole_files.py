@@ -152,5 +152,5 @@ def test_no_remedy_calls_a_file_damaged():
         "x: Too many open files; raise the"
     )
     assert told(OSError("1 requested and 0 written")) == (
-        "a file: 1 requested and 0 written; check the path, the rights and the space"
+        "the output: 1 requested and 0 written; check the path, the rights and the space"
     )
