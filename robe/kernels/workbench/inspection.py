@@ -260,13 +260,15 @@ def ptx(started: Started, capability: str) -> str:
         raise InspectionError(f"NVIDIA's compiler is not installed: {EXTRA}") from None
 
 
-def cubin(text: str, capability: str) -> tuple[bytes, str]:
-    """Machine code of PTX text, and what the linker says of its registers."""
+def cubin(started: Started, capability: str) -> tuple[bytes, str]:
+    """A CUDA kernel as machine code, and what the linker says of its registers."""
     try:
         from cuda.bindings import nvjitlink
     except ImportError:
         raise InspectionError(f"NVIDIA's linker is not installed: {EXTRA}") from None
-    options = [f"-arch=sm_{capability.replace('.', '')}", "-verbose"]
+    text, options = ptx(started, capability), [f"-arch=sm_{capability.replace('.', '')}", "-verbose"]
+    if most := started.kernel.targetoptions.get("max_registers"):
+        options.append(f"-maxrregcount={most}")
     handle = nvjitlink.create(len(options), options)
     try:
         nvjitlink.add_data(handle, nvjitlink.InputType.PTX, text.encode(), len(text), "kernel")
@@ -282,7 +284,7 @@ def cubin(text: str, capability: str) -> tuple[bytes, str]:
 
 def resources(started: Started, capability: str) -> Resources:
     """Registers, spills, shared memory and theoretical occupancy of a CUDA kernel."""
-    _, log = cubin(ptx(started, capability), capability)
+    _, log = cubin(started, capability)
     registers = int(re.search(r"Used (\d+) registers", log)[1])
     spilled = sum(map(int, re.findall(r"(\d+) bytes spill", log)))
     shared = started.shared + sum(map(int, re.findall(r"(\d+) bytes smem", log)))
@@ -311,7 +313,7 @@ def sass(started: Started, capability: str) -> str:
     if tool is None:
         raise InspectionError(f"nvdisasm is not installed: {EXTRA}")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin(ptx(started, capability), capability)[0])
+        file.write(cubin(started, capability)[0])
         file.flush()
         return subprocess.run([tool, file.name], check=True, capture_output=True, text=True).stdout
 
