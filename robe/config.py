@@ -243,6 +243,10 @@ class TrainConfig:
     target_auc: float | None = None
     """Stop when the validation AUC reaches this."""
 
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a better validation AUC. The weights of the best
+    evaluation are then those of the model: they are kept, tested and reported."""
+
     backend: Literal["auto", "reference", "cpu", "cuda"] = "auto"
     """Where to compute: auto (a GPU if there is one, else cpu), reference (NumPy only), cpu, cuda."""
 
@@ -256,6 +260,7 @@ class TrainConfig:
 
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
+LATER = ("patience",)  # of its settings, those that came after the format of checkpoints
 
 
 @dataclass(frozen=True)
@@ -284,7 +289,7 @@ LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 
 # Settings that must be positive where they are given.
 POSITIVE = {
-    *("batch", "epochs", "eval_every", "checkpoint_every", "width", "bottom", "top", "lr", "eps"),
+    *("batch", "epochs", "eval_every", "checkpoint_every", "patience", "width", "bottom", "top", "lr", "eps"),
     *("weights", "megabytes", "compression", "block", "init_bound", "chunks"),
 }
 
@@ -321,6 +326,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("epochs", config.epochs, 1, 2**31 - 1),
         ("eval-every", config.eval_every or 1, 1, 2**63 - 1),
         ("checkpoint-every", config.checkpoint_every or 1, 1, 2**63 - 1),
+        ("patience", config.patience or 1, 1, 2**63 - 1),
         ("width", model.width, 1, LARGEST_LAYER),
         ("bottom", max(model.bottom, default=1), 1, LARGEST_LAYER),
         ("top", max(model.top, default=1), 1, LARGEST_LAYER),
@@ -414,6 +420,17 @@ def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, 
             "give more weights or a smaller --block"
         )
     return weights
+
+
+def to_json(config: TrainConfig) -> dict:
+    """What `from_json` rebuilds. The files of runs that do not use the settings of LATER are as they were
+    before there were any."""
+    defaults = vars(TrainConfig())
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in LATER or value != defaults[name]
+    }
 
 
 def from_json(data: dict) -> TrainConfig:

@@ -152,6 +152,16 @@ def test_configuration_survives_json():
     assert c.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
+def test_settings_that_came_later_stand_in_files_only_where_they_are_used():
+    """So the files of all other runs keep their bytes, and those of older programs can be read."""
+    config = resolve(TrainConfig())
+    assert not c.to_json(config).keys() & set(c.LATER)
+    later = dataclasses.replace(config, patience=3)
+    assert c.to_json(later) == c.to_json(config) | {"patience": 3}
+    for each in (config, later):
+        assert c.from_json(json.loads(json.dumps(c.to_json(each)))) == each
+
+
 def test_foreign_configuration_is_refused():
     data = dataclasses.asdict(TrainConfig()) | {"colour": "red"}
     with pytest.raises(ConfigError, match="colour"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import VERSIONS, needs_simulator, resolved
 
-from robe import checkpoint, metrics
+from robe import checkpoint, metrics, report
 from robe.backend import select
 from robe.checkpoint import CheckpointError
 from robe.config import ConfigError, DataSpec, EmbeddingConfig, OptimizerConfig
@@ -109,20 +110,8 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, fed, optimizer, memo
     settings = dataclasses.replace(config(memory=memory), optimizer=schedule)
     whole = train(settings, DATA, rows(), tmp_path / "whole")
 
-    class Stopped(Exception):
-        pass
-
-    class Stopping(MemoryRows):
-        def batches(self, *args, **kwargs):
-            for batch in super().batches(*args, **kwargs):
-                Stopping.given += 1
-                if Stopping.given > stop:
-                    raise Stopped
-                yield batch
-
-    Stopping.given = 0
     with pytest.raises(Stopped):
-        train(settings, DATA, rows() | {"train": Stopping(500, 500)}, tmp_path / "part")
+        train(settings, DATA, rows() | {"train": stopping(stop)}, tmp_path / "part")
     with (tmp_path / "part" / "metrics.jsonl").open("a") as log:
         log.write('{"kind": "tra')  # a line cut short
     resumed = train(settings, DATA, rows(), tmp_path / "part", fed_backend() if fed else None)
@@ -288,6 +277,103 @@ def test_it_stops_at_the_target(tmp_path):
     assert result["steps"] < 50 * 16
     again = train(config(epochs=50, target_auc=0.7), DATA, rows(), tmp_path / "run")
     assert again["steps"] == result["steps"]
+
+
+def patient(**changes):
+    return config(**{"epochs": 30, "eval_every": 4, "patience": 3} | changes)
+
+
+def told(run):
+    """The log of a run without times, and the validation AUC of each step that has one."""
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    aucs = {entry["step"]: entry["auc"] for entry in entries if entry["kind"] == "validation"}
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in entries], aucs
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping(stop):
+    """Training rows that end the process at a batch."""
+    given = itertools.count(1)
+
+    class Rows(MemoryRows):
+        def batches(self, *args, **kwargs):
+            for batch in super().batches(*args, **kwargs):
+                if next(given) > stop:
+                    raise Stopped
+                yield batch
+
+    return Rows(500, 500)
+
+
+@pytest.mark.parametrize("patience", [1, 3, 10**6])
+def test_patience_ends_a_training_at_its_best(patience, tmp_path):
+    """The last is longer than the training: then all of it is done, and the best is kept all the same."""
+    settings = patient(patience=patience, epochs=6)
+    result = train(settings, DATA, rows(), tmp_path)
+    (entries, aucs), steps = told(tmp_path), result["steps"]
+    best = max(aucs, key=aucs.get)
+    assert [step for step in aucs if step > best] == [
+        best + 4 * n for n in range(1, 1 + min(patience, 99)) if best + 4 * n <= 96
+    ]
+    assert (steps, best < steps) == (max(aucs), True)
+    ending = {1: "no better validation AUC in 1 evaluation", 3: "no better validation AUC in 3 evaluations"}
+    assert result["stopped"] == ending.get(patience, "all epochs done")
+    assert result["best_step"] == best
+    assert result["validation"]["auc"] == aucs[best]
+    assert checkpoint.latest(tmp_path) == checkpoint.of_step(tmp_path, best)
+    model = checkpoint.load_model(tmp_path, "cpu")[0]
+    assert metrics.summary(*predict(model, rows()["test"])) == result["test"]
+    weights = weights_of(tmp_path)
+    assert train(settings, DATA, rows(), tmp_path) == result  # resumed, with nothing left to do
+    assert (weights_of(tmp_path), told(tmp_path)) == (weights, (entries, aucs))
+
+
+def test_what_is_told_and_drawn_is_the_best(tmp_path, monkeypatch):
+    result = train(patient(patience=1), DATA, rows(), tmp_path) | {"bayes": None, "data": "data of a test"}
+    best, auc = result["best_step"], result["validation"]["auc"]
+    assert f"validation AUC {auc:.4f} (of step {best})" in report.text(result)
+    drawn = []
+    monkeypatch.setattr(report, "write_figure", lambda path, figure, dpi: drawn.append(figure))
+    report.draw_curves(tmp_path, result)
+    for axes in drawn[0].axes:
+        (line,) = (line for line in axes.lines if line.get_label() == "the model kept")
+        assert set(line.get_xdata()) == {best}
+
+
+@pytest.mark.parametrize("stop", [-9, 1, 5, 9, 11, "removing"])
+def test_a_run_stopped_within_its_patience_ends_as_if_it_had_not(stop, tmp_path, monkeypatch):
+    """Around the best step, up to the last one, and while the checkpoints after the best are removed."""
+    whole = train(patient(), DATA, rows(), tmp_path / "whole")
+    best = whole["best_step"]
+    assert 9 < best < whole["steps"] == best + 12 < 480
+    remove = checkpoint._remove
+
+    def removed(folder):
+        remove(folder)
+        if folder.name == f"step_{best + 12:08d}":
+            raise Stopped
+
+    data = rows() | {"train": stopping(math.inf if stop == "removing" else best + stop)}
+    monkeypatch.setattr(checkpoint, "_remove", removed)
+    with pytest.raises(Stopped):
+        train(patient(), DATA, data, tmp_path / "part")
+    monkeypatch.undo()
+    resumed = train(patient(), DATA, rows(), tmp_path / "part")
+    assert weights_of(tmp_path / "part") == weights_of(tmp_path / "whole")
+    assert checkpoint.latest(tmp_path / "part").name == checkpoint.latest(tmp_path / "whole").name
+    for name in ("test", "validation", "stopped", "steps", "best_step", "training_loss"):
+        assert resumed[name] == whole[name], name
+    assert told(tmp_path / "part")[1] == told(tmp_path / "whole")[1]
+
+
+def test_patience_cannot_judge_by_rows_of_one_class(tmp_path):
+    data = rows()
+    data["validation"].label[:] = 0
+    result = train(patient(patience=1, epochs=1), DATA, data, tmp_path)
+    assert (result["stopped"], result["best_step"], result["steps"]) == ("all epochs done", 16, 16)
 
 
 def test_a_nan_stops_training_and_spares_the_checkpoint(tmp_path):
