@@ -231,6 +231,10 @@ class TrainConfig:
     epochs: int = 1
     """Passes over the training days."""
 
+    fresh_embeddings: bool = False
+    """Begin each pass with new initial weights of the embedding, and new sums of its optimizer, while the
+    MLPs go on: in later passes it would otherwise learn the training rows by heart."""
+
     seed: int = 0
     """Seed of the initial weights and of the order of the rows."""
 
@@ -260,7 +264,7 @@ class TrainConfig:
 
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
-LATER = ("patience",)  # of its settings, those that came after the format of checkpoints
+LATER = ("fresh_embeddings", "patience")  # of its settings, those that came after the format of checkpoints
 
 
 @dataclass(frozen=True)
@@ -350,6 +354,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
     if optimizer.decay_start is None and optimizer.decay_steps:
         raise ConfigError("--decay-steps needs --decay-start, the step at which the rate begins to fall")
+    if config.fresh_embeddings and config.epochs < 2:
+        raise ConfigError("--fresh-embeddings needs --epochs of 2 or more; those of the first pass are fresh")
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
     refuse_unused(optimizer, "optimizer", {name: (*SCHEDULE, *own) for name, own in OPTIMIZERS.items()})
     return config

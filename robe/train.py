@@ -94,6 +94,8 @@ def train(
     to_come = _to_come(rows["train"], config, position)
     with closing(fed(model, to_come, config.batch, phase)) as batches:
         while not stopped and position.step < total:
+            if config.fresh_embeddings and position.epoch and position.epoch_step == 0:
+                model.embedding.begin(position.epoch)
             position, (label, dense, ids) = next(batches)
             step, at_end = position.step, position.step == total
             evaluates = step % evaluate_every == 0 or at_end

@@ -136,6 +136,12 @@ def test_decay_needs_its_length():
         resolve(TrainConfig(optimizer=OptimizerConfig(decay_steps=10)))
 
 
+def test_one_pass_is_fresh_anyway():
+    with pytest.raises(ConfigError, match="--fresh-embeddings needs --epochs of 2 or more"):
+        resolve(TrainConfig(fresh_embeddings=True))
+    assert resolve(TrainConfig(fresh_embeddings=True, epochs=2)).fresh_embeddings
+
+
 def test_learning_rate_schedule():
     schedule = OptimizerConfig("sgd", 2.0, warmup_steps=4, decay_start=10, decay_steps=10)
     rates = [learning_rate(schedule, step) for step in range(22)]

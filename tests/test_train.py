@@ -294,18 +294,17 @@ class Stopped(Exception):
     pass
 
 
-def stopping(stop):
+def stopping(stop, whole=None):
     """Training rows that end the process at a batch."""
-    given = itertools.count(1)
+    whole, given = whole or rows()["train"], itertools.count(1)
 
-    class Rows(MemoryRows):
-        def batches(self, *args, **kwargs):
-            for batch in super().batches(*args, **kwargs):
-                if next(given) > stop:
-                    raise Stopped
-                yield batch
+    def batches(*args, **kwargs):
+        for batch in whole.batches(*args, **kwargs):
+            if next(given) > stop:
+                raise Stopped
+            yield batch
 
-    return Rows(500, 500)
+    return SimpleNamespace(count=whole.count, batches=batches)
 
 
 @pytest.mark.parametrize("patience", [1, 3, 10**6])
@@ -343,10 +342,17 @@ def test_what_is_told_and_drawn_is_the_best(tmp_path, monkeypatch):
         assert set(line.get_xdata()) == {best}
 
 
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory):
+    """The folder of a run that its patience ended, and its summary."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(patient(), DATA, rows(), folder)
+
+
 @pytest.mark.parametrize("stop", [-9, 1, 5, 9, 11, "removing"])
-def test_a_run_stopped_within_its_patience_ends_as_if_it_had_not(stop, tmp_path, monkeypatch):
+def test_a_run_stopped_within_its_patience_ends_as_if_it_had_not(stop, unstopped, tmp_path, monkeypatch):
     """Around the best step, up to the last one, and while the checkpoints after the best are removed."""
-    whole = train(patient(), DATA, rows(), tmp_path / "whole")
+    folder, whole = unstopped
     best = whole["best_step"]
     assert 9 < best < whole["steps"] == best + 12 < 480
     remove = checkpoint._remove
@@ -359,14 +365,14 @@ def test_a_run_stopped_within_its_patience_ends_as_if_it_had_not(stop, tmp_path,
     data = rows() | {"train": stopping(math.inf if stop == "removing" else best + stop)}
     monkeypatch.setattr(checkpoint, "_remove", removed)
     with pytest.raises(Stopped):
-        train(patient(), DATA, data, tmp_path / "part")
+        train(patient(), DATA, data, tmp_path)
     monkeypatch.undo()
-    resumed = train(patient(), DATA, rows(), tmp_path / "part")
-    assert weights_of(tmp_path / "part") == weights_of(tmp_path / "whole")
-    assert checkpoint.latest(tmp_path / "part").name == checkpoint.latest(tmp_path / "whole").name
+    resumed = train(patient(), DATA, rows(), tmp_path)
+    assert weights_of(tmp_path) == weights_of(folder)
+    assert checkpoint.latest(tmp_path).name == checkpoint.latest(folder).name
     for name in ("test", "validation", "stopped", "steps", "best_step", "training_loss"):
         assert resumed[name] == whole[name], name
-    assert told(tmp_path / "part")[1] == told(tmp_path / "whole")[1]
+    assert told(tmp_path)[1] == told(folder)[1]
 
 
 def test_patience_cannot_judge_by_rows_of_one_class(tmp_path):
@@ -374,6 +380,42 @@ def test_patience_cannot_judge_by_rows_of_one_class(tmp_path):
     data["validation"].label[:] = 0
     result = train(patient(patience=1, epochs=1), DATA, data, tmp_path)
     assert (result["stopped"], result["best_step"], result["steps"]) == ("all epochs done", 16, 16)
+
+
+FRESH = {
+    "fp16": {"weights": 40, "block": 4, "memory": "fp16"},
+    "mixed_precision": {"method": "mixed_precision", "bits": 8, "cache": 1.0},
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("embedding", FRESH)
+def test_fresh_embeddings_are_drawn_once_a_pass(embedding, version, tmp_path):
+    """Against the steps by themselves; and stopped around the end of a pass, which has a checkpoint."""
+    size = {"width": 4, "bottom": (6,), "top": (6,)}
+    settings = resolved(
+        size, FRESH[embedding], batch=32, epochs=3, fresh_embeddings=True, checkpoint_every=1, backend=version
+    )
+    data = dataclasses.replace(DATA, dialect="dictionary")
+    few = {name: MemoryRows(70 if name == "train" else 20, 1) for name in rows()}  # 3 steps a pass
+    model = build(settings, data, select(version))
+    for epoch in range(3):
+        if epoch:
+            model.embedding.begin(epoch)
+        for label, dense, ids in few["train"].batches(32, seed=0, epoch=epoch):
+            model.step(label, dense, ids, settings.optimizer.lr)
+    train(settings, data, few, tmp_path / "whole")
+    trained = checkpoint.load_model(tmp_path / "whole", version)[0].state()
+    for name, array in model.state().items():
+        # On a GPU sums of floats are added up in any order.
+        np.testing.assert_allclose(trained[name], array, rtol=0 if version == "cpu" else 1e-3, err_msg=name)
+    if version == "cpu":
+        for stop in (2, 3, 4, 7):
+            stopped = few | {"train": stopping(stop, few["train"])}
+            with pytest.raises(Stopped):
+                train(settings, data, stopped, tmp_path / f"part{stop}")
+            train(settings, data, few, tmp_path / f"part{stop}")
+            assert weights_of(tmp_path / f"part{stop}") == weights_of(tmp_path / "whole")
 
 
 def test_a_nan_stops_training_and_spares_the_checkpoint(tmp_path):
