@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.background import in_parallel
-from data_pipeline.dialects import TRANSFORMS, encoder
+from data_pipeline.dialects import TRANSFORMS, encoder, scaler
 from data_pipeline.folders import CHECKED, valid
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, Manifest, Stretch
@@ -244,10 +244,11 @@ def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Genera
     """
     require_recipe(manifest, path)
     encode = encoder(manifest)
+    scale = scaler(manifest.schema, manifest.dense_transform, manifest.measured)
 
     def windows() -> Generator[Batch, None, None]:
         for chunk in read_log(path, manifest.schema, labelled=None, dense=manifest.dense_transform):
-            yield Batch(np.full(len(chunk.ids), np.nan, np.float32), chunk.dense, encode(chunk.ids))
+            yield Batch(np.full(len(chunk.ids), np.nan, np.float32), scale(chunk.dense), encode(chunk.ids))
 
     return _cut(windows(), batch_size)
 
