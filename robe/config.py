@@ -247,8 +247,9 @@ class TrainConfig:
     """Where to compute: auto (a GPU if there is one, else cpu), reference (NumPy only), cpu, cuda."""
 
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """What the matrix products of the dense layers are computed in; all else stays float32. Without a
-    GPU, tf32 and bf16 are emulated: slow, but they show what the precision does to the AUC."""
+    """What the matrix products of the dense layers are computed in; in bf16 activations and their gradients
+    are kept so, too. All else stays float32. Without a GPU, tf32 and bf16 are emulated: slow, but they show
+    what the precision does to the AUC."""
 
     deterministic: bool = False
     """On a GPU, add up gradients in a way that no order of additions changes, so that training repeats bit

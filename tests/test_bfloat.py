@@ -10,9 +10,9 @@ from test_matmul import fused, load, store
 from test_model import batch, settings
 
 from robe.backend import select
-from robe.kernels.operations import version
+from robe.kernels.operations import version, versions
 from robe.kernels.parts.bfloat import from_bfloat, kept, number, to_bfloat
-from robe.kernels.workbench.cases import CASES, calls
+from robe.kernels.workbench.cases import CASES, WORDS, calls
 from robe.matmul import rounded
 from robe.model import build
 
@@ -54,52 +54,34 @@ def floats(words):
     return out
 
 
-# Operation -> versions, and the arguments that may be words.
-READ = {
-    "interaction_backward": (("cuda", "cuda_elements"), ("d_out",)),
-    "interaction_scatter": (("cuda", "cuda_apart", "cuda_deterministic"), ("d_out",)),
-    "bias_relu": (("cuda",), ("bias",)),
-    "bias_relu_backward": (("cuda", "cuda_columns"), ("out",)),
-}
-WRITTEN = {
-    "interaction": ("cuda", "cuda_elements"),
-    "gather_interaction": ("cuda", "cuda_apart"),
-    "cached_interaction": ("cuda",),
-    "bias_relu": ("cuda",),
-}
-SOME = [case for case in CASES if case.name in ("Z < D", "D = 1", "empty batch", "Z does not divide D")]
+SOME = [case for case in CASES if case.name in ("Z < D", "D = 1", "empty batch")]
 
 
 @needs_simulator
 @pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
-@pytest.mark.parametrize(("operation", "name"), [(o, v) for o, (names, _) in READ.items() for v in names])
-def test_kernels_read_words(operation, name, case):
-    """What they make of the same numbers as floats; where additions are atomic, in another order perhaps."""
-    call, (_, arguments) = calls(case)[operation], READ[operation]
-    kernel, results = version(operation, name), []
-    for words in (True, False):
+@pytest.mark.parametrize(
+    ("operation", "name"),
+    [(operation, name) for operation in WORDS for name in versions(operation) if name.startswith("cuda")],
+)
+def test_kernels_take_words_for_floats(operation, name, case):
+    """What they make of the same numbers as floats, rounded; atomic additions in another order perhaps."""
+    call, kernel, results = calls(case)[operation], version(operation, name), []
+    for as_words in (True, False):
         arrays = call.copy()
-        for argument in arguments:
-            short = np.zeros(arrays[argument].shape, np.uint16)
-            store(arrays[argument], short)
-            arrays[argument] = short if words else floats(short)
+        for argument in WORDS[operation]:
+            words = np.zeros(arrays[argument].shape, np.uint16)
+            if argument not in call.outputs:
+                store(arrays[argument], words)
+            if as_words:
+                arrays[argument] = words
+            elif argument not in call.outputs:
+                arrays[argument] = floats(words)
         kernel(*arrays.values())
         results.append([arrays[output] for output in call.outputs])
     for found, expected in zip(*results, strict=True):
+        if found.dtype == np.uint16:
+            found, expected = floats(found), rounded(expected, 7)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 if "scatter" in operation else 0)
-
-
-@needs_simulator
-@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
-@pytest.mark.parametrize(("operation", "name"), [(o, v) for o, names in WRITTEN.items() for v in names])
-def test_kernels_write_words(operation, name, case):
-    """What they would write as floats, rounded."""
-    call, kernel = calls(case)[operation], version(operation, name)
-    expected, arrays = call.copy(), call.copy()
-    arrays["out"] = np.zeros(arrays["out"].shape, np.uint16)
-    kernel(*expected.values())
-    kernel(*arrays.values())
-    np.testing.assert_array_equal(floats(arrays["out"]), rounded(expected["out"], 7))
 
 
 @needs_simulator

@@ -81,16 +81,23 @@ def small_evaluations(monkeypatch):
         monkeypatch.setattr(f"{module}.EVALUATION_BATCH", 8)
 
 
-EVERY = [(method, optimizer, False) for method in METHODS for optimizer in ("sgd", "adagrad")]
-IN_ORDER = [("ROBE", "sgd", True), ("compositional", "sgd", True)]
+# Method, optimizer, whether sums have a fixed order, and precision.
+EVERY = [(method, optimizer, False, "fp32") for method in METHODS for optimizer in ("sgd", "adagrad")]
+EVERY += [
+    ("ROBE", "sgd", True, "fp32"),
+    ("compositional", "sgd", True, "fp32"),
+    ("ROBE", "sgd", False, "bf16"),
+]
 
 
 @needs_simulator
-@pytest.mark.parametrize(("method", "optimizer", "deterministic"), EVERY + IN_ORDER)
-def test_graph_and_plain_steps_agree(method, optimizer, deterministic, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(("method", "optimizer", "deterministic", "precision"), EVERY)
+def test_graph_and_plain_steps_agree(
+    method, optimizer, deterministic, precision, monkeypatch, tmp_path, capsys
+):
     """While the learning rate changes, batches are short between, and evaluations come in between."""
-    config = settings(method, optimizer, deterministic=deterministic)
-    graphs, plain = recording(monkeypatch, deterministic=deterministic)
+    config = settings(method, optimizer, deterministic=deterministic, precision=precision)
+    graphs, plain = recording(monkeypatch, deterministic=deterministic, precision=precision)
     expected = run_of(plain, config, tmp_path / "plain")
     assert Recorder.made == []
     assert run_of(graphs, config, tmp_path / "graphs") == expected

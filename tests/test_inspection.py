@@ -230,6 +230,18 @@ def test_codes_are_read_as_such():
 
 
 @needs_compiler
+def test_words_of_bfloat16_are_read_and_written_as_such():
+    """What takes activations has a kernel for words: 2 bytes each, and small numbers are not flushed to 0."""
+    words = {name: kernel for name, kernel in each_kernel().items() if name.endswith(" of words")}
+    both = ("_interaction", "_interaction_backward", "_gather_interaction", "_interaction_scatter")
+    assert {f"{name}_kernel of words" for name in (*both, "_bias_relu", "_bias_relu_backward")} < set(words)
+    for started in words.values():
+        text = inspection.ptx(started, "9.0")
+        assert re.search(r"(ld|st)\.global\S*\.[ub]16", text)
+        assert ".ftz" not in text
+
+
+@needs_compiler
 @pytest.mark.parametrize("capability", inspection.REPORTED)
 def test_the_gather_writes_four_floats_at_once(capability):
     text = inspection.ptx(inspection.kernels("gather")["_gather_kernel"], capability)

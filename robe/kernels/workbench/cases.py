@@ -15,6 +15,16 @@ from robe.kernels.quantise import quantise_reference
 from robe.kernels.sort_rows import sort_rows_reference
 
 BITS = {"int8": 8, "int4": 4}
+# Operation -> its arguments that CUDA versions take as words of bfloat16, too.
+WORDS = {
+    "interaction": ("out",),
+    "gather_interaction": ("out",),
+    "cached_interaction": ("out",),
+    "interaction_backward": ("d_out",),
+    "interaction_scatter": ("d_out",),
+    "bias_relu": ("bias", "out"),
+    "bias_relu_backward": ("out",),
+}
 
 
 class Case(NamedTuple):
