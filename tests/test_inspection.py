@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,10 +19,14 @@ from robe.kernels.workbench.inspection import InspectionError
 
 
 def compiler_trouble():
+    """Asked at sizes at which the arguments of a kernel are made at once."""
     try:
-        inspection.show("sgd", "registers", "9.0")
+        with mock.patch.object(inspection, "BENCH", CASES[1]):
+            inspection.show("sgd", "registers", "9.0")
     except InspectionError as error:
         return str(error)
+    finally:
+        inspection.kernels.cache_clear()
     return None
 
 
@@ -30,6 +36,13 @@ without_compiler = pytest.mark.skipif(compiler_trouble() is not None, reason=f"{
 
 def needs_compiler(test):
     return pytest.mark.compiler(without_compiler(test))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def made_once():
+    """What the views make anew for each operation or test: arguments of the sizes of the benchmark, links."""
+    with mock.patch.multiple(inspection, calls=cache(calls), cubin=cache(inspection.cubin)):
+        yield
 
 
 def each_kernel():
