@@ -231,6 +231,10 @@ class TrainConfig:
     epochs: int = 1
     """Passes over the training days."""
 
+    fresh_embeddings: bool = False
+    """Begin each pass with new initial weights of the embedding, and new sums of its optimizer, while the
+    MLPs go on: in later passes it would otherwise learn the training rows by heart."""
+
     seed: int = 0
     """Seed of the initial weights and of the order of the rows."""
 
@@ -242,6 +246,10 @@ class TrainConfig:
 
     target_auc: float | None = None
     """Stop when the validation AUC reaches this."""
+
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a better validation AUC. The weights of the best
+    evaluation are then those of the model: they are kept, tested and reported."""
 
     backend: Literal["auto", "reference", "cpu", "cuda"] = "auto"
     """Where to compute: auto (a GPU if there is one, else cpu), reference (NumPy only), cpu, cuda."""
@@ -257,6 +265,7 @@ class TrainConfig:
 
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
+LATER = ("fresh_embeddings", "patience")  # of its settings, those that came after the format of checkpoints
 
 
 @dataclass(frozen=True)
@@ -285,7 +294,7 @@ LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 
 # Settings that must be positive where they are given.
 POSITIVE = {
-    *("batch", "epochs", "eval_every", "checkpoint_every", "width", "bottom", "top", "lr", "eps"),
+    *("batch", "epochs", "eval_every", "checkpoint_every", "patience", "width", "bottom", "top", "lr", "eps"),
     *("weights", "megabytes", "compression", "block", "init_bound", "chunks"),
 }
 
@@ -322,6 +331,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("epochs", config.epochs, 1, 2**31 - 1),
         ("eval-every", config.eval_every or 1, 1, 2**63 - 1),
         ("checkpoint-every", config.checkpoint_every or 1, 1, 2**63 - 1),
+        ("patience", config.patience or 1, 1, 2**63 - 1),
         ("width", model.width, 1, LARGEST_LAYER),
         ("bottom", max(model.bottom, default=1), 1, LARGEST_LAYER),
         ("top", max(model.top, default=1), 1, LARGEST_LAYER),
@@ -345,6 +355,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
     if optimizer.decay_start is None and optimizer.decay_steps:
         raise ConfigError("--decay-steps needs --decay-start, the step at which the rate begins to fall")
+    if config.fresh_embeddings and config.epochs < 2:
+        raise ConfigError("--fresh-embeddings needs --epochs of 2 or more; those of the first pass are fresh")
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
     refuse_unused(optimizer, "optimizer", {name: (*SCHEDULE, *own) for name, own in OPTIMIZERS.items()})
     return config
@@ -415,6 +427,17 @@ def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, 
             "give more weights or a smaller --block"
         )
     return weights
+
+
+def to_json(config: TrainConfig) -> dict:
+    """What `from_json` rebuilds. The files of runs that do not use the settings of LATER are as they were
+    before there were any."""
+    defaults = vars(TrainConfig())
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in LATER or value != defaults[name]
+    }
 
 
 def from_json(data: dict) -> TrainConfig:
