@@ -113,7 +113,7 @@ if TYPE_CHECKING:  # a type checker cannot read the keys of a dict
 else:
     MethodName = Literal[*METHODS]
     OptimizerName = Literal[*OPTIMIZERS]
-Memory = Literal["fp32", "fp16", "int8", "int4"]
+Memory = Literal["fp32", "fp16", "int8", "int4", "int3", "int2", "int1"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class EmbeddingConfig:
 
     memory: Memory = "fp32"
     """What a weight is stored in. fp16, of robe, takes 2 bytes instead of 4; it is read as float32, and
-    rounded at random when a step has changed it, up or down so that its mean is right. int8 and int4, and
+    rounded at random when a step has changed it, up or down so that its mean is right. int8 to int1, and
     fp16 of other methods, are for inference: `convert` makes them from a trained run. mixed_precision has
     --bits instead."""
 
@@ -263,8 +263,9 @@ class TrainConfig:
     """Where to compute: auto (a GPU if there is one, else cpu), reference (NumPy only), cpu, cuda."""
 
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """What the matrix products of the dense layers are computed in; all else stays float32. Without a
-    GPU, tf32 and bf16 are emulated: slow, but they show what the precision does to the AUC."""
+    """What the matrix products of the dense layers are computed in; in bf16 activations and their gradients
+    are kept so, too. All else stays float32. Without a GPU, tf32 and bf16 are emulated: slow, but they show
+    what the precision does to the AUC."""
 
     deterministic: bool = False
     """On a GPU, add up gradients in a way that no order of additions changes, so that training repeats bit
@@ -300,7 +301,7 @@ PRESETS = {
 
 DEFAULT_COMPRESSION = 100.0
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}  # of the embedding
-CODE_BITS = {"int8": 8, "int4": 4}  # of a weight of it, besides scales and biases
+CODE_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}  # of a weight of it, besides scales and biases
 MOST_WEIGHTS = 2**48  # of an embedding
 LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 

@@ -255,8 +255,9 @@ def write_probabilities(
 
 def versions() -> dict[str, str]:
     found = {"robe-dlrm": __version__, "python": platform.python_version()}
-    for package in ("numpy", "numba", "numba-cuda", "polars", "safetensors"):
-        with suppress(PackageNotFoundError):  # numba-cuda: only CUDA needs it
+    of_cuda = "numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "nvmath-python"
+    for package in ("numpy", "numba", *of_cuda, "polars", "safetensors"):
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
 

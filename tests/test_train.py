@@ -31,10 +31,10 @@ DATA = DataSpec(3, (20, 5), "hash", "abc", "test")
 class MemoryRows:
     """Rows whose label depends on the ids; `poison` makes the dense values of one batch NaN."""
 
-    def __init__(self, count, seed, poison=None):
+    def __init__(self, count, seed, poison=None, cardinalities=DATA.cardinalities):
         rng = np.random.default_rng(seed)
         self.count, self.poison = count, poison
-        self.ids = np.stack([rng.integers(0, n, count) for n in DATA.cardinalities], 1).astype(np.uint32)
+        self.ids = np.stack([rng.integers(0, n, count) for n in cardinalities], 1).astype(np.uint32)
         self.dense = rng.random((count, 3), np.float32)
         self.label = (rng.random(count) < np.where(self.ids[:, 0] % 2, 0.8, 0.2)).astype(np.float32)
 
