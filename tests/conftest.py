@@ -17,8 +17,11 @@ TROUBLE = "the simulator is no device" if simulator() else cuda_trouble()
 on_a_device = pytest.mark.skipif(TROUBLE is not None, reason=str(TROUBLE))
 
 if simulator():
-    # Who waits for the threads of a block polls. At Python's 5 ms a turn, that is most of the time.
+    # Threads of a block take turns often, or none would be seen not to wait for the others where it should.
     sys.setswitchinterval(1e-4)
+    from sleeping_blocks import install
+
+    install()
 needs_simulator = pytest.mark.skipif(not simulator(), reason="needs NUMBA_ENABLE_CUDASIM=1")
 
 
