@@ -16,6 +16,13 @@ VERSIONS = ["cpu", "cuda"] if simulator() else ["cpu"]
 TROUBLE = "the simulator is no device" if simulator() else cuda_trouble()
 on_a_device = pytest.mark.skipif(TROUBLE is not None, reason=str(TROUBLE))
 
+
+def pytest_configure(config):
+    # So that the tests of a file, and what their fixtures make, stay in one process while both are busy.
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "worksteal"
+
+
 if simulator():
     # Threads of a block take turns often, or none would be seen not to wait for the others where it should.
     sys.setswitchinterval(1e-4)
