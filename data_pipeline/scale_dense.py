@@ -24,9 +24,8 @@ DONE = "measured.done"
 STEP, HALF = 2.0**-30, 19
 # quantile counts float32 numbers by their upper bits: integers below 4096 apart from each other.
 DROPPED = 12
-KNOTS = (
-    100  # so many quantiles of a column are kept, with the number before each; all numbers if they are fewer
-)
+# So many quantiles of a column are kept, with the number before each; all numbers if they are fewer.
+KNOTS = 100
 
 
 class _Normal:
@@ -60,9 +59,8 @@ class _Ranks:
 
     def add(self, column: np.ndarray) -> None:
         bits = (column + np.float32(0)).view(np.uint32)  # -0 becomes 0
-        bits ^= np.where(
-            bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000)
-        )  # now in the order of numbers
+        # Now in the order of numbers.
+        bits ^= np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
         self.counts += np.bincount(bits >> DROPPED, minlength=self.counts.size)
 
     def pairs(self) -> Pairs:
