@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from robe.backend import Backend
-from robe.config import CODE_BITS, ConfigError, DataSpec, TrainConfig, robe_weights
+from robe.config import ConfigError, DataSpec, TrainConfig, robe_weights
 from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.declared import Weights
 from robe.kernels.parts.groups import GROUP
@@ -49,12 +49,13 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if settings.memory in CODE_BITS:  # zeros, into which a converted checkpoint is loaded
-        memory = arrays["memory"].make(np)
+    start = arrays.get("master", arrays["memory"])
+    if start.dtype == "uint8":  # zeros, into which a converted checkpoint is loaded
+        memory = start.make(np)
     else:
         bound = settings.init_bound or initial_bound(data.cardinalities)
         memory = np.random.default_rng([config.seed, 1]).random(weights.count, np.float32)
-        memory = ((2 * memory - 1) * np.float32(bound)).astype(arrays["memory"].dtype, copy=False)
+        memory = ((2 * memory - 1) * np.float32(bound)).astype(start.dtype, copy=False)
     return ArrayEmbedding(
         method=settings.method,
         memory=backend.to_device(memory),

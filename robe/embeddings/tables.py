@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from robe.backend import Backend
-from robe.config import CODE_BITS, ConfigError, DataSpec, TrainConfig, budget
+from robe.config import ConfigError, DataSpec, TrainConfig, budget
 from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.declared import Weights
 from robe.kernels.parts.hashing import slot_map
@@ -31,14 +31,14 @@ def tables(
     stream: of random numbers; row_of, chunks: of ArrayEmbedding.
     """
     arrays, width = weights.arrays(config, dtype), weights.width
-    declared = arrays["memory"]
-    if config.embedding.memory in CODE_BITS:  # zeros, into which a converted checkpoint is loaded
-        memory = declared.make(np)
+    start = arrays.get("master", arrays["memory"])
+    if start.dtype == "uint8":  # zeros, into which a converted checkpoint is loaded
+        memory = start.make(np)
     else:
-        memory = np.empty(declared.shape, declared.dtype)
+        memory = np.empty(weights.count, start.dtype)
         rng = np.random.default_rng([config.seed, stream])
-        for start, drawn in initial_rows(weights.rows, bounds, width, rng):
-            memory[start * width :][: drawn.size] = drawn.reshape(-1)
+        for first, drawn in initial_rows(weights.rows, bounds, width, rng):
+            memory[first * width :][: drawn.size] = drawn.reshape(-1)
     return ArrayEmbedding(
         method=config.embedding.method,
         memory=backend.to_device(memory),
