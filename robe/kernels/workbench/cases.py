@@ -321,6 +321,15 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             d_first=nan(*matrix),
             out=memory,
         ),
+        "gather_interaction_backward": call(
+            ("d_first", "out"),
+            d_out=numbers(case.rows, columns),
+            memory=memory if case.memory_type in BITS else looked_up,  # codes are not trained
+            **rows,
+            first=numbers(*matrix),
+            d_first=nan(*matrix),
+            out=numbers(case.memory),
+        ),
         "bias_relu": call(("out",), x=numbers(*matrix), bias=numbers(case.width), out=nan(*matrix)),
         "bias_relu_backward": call(
             ("d", "d_bias"),
