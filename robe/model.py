@@ -111,7 +111,7 @@ class DLRM:
         if columns != data.dense:
             self.dense = backend.empty((batch, columns), dtype)
             self.dense[...] = 0
-        self.interaction = Interaction(embedding, batch, backend, dtype)
+        self.interaction = Interaction(embedding, batch, backend, dtype, config.batch)
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
         self.graphs = Graphs(backend)
@@ -126,14 +126,14 @@ class DLRM:
         return self.top.forward(interacted, learns=False)[:, 0]
 
     def forward(self, dense, ids):
-        """As `predict`, and keeps the vectors, which the gradient needs."""
+        """As `predict`, and keeps what the gradient needs."""
         self.bottom.forward(self._padded(dense), self.interaction.first(len(dense)))
         return self.top.forward(self.interaction.forward(ids))[:, 0]
 
     def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase):
         """Gradients of the mean loss by all dense parameters; returns the losses (B,).
 
-        The embedding is stepped on the way: only the forward pass reads its weights.
+        The embedding is stepped on the way: nothing reads its weights afterwards.
         """
         rows = len(logits)
         losses, d_logits = self.losses[:rows], self.d_logits[:rows]

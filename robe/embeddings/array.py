@@ -83,6 +83,7 @@ class ArrayEmbedding(Declared):
         self.halves = self.memory.dtype == "float16"
         # Whether gradients are added to the weights at once, with nothing between sum and step.
         self.adds = self.rule.touched is None and not self.halves
+        self.trained = self.rule.dense is not None and not quantised(self.memory)
 
     @property
     def dtype(self):
@@ -127,20 +128,29 @@ class ArrayEmbedding(Declared):
         kernels, slots, d_vectors = self.backend.kernels, self.slots(ids), self._in_chunks(d_vectors)
         if self.adds:
             kernels.scatter_add(d_vectors, *slots, -rate, self.memory)
+            self.steps += 1
         else:
             kernels.scatter_add(d_vectors, *slots, 1, self.gradient)
-            self._step(slots, rate)
-        self.steps += 1
+            self.step(slots, rate)
 
-    def _step(self, slots: tuple, rate: float) -> None:
-        """Step the slots that a batch touched by the sums in `gradient`, which are 0 afterwards."""
+    def make_sums(self) -> None:
+        """Have a `gradient` for `step` where `update` does without."""
+        if self.adds:
+            self.gradient = self.backend.xp.zeros_like(self.memory)
+
+    def step(self, slots: tuple, rate: float) -> None:
+        """One optimizer step on the slots that a batch touched, by their sums in `gradient`, then cleared."""
         kernels = self.backend.kernels
-        if self.halves:
+        if self.adds:
+            kernels.sgd(self.gradient, rate, self.memory)
+            self.gradient[...] = 0
+        elif self.halves:
             (key,), state = self.held or self.changing(), (self.gradient, self.accumulator, self.memory)
             kernels.half_step(*slots, rate, self.optimizer.eps, key, *state)
         else:
             step = getattr(kernels, self.rule.touched)
             step(*slots, rate, *self.options, self.gradient, *self.sums, self.memory)
+        self.steps += 1
 
     def changing(self) -> tuple:
         """What the next update takes that is another number each time: the key of rounding, if it rounds."""
