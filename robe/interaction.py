@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from robe.backend import Backend
 from robe.embeddings import ArrayEmbedding, Embedding
 from robe.kernels.interaction import out_width
+from robe.kernels.interaction_scatter import fits
 
 # Of an H100 or H200: bytes of the second-level cache, and of what it reads at a time.
 CACHE, SECTOR = 50e6, 32
@@ -28,7 +29,8 @@ def gathering_again_pays(
     float32 sums beside the weights, so that both share the cache; where they could be added to the weights at
     once, a pass over both arrays adds and clears the sums. A block begins at any slot, so it takes
     (its bytes - those of a weight) / SECTOR + 1 sectors, read once for weights, read and written for sums.
-    What the cache has room for moves nothing. Either way each pass hashes a piece once.
+    What the cache has room for moves nothing. Either way each pass hashes a piece once. A row of the batch
+    that is too large for a thread block would be written after all.
     """
     numbers = rows * features * width
     begun = rows * features * (1 + (width - gcd(width, block)) / block)  # blocks of all vectors, on average
@@ -40,7 +42,7 @@ def gathering_again_pays(
 
     kept = (3 if adds else 5) * max(0.0, 4 * numbers - CACHE) + 2 * met(4, sums)
     again = met(itemsize, array + sums) + 2 * met(4, array + sums) + (4 * sums if adds else 0)
-    return again < kept
+    return again < kept and fits(features, width, block)
 
 
 class Interaction:

@@ -347,6 +347,8 @@ def test_vectors_are_gathered_again_where_that_moves_fewer_bytes(rows, megabytes
     weights = megabytes * 250_000
     assert gathering_again_pays(rows=rows, weights=weights, adds=adds, **MLPERF) == pays
     assert not gathering_again_pays(rows=rows, weights=0, adds=adds, **MLPERF | {"features": 0})
+    # Pieces of one element, 26 * 128 of them, would take 53 KB.
+    assert not gathering_again_pays(rows=rows, weights=weights, adds=adds, **MLPERF | {"block": 1})
 
 
 @pytest.mark.kernels

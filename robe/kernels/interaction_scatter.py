@@ -26,6 +26,8 @@ so float sums may differ in the last bits from run to run. Where a row takes mor
 the operations themselves, with buffers between them.
 """
 
+from math import gcd
+
 import numpy as np
 from numba import config, cuda
 from numba.extending import register_jitable
@@ -190,7 +192,7 @@ def _stage_kept(source, slot_map, hashed, pieces, shift, b, vectors, thread, thr
 def _stage_gathered(source, slot_map, hashed, pieces, shift, b, vectors, thread, threads):
     memory, first = source
     width, signs, elements = U32(first.shape[1]), hashed[pieces:], U32(pieces << shift)
-    d, last = thread, max(elements, U32(1)) - U32(1)
+    d, last = thread, U32(max(elements, U32(1)) - U32(1))
     while d < width:
         vectors[d] = first[b, d]
         d = U32(d + threads)
@@ -218,6 +220,12 @@ def weight_of(memory, slot_map, slots, signs, shift, e):
 
 _interaction_scatter_kernel = scattering(_stage_kept)
 _gather_interaction_backward_kernel = scattering(_stage_gathered)
+
+
+def fits(features: int, width: int, block: int, itemsize: int = 4) -> bool:
+    """Whether a row of the batch is small enough for these kernels; block: Z, which is D for a table."""
+    taken = PIECE * features * (width // gcd(width, block, 64))
+    return interaction_backward_shape(1, 1 + features, width, itemsize, taken) is not None
 
 
 def interaction_scatter_cuda(d_out, vectors, ids, base, slot_map, scale, d_first, out):
