@@ -93,7 +93,7 @@ class Interaction:
     def _gathers_again(self, rows: int) -> ArrayEmbedding | None:
         """The embedding, ready for it, if steps of so many rows gather its vectors again."""
         embedding = self.embedding
-        if not (self.scatters and isinstance(embedding, ArrayEmbedding) and embedding.trained):
+        if not (self.scatters and isinstance(embedding, ArrayEmbedding) and embedding.summable):
             return None
         where, memory = embedding.slot_map, embedding.memory
         sizes = embedding.width, int(where.block), memory.size, memory.itemsize

@@ -23,7 +23,7 @@ Kernels that do more than a look-up or an update at once (robe/interaction.py) a
   None where a look-up takes more than one operation
 - `adds`: whether an update only adds to `memory` at `slots(ids)`
 
-and of an ArrayEmbedding, whose gradients they may sum themselves, `make_sums()` and `step(slots, rate)`
+and of an ArrayEmbedding that is `summable`, whose gradients they sum, `make_sums()` and `step(slots, rate)`
 """
 
 from importlib import import_module

@@ -83,7 +83,6 @@ class ArrayEmbedding(Declared):
         self.halves = self.memory.dtype == "float16"
         # Whether gradients are added to the weights at once, with nothing between sum and step.
         self.adds = self.rule.touched is None and not self.halves
-        self.trained = self.rule.dense is not None and not quantised(self.memory)
 
     @property
     def dtype(self):
@@ -128,10 +127,29 @@ class ArrayEmbedding(Declared):
         kernels, slots, d_vectors = self.backend.kernels, self.slots(ids), self._in_chunks(d_vectors)
         if self.adds:
             kernels.scatter_add(d_vectors, *slots, -rate, self.memory)
-            self.steps += 1
         else:
             kernels.scatter_add(d_vectors, *slots, 1, self.gradient)
-            self.step(slots, rate)
+            self._step(slots, rate)
+        self.steps += 1
+
+    def _step(self, slots: tuple, rate: float) -> None:
+        """Step the slots that a batch touched by the sums in `gradient`, which are 0 afterwards."""
+        kernels = self.backend.kernels
+        if self.halves:
+            (key,), state = self.held or self.changing(), (self.gradient, self.accumulator, self.memory)
+            kernels.half_step(*slots, rate, self.optimizer.eps, key, *state)
+        else:
+            step = getattr(kernels, self.rule.touched)
+            step(*slots, rate, *self.options, self.gradient, *self.sums, self.memory)
+
+    def changing(self) -> tuple:
+        """What the next update takes that is another number each time: the key of rounding, if it rounds."""
+        return (rounding_key(self.seed, self.steps),) if self.halves else ()
+
+    @property
+    def summable(self) -> bool:
+        """Whether `step` may take the place of `update`."""
+        return self.rule.dense is not None and not quantised(self.memory)
 
     def make_sums(self) -> None:
         """Have a `gradient` for `step` where `update` does without."""
@@ -139,22 +157,13 @@ class ArrayEmbedding(Declared):
             self.gradient = self.backend.xp.zeros_like(self.memory)
 
     def step(self, slots: tuple, rate: float) -> None:
-        """One optimizer step on the slots that a batch touched, by their sums in `gradient`, then cleared."""
-        kernels = self.backend.kernels
+        """The optimizer's part of `update`: by the sums of a batch in `gradient`, which are 0 afterwards."""
         if self.adds:
-            kernels.sgd(self.gradient, rate, self.memory)
+            self.backend.kernels.sgd(self.gradient, rate, self.memory)
             self.gradient[...] = 0
-        elif self.halves:
-            (key,), state = self.held or self.changing(), (self.gradient, self.accumulator, self.memory)
-            kernels.half_step(*slots, rate, self.optimizer.eps, key, *state)
         else:
-            step = getattr(kernels, self.rule.touched)
-            step(*slots, rate, *self.options, self.gradient, *self.sums, self.memory)
+            self._step(slots, rate)
         self.steps += 1
-
-    def changing(self) -> tuple:
-        """What the next update takes that is another number each time: the key of rounding, if it rounds."""
-        return (rounding_key(self.seed, self.steps),) if self.halves else ()
 
     def _in_chunks(self, vectors):
         """Vectors (B, F, D) as the chunks they are made of, a view."""
