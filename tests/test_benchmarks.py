@@ -237,7 +237,8 @@ class TestBorrowedCard:
 
     def test_updates(self):
         rows = self.rows("updates")
-        assert sum("of_copy" in row for row in rows) == 2
+        assert sum("of_copy" in row for row in rows) == 2 * 2
+        assert sum("vectors kept" in row.get("name", "") for row in rows) == 2
         assert {row["what"] for row in rows if "ratio" in row} == {
             f"{law} ids: ROBE 0.1 MB {verb}, fixed order"
             for law in embedding.LAWS

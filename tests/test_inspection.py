@@ -218,13 +218,14 @@ def test_double_precision_stays_out():
 
 
 READERS = {"_gather_kernel", "_gather_elements_kernel", "_gather_interaction_kernel"}
+TRAINED = {"_gather_interaction_backward_kernel"}  # read the weights of a training, which are no codes
 
 
 @needs_compiler
 def test_halves_are_read_as_such():
     """What reads the shared weights has a kernel for halves, and it takes 2 bytes at a time."""
     halves = {name: kernel for name, kernel in each_kernel().items() if name.endswith(" of halves")}
-    assert {name.split()[0] for name in halves} == READERS
+    assert {name.split()[0] for name in halves} == READERS | TRAINED
     for started in (*halves.values(), inspection.kernels("half_step")["_half_step_kernel"]):
         text = inspection.ptx(started, "9.0")
         assert "ld.global.u16" in text
@@ -268,11 +269,17 @@ def test_the_gather_writes_four_floats_at_once(capability):
 @pytest.mark.parametrize("capability", inspection.REPORTED)
 def test_the_interaction_reads_four_floats_at_once(capability):
     """From shared memory in all kernels; what is gathered piece by piece is written there one by one."""
-    for operation, reads in (("interaction", 6), ("interaction_backward", 4), ("gather_interaction", 6)):
+    for operation, reads in (
+        ("interaction", 6),
+        ("interaction_backward", 4),
+        ("interaction_scatter", 4),
+        ("gather_interaction", 6),
+        ("gather_interaction_backward", 4),
+    ):
         text = inspection.ptx(inspection.kernels(operation)[f"_{operation}_kernel"], capability)
         assert len(re.findall(r"ld\.shared\.v4\.f32", text)) == reads
         assert re.search(r"\.extern \.shared \.align 16 ", text)
-        if operation != "gather_interaction":
+        if not operation.startswith("gather"):
             assert len(re.findall(r"ld\.global\S*\.v4\.f32", text)) == 4
             assert len(re.findall(r"st\.shared\.v4\.f32", text)) == 4
 

@@ -181,6 +181,25 @@ class ArrayEmbedding(Declared):
         """What the next update takes that is another number each time: the key of rounding, if it rounds."""
         return (rounding_key(self.seed, self.steps),) if self.halves else ()
 
+    @property
+    def summable(self) -> bool:
+        """Whether `step` may take the place of `update`."""
+        return self.rule.dense is not None and not quantised(self.memory)
+
+    def make_sums(self) -> None:
+        """Have a `gradient` for `step` where `update` does without."""
+        if self.adds:
+            self.gradient = self.backend.xp.zeros_like(self.memory)
+
+    def step(self, slots: tuple, rate: float) -> None:
+        """The optimizer's part of `update`: by the sums of a batch in `gradient`, which are 0 afterwards."""
+        if self.adds:
+            self.backend.kernels.sgd(self.gradient, rate, self.memory)
+            self.gradient[...] = 0
+        else:
+            self._step(slots, rate)
+        self.steps += 1
+
     def _in_chunks(self, vectors):
         """Vectors (B, F, D) as the chunks they are made of, a view."""
         if self.chunks == 1:

@@ -45,11 +45,15 @@ class Weights:
     """The weights of one ArrayEmbedding: tables of `rows` (T,) rows of `width` weights, one behind the other.
 
     group: how many weights share a scale where they are stored in codes; default: those of a row.
+    block: how many weights of a vector lie side by side; default: those of a row.
+    chunks: rows that make a vector.
     """
 
     rows: np.ndarray
     width: int
     group: int = 0
+    block: int = 0
+    chunks: int = 1
 
     @property
     def count(self) -> int:

@@ -24,11 +24,10 @@ def tables(
     dtype: str,
     stream: int = 1,
     row_of: Callable[[Any], Any] | None = None,
-    chunks: int = 1,
 ) -> ArrayEmbedding:
     """Tables whose rows start uniform in (-bound, bound), `bounds` (T,).
 
-    stream: of random numbers; row_of, chunks: of ArrayEmbedding.
+    stream: of random numbers; row_of: of ArrayEmbedding.
     """
     return ArrayEmbedding(
         method=config.embedding.method,
@@ -39,7 +38,7 @@ def tables(
         optimizer=config.optimizer,
         backend=backend,
         row_of=row_of,
-        chunks=chunks,
+        chunks=weights.chunks,
         **whole(config, data),
     )
 

@@ -23,6 +23,7 @@ OPERATIONS = {
     "interaction_backward": "interaction",
     "gather_interaction": "gather_interaction",
     "interaction_scatter": "interaction_scatter",
+    "gather_interaction_backward": "interaction_scatter",
     "bias_relu": "bias_relu",
     "bias_relu_backward": "bias_relu",
     "binary_cross_entropy": "binary_cross_entropy",

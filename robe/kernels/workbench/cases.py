@@ -22,6 +22,7 @@ WORDS = {
     "cached_interaction": ("out",),
     "interaction_backward": ("d_out",),
     "interaction_scatter": ("d_out",),
+    "gather_interaction_backward": ("d_out",),
     "bias_relu": ("bias", "out"),
     "bias_relu_backward": ("out",),
 }
@@ -380,6 +381,15 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             scale=-0.1,
             d_first=nan(*matrix),
             out=memory,
+        ),
+        "gather_interaction_backward": call(
+            ("d_first", "out"),
+            d_out=numbers(case.rows, columns),
+            memory=memory if case.memory_type in BITS else looked_up,  # codes are not trained
+            **rows,
+            first=numbers(*matrix),
+            d_first=nan(*matrix),
+            out=numbers(case.memory),
         ),
         "bias_relu": call(("out",), x=numbers(*matrix), bias=numbers(case.width), out=nan(*matrix)),
         "bias_relu_backward": call(
