@@ -60,7 +60,7 @@ class Method:
     file: robe/embeddings/FILE.py declares its arrays and makes it.
     options: the fields of EmbeddingConfig that it uses; others are refused.
     ids: the dialects of ids that it can use.
-    trained_in: the values of `memory` that it is trained in; in all others it is for inference only.
+    halves: whether it is trained in fp16 too; else that is for inference only.
     categorical: whether it uses the categorical features at all.
     captured: whether a step on a GPU can be one CUDA graph.
     """
@@ -68,11 +68,12 @@ class Method:
     file: str
     options: tuple[str, ...]
     ids: tuple[str, ...] = ("hash", "modulo", "dictionary")
-    trained_in: tuple[str, ...] = ("fp32",)
+    halves: bool = False
     categorical: bool = True
     captured: bool = True
 
 
+CODE_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}  # of a weight, besides scales and biases
 SIZE = ("weights", "megabytes", "compression")
 TABLE = ("init_bound", "memory")
 COUNTED_IDS = ("modulo", "dictionary")  # ids that count from 0, and so can number the rows of a table
@@ -81,7 +82,7 @@ METHODS = {
     "robe": Method(
         "robe",
         (*SIZE, *TABLE, "block", "hash", "sign", "hash_seed"),
-        trained_in=("fp32", "fp16"),
+        halves=True,
     ),
     "full": Method("full", TABLE, ids=COUNTED_IDS),
     "mixed_precision": Method(
@@ -113,7 +114,7 @@ if TYPE_CHECKING:  # a type checker cannot read the keys of a dict
 else:
     MethodName = Literal[*METHODS]
     OptimizerName = Literal[*OPTIMIZERS]
-Memory = Literal["fp32", "fp16", "int8", "int4"]
+Memory = Literal["fp32", "fp16", "int8", "int4", "int3", "int2", "int1"]
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,11 @@ class EmbeddingConfig:
 
     memory: Memory = "fp32"
     """What a weight is stored in. fp16, of robe, takes 2 bytes instead of 4; it is read as float32, and
-    rounded at random when a step has changed it, up or down so that its mean is right. int8 and int4, and
-    fp16 of other methods, are for inference: `convert` makes them from a trained run. mixed_precision has
-    --bits instead."""
+    rounded at random when a step has changed it, up or down so that its mean is right. int8 to int1 are
+    codes of so many bits, with a scale and a bias for 64 weights of robe or for a row of a table. Look-ups
+    read the codes in training too, and steps change float32 weights behind them, which only training holds.
+    `convert` keeps the codes alone, and makes codes, or fp16 of any method, from other runs, for inference.
+    mixed_precision has --bits instead."""
 
     bits: Literal[4, 8, 16] = 8
     """Bits of a weight of mixed_precision: 4 or 8, with a scale and a bias per row, or 16 (a half)."""
@@ -231,6 +234,18 @@ class TrainConfig:
     epochs: int = 1
     """Passes over the training days."""
 
+    teacher: str | None = None
+    """A run of a larger model, trained on the same data, whose probabilities the model learns besides the
+    clicks. They are computed once and kept beside the shards. The folder of the run is what is given; the
+    settings of a run hold a digest of its teacher's weights instead."""
+
+    teacher_weight: float = 0.9
+    """How much the teacher's probabilities count in what is learned; the clicks count for the rest."""
+
+    fresh_embeddings: bool = False
+    """Begin each pass with new initial weights of the embedding, and new sums of its optimizer, while the
+    MLPs go on: in later passes it would otherwise learn the training rows by heart."""
+
     seed: int = 0
     """Seed of the initial weights and of the order of the rows."""
 
@@ -243,12 +258,17 @@ class TrainConfig:
     target_auc: float | None = None
     """Stop when the validation AUC reaches this."""
 
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a better validation AUC. The weights of the best
+    evaluation are then those of the model: they are kept, tested and reported."""
+
     backend: Literal["auto", "reference", "cpu", "cuda"] = "auto"
     """Where to compute: auto (a GPU if there is one, else cpu), reference (NumPy only), cpu, cuda."""
 
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """What the matrix products of the dense layers are computed in; all else stays float32. Without a
-    GPU, tf32 and bf16 are emulated: slow, but they show what the precision does to the AUC."""
+    """What the matrix products of the dense layers are computed in; in bf16 activations and their gradients
+    are kept so, too. All else stays float32. Without a GPU, tf32 and bf16 are emulated: slow, but they show
+    what the precision does to the AUC."""
 
     deterministic: bool = False
     """On a GPU, add up gradients in a way that no order of additions changes, so that training repeats bit
@@ -256,6 +276,12 @@ class TrainConfig:
 
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
+LATER = (
+    "fresh_embeddings",
+    "patience",
+    "teacher",
+    "teacher_weight",
+)  # of its settings, those that came after the format of checkpoints
 
 
 @dataclass(frozen=True)
@@ -278,13 +304,12 @@ PRESETS = {
 
 DEFAULT_COMPRESSION = 100.0
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}  # of the embedding
-CODE_BITS = {"int8": 8, "int4": 4}  # of a weight of it, besides scales and biases
 MOST_WEIGHTS = 2**48  # of an embedding
 LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 
 # Settings that must be positive where they are given.
 POSITIVE = {
-    *("batch", "epochs", "eval_every", "checkpoint_every", "width", "bottom", "top", "lr", "eps"),
+    *("batch", "epochs", "eval_every", "checkpoint_every", "patience", "width", "bottom", "top", "lr", "eps"),
     *("weights", "megabytes", "compression", "block", "init_bound", "chunks"),
 }
 
@@ -321,6 +346,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("epochs", config.epochs, 1, 2**31 - 1),
         ("eval-every", config.eval_every or 1, 1, 2**63 - 1),
         ("checkpoint-every", config.checkpoint_every or 1, 1, 2**63 - 1),
+        ("teacher-weight", config.teacher_weight, 0, 1),
+        ("patience", config.patience or 1, 1, 2**63 - 1),
         ("width", model.width, 1, LARGEST_LAYER),
         ("bottom", max(model.bottom, default=1), 1, LARGEST_LAYER),
         ("top", max(model.top, default=1), 1, LARGEST_LAYER),
@@ -344,6 +371,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
     if optimizer.decay_start is None and optimizer.decay_steps:
         raise ConfigError("--decay-steps needs --decay-start, the step at which the rate begins to fall")
+    if config.teacher is None and config.teacher_weight != TrainConfig.teacher_weight:
+        raise ConfigError(f"--teacher-weight {config.teacher_weight} needs --teacher, the run that teaches")
+    if config.fresh_embeddings and config.epochs < 2:
+        raise ConfigError("--fresh-embeddings needs --epochs of 2 or more; those of the first pass are fresh")
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
     refuse_unused(optimizer, "optimizer", {name: (*SCHEDULE, *own) for name, own in OPTIMIZERS.items()})
     return config
@@ -377,7 +408,7 @@ def require_trainable(config: TrainConfig) -> None:
     """Raise ConfigError for settings that only `convert` can produce: such models are for inference."""
     memory, method = config.embedding.memory, config.embedding.method
     untrained = config.optimizer.optimizer == "none"
-    if untrained or memory not in METHODS[method].trained_in:
+    if untrained or (memory == "fp16" and not METHODS[method].halves):
         what = "--optimizer none" if untrained else f"--memory {memory}"
         raise ConfigError(
             f"{what} of --method {method} is for inference; train in fp32, then `robe convert "
@@ -393,9 +424,12 @@ def budget(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) 
     if config.weights is not None:
         weights = config.weights
     elif config.megabytes is not None and config.memory in CODE_BITS:
-        raise ConfigError(
-            f"--megabytes does not count --memory {config.memory}; give --weights or --compression"
-        )
+        if config.method != "robe":  # the rows of tables are of many widths, and so are their groups
+            raise ConfigError(
+                f"--megabytes does not count --memory {config.memory} of --method {config.method}; give "
+                "--weights or --compression"
+            )
+        weights = 64 * (config.megabytes * 1e6 // (8 * CODE_BITS[config.memory] + 4))
     elif config.megabytes is not None:
         weights = config.megabytes * 1e6 / WEIGHT_BYTES[config.memory]
     else:
@@ -414,6 +448,17 @@ def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, 
             "give more weights or a smaller --block"
         )
     return weights
+
+
+def to_json(config: TrainConfig) -> dict:
+    """What `from_json` rebuilds. The files of runs that do not use the settings of LATER are as they were
+    before there were any."""
+    defaults = vars(TrainConfig())
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in LATER or value != defaults[name]
+    }
 
 
 def from_json(data: dict) -> TrainConfig:

@@ -10,6 +10,10 @@ are views of it. Buffers are made once; a smaller batch uses their front.
 Where the products want it (`Backend.multiple`), the inputs of both MLPs have columns of zeros behind, and
 their first matrices as many rows of zeros. These lie in the flat array too, but no optimizer steps them, and
 neither `parameters` nor `state()` shows them: checkpoints of all backends have the same shapes.
+
+In bf16 (matmul.py) the dense columns, the interaction's output and all that lies between products are
+rounded, and so is a copy of the flat array, which is what is multiplied. Vectors of embeddings, their
+products and the gradients by them are float32: they are read from float32 weights, and added to them.
 """
 
 import math
@@ -102,14 +106,21 @@ class DLRM:
             {name: array[: shapes[name][0]] for name, array in arrays.items()}
             for arrays in (matrices, d_matrices)
         )
+        short, self.factors = backend.short, self.dense_parameters
+        if short:
+            self.factors = backend.empty(self.dense_parameters.shape, short.dtype)
+        factors = _views(self.factors, stored)
         self.bottom, self.top = (
-            MLP(_layers(matrices, part), _layers(d_matrices, part), batch, backend, part == "top")
+            MLP(
+                *(_layers(matrices, part), _layers(d_matrices, part), _layers(factors, part)),
+                *(batch, backend, part == "top"),
+            )
             for part in ("bottom", "top")
         )
         columns = backend.padded(data.dense)
         self.dense = None
-        if columns != data.dense:
-            self.dense = backend.empty((batch, columns), dtype)
+        if short or columns != data.dense:
+            self.dense = backend.empty((batch, columns), short.dtype if short else dtype)
             self.dense[...] = 0
         self.interaction = Interaction(embedding, batch, backend, dtype, config.batch)
         self.losses = backend.empty(batch, dtype)
@@ -122,23 +133,32 @@ class DLRM:
 
     def _predict(self, dense, ids):
         self.backend.limit_threads(len(dense) * self.largest_product)
-        interacted = self.interaction.predict(self.bottom.forward(self._padded(dense), learns=False), ids)
+        self._shorten()
+        interacted = self.interaction.predict(self.bottom.forward(self._multiplied(dense), learns=False), ids)
         return self.top.forward(interacted, learns=False)[:, 0]
 
     def forward(self, dense, ids):
         """As `predict`, and keeps what the gradient needs."""
-        self.bottom.forward(self._padded(dense), self.interaction.first(len(dense)))
+        self._shorten()
+        self.bottom.forward(self._multiplied(dense), self.interaction.first(len(dense)))
         return self.top.forward(self.interaction.forward(ids))[:, 0]
 
-    def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase):
+    def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase, target=None):
         """Gradients of the mean loss by all dense parameters; returns the losses (B,).
 
-        The embedding is stepped on the way: nothing reads its weights afterwards.
+        The embedding is stepped on the way: nothing reads its weights afterwards. target (B,): what is
+        learned instead of the label, a probability from 0 to 1; it is overwritten. The losses are those of
+        the label all the same.
         """
         rows = len(logits)
         losses, d_logits = self.losses[:rows], self.d_logits[:rows]
         with phase("backward, top"):
-            self.backend.kernels.binary_cross_entropy(logits, label, losses, d_logits)
+            pulls = label if target is None else target
+            self.backend.kernels.binary_cross_entropy(logits, pulls, losses, d_logits)
+            if target is not None:  # the loss is linear in it
+                target -= label
+                target *= logits
+                losses += target
             d_interacted = self.top.backward(d_logits[:, None], want_input=True)
         with phase("backward, embedding"):
             d_first = self.interaction.backward(d_interacted, ids, rate)
@@ -146,34 +166,47 @@ class DLRM:
             self.bottom.backward(d_first, want_input=False)
         return losses
 
-    def step(self, label, dense, ids, rate: float, phase: Phase = no_phase):
-        """One training step on a batch; returns the losses (B,) before it, valid until the next."""
+    def step(self, label, dense, ids, rate: float, phase: Phase = no_phase, target=None):
+        """One training step on a batch; returns the losses (B,) before it, valid until the next.
+
+        target: as of `backward`.
+        """
+        batch = (label, dense, ids, *(() if target is None else (target,)))
         if self.backend.graph is None or phase is not no_phase:  # a graph has no phases
-            return self._step(label, dense, ids, rate, phase)
+            return self._step(*batch, rate=rate, phase=phase)
         embedding, steps = self.embedding, self.embedding.steps
         held = self.graphs.held((self.dense_parameters.dtype.type(rate), *embedding.changing()))
         embedding.held = held[1:]
         try:
-            return self.graphs("training", partial(self._step, rate=held[0]), label, dense, ids)
+            return self.graphs("training", partial(self._step, rate=held[0]), *batch)
         finally:
             embedding.held, embedding.steps = (), steps + 1  # whether Python ran the step or a graph
 
-    def _step(self, label, dense, ids, rate, phase: Phase = no_phase):
+    def _step(self, label, dense, ids, target=None, *, rate, phase: Phase = no_phase):
         self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):
             logits = self.forward(dense, ids)
-        losses = self.backward(logits, label, ids, rate, phase)
+        losses = self.backward(logits, label, ids, rate, phase, target)
         with phase("update"):
             self.optimizer.update(self.dense_gradient, rate)
         return losses
 
-    def _padded(self, dense):
-        """dense (B, n) with the columns of zeros behind that the backend wants."""
+    def _shorten(self) -> None:
+        """Round the dense parameters, as they are now, for the products that follow."""
+        if self.backend.short:
+            self.backend.short.store(self.dense_parameters, self.factors)
+
+    def _multiplied(self, dense):
+        """dense (B, n) as it is multiplied: rounded, with columns of zeros behind, as the backend wants."""
         if self.dense is None:
             return dense
-        padded = self.dense[: len(dense)]
-        padded[:, : dense.shape[1]] = dense
-        return padded
+        whole = self.dense[: len(dense)]
+        columns = whole[:, : dense.shape[1]]
+        if self.backend.short:
+            self.backend.short.store(dense, columns)
+        else:
+            columns[...] = dense
+        return whole
 
     def state(self) -> dict[str, Any]:
         """Name -> array, everything that training changes; views, so writing to them sets the model."""

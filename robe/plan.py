@@ -42,13 +42,17 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
     return {
         "memory": memory,
         "checkpoint": {"weights and optimizer state": kept + (dense + dense_state) * FLOAT},
-        "disk": {"shards": rows * columns * FLOAT} | dictionary,
+        "disk": {
+            "shards": rows * columns * FLOAT,
+            **dictionary,
+            **({"probabilities of the teacher": rows * FLOAT} if config.teacher is not None else {}),
+        },
     }
 
 
 def _trained(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
     """Part -> the weights whose gradients a training sums, by `scatter_add` or with the interaction."""
-    if not RULES[config.optimizer.optimizer].dense or config.embedding.memory in CODE_BITS:
+    if not RULES[config.optimizer.optimizer].dense:
         return {}
     return {part: held for part, held in declared(config, data).items() if isinstance(held, Weights)}
 
@@ -57,6 +61,8 @@ def _summed_apart(config: TrainConfig, data: DataSpec) -> Weights | None:
     """The weights that a step on a GPU gathers twice, if it does."""
     weights = _trained(config, data).get("")
     if config.backend != "cuda" or config.deterministic or weights is None or weights.chunks > 1:
+        return None
+    if config.embedding.memory in CODE_BITS:
         return None
     arrays, width = weights.arrays(config), config.model.width
     sizes = width, weights.block or width, weights.count, np.dtype(arrays["memory"].dtype).itemsize
@@ -75,7 +81,7 @@ def _of_a_gpu(config: TrainConfig, data: DataSpec) -> dict[str, int]:
         sizes = {weights.count for weights in _trained(config, data).values()}
         items["embedding gradients as integers"] = sum(sizes) * SUM
     if METHODS[config.embedding.method].captured:
-        inputs = data.dense + features
-        numbers = config.batch * (1 + inputs) + EVALUATION_BATCH * inputs
+        inputs, learned = data.dense + features, 1 + (config.teacher is not None)
+        numbers = config.batch * (learned + inputs) + EVALUATION_BATCH * inputs
         items["batches of CUDA graphs"] = numbers * FLOAT
     return items

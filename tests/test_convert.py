@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_embeddings import HASHED, NUMBERED
 from test_embeddings import settings as embedding_settings
-from test_run import TINY, run
 from test_run import folder as folder
+from test_run import run
 from test_run import trained as trained
 
 from data_pipeline.batches import Rows
@@ -44,7 +44,8 @@ METHODS = {
     "tensor_train": {"compression": 2},
 }
 each_method = pytest.mark.parametrize("method", METHODS)
-each_memory = pytest.mark.parametrize("memory", ["fp16", "int8", "int4"])
+each_memory = pytest.mark.parametrize("memory", ["fp16", "int8", "int4", "int3", "int2", "int1"])
+LOST = {"fp16": 1e-3, "int8": 0.02, "int4": 0.2, "int3": 0.3, "int2": 0.5, "int1": 0.7}
 
 
 def made(method, memory="fp32", **changes):
@@ -71,8 +72,8 @@ def vectors(embedding, rows=50):
 @each_method
 @each_memory
 def test_a_converted_embedding_reads_what_its_weights_stand_for(method, memory):
-    """Look-ups equal those of floats that are what the codes stand for, bit for bit; no weight is off by more
-    than half of its scale; and what is made of the codes is these floats."""
+    """Look-ups equal those of floats that are what the codes stand for, bit for bit; each weight is the
+    nearest of what can be stored; and what is made of the codes is these floats."""
     _, source = made(method)
     _, target = made(method, memory)
     seen = []
@@ -86,20 +87,26 @@ def test_a_converted_embedding_reads_what_its_weights_stand_for(method, memory):
         weights = stored.read(0, stored.weights)
         if memory == "fp16":
             np.testing.assert_array_equal(stored.memory, before.memory.astype(np.float16))
-            step = np.spacing(abs(stored.memory)).astype(np.float32)
+            off = np.spacing(abs(stored.memory)).astype(np.float32) / 2
         else:
             form = form_of(stored.memory, stored.slot_map)
             rows = np.arange(len(stored.memory))
             np.testing.assert_array_equal(
                 weights, expanded(stored.memory, rows, form).ravel()[: stored.weights]
             )
-            step = scale_at(stored.memory, rows, form)[0].repeat(int(form.width))[: stored.weights]
+            scale, bias = (
+                end.repeat(int(form.width))[: stored.weights] for end in scale_at(stored.memory, rows, form)
+            )
+            levels = bias + scale * np.arange(2**form.bits, dtype=np.float32)[:, None]
+            off = abs(levels - before.memory).min(axis=0)
+            if form.bits > 2:  # none of the weights is cut off
+                assert (off <= scale / 2 + 1e-6).all()
         # Sums in float32 are off by some ulp of the weights, which are below 2.
-        assert (abs(weights - before.memory) <= step / 2 + 1e-6).all()
+        assert (abs(weights - before.memory) <= off + 1e-6).all()
         largest = max(largest, abs(weights - before.memory).max())
         plain.memory[:] = weights
     assert lost["largest_error"] == pytest.approx(largest)
-    assert 0 < lost["relative_rms_error"] < {"fp16": 1e-3, "int8": 0.02, "int4": 0.2}[memory]
+    assert 0 < lost["relative_rms_error"] < LOST[memory]
     for found, expected in zip(vectors(target), vectors(floats), strict=True):
         np.testing.assert_array_equal(found, expected)
     _, widened = made(method)
@@ -132,6 +139,8 @@ def test_codes_of_a_table_take_a_row_and_two_halves():
     _, array = made("robe", "int8")
     assert eight.memory.shape == (1310, 8 + 4)
     assert four.memory.shape == (1310, 4 + 4)
+    assert made("full", "int3")[1].memory.shape == (1310, 3 + 4)
+    assert made("robe", "int3")[1].memory.shape == (16, 24 + 4)
     assert array.memory.shape == (16, 64 + 4)  # of 1,001 weights
     assert array.weights == 1001
 
@@ -232,14 +241,14 @@ def test_what_cannot_be_converted_is_refused():
     ):
         with pytest.raises(ConfigError, match=message):
             converted_config(config, NUMBERED, to, more.get("compression"), more.get("block"))
-    for method, memory in (("full", "fp16"), ("robe", "int8"), ("full", "int4")):
+    for method, memory in (("full", "fp16"), ("hashing", "fp16")):
         with pytest.raises(ConfigError, match=f"--memory {memory} .* is for inference; .* `robe convert RUN"):
             require_trainable(embedding_settings(method=method, memory=memory))
     require_trainable(embedding_settings(memory="fp16"))
     with pytest.raises(ConfigError, match="--memory int8 is not for --method mixed_precision"):
         embedding_settings(method="mixed_precision", memory="int8")
-    with pytest.raises(ConfigError, match="--megabytes does not count --memory int8"):
-        create(embedding_settings(megabytes=0.01, memory="int8"), HASHED, select("cpu"))
+    with pytest.raises(ConfigError, match="--megabytes does not count --memory int8 of --method hashing"):
+        create(embedding_settings(method="hashing", megabytes=0.01, memory="int8"), HASHED, select("cpu"))
 
 
 def test_as_many_weights_are_kept_as_megabytes_were():
@@ -359,9 +368,11 @@ def test_what_is_refused_leaves_nothing(converted, trained, tmp_path, capsys):
         assert "is for inference" in err
         assert not (converted / name / "metrics.jsonl").exists()
         assert not (converted / name / ".lock").exists()
-    code, _, err = run("train", "--memory", "int8", "--out", tmp_path / "t", *TINY, capsys=capsys)
+    code, _, err = run(
+        "train", "--method", "hashing", "--memory", "fp16", "--out", tmp_path / "t", capsys=capsys
+    )
     assert code == 2
-    assert "--memory int8 of --method robe is for inference" in err
+    assert "--memory fp16 of --method hashing is for inference" in err
     assert not (tmp_path / "t").exists()
 
 

@@ -1,15 +1,16 @@
 """What the embeddings start from, store, and refuse."""
 
 import dataclasses
+import itertools
 import math
 import re
 
 import numpy as np
 import pytest
-from conftest import needs_simulator, resolved
+from conftest import VERSIONS, needs_simulator, resolved
 
 from robe.backend import BackendError, cuda_trouble, select
-from robe.config import ConfigError, DataSpec
+from robe.config import METHODS, ConfigError, DataSpec
 from robe.embeddings import create
 from robe.model import build
 from robe.plan import plan
@@ -159,6 +160,7 @@ def test_plan_is_what_is_allocated(method, memory, optimizer):
         ("sgd", {"weights": 104, "memory": "fp16"}),
         ("adagrad", {"weights": 104}),
         ("none", {"weights": 104, "memory": "int8"}),
+        ("sgd", {"weights": 104, "memory": "int4"}),
         ("sgd", {"method": "full"}),
         ("sgd", {"method": "compositional", "chunks": 2, "compression": 2}),
         ("sgd", {"method": "quotient_remainder", "weights": 900}),
@@ -180,10 +182,8 @@ def test_plan_of_a_gpu_is_what_is_allocated(optimizer, options, deterministic, p
     on_a_cpu = plan(dataclasses.replace(config, backend="cpu"), data, rows=1)["memory"]
     layer, features = model.interaction, model.embedding.features
     every = 2 * 4 * 8 * 2048 * (1 + features)  # vectors, their gradients; D = 8
-    activations, saved = (
-        "activations and their gradients",
-        every - layer.vectors.nbytes - layer.d_vectors.nbytes,
-    )
+    activations = "activations and their gradients"
+    saved = every - layer.vectors.nbytes - layer.d_vectors.nbytes
     assert planned[activations] == on_a_cpu[activations] - saved
     assert (saved > 0) == bool(layer.again) <= pays
     assert {"embedding gradients as integers", "batches of CUDA graphs"}.isdisjoint(on_a_cpu)
@@ -195,6 +195,48 @@ def test_plan_of_a_gpu_is_what_is_allocated(optimizer, options, deterministic, p
     if options == {"weights": 104}:
         assert sums == deterministic * 2 * model.embedding.memory.nbytes
         assert bool(layer.again) == (pays and not deterministic)
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize(
+    "embedding",
+    [
+        *({"method": name} for name in ("full", "none", "mixed_precision")),
+        *({"method": name, "compression": 2} for name in METHODS if "compression" in METHODS[name].options),
+        {"method": "robe", "compression": 2, "memory": "fp16"},
+    ],
+    ids=lambda embedding: "-".join(map(str, embedding.values())),
+)
+def test_a_pass_begins_with_weights_of_its_own_and_no_memory(embedding, optimizer, name):
+    """The first as a new embedding does, and each as it would without the others, in the same arrays."""
+    config = resolved(
+        {"width": 8}, {"block": 4} | embedding if embedding["method"] == "robe" else embedding,
+        {"optimizer": optimizer}, batch=4, seed=2**40,
+    )  # fmt: skip
+    data, backend = DataSpec(2, (9, 40), "dictionary", "", ""), select(name)
+    made = create(config, data, backend)
+    rng = np.random.default_rng(0)
+
+    def state():
+        arrays = {key: a for key, a in made.state().items() if not key.endswith("counters")}
+        return {key: (a.copy(), id(a)) for key, a in arrays.items()}
+
+    def train():
+        ids = np.stack([rng.integers(0, n, 4) for n in data.cardinalities], 1).astype(np.uint32)
+        made.update(ids[:, : made.features], rng.normal(size=(4, made.features, 8)).astype(np.float32), 0.5)
+
+    states = {0: state()}
+    for number in (1, 2, 0, 1):
+        train()
+        made.begin(number)
+        for key, (array, same) in states.setdefault(number, state()).items():
+            assert np.array_equal(made.state()[key], array), (number, key)
+            assert id(made.state()[key]) == same
+    weights = [key for key in states[0] if key.endswith(("memory", "table")) and states[0][key][0].size]
+    assert bool(weights) == (embedding["method"] != "none")
+    for a, b in itertools.combinations(range(3), 2):
+        assert all(np.mean(states[a][key][0] != states[b][key][0]) > 0.5 for key in weights)
 
 
 def test_plan_of_criteo_terabyte():

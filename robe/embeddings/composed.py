@@ -38,6 +38,10 @@ class ComposedEmbedding:
     operands: ClassVar[Callable[..., tuple] | None] = None
     adds: ClassVar[Literal[False]] = False
 
+    def begin(self, number: int) -> None:
+        for part in self.parts.values():
+            part.begin(number)
+
     def check(self, ids: np.ndarray) -> None:
         check_rows(ids, self.rows)
 
@@ -51,7 +55,7 @@ class ComposedEmbedding:
             part.update(ids, gradient, rate)
 
     def changing(self) -> tuple:
-        return ()  # none of the parts is rounded
+        return ()  # none of the parts is rounded at random
 
     def _rows(self, ids) -> list:
         rows = []

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from robe.backend import Backend
-from robe.config import CODE_BITS, ConfigError, DataSpec, TrainConfig, budget
+from robe.config import ConfigError, DataSpec, TrainConfig, budget
 from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.declared import Weights
 from robe.kernels.parts.hashing import slot_map
@@ -29,28 +29,47 @@ def tables(
 
     stream: of random numbers; row_of: of ArrayEmbedding.
     """
-    arrays, width = weights.arrays(config, dtype), weights.width
-    declared = arrays["memory"]
-    if config.embedding.memory in CODE_BITS:  # zeros, into which a converted checkpoint is loaded
-        memory = declared.make(np)
-    else:
-        memory = np.empty(declared.shape, declared.dtype)
-        rng = np.random.default_rng([config.seed, stream])
-        for start, drawn in initial_rows(weights.rows, bounds, width, rng):
-            memory[start * width :][: drawn.size] = drawn.reshape(-1)
     return ArrayEmbedding(
         method=config.embedding.method,
-        memory=backend.to_device(memory),
-        arrays=arrays,
+        **initial_array(weights, bounds, config, backend, dtype, stream),
         weights=weights.count,
         base=backend.to_device(table_base(weights.rows)),
-        slot_map=slot_map("table", width, 1, max(1, weights.count), signed=False),
+        slot_map=slot_map("table", weights.width, 1, max(1, weights.count), signed=False),
         optimizer=config.optimizer,
         backend=backend,
         row_of=row_of,
         chunks=weights.chunks,
         **whole(config, data),
     )
+
+
+def initial_array(
+    weights: Weights, bounds, config: TrainConfig, backend: Backend, dtype: str, stream: int = 1
+) -> dict[str, Any]:
+    """`memory`, `arrays` and `draw` of an ArrayEmbedding whose tables start uniform in (-bound, bound)."""
+    arrays = weights.arrays(config, dtype)
+    declared = arrays["memory"]
+    in_codes = declared.dtype == "uint8"
+    memory = declared.make(backend.xp) if in_codes else backend.empty(declared.shape, declared.dtype)
+    if in_codes and "master" not in arrays:  # a converted checkpoint is loaded into it
+        return {"memory": memory, "arrays": arrays}
+
+    def draw(number: int) -> Iterator[tuple[int, np.ndarray]]:
+        rng = initial_random(config, stream, number)
+        for start, drawn in initial_rows(weights.rows, bounds, weights.width, rng):
+            yield start * weights.width, drawn.reshape(-1)
+
+    return {"memory": memory, "arrays": arrays, "draw": draw}
+
+
+def initial_random(config: TrainConfig, stream: int, number: int) -> np.random.Generator:
+    """What draws the initial weights of a pass over the data, from 0 on.
+
+    Each pass has its own. The vector of a rare id hardly leaves where it began, so if it began there in each
+    pass, the MLPs could learn by heart which label it had. A 0 at the end of a seed changes nothing, so the
+    first pass begins as a training of one pass does.
+    """
+    return np.random.default_rng([config.seed, stream, number])
 
 
 def initial_rows(rows, bounds, width: int, rng) -> Iterator[tuple[int, np.ndarray]]:

@@ -13,6 +13,7 @@ OPERATIONS = {
     "adagrad_step": "adagrad_step",
     "half_step": "half_step",
     "quantise": "quantise",
+    "quantise_touched": "quantise_touched",
     "sort_rows": "sort_rows",
     "admit": "admit",
     "cached_gather": "cached_gather",

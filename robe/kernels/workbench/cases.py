@@ -14,7 +14,18 @@ from robe.kernels.parts.hashing import SlotMap, slot_map, slots_reference
 from robe.kernels.quantise import quantise_reference
 from robe.kernels.sort_rows import sort_rows_reference
 
-BITS = {"int8": 8, "int4": 4}
+BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}
+# Operation -> its arguments that CUDA versions take as words of bfloat16, too.
+WORDS = {
+    "interaction": ("out",),
+    "gather_interaction": ("out",),
+    "cached_interaction": ("out",),
+    "interaction_backward": ("d_out",),
+    "interaction_scatter": ("d_out",),
+    "gather_interaction_backward": ("d_out",),
+    "bias_relu": ("bias", "out"),
+    "bias_relu_backward": ("out",),
+}
 
 
 class Case(NamedTuple):
@@ -26,17 +37,21 @@ class Case(NamedTuple):
     memory: int  # M
     family: str = "mix"
     signed: bool = True
-    memory_type: str = "float32"  # or "float16", "int8", "int4", of what a look-up reads
+    memory_type: str = "float32"  # or "float16", or one of BITS, of what a look-up reads
     ids: str = "random"  # or "repeated": every row the same; or "largest": all 2^32 - 1
 
     def slot_map(self) -> SlotMap:
         return slot_map(self.family, self.width, self.block, self.memory, seed=7, signed=self.signed)
 
+    def form(self) -> Form:
+        """Of groups of codes, INT8 where the case has none."""
+        return Form(BITS.get(self.memory_type, 8), False, int(group_length(self.slot_map())))
+
     def stored(self, memory: np.ndarray) -> np.ndarray:
         """Weights (M,) float32 as an array of the type that a look-up of this case reads."""
         if self.memory_type not in BITS:
             return memory.astype(self.memory_type)
-        form = Form(BITS[self.memory_type], False, int(group_length(self.slot_map())))
+        form = self.form()
         groups = np.zeros((-(-memory.size // form.width), row_bytes(form)), np.uint8)
         store_groups(memory, form, quantise_reference, groups)
         return groups
@@ -160,6 +175,44 @@ CASES = [
         signed=False,
         memory_type="int4",
     ),
+    Case("INT3, Z = 1", rows=5, features=3, width=8, block=1, memory=150, memory_type="int3"),
+    Case("INT3, Z does not divide D", rows=5, features=3, width=45, block=19, memory=509, memory_type="int3"),
+    Case("INT3, every block wraps", rows=4, features=3, width=70, block=70, memory=70, memory_type="int3"),
+    Case("INT2, Z = D", rows=6, features=4, width=32, block=32, memory=1000, memory_type="int2"),
+    Case("INT1, Z does not divide D", rows=5, features=3, width=45, block=19, memory=509, memory_type="int1"),
+    Case(
+        "INT3, full table, D odd",
+        rows=8,
+        features=3,
+        width=33,
+        block=1,
+        memory=3 * 10 * 33,
+        family="table",
+        signed=False,
+        memory_type="int3",
+    ),
+    Case(
+        "INT2, full table, D odd",
+        rows=8,
+        features=3,
+        width=33,
+        block=1,
+        memory=3 * 10 * 33,
+        family="table",
+        signed=False,
+        memory_type="int2",
+    ),
+    Case(
+        "INT1, full table, D odd",
+        rows=8,
+        features=3,
+        width=33,
+        block=1,
+        memory=3 * 10 * 33,
+        family="table",
+        signed=False,
+        memory_type="int1",
+    ),
 ]
 
 
@@ -187,6 +240,7 @@ def cached_calls(case: Case, rng) -> dict[str, Call]:
     rows = max(1, case.memory // (case.width * max(case.features, 1)))  # of a feature
     total, bits = rows * max(case.features, 1), 8 if case.signed else 4
     form = Form(16 if case.memory_type == "float16" else bits, case.rows % 2 == 0, case.width)
+    stored = form._replace(bits=min(form.bits, BITS.get(case.memory_type, 16)))
     table = np.empty((total, row_bytes(form)), np.uint8)
     weights, key = rng.standard_normal((total, case.width)).astype(np.float32), rounding_key(1, 0)
     numbers = np.arange(total, dtype=np.uint32)
@@ -230,8 +284,8 @@ def cached_calls(case: Case, rng) -> dict[str, Call]:
             rows=weights,
             numbers=np.where(numbers % 5, numbers[::-1], NO_ROW),
             key=key,
-            form=form,
-            table=np.zeros_like(table),
+            form=stored,
+            table=np.zeros((total, row_bytes(stored)), np.uint8),
         ),
         "sort_rows": call(("keys", "order"), ids=ids, base=base, keys=keys, order=order),
         "admit": admission,
@@ -273,7 +327,8 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
     rows = {"ids": case.draw_ids(), "base": case.base(), "slot_map": case.slot_map()}
     vectors, interacted = (case.rows, case.features, case.width), (case.rows, n, case.width)
     memory, touched = numbers(case.memory), np.zeros(case.memory, np.float32)
-    looked_up = case.stored(memory)
+    looked_up, form = case.stored(memory), case.form()
+    grouped = np.pad(memory, (0, -memory.size % form.width), "edge").reshape(-1, form.width)
     slots, _ = slots_reference(rows["slot_map"], rows["base"] + rows["ids"].astype(np.uint64))
     touched[slots] = rng.integers(-4, 5, slots.shape)
     matrix = (case.rows, case.width)
@@ -301,6 +356,12 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             gradient=touched,
             accumulator=touched[: case.memory * (case.rows % 2)] ** 2,
             out=memory.astype(np.float16),
+        ),
+        "quantise_touched": call(
+            ("memory",),
+            **rows,
+            weights=grouped,
+            memory=np.zeros((len(grouped), row_bytes(form)), np.uint8),
         ),
         "interaction": call(("out",), vectors=numbers(*interacted), out=nan(case.rows, columns)),
         "interaction_backward": call(
