@@ -64,6 +64,8 @@ def _summed_apart(config: TrainConfig, data: DataSpec) -> Weights | None:
         return None
     if weights is None or weights.chunks > 1:
         return None
+    if config.embedding.memory in CODE_BITS:
+        return None
     arrays, width = weights.arrays(config), config.model.width
     sizes = width, weights.block or width, weights.count, np.dtype(arrays["memory"].dtype).itemsize
     features = len(used_data(config, data).cardinalities)
@@ -81,7 +83,7 @@ def _of_a_gpu(config: TrainConfig, data: DataSpec) -> dict[str, int]:
         sizes = {weights.count for weights in _trained(config, data).values()}
         items["embedding gradients as integers"] = sum(sizes) * SUM
     if METHODS[config.embedding.method].captured:
-        inputs = data.dense + features
-        numbers = config.batch * (1 + inputs) + EVALUATION_BATCH * inputs
+        inputs, learned = data.dense + features, 1 + (config.teacher is not None)
+        numbers = config.batch * (learned + inputs) + EVALUATION_BATCH * inputs
         items["batches of CUDA graphs"] = numbers * FLOAT
     return items

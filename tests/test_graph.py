@@ -95,17 +95,6 @@ def test_graph_and_plain_steps_agree(
 
 
 @needs_simulator
-def test_steps_with_a_teacher_agree_too(monkeypatch):
-    graphs, plain = recording(monkeypatch)
-    models = [build(settings("ROBE", "sgd"), DATA, backend) for backend in (graphs, plain)]
-    for step in range(4):
-        label, dense, ids = next(ROWS["train"].batches(8, seed=step))
-        losses = [m.step(label, dense, ids, 0.1, target=label * 0.5 + 0.1).copy() for m in models]
-        np.testing.assert_array_equal(*losses)
-    assert [recorder.replays for recorder in Recorder.made] == [3]
-
-
-@needs_simulator
 @pytest.mark.parametrize(("method", "optimizer"), [("ROBE", "sgd"), ("ROBE, fp16", "adagrad")])
 def test_graph_and_plain_steps_agree_where_vectors_are_gathered_again(
     method, optimizer, monkeypatch, tmp_path
@@ -120,16 +109,28 @@ def test_graph_and_plain_steps_agree_where_vectors_are_gathered_again(
 
 
 @needs_simulator
-def test_a_plan_counts_the_batches_that_graphs_read(monkeypatch):
+@pytest.mark.parametrize("teacher", [None, "a run"])
+def test_a_plan_counts_the_batches_that_graphs_read(teacher, monkeypatch):
     monkeypatch.setattr("robe.plan.EVALUATION_BATCH", 8)
-    config, (graphs, _) = settings("ROBE", "sgd"), recording(monkeypatch)
+    config, (graphs, _) = settings("ROBE", "sgd", teacher=teacher), recording(monkeypatch)
     model, (label, dense, ids) = build(config, DATA, graphs), next(ROWS["train"].batches(8))
     for _ in range(2):
-        model.step(label, dense, ids, 0.1)
+        model.step(label, dense, ids, 0.1, target=None if teacher is None else label.copy())
         model.predict(dense, ids)
     read = [array.nbytes for replayed in model.graphs.replayed.values() for array in replayed.inputs]
-    assert len(read) == 5
+    assert len(read) == 5 + (teacher is not None)
     assert plan(config, DATA, 1)["memory"]["batches of CUDA graphs"] == sum(read)
+
+
+@needs_simulator
+def test_steps_with_a_teacher_agree_too(monkeypatch):
+    graphs, plain = recording(monkeypatch)
+    models = [build(settings("ROBE", "sgd"), DATA, backend) for backend in (graphs, plain)]
+    for step in range(4):
+        label, dense, ids = next(ROWS["train"].batches(8, seed=step))
+        losses = [m.step(label, dense, ids, 0.1, target=label * 0.5 + 0.1).copy() for m in models]
+        np.testing.assert_array_equal(*losses)
+    assert [recorder.replays for recorder in Recorder.made] == [3]
 
 
 @needs_simulator
