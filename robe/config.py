@@ -273,12 +273,8 @@ class TrainConfig:
 
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
-LATER = (
-    "fresh_embeddings",
-    "patience",
-    "teacher",
-    "teacher_weight",
-)  # of its settings, those that came after the format of checkpoints
+# Of its settings, those that came after the format of checkpoints.
+LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight")
 
 
 @dataclass(frozen=True)
@@ -301,7 +297,13 @@ PRESETS = {
 
 DEFAULT_COMPRESSION = 100.0
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}  # of the embedding
-CODE_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}  # of a weight of it, besides scales and biases
+CODE_BITS = {
+    "int8": 8,
+    "int4": 4,
+    "int3": 3,
+    "int2": 2,
+    "int1": 1,
+}  # of a weight of it, besides scales and biases
 MOST_WEIGHTS = 2**48  # of an embedding
 LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 
