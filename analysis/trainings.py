@@ -24,7 +24,7 @@ from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.synthetic import SyntheticConfig
 from data_pipeline.whole_files import write_json
 from robe.backend import select
-from robe.config import METHODS, PRESETS, DataSpec, EmbeddingConfig, TrainConfig
+from robe.config import METHODS, PRESETS, DataSpec, EmbeddingConfig, TrainConfig, to_json
 from robe.files import alone
 from robe.model import build
 from robe.train import read_log, train
@@ -107,7 +107,7 @@ class Trainings:
         What they call validation is the test half, and what they call test is the validation half.
         name: for the line that is printed.
         """
-        what = {"config": dataclasses.asdict(config), "rows": self.fingerprint}
+        what = {"config": to_json(config), "rows": self.fingerprint}
         run = self.cache / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
         done = run / "summary.json"
         with alone(run):

@@ -10,7 +10,7 @@ import sys
 from contextlib import ExitStack, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import tyro
 
@@ -409,7 +409,7 @@ def plan(
     from robe.plan import plan
 
     config = resolve(config)
-    config = dataclasses.replace(config, backend=chosen_by(config.backend))
+    config = dataclasses.replace(config, backend=cast(BackendName, chosen_by(config.backend)))
     if data is not None:
         manifest = open_folder(data)
         spec, rows = DataSpec.of(manifest), sum(day.rows for day in manifest.days)

@@ -64,8 +64,6 @@ def _summed_apart(config: TrainConfig, data: DataSpec) -> Weights | None:
         return None
     if weights is None or weights.chunks > 1:
         return None
-    if config.embedding.memory in CODE_BITS:
-        return None
     arrays, width = weights.arrays(config), config.model.width
     sizes = width, weights.block or width, weights.count, np.dtype(arrays["memory"].dtype).itemsize
     features = len(used_data(config, data).cardinalities)
