@@ -104,7 +104,7 @@ def test_a_step_moves_the_master_weights_down_the_gradient_by_the_codes(method, 
         exact.backend.kernels.binary_cross_entropy(logits, label, exact.losses[:20], exact.d_logits[:20])
         return exact.losses[:20].mean()
 
-    model._step(label.astype(np.float32), dense.astype(np.float32), ids, 1.0)
+    model.step(label.astype(np.float32), dense.astype(np.float32), ids, 1.0)
     for (part, floats), old in zip(parts, before, strict=True):
         moved = old.astype(np.float64) - part.stepped
         assert np.count_nonzero(moved) > 20
