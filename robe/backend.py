@@ -21,7 +21,7 @@ from robe.graph import Graph
 from robe.kernels import NUMBA_CUDA_TROUBLE
 from robe.kernels.operations import OPERATIONS, version
 from robe.kernels.parts import launch
-from robe.matmul import Epilogues, Gemm, emulated
+from robe.matmul import EMULATED, Epilogues, Gemm, Short, emulated
 from robe.packages import extra
 from robe.threads import limit_threads
 from robe.timeline import no_phase
@@ -43,7 +43,8 @@ class Backend:
     description: the same for a person, with threads or device, and the precision.
     xp: the array module, NumPy or CuPy.
     kernels: one function for each key of OPERATIONS, under its name.
-    matmul: (a, b, out), writes the product of float32 matrices, computed in the precision that was chosen.
+    matmul: (a, b, out), writes the product of two matrices, computed in the precision that was chosen.
+    short: how activations are kept between products; None where they are float32.
     fused: (kind, a, b, out, bias, mask) -> whether the product and the pass beside it could be done in one,
         as matmul.Epilogues does; None where they never can.
     empty: (shape, dtype) -> a new array for the kernels to write to.
@@ -62,6 +63,7 @@ class Backend:
     xp: ModuleType
     kernels: SimpleNamespace
     matmul: Callable[[Any, Any, Any], None]
+    short: Short | None
     fused: Callable[..., bool] | None
     empty: Callable[..., Any]
     to_device: Callable[[np.ndarray], Any]
@@ -224,6 +226,7 @@ def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:
         xp=np,
         kernels=kernels,
         matmul=emulated(precision),
+        short=EMULATED if precision == "bf16" else None,
         fused=None,
         empty=aligned,
         to_device=same,
@@ -261,16 +264,19 @@ def _device(kernels: SimpleNamespace, precision: str, graph: bool) -> Backend:
         compute,
         cupy.cuda.Stream(non_blocking=True),
     )
-    # Round to nearest, ties to even, as `rounded` does on the host.
-    to_bf16 = cupy.ElementwiseKernel(
+    # As to_bfloat and from_bfloat of kernels/parts/bfloat.py.
+    store = cupy.ElementwiseKernel(
         "float32 x",
         "uint16 word",
         "unsigned int w = __float_as_uint(x);word = isnan(x) ? 0x7fc0 : (w + 0x7fff + (w >> 16 & 1)) >> 16",
-        "to_bf16",
+        "to_bfloat",
+    )
+    load = cupy.ElementwiseKernel(
+        "uint16 word", "float32 x", "x = __uint_as_float((unsigned int)word << 16)", "from_bfloat"
     )
     cublas, cublas_lt = bindings("cublas", "cublasLt")
     try:
-        matmul = Gemm(precision, cublas, to_bf16, cupy.empty)
+        matmul = Gemm(precision, cublas, cupy.empty)
         fused = Epilogues(matmul, cublas_lt)
     except RuntimeError as error:  # nvmath looks for the libraries at the first call
         raise BackendError(f"cuBLAS cannot be used ({error}): {INSTALL}") from None
@@ -280,6 +286,7 @@ def _device(kernels: SimpleNamespace, precision: str, graph: bool) -> Backend:
         xp=cupy,
         kernels=kernels,
         matmul=matmul,
+        short=Short("uint16", store, load) if precision == "bf16" else None,
         fused=fused,
         empty=cupy.empty,
         to_device=cupy.asarray,

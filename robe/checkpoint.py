@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from data_pipeline.whole_files import make_folder, read_text, remedy, sync, sync_tree, write_json
 from robe.backend import select
-from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve
+from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve, to_json
 from robe.errors import RobeError
 from robe.model import DLRM, build, state_shapes
 from robe.version import __version__
@@ -69,22 +69,22 @@ def save(
     data: DataSpec,
     position: Position,
     again: str | None = None,
-    good_until: int = 0,
+    stays: Sequence[int] = (),
 ) -> Path:
     """Write checkpoint `step_NNNNNNNN` of a run and drop all but the newest ones.
 
     again: what to do once there is room for it; default: go on with the run.
-    good_until: the newest checkpoint up to this step stays too.
+    stays: the newest checkpoint up to each of these steps stays too.
     """
     folder = run / "checkpoints"
-    target, partial = folder / f"step_{position.step:08d}", folder / ".partial"
+    target, partial = of_step(run, position.step), folder / ".partial"
     weights = partial / "weights.safetensors"
     state = {
         "format": FORMAT,
         "version": VERSION,
         "program": __version__,
         "position": dataclasses.asdict(position),
-        "config": dataclasses.asdict(config),
+        "config": to_json(config),
         "data": dataclasses.asdict(data),
     }
     try:
@@ -109,20 +109,31 @@ def save(
             f"{target}: cannot be written ({cause.strerror or error}); {remedy(cause)}, then "
             + (again or f"go on with `robe train --resume {whole_run}`")
         ) from None
-    drop_old(run, good_until)
+    drop_old(run, *stays)
     return target
 
 
-def drop_old(run: Path, good_until: int) -> None:
+def drop_old(run: Path, *stays: int) -> None:
     """Remove all but the newest checkpoints, and what of others could not be removed before.
 
-    good_until: as of `save`.
+    stays: as of `save`.
     """
-    good = newest_until(run, good_until)
+    staying = [newest_until(run, step) for step in stays]
     for old in saved(run)[:-KEPT]:
-        if old != good:
+        if old not in staying:
             _remove(old)
     shutil.rmtree(run / "checkpoints" / REMOVED, ignore_errors=True)
+
+
+def of_step(run: Path, step: int) -> Path:
+    """The checkpoint that a run made, or is to make, at a step."""
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def drop_newer(run: Path, step: int) -> None:
+    """Remove the checkpoints of later steps, the last first."""
+    for newer in reversed([path for path in saved(run) if _step(path) > step]):
+        _remove(newer)
 
 
 def saved(run: Path) -> list[Path]:

@@ -344,7 +344,7 @@ def predict(
 
 def convert(
     run: Argument[Path],
-    to: Literal["fp32", "fp16", "int8", "int4", "robe"],
+    to: Literal["fp32", "fp16", "int8", "int4", "int3", "int2", "int1", "robe"],
     out: Path,
     compression: float | None = None,
     block: int | None = None,
@@ -353,7 +353,8 @@ def convert(
 
     Args:
         run: The folder of a run.
-        to: fp32, fp16, int8, int4: what a weight is stored in. robe: the ROBE array nearest to the tables.
+        to: fp32, fp16, or int8 to int1 (codes of so many bits): what a weight is stored in. robe: the ROBE
+            array nearest to the tables.
         out: The new folder.
         compression: Of --to robe: the weights of the tables are divided by this; default: 100.
         block: Of --to robe: block length Z; default: 16.

@@ -113,7 +113,7 @@ if TYPE_CHECKING:  # a type checker cannot read the keys of a dict
 else:
     MethodName = Literal[*METHODS]
     OptimizerName = Literal[*OPTIMIZERS]
-Memory = Literal["fp32", "fp16", "int8", "int4"]
+Memory = Literal["fp32", "fp16", "int8", "int4", "int3", "int2", "int1"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class EmbeddingConfig:
 
     memory: Memory = "fp32"
     """What a weight is stored in. fp16, of robe, takes 2 bytes instead of 4; it is read as float32, and
-    rounded at random when a step has changed it, up or down so that its mean is right. int8 and int4, and
+    rounded at random when a step has changed it, up or down so that its mean is right. int8 to int1, and
     fp16 of other methods, are for inference: `convert` makes them from a trained run. mixed_precision has
     --bits instead."""
 
@@ -231,6 +231,10 @@ class TrainConfig:
     epochs: int = 1
     """Passes over the training days."""
 
+    fresh_embeddings: bool = False
+    """Begin each pass with new initial weights of the embedding, and new sums of its optimizer, while the
+    MLPs go on: in later passes it would otherwise learn the training rows by heart."""
+
     seed: int = 0
     """Seed of the initial weights and of the order of the rows."""
 
@@ -243,12 +247,17 @@ class TrainConfig:
     target_auc: float | None = None
     """Stop when the validation AUC reaches this."""
 
+    patience: int | None = None
+    """Stop after so many evaluations in a row without a better validation AUC. The weights of the best
+    evaluation are then those of the model: they are kept, tested and reported."""
+
     backend: Literal["auto", "reference", "cpu", "cuda"] = "auto"
     """Where to compute: auto (a GPU if there is one, else cpu), reference (NumPy only), cpu, cuda."""
 
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """What the matrix products of the dense layers are computed in; all else stays float32. Without a
-    GPU, tf32 and bf16 are emulated: slow, but they show what the precision does to the AUC."""
+    """What the matrix products of the dense layers are computed in; in bf16 activations and their gradients
+    are kept so, too. All else stays float32. Without a GPU, tf32 and bf16 are emulated: slow, but they show
+    what the precision does to the AUC."""
 
     deterministic: bool = False
     """On a GPU, add up gradients in a way that no order of additions changes, so that training repeats bit
@@ -256,6 +265,7 @@ class TrainConfig:
 
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
+LATER = ("fresh_embeddings", "patience")  # of its settings, those that came after the format of checkpoints
 
 
 @dataclass(frozen=True)
@@ -278,13 +288,13 @@ PRESETS = {
 
 DEFAULT_COMPRESSION = 100.0
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}  # of the embedding
-CODE_BITS = {"int8": 8, "int4": 4}  # of a weight of it, besides scales and biases
+CODE_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}  # of a weight of it, besides scales and biases
 MOST_WEIGHTS = 2**48  # of an embedding
 LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 
 # Settings that must be positive where they are given.
 POSITIVE = {
-    *("batch", "epochs", "eval_every", "checkpoint_every", "width", "bottom", "top", "lr", "eps"),
+    *("batch", "epochs", "eval_every", "checkpoint_every", "patience", "width", "bottom", "top", "lr", "eps"),
     *("weights", "megabytes", "compression", "block", "init_bound", "chunks"),
 }
 
@@ -321,6 +331,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("epochs", config.epochs, 1, 2**31 - 1),
         ("eval-every", config.eval_every or 1, 1, 2**63 - 1),
         ("checkpoint-every", config.checkpoint_every or 1, 1, 2**63 - 1),
+        ("patience", config.patience or 1, 1, 2**63 - 1),
         ("width", model.width, 1, LARGEST_LAYER),
         ("bottom", max(model.bottom, default=1), 1, LARGEST_LAYER),
         ("top", max(model.top, default=1), 1, LARGEST_LAYER),
@@ -344,6 +355,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
     if optimizer.decay_start is None and optimizer.decay_steps:
         raise ConfigError("--decay-steps needs --decay-start, the step at which the rate begins to fall")
+    if config.fresh_embeddings and config.epochs < 2:
+        raise ConfigError("--fresh-embeddings needs --epochs of 2 or more; those of the first pass are fresh")
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
     refuse_unused(optimizer, "optimizer", {name: (*SCHEDULE, *own) for name, own in OPTIMIZERS.items()})
     return config
@@ -414,6 +427,17 @@ def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, 
             "give more weights or a smaller --block"
         )
     return weights
+
+
+def to_json(config: TrainConfig) -> dict:
+    """What `from_json` rebuilds. The files of runs that do not use the settings of LATER are as they were
+    before there were any."""
+    defaults = vars(TrainConfig())
+    return {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name not in LATER or value != defaults[name]
+    }
 
 
 def from_json(data: dict) -> TrainConfig:

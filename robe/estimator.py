@@ -34,7 +34,7 @@ from robe.optim import learning_rate
 from robe.train import TrainingError, fed, probabilities
 
 # Settings of the loop over a prepared folder, which `fit` does not make.
-LOOP = {"epochs", "eval_every", "checkpoint_every", "target_auc"}
+LOOP = {"epochs", "fresh_embeddings", "eval_every", "checkpoint_every", "target_auc", "patience"}
 READ_EVERY = 100  # steps; to read a loss is to wait for a GPU
 
 

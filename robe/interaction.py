@@ -15,7 +15,8 @@ class Interaction:
     """Vector 0, of the bottom MLP, and those of an embedding -> (B, D + pairs), in `backend.padded` columns.
 
     rows: of the largest batch. Buffers are made once; a smaller batch uses their front. The kernels see
-    D + pairs columns; those behind are always zeros, and their gradients are not looked at.
+    D + pairs columns; those behind are always zeros, and their gradients are not looked at. In bf16 the
+    output and its gradient are rounded, to be multiplied; vectors are not.
     """
 
     # The operation that a look-up is -> the one that looks up and interacts.
@@ -32,12 +33,13 @@ class Interaction:
         return 2 * (1 + features) * width + cls.width(features, width)
 
     def __init__(self, embedding: Embedding, rows: int, backend: Backend, dtype="float32"):
-        self.embedding, self.kernels = embedding, backend.kernels
+        self.embedding, self.kernels, self.short = embedding, backend.kernels, backend.short
         shape = rows, 1 + embedding.features, embedding.width
         self.vectors, self.d_vectors = (backend.empty(shape, dtype) for _ in range(2))
         columns = self.width(embedding.features, embedding.width)
         self.columns = slice(columns)
-        self.out = backend.empty((rows, backend.padded(columns)), dtype)
+        kept = self.short.dtype if self.short else dtype
+        self.out = backend.empty((rows, backend.padded(columns)), kept)
         self.out[:, columns:] = 0
         fused = self.fuses.get(embedding.looks_up_by)
         self.fused = getattr(self.kernels, fused) if fused else None
@@ -55,14 +57,14 @@ class Interaction:
             return self.forward(ids)
         out = self.out[:rows]
         self.fused(*self.embedding.operands(ids), first, out[:, self.columns])
-        return out
+        return self._settled(out)
 
     def forward(self, ids) -> Any:
         """ids (B, F) -> (B, D + pairs), from `first`; keeps the vectors, which the gradient needs."""
         vectors, out = self.vectors[: len(ids)], self.out[: len(ids)]
         self.embedding.lookup(ids, vectors[:, 1:])
         self.kernels.interaction(vectors, out[:, self.columns])
-        return out
+        return self._settled(out)
 
     def backward(self, d_out, ids, rate: float) -> Any:
         """d_out (B, D + pairs) -> the gradient (B, D) of vector 0; the embedding takes its optimizer step.
@@ -80,3 +82,9 @@ class Interaction:
             self.kernels.interaction_backward(d_out, vectors, d_vectors)
             embedding.update(ids, d_vectors[:, 1:], rate)
         return d_first
+
+    def _settled(self, out) -> Any:
+        """What a kernel wrote, rounded where products want that."""
+        if self.short:
+            self.short.settle(out)
+        return out

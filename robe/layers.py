@@ -5,6 +5,8 @@ gradient of the rectifier and the sum for the bias backward. Else a product is f
 `bias_relu` and `bias_relu_backward`, which show what is meant.
 """
 
+from typing import Any
+
 import numpy as np
 
 from robe.backend import Backend
@@ -14,21 +16,35 @@ from robe.matmul import mask_bytes
 class MLP:
     """x -> relu(x W + b) -> ... ; with `linear_end` the last layer has no rectifier.
 
-    parameters: a list of (weight (in, out), bias (out,)) and `gradients` of the same shapes; both are
-    views that the model owns. Buffers for `batch` rows are made once; smaller batches use their front.
+    parameters: a list of (weight (in, out), bias (out,)); `gradients` of the same shapes; and `factors`, the
+    parameters as they are multiplied: rounded copies where the backend keeps activations short, else the
+    parameters themselves. All are views that the model owns. Buffers for `batch` rows are made once; smaller
+    batches use their front. Where activations are short, so is all that a layer reads or hands on, and each
+    gradient by that; but the last output is float32, and so is the gradient by it.
     """
 
-    def __init__(self, parameters, gradients, batch: int, backend: Backend, linear_end: bool = False):
+    def __init__(
+        self, parameters, gradients, factors, batch: int, backend: Backend, linear_end: bool = False
+    ):
         self.parameters, self.gradients = parameters, gradients
-        self.backend, self.linear_end = backend, linear_end
-        first = parameters[0][0]
-        self.products = [backend.empty((batch, w.shape[1]), w.dtype) for w, _ in parameters]
-        self.d_inputs = [backend.empty((batch, w.shape[0]), w.dtype) for w, _ in parameters[1:]]
-        self.d_first = backend.empty((batch, first.shape[0]), first.dtype)
+        # The last bias is added to float32 products.
+        self.factors = [*factors[:-1], (factors[-1][0], parameters[-1][1])]
+        self.backend, self.short, self.linear_end = backend, backend.short, linear_end
+        weights, kept = [weight for weight, _ in parameters], factors[0][0].dtype
+        shapes = [(batch, weight.shape[1]) for weight in weights]
+        self.products = [backend.empty(shape, kept) for shape in shapes[:-1]]
+        self.products.append(backend.empty(shapes[-1], weights[-1].dtype))
+        self.d_inputs = [backend.empty(shape, kept) for shape in shapes[:-1]]
+        self.d_first = backend.empty((batch, weights[0].shape[0]), kept)
+        if self.short:
+            self.d_last = backend.empty(shapes[-1], kept)
+            self.d_biases = [backend.empty(weight.shape[1:], kept) for weight in weights[:-1]]
+        # Smaller rooms stay: captured graphs go on to use them.
+        self.rooms: list[Any] = []
         # Which activations of all layers but the last are positive, for products that rectify.
         self.masks = [
-            backend.empty((batch, mask_bytes(w.shape[1])), np.uint8) if backend.fused else None
-            for w, _ in parameters[:-1]
+            backend.empty((batch, mask_bytes(columns)), np.uint8) if backend.fused else None
+            for _, columns in shapes[:-1]
         ]
 
     def forward(self, x, out=None, learns: bool = True):
@@ -39,7 +55,7 @@ class MLP:
         xp, rows = self.backend.xp, len(x)
         last = len(self.parameters) - 1
         self.activations, self.positive = [x], []
-        for i, (weight, bias) in enumerate(self.parameters):
+        for i, (weight, bias) in enumerate(self.factors):
             product = self.products[i][:rows]
             y = out if i == last and out is not None else product
             if i == last and self.linear_end:
@@ -48,6 +64,8 @@ class MLP:
             else:
                 mask = self.masks[i][:rows] if learns and self.backend.fused and i < last else None
                 self.positive.append(self._rectified(x, weight, bias, product, y, mask))
+            if self.short and i < last:
+                self.short.settle(y)
             x = y
             self.activations.append(x)
         return x
@@ -61,8 +79,11 @@ class MLP:
             xp.sum(d_y, axis=0, out=d_bias)
         else:
             kernels.bias_relu_backward(self.activations[last + 1], d_y, d_bias)
+        if self.short:
+            self.short.store(d_y, self.d_last[:rows])
+            d_y = self.d_last[:rows]
         for i in reversed(range(last + 1)):
-            weight, _ = self.parameters[i]
+            weight, _ = self.factors[i]
             d_weight, _ = self.gradients[i]
             self.backend.matmul(self.activations[i].T, d_y, d_weight)
             if i:
@@ -71,6 +92,8 @@ class MLP:
             elif want_input:
                 d_x = self.d_first[:rows]
                 self.backend.matmul(d_y, weight.T, d_x)
+                if self.short:
+                    self.short.settle(d_x)
             d_y = d_x
         return d_y if want_input else None
 
@@ -78,6 +101,7 @@ class MLP:
         """out = max(x W + b, 0); returns the mask if it was written. product: room for x W."""
         if self.backend.fused and self.backend.fused("rectified", x, weight, out, bias, mask):
             return mask
+        product = self._sums(product)
         self.backend.matmul(x, weight, product)
         self.backend.kernels.bias_relu(product, bias, out)
         return None
@@ -85,6 +109,22 @@ class MLP:
     def _gradient(self, i: int, d_y, weight, d):
         """d = d_y W where the output of layer i is positive, else 0; and the gradient by its bias."""
         mask, (_, d_bias) = self.positive[i], self.gradients[i]
-        if mask is None or not self.backend.fused("gradient", d_y, weight, d, d_bias, mask):
-            self.backend.matmul(d_y, weight, d)
-            self.backend.kernels.bias_relu_backward(self.activations[i + 1], d, d_bias)
+        # A product that sums d for the bias on the way writes both alike.
+        written = self.d_biases[i] if self.short else d_bias
+        if mask is None or not self.backend.fused("gradient", d_y, weight, d, written, mask):
+            sums = self._sums(d)
+            self.backend.matmul(d_y, weight, sums)
+            self.backend.kernels.bias_relu_backward(self.activations[i + 1], sums, d_bias)
+            if self.short:
+                self.short.store(sums, d)
+                self.short.store(d_bias, written)
+        if self.short:
+            self.short.load(written, d_bias)
+
+    def _sums(self, out):
+        """Room for a product before it is rounded to be kept in `out`, which it is if that holds floats."""
+        if out.dtype != np.uint16:
+            return out
+        if not self.rooms or self.rooms[-1].size < out.size:
+            self.rooms.append(self.backend.empty(out.size, np.float32))
+        return self.rooms[-1][: out.size].reshape(out.shape)

@@ -1,12 +1,15 @@
 """Matrix products of the dense layers, and what they are computed in.
 
     fp32    float32 throughout
-    tf32    inputs rounded to 10 explicit bits of mantissa, products summed in float32
-    bf16    inputs rounded to 7 explicit bits, products summed in float32
+    tf32    factors rounded to 10 explicit bits of mantissa as they are multiplied, and summed in float32
+    bf16    factors kept with 7 explicit bits, and summed in float32
 
-Inputs and outputs are float32 arrays whatever the precision: weights, activations and gradients keep all
-their bits between products. On a GPU these are modes of its tensor cores; elsewhere `emulated` rounds and
-multiplies in float32, which is slower than fp32 and shows what the precision does to the result.
+In fp32 and tf32 all arrays are float32, and keep all their bits between products. In bf16 what is multiplied
+is bfloat16 already (`Short`): activations and their gradients, which products and the passes beside them
+round as they write them, and a copy of the weights, made once a step. Weights themselves, their gradients,
+the last outputs and the loss are float32. On a GPU these are modes of its tensor cores; elsewhere the same
+numbers are rounded and multiplied in float32, which is slower than fp32 and shows what the precision does to
+the result.
 """
 
 from collections.abc import Callable
@@ -17,7 +20,26 @@ import numpy as np
 
 CUDA_R_32F, CUDA_R_16BF = 0, 14  # the numbers by which CUDA names float32 and bfloat16
 WORKSPACE = 64 * 2**20  # bytes
-MANTISSA = {"tf32": 10, "bf16": 7}  # explicit bits; float32 has 23
+TF32, BF16 = 10, 7  # explicit bits of mantissa; float32 has 23
+
+
+class Short(NamedTuple):
+    """How a backend keeps bfloat16 numbers.
+
+    dtype: of arrays of them. uint16 are words as in kernels/parts/bfloat.py, on a GPU; NumPy has no such
+        type, and keeps them as float32 whose lower bits are 0.
+    store: (x, out), writes float32 numbers, rounded to the nearest; out may be x, if it is of that dtype.
+    load: (short, out), writes them as float32.
+    """
+
+    dtype: str
+    store: Callable[[Any, Any], Any]
+    load: Callable[[Any, Any], Any]
+
+    def settle(self, written: Any) -> None:
+        """Round what a product or a kernel wrote, where that could not write bfloat16 itself."""
+        if self.dtype == "float32":
+            self.store(written, written)
 
 
 def rounded(x: np.ndarray, bits: int) -> np.ndarray:
@@ -46,11 +68,21 @@ def product(a, b, out) -> None:
 
 
 def emulated(precision: str) -> Callable[[Any, Any, Any], None]:
-    """NumPy's matmul(a, b, out) as a GPU would compute it in that precision."""
-    if precision == "fp32":
-        return product
-    bits = MANTISSA[precision]
-    return lambda a, b, out: product(rounded(a, bits), rounded(b, bits), out)
+    """NumPy's matmul(a, b, out) as a GPU would compute it in that precision; in bf16 of rounded factors."""
+    if precision == "tf32":
+        return lambda a, b, out: product(rounded(a, TF32), rounded(b, TF32), out)
+    return product
+
+
+def _store(x: np.ndarray, out: np.ndarray) -> None:
+    out[...] = rounded(x, BF16)
+
+
+def _load(short: np.ndarray, out: np.ndarray) -> None:
+    out[...] = short
+
+
+EMULATED = Short("float32", _store, _load)
 
 
 def as_columns(matrix) -> tuple[bool, int]:
@@ -69,25 +101,25 @@ def as_columns(matrix) -> tuple[bool, int]:
     raise ValueError(f"a matrix of strides {matrix.strides} has neither rows nor columns in one piece")
 
 
+def type_of(matrix) -> int:
+    """CUDA's number for what a matrix holds."""
+    return CUDA_R_16BF if matrix.dtype == np.uint16 else CUDA_R_32F
+
+
 class Gemm:
     """matmul(a, b, out) by cuBLAS, without a copy of strided views, with a handle and a workspace of its own.
 
-    cublas: the module of nvmath's bindings; CuPy's own refuses to be captured in a graph. to_bf16: writes
-    float32 values as bfloat16 words. empty: allocates on the device.
+    Arrays are float32, or uint16 words of bfloat16; both factors are alike. cublas: the module of nvmath's
+    bindings; CuPy's own refuses to be captured in a graph. empty: allocates on the device.
     """
 
-    def __init__(
-        self, precision: str, cublas: ModuleType, to_bf16: Callable[[Any, Any], Any], empty: Callable
-    ):
-        self.cublas, self.to_bf16, self.empty = cublas, to_bf16, empty
+    def __init__(self, precision: str, cublas: ModuleType, empty: Callable):
+        self.cublas = cublas
         self.handle, self.workspace = cublas.create(), empty(WORKSPACE, np.uint8)
-        self.type = CUDA_R_16BF if precision == "bf16" else CUDA_R_32F
         types = cublas.ComputeType
         self.compute = types.COMPUTE_32F_FAST_TF32 if precision == "tf32" else types.COMPUTE_32F
         self.scales = np.array([1, 0], np.float32)
         self.one, self.zero = self.scales.ctypes.data, self.scales[1:].ctypes.data  # addresses
-        # (N,) uint16, room for both inputs in bfloat16. Smaller ones stay: captured graphs go on to use them.
-        self.words: tuple[list[Any], list[Any]] = [], []
         self.use(0)
 
     def use(self, stream: int) -> None:
@@ -99,34 +131,18 @@ class Gemm:
         self.cublas.set_workspace(self.handle, self.workspace.data.ptr, WORKSPACE)
 
     def __call__(self, a, b, out) -> None:
-        a, b = self.inputs(a, b)
         # out = a b by rows is out^T = b^T a^T by columns.
         (b_turned, b_step), (a_turned, a_step), (turned, out_step) = map(as_columns, (b, a, out))
         if turned:
             raise ValueError("the rows of `out` must be in one piece")
         operation = self.cublas.Operation.N, self.cublas.Operation.T
-        left = b.data.ptr, self.type, b_step
-        right = a.data.ptr, self.type, a_step
-        result = out.data.ptr, CUDA_R_32F, out_step
+        left = b.data.ptr, type_of(b), b_step
+        right = a.data.ptr, type_of(a), a_step
+        result = out.data.ptr, type_of(out), out_step
         sizes = out.shape[1], out.shape[0], a.shape[1]
         turns = operation[b_turned], operation[a_turned]
         how = self.compute, self.cublas.GemmAlgo.DFALT
         self.cublas.gemm_ex(self.handle, *turns, *sizes, self.one, *left, *right, self.zero, *result, *how)
-
-    def inputs(self, a, b) -> tuple[Any, Any]:
-        """Both factors as they are multiplied: float32, or bfloat16 words."""
-        return (a, b) if self.type == CUDA_R_32F else (self.shortened(a, 0), self.shortened(b, 1))
-
-    def shortened(self, matrix, side: int):
-        """The matrix in bfloat16, in a buffer that fits the largest matrix seen on that side of a product."""
-        turned, _ = as_columns(matrix)
-        matrix = matrix.T if turned else matrix
-        room = self.words[side]
-        if not room or room[-1].size < matrix.size:
-            room.append(self.empty(matrix.size, np.uint16))
-        words = room[-1][: matrix.size].reshape(matrix.shape)
-        self.to_bf16(matrix, words)
-        return words.T if turned else words
 
 
 def mask_bytes(columns: int) -> int:
@@ -158,8 +174,9 @@ class Epilogues:
         gradient    out = a b where the mask has a bit, else 0; bias = sum of out over the rows
 
     gemm: the plain products, whose precision, stream and workspace these share. cublas_lt: the module of
-    nvmath's bindings. bias (N,) float32; mask (B, mask_bytes(N)) uint8, its bits in an order of cuBLASLt's.
-    To cuBLASLt our out (B, N) is a matrix of N rows and B columns, and a bias has a number for each row.
+    nvmath's bindings. bias (N,) of out's dtype; mask (B, mask_bytes(N)) uint8, its bits in an order of
+    cuBLASLt's. To cuBLASLt our out (B, N) is a matrix of N rows and B columns, and a bias has a number for
+    each row.
 
     This rectifier makes 0 of a NaN, which bias_relu keeps. Training still ends where it diverges: the last
     layer has no rectifier, and before each checkpoint all weights are looked at. But numbers so large that
@@ -178,16 +195,16 @@ class Epilogues:
         else:
             epilogue = names.RELU_BIAS if mask is None else names.RELU_AUX_BIAS
         gemm = self.gemm
-        a, b = gemm.inputs(a, b)
         # out = a b by rows is out^T = b^T a^T by columns, as in Gemm.
         stored = tuple(map(as_columns, (b, a, out)))
         sizes = out.shape[1], out.shape[0], a.shape[1]
         # PyTorch, too, has the bias tell how the result is aligned: both are moved in the same steps.
         aligned = alignment(b), alignment(a), alignment(out, bias)
         step = None if mask is None else 8 * mask.strides[0]
-        key = epilogue, sizes, stored, aligned, step
+        types = type_of(b), type_of(a), type_of(out)
+        key = epilogue, sizes, stored, types, aligned, step
         if key not in self.plans:
-            self.plans[key] = self.plan(epilogue, sizes, stored, aligned, step, bias, mask)
+            self.plans[key] = self.plan(*key, bias, mask)
         plan = self.plans[key]
         if plan.algorithm is None:
             return False
@@ -201,7 +218,7 @@ class Epilogues:
         )
         return True
 
-    def plan(self, epilogue, sizes, stored, aligned, step, bias, mask) -> Plan:
+    def plan(self, epilogue, sizes, stored, types, aligned, step, bias, mask) -> Plan:
         """Describe the product, and ask for the best algorithm."""
         lt, gemm, (m, n, k) = self.lt, self.gemm, sizes
         operation = lt.matmul_desc_create(gemm.compute, CUDA_R_32F)
@@ -216,9 +233,9 @@ class Epilogues:
             self.describe(operation, is_of.EPILOGUE_AUX_LD, np.int64(step))
         self.point(operation, bias, mask)
         layouts = (
-            lt.matrix_layout_create(gemm.type, *((k, m) if b_turned else (m, k)), b_step),
-            lt.matrix_layout_create(gemm.type, *((n, k) if a_turned else (k, n)), a_step),
-            lt.matrix_layout_create(CUDA_R_32F, m, n, out_step),
+            lt.matrix_layout_create(types[0], *((k, m) if b_turned else (m, k)), b_step),
+            lt.matrix_layout_create(types[1], *((n, k) if a_turned else (k, n)), a_step),
+            lt.matrix_layout_create(types[2], m, n, out_step),
         )
         return Plan(operation, layouts, self.best(operation, layouts, aligned))
 

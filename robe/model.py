@@ -10,6 +10,10 @@ are views of it. Buffers are made once; a smaller batch uses their front.
 Where the products want it (`Backend.multiple`), the inputs of both MLPs have columns of zeros behind, and
 their first matrices as many rows of zeros. These lie in the flat array too, but no optimizer steps them, and
 neither `parameters` nor `state()` shows them: checkpoints of all backends have the same shapes.
+
+In bf16 (matmul.py) the dense columns, the interaction's output and all that lies between products are
+rounded, and so is a copy of the flat array, which is what is multiplied. Vectors of embeddings, their
+products and the gradients by them are float32: they are read from float32 weights, and added to them.
 """
 
 import math
@@ -102,14 +106,21 @@ class DLRM:
             {name: array[: shapes[name][0]] for name, array in arrays.items()}
             for arrays in (matrices, d_matrices)
         )
+        short, self.factors = backend.short, self.dense_parameters
+        if short:
+            self.factors = backend.empty(self.dense_parameters.shape, short.dtype)
+        factors = _views(self.factors, stored)
         self.bottom, self.top = (
-            MLP(_layers(matrices, part), _layers(d_matrices, part), batch, backend, part == "top")
+            MLP(
+                *(_layers(matrices, part), _layers(d_matrices, part), _layers(factors, part)),
+                *(batch, backend, part == "top"),
+            )
             for part in ("bottom", "top")
         )
         columns = backend.padded(data.dense)
         self.dense = None
-        if columns != data.dense:
-            self.dense = backend.empty((batch, columns), dtype)
+        if short or columns != data.dense:
+            self.dense = backend.empty((batch, columns), short.dtype if short else dtype)
             self.dense[...] = 0
         self.interaction = Interaction(embedding, batch, backend, dtype)
         self.losses = backend.empty(batch, dtype)
@@ -122,12 +133,14 @@ class DLRM:
 
     def _predict(self, dense, ids):
         self.backend.limit_threads(len(dense) * self.largest_product)
-        interacted = self.interaction.predict(self.bottom.forward(self._padded(dense), learns=False), ids)
+        self._shorten()
+        interacted = self.interaction.predict(self.bottom.forward(self._multiplied(dense), learns=False), ids)
         return self.top.forward(interacted, learns=False)[:, 0]
 
     def forward(self, dense, ids):
         """As `predict`, and keeps the vectors, which the gradient needs."""
-        self.bottom.forward(self._padded(dense), self.interaction.first(len(dense)))
+        self._shorten()
+        self.bottom.forward(self._multiplied(dense), self.interaction.first(len(dense)))
         return self.top.forward(self.interaction.forward(ids))[:, 0]
 
     def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase):
@@ -167,13 +180,22 @@ class DLRM:
             self.optimizer.update(self.dense_gradient, rate)
         return losses
 
-    def _padded(self, dense):
-        """dense (B, n) with the columns of zeros behind that the backend wants."""
+    def _shorten(self) -> None:
+        """Round the dense parameters, as they are now, for the products that follow."""
+        if self.backend.short:
+            self.backend.short.store(self.dense_parameters, self.factors)
+
+    def _multiplied(self, dense):
+        """dense (B, n) as it is multiplied: rounded, with columns of zeros behind, as the backend wants."""
         if self.dense is None:
             return dense
-        padded = self.dense[: len(dense)]
-        padded[:, : dense.shape[1]] = dense
-        return padded
+        whole = self.dense[: len(dense)]
+        columns = whole[:, : dense.shape[1]]
+        if self.backend.short:
+            self.backend.short.store(dense, columns)
+        else:
+            columns[...] = dense
+        return whole
 
     def state(self) -> dict[str, Any]:
         """Name -> array, everything that training changes; views, so writing to them sets the model."""

@@ -66,17 +66,18 @@ def number(value: float | None, less: float | None = 0.0) -> str:
 def text(summary: dict) -> str:
     """The summary in a few lines; for synthetic data also the best metrics that any model can reach."""
     test, validation = summary["test"], summary["validation"]
+    best = f" (of step {summary['best_step']:,})" if "best_step" in summary else ""
     lines = [
         f"{summary['method']}: {summary['stopped']}; {summary['steps']:,} steps, "
         f"{summary['rows_trained']:,} rows in {summary['seconds']:.1f} s, evaluations included",
         f"test AUC {number(test['auc'])}, log loss {number(test['log_loss'])} ({test['rows']:,} rows, "
-        f"base rate {test['base_rate']:.4f}); validation AUC {number(validation['auc'])}",
+        f"base rate {test['base_rate']:.4f}); validation AUC {number(validation['auc'])}{best}",
     ]
     if bayes := summary["bayes"]:
-        best = bayes["test"]
+        bound = bayes["test"]
         lines.append(
-            f"best possible on the test half (Bayes): AUC {best['auc']:.4f}, "
-            f"log loss {best['log_loss']:.4f}; this run is {number(best['auc'], test['auc'])} AUC below"
+            f"best possible on the test half (Bayes): AUC {bound['auc']:.4f}, "
+            f"log loss {bound['log_loss']:.4f}; this run is {number(bound['auc'], test['auc'])} AUC below"
         )
     if other := summary.get("without_categories"):
         lines.append(
@@ -132,6 +133,9 @@ def draw_curves(run: Path, summary: dict) -> None:
             steps, losses, aucs = zip(*validation, strict=True)
             loss_axes.plot(steps, losses, color=color, marker=".", label=f"validation{suffix}")
             auc_axes.plot(steps, aucs, color=color, marker=".", label=f"validation{suffix}")
+    if "best_step" in summary:
+        for axes in (loss_axes, auc_axes):
+            axes.axvline(summary["best_step"], color="C0", linestyle=":", linewidth=1, label="the model kept")
     if bayes := summary["bayes"]:
         line = {"color": "black", "linestyle": "--", "linewidth": 1, "label": "best possible, validation"}
         loss_axes.axhline(bayes["validation"]["log_loss"], **line)

@@ -10,7 +10,7 @@ This is where models and data meet: it stands above both `robe` and `data_pipeli
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from data_pipeline.manifest import MANIFEST, Manifest
 from data_pipeline.whole_files import copy_whole, read_text, write_json
 from robe import checkpoint, estimator, metrics, report
 from robe import convert as conversion
-from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve
+from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve, to_json
 from robe.model import DLRM
 from robe.progress import Update, Watched, unwatched
 from robe.timeline import Phase, no_phase
@@ -48,7 +48,7 @@ class Settings(NamedTuple):
     baseline: bool
 
     def write(self, run: Path) -> None:
-        settings = {"config": asdict(self.config), "data": str(self.data), "baseline": self.baseline}
+        settings = {"config": to_json(self.config), "data": str(self.data), "baseline": self.baseline}
         write_json(run / "config.json", settings)
 
 

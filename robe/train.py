@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -68,7 +69,8 @@ def train(
 
     rows: the splits `train`, `validation` and `test`; phase: times the parts of the loop. Returns the summary
     of the run; its `warnings`, a line each, tell what makes the model useless, and `diverged` whether that is
-    because the losses grew.
+    because the losses grew. With `patience` the model, and the newest checkpoint, are then those of the best
+    evaluation, `best_step`.
     Raises TrainingError if the loss or a weight is not finite. The last good checkpoint stays: the newest one
     up to an evaluation that found the model of use.
     """
@@ -80,20 +82,20 @@ def train(
 
     newest, position = resumed(run, config, data, steps_per_epoch)
     if newest is not None:
-        checkpoint.load_weights(newest, model)
-        model.embedding.steps = position.step
+        _load(newest, model, position.step)
     make_folder(run)
-    log = Log(run / "metrics.jsonl", position.step)
-    checkpoint.drop_old(run, log.good_until())
-    target = config.target_auc or math.inf
-    reached = log.best_validation_auc() >= target
+    log, position = _reopened(run, config, position, steps_per_epoch)
+    checkpoint.drop_old(run, *log.stays(config))
+    stopped = log.stopped(config)
 
     started, loss, validation = time.perf_counter() - log.seconds(), math.nan, None
     # Read back for a log only, so that a GPU has its next step queued before it is done with this one.
     sums, counts = model.backend.xp.empty(min(log_every, total), "float64"), []
     to_come = _to_come(rows["train"], config, position)
     with closing(fed(model, to_come, config.batch, phase)) as batches:
-        while not reached and position.step < total:
+        while not stopped and position.step < total:
+            if config.fresh_embeddings and position.epoch and position.epoch_step == 0:
+                model.embedding.begin(position.epoch)
             position, (label, dense, ids) = next(batches)
             step, at_end = position.step, position.step == total
             evaluates = step % evaluate_every == 0 or at_end
@@ -114,22 +116,29 @@ def train(
                 log.write(
                     kind="validation", step=step, seconds=seconds, **validation, **model.embedding.counts()
                 )
-                reached = (validation["auc"] or 0.0) >= target
-            if saves or reached:
+                stopped = log.stopped(config)
+                saves |= stopped is not None or log.kept_step(config) == step
+            if saves:
                 with phase("checkpoint"):
                     _check_finite(model, step, config, log)
                     log.sync()
-                    checkpoint.save(run, model, config, data, position, good_until=log.good_until())
+                    checkpoint.save(run, model, config, data, position, stays=log.stays(config))
+    kept_step = log.kept_step(config) or position.step
+    if kept_step < position.step:
+        _load(checkpoint.of_step(run, kept_step), model, kept_step)
+        checkpoint.drop_newer(run, kept_step)
+        validation = None
     rows_trained = position.epoch * rows["train"].count + position.epoch_step * config.batch
     test = metrics.summary(*predict(model, rows["test"]))
     # The last evaluation is of the final weights, but not made if there was nothing left to do.
     validation = validation or metrics.summary(*predict(model, rows["validation"]))
-    training_loss = log.training_loss()
+    training_loss = log.training_loss(kept_step)
     test_loss = math.inf if test["log_loss"] is None else test["log_loss"]
     diverged = test_loss > ABSURD or min(test_loss, training_loss) > DIVERGED
     return {
-        "stopped": "target AUC reached" if reached else "all epochs done",
+        "stopped": stopped or "all epochs done",
         "steps": position.step,
+        **({"best_step": kept_step} if config.patience else {}),
         "rows_trained": rows_trained,
         "seconds": log.seconds(),
         "rows_per_second": rows_trained / log.seconds(),
@@ -137,7 +146,7 @@ def train(
         "test": test,
         "validation": validation,
         "diverged": diverged,
-        "warnings": _warnings({"test": test, "validation": validation}, diverged, config, log),
+        "warnings": _warnings({"test": test, "validation": validation}, training_loss, diverged, config, log),
         "dense_parameters": sum(array.size for array in model.parameters.values()),
         **model.embedding.describe(),
         "backend": model.backend.description,
@@ -164,6 +173,29 @@ def resumed(
             "delete it to go on from the checkpoint before it"
         )
     return newest, position
+
+
+def _load(saved: Path, model: DLRM, step: int) -> None:
+    """Give a model the weights of a checkpoint, which is of this step."""
+    checkpoint.load_weights(saved, model)
+    model.embedding.steps = step
+
+
+def _reopened(
+    run: Path, config: TrainConfig, position: Position, steps_per_epoch: int
+) -> tuple["Log", Position]:
+    """The log of a run up to `position`, that of its newest checkpoint, and this position.
+
+    Where a run with `patience` has ended, its newest checkpoint is the best: then all of the log, and where
+    the training stood at its end.
+    """
+    path, total = run / "metrics.jsonl", steps_per_epoch * config.epochs
+    if config.patience and path.exists():
+        whole = Log(path, total)
+        last = max((entry["step"] for entry in whole.entries), default=0)
+        if whole.best_step() == position.step and (last == total or whole.stopped(config)):
+            return whole, Position(last, *divmod(last, steps_per_epoch))
+    return Log(path, position.step), position
 
 
 def predict(model: DLRM, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -223,8 +255,9 @@ def write_probabilities(
 
 def versions() -> dict[str, str]:
     found = {"robe-dlrm": __version__, "python": platform.python_version()}
-    for package in ("numpy", "numba", "numba-cuda", "polars", "safetensors"):
-        with suppress(PackageNotFoundError):  # numba-cuda: only CUDA needs it
+    of_cuda = "numba-cuda", "cupy-cuda12x", "cupy-cuda13x", "nvmath-python"
+    for package in ("numpy", "numba", *of_cuda, "polars", "safetensors"):
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
 
@@ -251,17 +284,40 @@ class Log:
         """Time spent up to the last entry, all sessions together."""
         return self.entries[-1]["seconds"] if self.entries else 0.0
 
-    def training_loss(self) -> float:
-        """The mean of the losses of training rows that were logged last."""
-        losses = [entry["loss"] for entry in self.entries if entry["kind"] == "train"]
+    def training_loss(self, step: int) -> float:
+        """The mean of the losses of training rows that were logged last, up to a step."""
+        losses = [e["loss"] for e in self.entries if e["kind"] == "train" and e["step"] <= step]
         return float(np.mean(losses[-LOGS_PER_EVALUATION:]))
 
-    def best_validation_auc(self) -> float:
-        return max((e["auc"] or 0.0 for e in self._evaluations()), default=0.0)
+    def best_step(self) -> int:
+        """The step of the first evaluation whose AUC no other exceeds; 0 if none has an AUC."""
+        best = max(self._ranked(), key=itemgetter("auc"), default={"step": 0})
+        return best["step"]
+
+    def kept_step(self, config: TrainConfig) -> int:
+        """The step of the best evaluation, where the settings ask to keep its weights; else 0."""
+        return self.best_step() if config.patience else 0
+
+    def stopped(self, config: TrainConfig) -> str | None:
+        """What in the settings ends the training here, in words; None if nothing does."""
+        if any(entry["auc"] >= (config.target_auc or math.inf) for entry in self._ranked()):
+            return "target AUC reached"
+        since, best = config.patience, self.best_step()
+        if since and sum(entry["step"] > best for entry in self._ranked()) >= since:
+            return f"no better validation AUC in {since} evaluation{'s' * (since > 1)}"
+        return None
+
+    def stays(self, config: TrainConfig) -> tuple[int, ...]:
+        """Steps whose checkpoints stay beside the newest: of the last evaluation of use, and of the best."""
+        return self.good_until(), self.kept_step(config)
 
     def good_until(self) -> int:
         """The step of the last evaluation that found the model of use; 0 if none did."""
         return max((e["step"] for e in self._evaluations() if metrics.trouble(e) is None), default=0)
+
+    def _ranked(self) -> Iterator[dict]:
+        """The evaluations that have an AUC: those of rows of both classes."""
+        return (entry for entry in self._evaluations() if entry["auc"] is not None)
 
     def _evaluations(self) -> Iterator[dict]:
         return (entry for entry in self.entries if entry["kind"] == "validation")
@@ -379,12 +435,14 @@ def _last_good(log: Log) -> str:
     return f"the last good checkpoint is {good}{newer}"
 
 
-def _warnings(evaluations: dict[str, dict], diverged: bool, config: TrainConfig, log: Log) -> list[str]:
+def _warnings(
+    evaluations: dict[str, dict], loss: float, diverged: bool, config: TrainConfig, log: Log
+) -> list[str]:
     """What is wrong with the final model, in a line that says what to try; none if it is of use.
 
-    evaluations: of the splits, the one that matters most first.
+    evaluations: of the splits, the one that matters most first; loss: of its training rows.
     """
-    lr, loss = f"--lr (it was {config.optimizer.lr:g})", log.training_loss()
+    lr = f"--lr (it was {config.optimizer.lr:g})"
     for split, found in evaluations.items():
         if (trouble := metrics.trouble(found)) is None:
             continue

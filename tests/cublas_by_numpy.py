@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from robe.matmul import rounded
+
 
 class Shared(np.ndarray):
     """A NumPy array with a pointer to its memory where CuPy's has one."""
@@ -29,6 +31,11 @@ def operand(address, kind, turned, rows, columns, step):
     if kind == 14:
         stored = (stored.astype(np.uint32) << 16).view(np.float32)
     return stored.T if turned else stored
+
+
+def write(numbers, address, kind, step):
+    there = matrix(address, kind, *numbers.shape, step)
+    there[...] = rounded(numbers, 7).view(np.uint32) >> 16 if kind == 14 else numbers
 
 
 class Blas:
@@ -74,7 +81,8 @@ class Blas:
         b = operand(b, kind_b, turn_b, k, n, ldb)
         scale, keep = (matrix(address, 0, 1, 1, 1)[0, 0] for address in (alpha, beta))
         assert keep == 0
-        matrix(c, kind_c, m, n, ldc)[...] = scale * (a @ b)
+        assert kind_a == kind_b
+        write(scale * (a @ b), c, kind_c, ldc)
 
 
 def number(address, size):
@@ -194,15 +202,15 @@ class BlasLt:
         assert keep == 0
         _, kind, m, n, step = self.records[of_d]
         assert (a.shape[0], b.shape[1]) == (m, n)
-        out, bias = matrix(d, kind, m, n, step), matrix(attributes[8], 0, m, 1, m)
-        out[...] = scale * (a @ b)
+        out = scale * (a @ b)
         if attributes[7] == self.Epilogue.DRELU_BGRAD:
-            out *= unpacked(mask_of(attributes, m, n), m)
-            bias[:, 0] = out.sum(axis=1)
+            out = out * unpacked(mask_of(attributes, m, n), m)
+            write(out, d, kind, step)
+            write(out.sum(axis=1, keepdims=True), attributes[8], kind, m)
             return
-        out += bias
+        out = out + operand(attributes[8], kind, False, m, 1, m)
         positive = out > 0  # a NaN is not
-        out[...] = np.where(positive, out, 0)
+        write(np.where(positive, out, 0), d, kind, step)
         if attributes[7] == self.Epilogue.RELU_AUX_BIAS:
             mask = mask_of(attributes, m, n)
             mask[...] = 255

@@ -45,12 +45,16 @@ def test_other_backends_have_one_version(name, deterministic, fixed_order):
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])
 def test_precision_is_that_of_the_products(name):
-    x = np.full((1, 1), 1 + 2.0**-9, np.float32)  # more than bf16's 7 bits
-    for precision, expected in (("fp32", x), ("tf32", x), ("bf16", [[1]])):
+    x = np.full((1, 1), 1 + 2.0**-11, np.float32)  # more than tf32's 10 bits
+    for precision, expected in (("fp32", x), ("tf32", [[1]]), ("bf16", x)):
         out = np.empty((1, 1), np.float32)
         chosen = select(name, precision)
         chosen.matmul(x, np.ones((1, 1), np.float32), out)
         np.testing.assert_array_equal(out, expected)
+        assert (chosen.short is not None) == (precision == "bf16")
+        if chosen.short:
+            chosen.short.store(x, out)
+            np.testing.assert_array_equal(out, [[1]])
         assert ("emulated" in chosen.description) == (precision != "fp32")
 
 

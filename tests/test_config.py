@@ -136,6 +136,12 @@ def test_decay_needs_its_length():
         resolve(TrainConfig(optimizer=OptimizerConfig(decay_steps=10)))
 
 
+def test_one_pass_is_fresh_anyway():
+    with pytest.raises(ConfigError, match="--fresh-embeddings needs --epochs of 2 or more"):
+        resolve(TrainConfig(fresh_embeddings=True))
+    assert resolve(TrainConfig(fresh_embeddings=True, epochs=2)).fresh_embeddings
+
+
 def test_learning_rate_schedule():
     schedule = OptimizerConfig("sgd", 2.0, warmup_steps=4, decay_start=10, decay_steps=10)
     rates = [learning_rate(schedule, step) for step in range(22)]
@@ -150,6 +156,16 @@ def test_configuration_survives_json():
         TrainConfig(model=ModelConfig("mlperf"), embedding=EmbeddingConfig(sign=False), target_auc=0.8)
     )
     assert c.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_settings_that_came_later_stand_in_files_only_where_they_are_used():
+    """So the files of all other runs keep their bytes, and those of older programs can be read."""
+    config = resolve(TrainConfig())
+    assert not c.to_json(config).keys() & set(c.LATER)
+    later = dataclasses.replace(config, patience=3)
+    assert c.to_json(later) == c.to_json(config) | {"patience": 3}
+    for each in (config, later):
+        assert c.from_json(json.loads(json.dumps(c.to_json(each)))) == each
 
 
 def test_foreign_configuration_is_refused():

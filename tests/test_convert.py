@@ -44,7 +44,8 @@ METHODS = {
     "tensor_train": {"compression": 2},
 }
 each_method = pytest.mark.parametrize("method", METHODS)
-each_memory = pytest.mark.parametrize("memory", ["fp16", "int8", "int4"])
+each_memory = pytest.mark.parametrize("memory", ["fp16", "int8", "int4", "int3", "int2", "int1"])
+LOST = {"fp16": 1e-3, "int8": 0.02, "int4": 0.2, "int3": 0.3, "int2": 0.5, "int1": 0.7}
 
 
 def made(method, memory="fp32", **changes):
@@ -71,8 +72,8 @@ def vectors(embedding, rows=50):
 @each_method
 @each_memory
 def test_a_converted_embedding_reads_what_its_weights_stand_for(method, memory):
-    """Look-ups equal those of floats that are what the codes stand for, bit for bit; no weight is off by more
-    than half of its scale; and what is made of the codes is these floats."""
+    """Look-ups equal those of floats that are what the codes stand for, bit for bit; each weight is the
+    nearest of what can be stored; and what is made of the codes is these floats."""
     _, source = made(method)
     _, target = made(method, memory)
     seen = []
@@ -86,20 +87,26 @@ def test_a_converted_embedding_reads_what_its_weights_stand_for(method, memory):
         weights = stored.read(0, stored.weights)
         if memory == "fp16":
             np.testing.assert_array_equal(stored.memory, before.memory.astype(np.float16))
-            step = np.spacing(abs(stored.memory)).astype(np.float32)
+            off = np.spacing(abs(stored.memory)).astype(np.float32) / 2
         else:
             form = form_of(stored.memory, stored.slot_map)
             rows = np.arange(len(stored.memory))
             np.testing.assert_array_equal(
                 weights, expanded(stored.memory, rows, form).ravel()[: stored.weights]
             )
-            step = scale_at(stored.memory, rows, form)[0].repeat(int(form.width))[: stored.weights]
+            scale, bias = (
+                end.repeat(int(form.width))[: stored.weights] for end in scale_at(stored.memory, rows, form)
+            )
+            levels = bias + scale * np.arange(2**form.bits, dtype=np.float32)[:, None]
+            off = abs(levels - before.memory).min(axis=0)
+            if form.bits > 2:  # none of the weights is cut off
+                assert (off <= scale / 2 + 1e-6).all()
         # Sums in float32 are off by some ulp of the weights, which are below 2.
-        assert (abs(weights - before.memory) <= step / 2 + 1e-6).all()
+        assert (abs(weights - before.memory) <= off + 1e-6).all()
         largest = max(largest, abs(weights - before.memory).max())
         plain.memory[:] = weights
     assert lost["largest_error"] == pytest.approx(largest)
-    assert 0 < lost["relative_rms_error"] < {"fp16": 1e-3, "int8": 0.02, "int4": 0.2}[memory]
+    assert 0 < lost["relative_rms_error"] < LOST[memory]
     for found, expected in zip(vectors(target), vectors(floats), strict=True):
         np.testing.assert_array_equal(found, expected)
     _, widened = made(method)
@@ -132,6 +139,8 @@ def test_codes_of_a_table_take_a_row_and_two_halves():
     _, array = made("robe", "int8")
     assert eight.memory.shape == (1310, 8 + 4)
     assert four.memory.shape == (1310, 4 + 4)
+    assert made("full", "int3")[1].memory.shape == (1310, 3 + 4)
+    assert made("robe", "int3")[1].memory.shape == (16, 24 + 4)
     assert array.memory.shape == (16, 64 + 4)  # of 1,001 weights
     assert array.weights == 1001
 

@@ -1,15 +1,16 @@
 """What the embeddings start from, store, and refuse."""
 
 import dataclasses
+import itertools
 import math
 import re
 
 import numpy as np
 import pytest
-from conftest import resolved
+from conftest import VERSIONS, resolved
 
 from robe.backend import BackendError, cuda_trouble, select
-from robe.config import ConfigError, DataSpec
+from robe.config import METHODS, ConfigError, DataSpec
 from robe.embeddings import create
 from robe.model import build
 from robe.plan import plan
@@ -147,6 +148,48 @@ def test_plan_is_what_is_allocated(method, memory, optimizer):
         a.nbytes for a in model.state().values()
     )
     assert planned["disk"]["shards"] == 1000 * (1 + 13 + 3) * 4
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize(
+    "embedding",
+    [
+        *({"method": name} for name in ("full", "none", "mixed_precision")),
+        *({"method": name, "compression": 2} for name in METHODS if "compression" in METHODS[name].options),
+        {"method": "robe", "compression": 2, "memory": "fp16"},
+    ],
+    ids=lambda embedding: "-".join(map(str, embedding.values())),
+)
+def test_a_pass_begins_with_weights_of_its_own_and_no_memory(embedding, optimizer, name):
+    """The first as a new embedding does, and each as it would without the others, in the same arrays."""
+    config = resolved(
+        {"width": 8}, {"block": 4} | embedding if embedding["method"] == "robe" else embedding,
+        {"optimizer": optimizer}, batch=4, seed=2**40,
+    )  # fmt: skip
+    data, backend = DataSpec(2, (9, 40), "dictionary", "", ""), select(name)
+    made = create(config, data, backend)
+    rng = np.random.default_rng(0)
+
+    def state():
+        arrays = {key: a for key, a in made.state().items() if not key.endswith("counters")}
+        return {key: (a.copy(), id(a)) for key, a in arrays.items()}
+
+    def train():
+        ids = np.stack([rng.integers(0, n, 4) for n in data.cardinalities], 1).astype(np.uint32)
+        made.update(ids[:, : made.features], rng.normal(size=(4, made.features, 8)).astype(np.float32), 0.5)
+
+    states = {0: state()}
+    for number in (1, 2, 0, 1):
+        train()
+        made.begin(number)
+        for key, (array, same) in states.setdefault(number, state()).items():
+            assert np.array_equal(made.state()[key], array), (number, key)
+            assert id(made.state()[key]) == same
+    weights = [key for key in states[0] if key.endswith(("memory", "table")) and states[0][key][0].size]
+    assert bool(weights) == (embedding["method"] != "none")
+    for a, b in itertools.combinations(range(3), 2):
+        assert all(np.mean(states[a][key][0] != states[b][key][0]) > 0.5 for key in weights)
 
 
 def test_plan_of_criteo_terabyte():

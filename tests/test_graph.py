@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import needs_simulator, resolved
 from recorder import Recorder, recording
+from test_train import MemoryRows
 
 import robe.graph
 from robe import checkpoint
@@ -39,25 +40,11 @@ METHODS = {
 pytestmark = pytest.mark.kernels
 
 
-class MemoryRows:
-    def __init__(self, count):
-        rng = np.random.default_rng(count)
-        self.count = count
-        self.ids = np.stack([rng.integers(0, n, count) for n in DATA.cardinalities], 1).astype(np.uint32)
-        self.dense = rng.random((count, 3), np.float32)
-        self.label = (rng.random(count) < np.where(self.ids[:, 0] % 2, 0.8, 0.2)).astype(np.float32)
-
-    def batches(self, batch_size, *, seed=None, epoch=0, start_step=0):
-        order = np.arange(self.count)
-        if seed is not None:
-            order = np.random.default_rng([seed, epoch]).permutation(self.count)
-        for start in range(start_step * batch_size, self.count, batch_size):
-            rows = order[start : start + batch_size]
-            yield self.label[rows], self.dense[rows], self.ids[rows]
-
-
 # Six steps an epoch, of which the last is short; evaluations of two full batches or more and a short one.
-ROWS = {"train": MemoryRows(42), "validation": MemoryRows(20), "test": MemoryRows(12)}
+ROWS = {
+    name: MemoryRows(count, count, cardinalities=DATA.cardinalities)
+    for name, count in (("train", 42), ("validation", 20), ("test", 12))
+}
 
 
 def settings(method, optimizer, **changes):
@@ -81,16 +68,23 @@ def small_evaluations(monkeypatch):
         monkeypatch.setattr(f"{module}.EVALUATION_BATCH", 8)
 
 
-EVERY = [(method, optimizer, False) for method in METHODS for optimizer in ("sgd", "adagrad")]
-IN_ORDER = [("ROBE", "sgd", True), ("compositional", "sgd", True)]
+# Method, optimizer, whether sums have a fixed order, and precision.
+EVERY = [(method, optimizer, False, "fp32") for method in METHODS for optimizer in ("sgd", "adagrad")]
+EVERY += [
+    ("ROBE", "sgd", True, "fp32"),
+    ("compositional", "sgd", True, "fp32"),
+    ("ROBE", "sgd", False, "bf16"),
+]
 
 
 @needs_simulator
-@pytest.mark.parametrize(("method", "optimizer", "deterministic"), EVERY + IN_ORDER)
-def test_graph_and_plain_steps_agree(method, optimizer, deterministic, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize(("method", "optimizer", "deterministic", "precision"), EVERY)
+def test_graph_and_plain_steps_agree(
+    method, optimizer, deterministic, precision, monkeypatch, tmp_path, capsys
+):
     """While the learning rate changes, batches are short between, and evaluations come in between."""
-    config = settings(method, optimizer, deterministic=deterministic)
-    graphs, plain = recording(monkeypatch, deterministic=deterministic)
+    config = settings(method, optimizer, deterministic=deterministic, precision=precision)
+    graphs, plain = recording(monkeypatch, deterministic=deterministic, precision=precision)
     expected = run_of(plain, config, tmp_path / "plain")
     assert Recorder.made == []
     assert run_of(graphs, config, tmp_path / "graphs") == expected

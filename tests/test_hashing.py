@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,12 @@ def mix_oracle(z):
     return z ^ z >> 31
 
 
+@cache
+def published_numbers(seed):
+    """Those that the published code draws for `affine`."""
+    return [int(x) for x in np.random.RandomState(seed).randint(0, int(P), 50)[:3]]
+
+
 def slot_and_sign_oracle(family, token, i, width, block, memory, seed):
     """Slot and sign of element i of a row by big-integer arithmetic."""
     if family == "mix":
@@ -35,7 +42,7 @@ def slot_and_sign_oracle(family, token, i, width, block, memory, seed):
         slot = ((word * memory >> 64) + position) % memory
     else:
         chunk, position = divmod(i, block)
-        r = [int(x) for x in np.random.RandomState(seed).randint(0, int(P), 50)[:3]]
+        r = published_numbers(seed)
         word = mix_oracle((mix_oracle((seed + K1) % WORD) + (token * width + chunk) * K1) % WORD)
         slot = (token * r[2] + chunk * r[1] + r[0]) % int(P) % (memory - block + 1) + position
     bits = mix_oracle((word + (position // 64 + 1) * KS) % WORD)
@@ -155,15 +162,18 @@ def test_affine_refuses_more_weights_than_its_modulus():
 
 
 def test_an_edit_to_the_hash_reaches_kernels_compiled_before(tmp_path):
-    """Numba's cache would miss it: gather.py itself does not change."""
+    """Numba's cache would miss it: adagrad_step.py itself does not change."""
     source = Path(hashing.__file__).parents[2]
     ignore = shutil.ignore_patterns("__pycache__")
     copy = shutil.copytree(source, tmp_path / "robe", ignore=ignore) / "kernels" / "parts" / "hashing.py"
     program = (
-        "import numpy as np; from robe.kernels.gather import gather_cpu; "
-        "from robe.kernels.parts.hashing import slot_map; out = np.empty((1, 1, 4)); "
-        "gather_cpu(np.arange(1e6), np.zeros((1, 1), np.uint32), np.zeros(1, np.uint64), "
-        "slot_map('mix', 4, 4, 10**6, signed=False), out); print(int(out[0, 0, 0]))"
+        "import numpy as np; from robe.kernels.adagrad_step import adagrad_step_cpu; "
+        "from robe.kernels.parts.hashing import slot_map; "
+        "sums, gradient, out = np.ones((3, 10**6), np.float32); "
+        "adagrad_step_cpu(np.zeros((1, 1), np.uint32), np.zeros(1, np.uint64), "
+        # The key is hashed anew where the map is made, which would hide what the kernel does.
+        "slot_map('mix', 4, 4, 10**6)._replace(key=np.uint64(5)), 0.1, 0.0, gradient, sums, out); "
+        "print(np.argmin(out))"
     )
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
 

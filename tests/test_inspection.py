@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,10 +19,14 @@ from robe.kernels.workbench.inspection import InspectionError
 
 
 def compiler_trouble():
+    """Asked at sizes at which the arguments of a kernel are made at once."""
     try:
-        inspection.show("sgd", "registers", "9.0")
+        with mock.patch.object(inspection, "BENCH", CASES[1]):
+            inspection.show("sgd", "registers", "9.0")
     except InspectionError as error:
         return str(error)
+    finally:
+        inspection.kernels.cache_clear()
     return None
 
 
@@ -30,6 +36,13 @@ without_compiler = pytest.mark.skipif(compiler_trouble() is not None, reason=f"{
 
 def needs_compiler(test):
     return pytest.mark.compiler(without_compiler(test))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def made_once():
+    """What the views make anew for each operation or test: arguments of the sizes of the benchmark, links."""
+    with mock.patch.multiple(inspection, calls=cache(calls), cubin=cache(inspection.cubin)):
+        yield
 
 
 def each_kernel():
@@ -227,6 +240,18 @@ def test_codes_are_read_as_such():
         text = inspection.ptx(started, "9.0")
         assert re.search(r"ld\.global(\.nc)?\.u8", text)
         assert not re.search(r"(div|rem)\.[us]64", text)
+
+
+@needs_compiler
+def test_words_of_bfloat16_are_read_and_written_as_such():
+    """What takes activations has a kernel for words: 2 bytes each, and small numbers are not flushed to 0."""
+    words = {name: kernel for name, kernel in each_kernel().items() if name.endswith(" of words")}
+    both = ("_interaction", "_interaction_backward", "_gather_interaction", "_interaction_scatter")
+    assert {f"{name}_kernel of words" for name in (*both, "_bias_relu", "_bias_relu_backward")} < set(words)
+    for started in words.values():
+        text = inspection.ptx(started, "9.0")
+        assert re.search(r"(ld|st)\.global\S*\.[ub]16", text)
+        assert ".ftz" not in text
 
 
 @needs_compiler

@@ -12,7 +12,17 @@ from test_model import batch, settings
 
 from robe.backend import select
 from robe.layers import MLP
-from robe.matmul import WORKSPACE, Epilogues, Gemm, alignment, as_columns, emulated, mask_bytes, rounded
+from robe.matmul import (
+    WORKSPACE,
+    Epilogues,
+    Gemm,
+    Short,
+    alignment,
+    as_columns,
+    emulated,
+    mask_bytes,
+    rounded,
+)
 from robe.model import build
 
 BITS = {"tf32": 10, "bf16": 7}
@@ -54,7 +64,7 @@ def test_a_nan_stays_one(bits):
 
 
 @pytest.mark.parametrize(("precision", "bits"), BITS.items())
-def test_both_inputs_keep_their_bits_and_no_more(precision, bits):
+def test_both_factors_keep_their_bits_and_no_more(precision, bits):
     one, last, beyond = (np.full((1, 1), 1 + x, np.float32) for x in (0, 2.0**-bits, 2.0 ** -(bits + 1)))
     for x, kept in ((last, last), (beyond, one)):
         assert emulated_product(precision, x, one) == emulated_product(precision, one, x) == kept
@@ -67,8 +77,7 @@ def test_products_differ_as_their_precision_says(rng):
     scale = abs(a).astype(np.float64) @ abs(b).astype(np.float64)
     errors = {}
     for precision in ("fp32", *BITS):
-        out = np.full((200, 200), np.nan, np.float32)
-        emulated(precision)(a, b, out)
+        out = emulated_product(precision, a, b)
         errors[precision] = (abs(out - exact) / scale).max()
     np.testing.assert_array_equal(a @ b, emulated_product("fp32", a, b))
     for precision, bits in BITS.items():
@@ -78,13 +87,25 @@ def test_products_differ_as_their_precision_says(rng):
 
 
 def emulated_product(precision, a, b):
-    out = np.empty((len(a), b.shape[1]), np.float32)
+    if precision == "bf16":
+        a, b = rounded(a, 7), rounded(b, 7)
+    out = np.full((len(a), b.shape[1]), np.nan, np.float32)
     emulated(precision)(a, b, out)
     return out
 
 
-def to_bf16(x, words):
-    words[...] = rounded(x, 7).view(np.uint32) >> 16
+def store(x, words):
+    words[...] = rounded(np.asarray(x), 7).view(np.uint32) >> 16
+
+
+def load(words, out):
+    out[...] = (words.astype(np.uint32) << 16).view(np.float32)
+
+
+def shortened(array):
+    words = np.empty_like(array, np.uint16)
+    store(array, words)
+    return words.view(Shared)
 
 
 def gemm(precision):
@@ -94,7 +115,7 @@ def gemm(precision):
         allocated.append(size)
         return np.empty(size, dtype).view(Shared)
 
-    return Gemm(precision, blas, to_bf16, empty), blas, allocated
+    return Gemm(precision, blas, empty), blas, allocated
 
 
 def operands(rng):
@@ -132,29 +153,21 @@ def test_cublas_is_called_so_that_it_multiplies(kind, precision, rng):
     multiply, blas, _ = gemm(precision)
     a, b = operands(rng)[kind]
     whole = np.full((len(a) + 2, b.shape[1]), np.nan, np.float32).view(Shared)
-    multiply(a, b, whole[: len(a)])
     expected = emulated_product(precision if precision == "bf16" else "fp32", np.asarray(a), np.asarray(b))
+    if precision == "bf16":
+        a, b = shortened(a), shortened(b)
+        words = np.zeros(whole.shape, np.uint16).view(Shared)
+        multiply(a, b, words[: len(a)])
+        load(words, whole)
+        # Half a unit of 8 bits.
+        np.testing.assert_allclose(whole[: len(a)], expected, rtol=2.0**-8, atol=1e-5)
+        assert not whole[len(a) :].any()
+        whole[...] = np.nan
+    multiply(a, b, whole[: len(a)])
     # Sums of six float32 products, perhaps in another order.
     np.testing.assert_allclose(whole[: len(a)], expected, rtol=1e-5, atol=1e-5)
     assert np.isnan(whole[len(a) :]).all()
     assert blas.how == (77 if precision == "tf32" else 68, -1)
-
-
-def test_room_for_bfloat16_is_made_once(rng):
-    multiply, _, allocated = gemm("bf16")
-    a, b = (rng.standard_normal((6, 6)).astype(np.float32).view(Shared) for _ in range(2))
-    for rows in (6, 2, 6):
-        multiply(a[:rows], b, np.empty((rows, 6), np.float32).view(Shared))
-    assert allocated == [WORKSPACE, 36, 36]
-
-
-def test_room_for_bfloat16_that_became_too_small_stays():
-    """The graph of a small batch, captured before a larger one came, goes on to write there."""
-    multiply, _, _ = gemm("bf16")
-    a = np.ones((6, 6), np.float32).view(Shared)
-    for rows in (2, 6):
-        multiply(a[:rows], a, np.empty((rows, 6), np.float32).view(Shared))
-    assert [room.size for room in multiply.words[0]] == [12, 36]
 
 
 def test_products_run_on_the_stream_and_in_the_workspace_given_last():
@@ -189,6 +202,7 @@ def fused(precision, refused=()):
     backend = dataclasses.replace(
         select("reference", precision),
         matmul=multiply,
+        short=Short("uint16", store, load) if precision == "bf16" else None,
         fused=epilogues,
         empty=empty,
         to_device=lambda array: array.view(Shared),
@@ -200,8 +214,11 @@ def layers(backend, rng, linear_end, widths, batch=7):
     """An MLP whose parameters are views of one flat array, as in the model."""
     shapes = [shape for n_in, n_out in pairwise(widths) for shape in ((n_in, n_out), (n_out,))]
     weights = rng.standard_normal(sum(map(math.prod, shapes))).astype(np.float32)
-    pairs = []
-    for host in (weights, np.full_like(weights, np.nan)):
+    pairs, copy = [], weights
+    if backend.short:
+        copy = backend.empty(weights.shape, backend.short.dtype)
+        backend.short.store(backend.to_device(weights), copy)
+    for host in (weights, np.full_like(weights, np.nan), copy):
         flat, parts, done = backend.to_device(host), [], 0
         for shape in shapes:
             parts.append(flat[done : done + math.prod(shape)].reshape(shape))
@@ -217,10 +234,14 @@ def passed(mlp, rng, rows=5, strided=True):
         mlp.backend.to_device(rng.standard_normal(shape).astype(np.float32))
         for shape in ((rows, n_in), (rows, n_out), (rows, 3, n_out))
     )
+    if mlp.short:
+        whole, x = x, mlp.backend.empty(x.shape, mlp.short.dtype)
+        mlp.short.store(whole, x)
     y = mlp.forward(x, room[:, 0] if strided else None)
     d_x = mlp.backward(d_y, want_input=True)
     written = [y, d_x, *mlp.activations[1:-1], *(array for pair in mlp.gradients for array in pair)]
-    return [mlp.backend.to_host(array).copy() for array in written]
+    written = [mlp.backend.to_host(array).copy() for array in written]
+    return [(a.astype(np.uint32) << 16).view(np.float32) if a.dtype == np.uint16 else a for a in written]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])

@@ -1,6 +1,7 @@
 """Quantised rows and their cache: how they are rounded, the cache against a plain oracle, and training."""
 
 import dataclasses
+import math
 from collections import Counter
 
 import numba
@@ -29,7 +30,7 @@ from robe.train import predict
 
 forms = pytest.mark.parametrize(
     "form",
-    [Form(bits, random, width) for bits in (4, 8, 16) for random in (True, False) for width in (7, 64)],
+    [Form(bits, random, width) for bits in (3, 4, 8, 16) for random in (True, False) for width in (7, 64)],
 )
 
 
@@ -100,7 +101,7 @@ def test_rounding_is_right_on_average(bits, run, rng):
 
 @pytest.mark.kernels
 @each_version("quantise")
-@pytest.mark.parametrize("bits", [4, 8, 16])
+@pytest.mark.parametrize("bits", [3, 4, 8, 16])
 @pytest.mark.parametrize("random", [True, False])
 def test_what_a_row_can_hold_it_holds(bits, random, run, rng):
     """Rows of one half, and rows from code 0 to the last with a scale of 2^-6, whatever is drawn."""
@@ -114,10 +115,49 @@ def test_what_a_row_can_hold_it_holds(bits, random, run, rng):
     np.testing.assert_array_equal(quantised(read, form, seed=9, run=run)[1], table)
 
 
+@pytest.mark.kernels
+@each_version("quantise")
+@pytest.mark.parametrize(("bits", "width"), [(1, 64), (1, 7), (2, 64), (2, 7)])
+def test_two_bits_and_one_follow_the_law_of_a_row(bits, width, run, rng):
+    """Levels lie evenly around the mean, as far apart as deviations say; each element takes the nearest."""
+    x = (rng.standard_normal((30, width)) * 10.0 ** rng.integers(-2, 3, (30, 1))).astype(np.float32)
+    x[0], x[1] = 3, rng.standard_normal(width) - 1000  # a row of one number, and one far from 0
+    read, table = quantised(x, Form(bits, False, width), run=run)
+    exact = x.astype(np.float64)
+    off = exact - exact.mean(axis=1, keepdims=True)
+    spread = 2 * abs(off).mean(axis=1) if bits == 1 else np.sqrt((off**2).mean(axis=1))
+    levels = np.arange(2**bits) - (2**bits - 1) / 2
+    expected = exact.mean(axis=1, keepdims=True) + spread[:, None] * levels
+    ends = from_half(table[:, -4:].copy().view(np.uint16))
+    stored = ends[:, 1:] + ends[:, :1] * np.arange(2**bits)
+    # Scale and bias are halves, and means are taken in steps of 2^-15 of the range.
+    reach = abs(expected).max(axis=1, keepdims=True)
+    assert (abs(stored - expected) < 2**-10 * reach + 2**-14 * np.ptp(x, axis=1, keepdims=True)).all()
+    nearest = abs(stored[:, :, None] - x[:, None]).min(axis=1)
+    assert (abs(read - x) <= nearest + 1e-6 * reach).all()
+    np.testing.assert_array_equal(read[0], 3)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
+@pytest.mark.parametrize("width", [64, 20, 13, 8])
+def test_codes_take_no_more_bytes_than_their_bits(bits, width, rng):
+    """And are what the docstring of codes.py says of them: in the order of bits, the lowest first."""
+    form = Form(bits, False, width)
+    read, table = quantised(rng.standard_normal((5, width)).astype(np.float32), form)
+    assert table.shape[1] == math.ceil(width * bits / 8) + 4
+    for row, found in zip(table, read, strict=True):
+        number = int.from_bytes(row[:-4].tobytes(), "little")
+        codes = [number >> (i * bits) & (2**bits - 1) for i in range(width)]
+        scale, bias = row[-4:].view(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(found, bias + scale * np.array(codes, np.float32))
+        assert len(set(codes)) > 1
+        assert number >> width * bits == 0
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
 @pytest.mark.kernels
 @each_version("quantise")
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 def test_a_row_that_is_not_finite_reads_as_nan(bits, run, rng):
     x = rng.standard_normal((5, 6)).astype(np.float32)
     x[1, 2], x[2, 0], x[3, 5] = np.nan, np.inf, -np.inf

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import VERSIONS, needs_simulator, resolved
 
-from robe import checkpoint, metrics
+from robe import checkpoint, metrics, report
 from robe.backend import select
 from robe.checkpoint import CheckpointError
 from robe.config import ConfigError, DataSpec, EmbeddingConfig, OptimizerConfig
@@ -30,10 +31,10 @@ DATA = DataSpec(3, (20, 5), "hash", "abc", "test")
 class MemoryRows:
     """Rows whose label depends on the ids; `poison` makes the dense values of one batch NaN."""
 
-    def __init__(self, count, seed, poison=None):
+    def __init__(self, count, seed, poison=None, cardinalities=DATA.cardinalities):
         rng = np.random.default_rng(seed)
         self.count, self.poison = count, poison
-        self.ids = np.stack([rng.integers(0, n, count) for n in DATA.cardinalities], 1).astype(np.uint32)
+        self.ids = np.stack([rng.integers(0, n, count) for n in cardinalities], 1).astype(np.uint32)
         self.dense = rng.random((count, 3), np.float32)
         self.label = (rng.random(count) < np.where(self.ids[:, 0] % 2, 0.8, 0.2)).astype(np.float32)
 
@@ -109,20 +110,8 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, fed, optimizer, memo
     settings = dataclasses.replace(config(memory=memory), optimizer=schedule)
     whole = train(settings, DATA, rows(), tmp_path / "whole")
 
-    class Stopped(Exception):
-        pass
-
-    class Stopping(MemoryRows):
-        def batches(self, *args, **kwargs):
-            for batch in super().batches(*args, **kwargs):
-                Stopping.given += 1
-                if Stopping.given > stop:
-                    raise Stopped
-                yield batch
-
-    Stopping.given = 0
     with pytest.raises(Stopped):
-        train(settings, DATA, rows() | {"train": Stopping(500, 500)}, tmp_path / "part")
+        train(settings, DATA, rows() | {"train": stopping(stop)}, tmp_path / "part")
     with (tmp_path / "part" / "metrics.jsonl").open("a") as log:
         log.write('{"kind": "tra')  # a line cut short
     resumed = train(settings, DATA, rows(), tmp_path / "part", fed_backend() if fed else None)
@@ -288,6 +277,145 @@ def test_it_stops_at_the_target(tmp_path):
     assert result["steps"] < 50 * 16
     again = train(config(epochs=50, target_auc=0.7), DATA, rows(), tmp_path / "run")
     assert again["steps"] == result["steps"]
+
+
+def patient(**changes):
+    return config(**{"epochs": 30, "eval_every": 4, "patience": 3} | changes)
+
+
+def told(run):
+    """The log of a run without times, and the validation AUC of each step that has one."""
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    aucs = {entry["step"]: entry["auc"] for entry in entries if entry["kind"] == "validation"}
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in entries], aucs
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping(stop, whole=None):
+    """Training rows that end the process at a batch."""
+    whole, given = whole or rows()["train"], itertools.count(1)
+
+    def batches(*args, **kwargs):
+        for batch in whole.batches(*args, **kwargs):
+            if next(given) > stop:
+                raise Stopped
+            yield batch
+
+    return SimpleNamespace(count=whole.count, batches=batches)
+
+
+@pytest.mark.parametrize("patience", [1, 3, 10**6])
+def test_patience_ends_a_training_at_its_best(patience, tmp_path):
+    """The last is longer than the training: then all of it is done, and the best is kept all the same."""
+    settings = patient(patience=patience, epochs=6)
+    result = train(settings, DATA, rows(), tmp_path)
+    (entries, aucs), steps = told(tmp_path), result["steps"]
+    best = max(aucs, key=aucs.get)
+    assert [step for step in aucs if step > best] == [
+        best + 4 * n for n in range(1, 1 + min(patience, 99)) if best + 4 * n <= 96
+    ]
+    assert (steps, best < steps) == (max(aucs), True)
+    ending = {1: "no better validation AUC in 1 evaluation", 3: "no better validation AUC in 3 evaluations"}
+    assert result["stopped"] == ending.get(patience, "all epochs done")
+    assert result["best_step"] == best
+    assert result["validation"]["auc"] == aucs[best]
+    assert checkpoint.latest(tmp_path) == checkpoint.of_step(tmp_path, best)
+    model = checkpoint.load_model(tmp_path, "cpu")[0]
+    assert metrics.summary(*predict(model, rows()["test"])) == result["test"]
+    weights = weights_of(tmp_path)
+    assert train(settings, DATA, rows(), tmp_path) == result  # resumed, with nothing left to do
+    assert (weights_of(tmp_path), told(tmp_path)) == (weights, (entries, aucs))
+
+
+def test_what_is_told_and_drawn_is_the_best(tmp_path, monkeypatch):
+    result = train(patient(patience=1), DATA, rows(), tmp_path) | {"bayes": None, "data": "data of a test"}
+    best, auc = result["best_step"], result["validation"]["auc"]
+    assert f"validation AUC {auc:.4f} (of step {best})" in report.text(result)
+    drawn = []
+    monkeypatch.setattr(report, "write_figure", lambda path, figure, dpi: drawn.append(figure))
+    report.draw_curves(tmp_path, result)
+    for axes in drawn[0].axes:
+        (line,) = (line for line in axes.lines if line.get_label() == "the model kept")
+        assert set(line.get_xdata()) == {best}
+
+
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory):
+    """The folder of a run that its patience ended, and its summary."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(patient(), DATA, rows(), folder)
+
+
+@pytest.mark.parametrize("stop", [-9, 1, 5, 9, 11, "removing"])
+def test_a_run_stopped_within_its_patience_ends_as_if_it_had_not(stop, unstopped, tmp_path, monkeypatch):
+    """Around the best step, up to the last one, and while the checkpoints after the best are removed."""
+    folder, whole = unstopped
+    best = whole["best_step"]
+    assert 9 < best < whole["steps"] == best + 12 < 480
+    remove = checkpoint._remove
+
+    def removed(folder):
+        remove(folder)
+        if folder.name == f"step_{best + 12:08d}":
+            raise Stopped
+
+    data = rows() | {"train": stopping(math.inf if stop == "removing" else best + stop)}
+    monkeypatch.setattr(checkpoint, "_remove", removed)
+    with pytest.raises(Stopped):
+        train(patient(), DATA, data, tmp_path)
+    monkeypatch.undo()
+    resumed = train(patient(), DATA, rows(), tmp_path)
+    assert weights_of(tmp_path) == weights_of(folder)
+    assert checkpoint.latest(tmp_path).name == checkpoint.latest(folder).name
+    for name in ("test", "validation", "stopped", "steps", "best_step", "training_loss"):
+        assert resumed[name] == whole[name], name
+    assert told(tmp_path)[1] == told(folder)[1]
+
+
+def test_patience_cannot_judge_by_rows_of_one_class(tmp_path):
+    data = rows()
+    data["validation"].label[:] = 0
+    result = train(patient(patience=1, epochs=1), DATA, data, tmp_path)
+    assert (result["stopped"], result["best_step"], result["steps"]) == ("all epochs done", 16, 16)
+
+
+FRESH = {
+    "fp16": {"weights": 40, "block": 4, "memory": "fp16"},
+    "mixed_precision": {"method": "mixed_precision", "bits": 8, "cache": 1.0},
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("embedding", FRESH)
+def test_fresh_embeddings_are_drawn_once_a_pass(embedding, version, tmp_path):
+    """Against the steps by themselves; and stopped around the end of a pass, which has a checkpoint."""
+    size = {"width": 4, "bottom": (6,), "top": (6,)}
+    settings = resolved(
+        size, FRESH[embedding], batch=32, epochs=3, fresh_embeddings=True, checkpoint_every=1, backend=version
+    )
+    data = dataclasses.replace(DATA, dialect="dictionary")
+    few = {name: MemoryRows(70 if name == "train" else 20, 1) for name in rows()}  # 3 steps a pass
+    model = build(settings, data, select(version))
+    for epoch in range(3):
+        if epoch:
+            model.embedding.begin(epoch)
+        for label, dense, ids in few["train"].batches(32, seed=0, epoch=epoch):
+            model.step(label, dense, ids, settings.optimizer.lr)
+    train(settings, data, few, tmp_path / "whole")
+    trained = checkpoint.load_model(tmp_path / "whole", version)[0].state()
+    for name, array in model.state().items():
+        # On a GPU sums of floats are added up in any order.
+        np.testing.assert_allclose(trained[name], array, rtol=0 if version == "cpu" else 1e-3, err_msg=name)
+    if version == "cpu":
+        for stop in (2, 3, 4, 7):
+            stopped = few | {"train": stopping(stop, few["train"])}
+            with pytest.raises(Stopped):
+                train(settings, data, stopped, tmp_path / f"part{stop}")
+            train(settings, data, few, tmp_path / f"part{stop}")
+            assert weights_of(tmp_path / f"part{stop}") == weights_of(tmp_path / "whole")
 
 
 def test_a_nan_stops_training_and_spares_the_checkpoint(tmp_path):

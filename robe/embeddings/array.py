@@ -3,7 +3,7 @@
 The ROBE array and tables differ only in the map, in the initial weights and in which rows stand for an id.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,8 @@ class ArrayEmbedding(Declared):
     rows: ids of each feature; None where any 32-bit id has a row.
     row_of: ids (B, F) -> the rows (B, F * chunks) that stand for them; None where they are these rows.
     chunks: rows that make a vector, one behind the other.
+    draw: number of a pass, from 0 on -> its initial weights in pieces, (first slot, (n,) float32); None for
+        weights in codes, which a converted checkpoint brings.
     seed, steps: what halves are rounded by; steps, the updates so far, is set by who resumes a training.
     held: what `changing` gives, in arrays (1,) on the device, where an update is to read them there.
     """
@@ -70,6 +72,7 @@ class ArrayEmbedding(Declared):
     rows: np.ndarray | None = None  # (F,)
     row_of: Callable[[Any], Any] | None = None
     chunks: int = 1
+    draw: Callable[[int], Iterator[tuple[int, np.ndarray]]] | None = None
     seed: int = 0
     steps: int = field(init=False, default=0)
     held: Sequence = field(init=False, default=())
@@ -83,6 +86,16 @@ class ArrayEmbedding(Declared):
         self.halves = self.memory.dtype == "float16"
         # Whether gradients are added to the weights at once, with nothing between sum and step.
         self.adds = self.rule.touched is None and not self.halves
+        if self.draw is not None:
+            self.begin(0)
+
+    def begin(self, number: int) -> None:
+        """Draw the weights that a pass of this number begins with, and forget what the optimizer kept."""
+        for start, drawn in self.draw(number):
+            drawn = drawn.astype(self.memory.dtype, copy=False)
+            self.memory[start : start + drawn.size] = self.backend.to_device(drawn)
+        for kept in self.sums:
+            kept[...] = 0
 
     @property
     def dtype(self):

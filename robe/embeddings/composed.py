@@ -38,6 +38,10 @@ class ComposedEmbedding:
     operands: ClassVar[Callable[..., tuple] | None] = None
     adds: ClassVar[Literal[False]] = False
 
+    def begin(self, number: int) -> None:
+        for part in self.parts.values():
+            part.begin(number)
+
     def check(self, ids: np.ndarray) -> None:
         check_rows(ids, self.rows)
 

@@ -17,7 +17,7 @@ first steps again and again. Element by element they would also take more memory
 The table and the cache lie in the same memory, so rows are not fetched before their batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -27,7 +27,7 @@ from robe.backend import Backend
 from robe.config import ConfigError, DataSpec, OptimizerConfig, TrainConfig
 from robe.embeddings.array import check_rows, flawed_codes
 from robe.embeddings.declared import Array, Declared
-from robe.embeddings.tables import initial_bounds, initial_rows, table_base
+from robe.embeddings.tables import initial_bounds, initial_random, initial_rows, table_base
 from robe.kernels.admit import COUNTED
 from robe.kernels.parts.cache import EMPTY, WAYS, hash_row, set_of
 from robe.kernels.parts.codes import Form, row_bytes
@@ -71,6 +71,7 @@ class MixedPrecisionEmbedding(Declared):
     """`table` (R, S) of quantised rows, of which some are in the cache; row = base[f] + id.
 
     arrays: of CachedTable.arrays; those besides `table` are made here.
+    draw: number of a pass, from 0 on -> its initial rows in pieces, (number of the first, (n, D) float32).
     seed, steps: what rows are rounded by; steps, the updates so far, is set by who resumes a training.
     held: what `changing` gives, in arrays (1,) on the device, where an update is to read them there.
     """
@@ -84,6 +85,7 @@ class MixedPrecisionEmbedding(Declared):
     backend: Backend
     table_note: str
     rows: np.ndarray  # (F,) of each feature
+    draw: Callable[[int], Iterator[tuple[int, np.ndarray]]]
     seed: int
     steps: int = field(init=False, default=0)
     held: Sequence = field(init=False, default=())
@@ -101,6 +103,17 @@ class MixedPrecisionEmbedding(Declared):
 
     def __post_init__(self):
         self.make_arrays()
+        self.begin(0)
+
+    def begin(self, number: int) -> None:
+        """As of ArrayEmbedding; the cache is empty then, too. What was counted stays."""
+        kernels, to_device = self.backend.kernels, self.backend.to_device
+        for start, drawn in self.draw(number):
+            rows = np.arange(start, start + len(drawn), dtype=np.uint32)
+            drawn, rows = to_device(drawn), to_device(rows)
+            kernels.quantise(drawn, rows, rounding_key(self.seed, 0), self.form, self.table)
+        for name in ("tags", "used", "values", "accumulator"):
+            getattr(self, name)[...] = self.arrays[name].fill
 
     @property
     def sets(self) -> int:
@@ -262,13 +275,9 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
         raise ConfigError(
             f"{rows:,} rows are too many for a mixed-precision table; it has room for {EMPTY:,}"
         )
-    table, key = backend.empty(arrays["table"].shape, "uint8"), rounding_key(config.seed, 0)
-    rng, bounds = np.random.default_rng([config.seed, 1]), initial_bounds(config, data)
-    for start, drawn in initial_rows(data.cardinalities, bounds, form.width, rng):
-        numbers = np.arange(start, start + len(drawn), dtype=np.uint32)
-        backend.kernels.quantise(backend.to_device(drawn), backend.to_device(numbers), key, form, table)
+    bounds = initial_bounds(config, data)
     return MixedPrecisionEmbedding(
-        table=table,
+        table=backend.empty(arrays["table"].shape, "uint8"),
         arrays=arrays,
         form=form,
         least_used=config.embedding.policy == "lfu",
@@ -277,5 +286,8 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
         backend=backend,
         table_note=f"{rows:,} rows of float32 ({data.note})",
         rows=np.array(data.cardinalities, np.uint32),
+        draw=lambda number: initial_rows(
+            data.cardinalities, bounds, form.width, initial_random(config, 1, number)
+        ),
         seed=config.seed,
     )

@@ -5,9 +5,10 @@ import math
 import numpy as np
 
 from robe.backend import Backend
-from robe.config import CODE_BITS, ConfigError, DataSpec, TrainConfig, robe_weights
+from robe.config import ConfigError, DataSpec, TrainConfig, robe_weights
 from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.declared import Weights
+from robe.embeddings.tables import initial_array
 from robe.kernels.parts.groups import GROUP
 from robe.kernels.parts.hashing import slot_map
 
@@ -42,23 +43,16 @@ def declare(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
 
 def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> ArrayEmbedding:
     settings, width, weights = config.embedding, config.model.width, declare(config, data)[""]
-    arrays = weights.arrays(config, dtype)
+    bound = settings.init_bound or initial_bound(data.cardinalities)
     try:
         where = slot_map(
             settings.hash, width, settings.block, weights.count, settings.hash_seed, settings.sign
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if settings.memory in CODE_BITS:  # zeros, into which a converted checkpoint is loaded
-        memory = arrays["memory"].make(np)
-    else:
-        bound = settings.init_bound or initial_bound(data.cardinalities)
-        memory = np.random.default_rng([config.seed, 1]).random(weights.count, np.float32)
-        memory = ((2 * memory - 1) * np.float32(bound)).astype(arrays["memory"].dtype, copy=False)
     return ArrayEmbedding(
         method=settings.method,
-        memory=backend.to_device(memory),
-        arrays=arrays,
+        **initial_array(weights, [bound], config, backend, dtype),
         weights=weights.count,
         base=backend.to_device(token_base(config, data)),
         slot_map=where,

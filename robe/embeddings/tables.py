@@ -30,28 +30,46 @@ def tables(
 
     stream: of random numbers; row_of, chunks: of ArrayEmbedding.
     """
-    arrays, width = weights.arrays(config, dtype), weights.width
-    declared = arrays["memory"]
-    if config.embedding.memory in CODE_BITS:  # zeros, into which a converted checkpoint is loaded
-        memory = declared.make(np)
-    else:
-        memory = np.empty(declared.shape, declared.dtype)
-        rng = np.random.default_rng([config.seed, stream])
-        for start, drawn in initial_rows(weights.rows, bounds, width, rng):
-            memory[start * width :][: drawn.size] = drawn.reshape(-1)
     return ArrayEmbedding(
         method=config.embedding.method,
-        memory=backend.to_device(memory),
-        arrays=arrays,
+        **initial_array(weights, bounds, config, backend, dtype, stream),
         weights=weights.count,
         base=backend.to_device(table_base(weights.rows)),
-        slot_map=slot_map("table", width, 1, max(1, weights.count), signed=False),
+        slot_map=slot_map("table", weights.width, 1, max(1, weights.count), signed=False),
         optimizer=config.optimizer,
         backend=backend,
         row_of=row_of,
         chunks=chunks,
         **whole(config, data),
     )
+
+
+def initial_array(
+    weights: Weights, bounds, config: TrainConfig, backend: Backend, dtype: str, stream: int = 1
+) -> dict[str, Any]:
+    """`memory`, `arrays` and `draw` of an ArrayEmbedding whose tables start uniform in (-bound, bound)."""
+    arrays = weights.arrays(config, dtype)
+    declared = arrays["memory"]
+    if config.embedding.memory in CODE_BITS:  # zeros, into which a converted checkpoint is loaded
+        return {"memory": declared.make(backend.xp), "arrays": arrays}
+
+    def draw(number: int) -> Iterator[tuple[int, np.ndarray]]:
+        rng = initial_random(config, stream, number)
+        for start, drawn in initial_rows(weights.rows, bounds, weights.width, rng):
+            yield start * weights.width, drawn.reshape(-1)
+
+    memory = backend.empty(declared.shape, declared.dtype)
+    return {"memory": memory, "arrays": arrays, "draw": draw}
+
+
+def initial_random(config: TrainConfig, stream: int, number: int) -> np.random.Generator:
+    """What draws the initial weights of a pass over the data, from 0 on.
+
+    Each pass has its own. The vector of a rare id hardly leaves where it began, so if it began there in each
+    pass, the MLPs could learn by heart which label it had. A 0 at the end of a seed changes nothing, so the
+    first pass begins as a training of one pass does.
+    """
+    return np.random.default_rng([config.seed, stream, number])
 
 
 def initial_rows(rows, bounds, width: int, rng) -> Iterator[tuple[int, np.ndarray]]:

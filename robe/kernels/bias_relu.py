@@ -4,8 +4,9 @@
     backward: d = d where out > 0, else 0, in place;           d (B, N) enters as the gradient by out and
               d_bias = sum of d over the batch                 leaves as that by x; d_bias (N,) is written
 
-`out` may be `x`. A NaN stays a NaN, so that it is seen in the loss. On a GPU most products do this on the way
-(robe/matmul.py), by cuBLASLt; here is what they do, and what runs where cuBLASLt knows no such product.
+`out` may be `x`. A NaN stays a NaN, so that it is seen in the loss. On a GPU `bias` and `out` may be bfloat16
+(bfloat.py); and most products do all this on the way (robe/matmul.py), by cuBLASLt: here is what they do, and
+what runs where cuBLASLt knows no such product.
 
 Versions: in `cpu` the backward pass gives each thread whole tiles of rows and then adds the sums of the tiles
 in order, so d_bias does not depend on the number of threads. Tiles of columns would need no second sum, but
@@ -22,6 +23,7 @@ import numpy as np
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
+from robe.kernels.parts.bfloat import kept, number
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.walks import of
@@ -86,18 +88,18 @@ def _bias_relu_kernel(x, bias, out):
     step_n, step_b = cuda.gridsize(2)
     rows, n = U32(x.shape[0]), U32(first_n)  # unsigned: see sgd.py
     while n < U32(x.shape[1]):
-        shift, b = bias[n], U32(first_b)
+        shift, b = number(bias[n]), U32(first_b)
         while b + U32(3 * step_b) < rows:
             b1, b2, b3 = U32(b + step_b), U32(b + 2 * step_b), U32(b + 3 * step_b)
             v0, v1, v2, v3 = x[b, n] + shift, x[b1, n] + shift, x[b2, n] + shift, x[b3, n] + shift
-            out[b, n] = ZERO if v0 < ZERO else v0
-            out[b1, n] = ZERO if v1 < ZERO else v1
-            out[b2, n] = ZERO if v2 < ZERO else v2
-            out[b3, n] = ZERO if v3 < ZERO else v3
+            out[b, n] = kept(out, ZERO if v0 < ZERO else v0)
+            out[b1, n] = kept(out, ZERO if v1 < ZERO else v1)
+            out[b2, n] = kept(out, ZERO if v2 < ZERO else v2)
+            out[b3, n] = kept(out, ZERO if v3 < ZERO else v3)
             b = U32(b + 4 * step_b)
         while b < rows:
             value = x[b, n] + shift
-            out[b, n] = ZERO if value < ZERO else value
+            out[b, n] = kept(out, ZERO if value < ZERO else value)
             b = U32(b + step_b)
         n = U32(n + step_n)
 
@@ -136,7 +138,7 @@ def _rectified(out, d, b, end, n):
     total = ZERO
     while b + U32(3) < end:
         b1, b2, b3 = U32(b + 1), U32(b + 2), U32(b + 3)
-        o0, o1, o2, o3 = out[b, n], out[b1, n], out[b2, n], out[b3, n]
+        o0, o1, o2, o3 = number(out[b, n]), number(out[b1, n]), number(out[b2, n]), number(out[b3, n])
         d0, d1, d2, d3 = d[b, n], d[b1, n], d[b2, n], d[b3, n]
         d0, d1 = d0 if o0 > ZERO else ZERO, d1 if o1 > ZERO else ZERO
         d2, d3 = d2 if o2 > ZERO else ZERO, d3 if o3 > ZERO else ZERO
@@ -144,7 +146,7 @@ def _rectified(out, d, b, end, n):
         total = total + d0 + d1 + d2 + d3
         b = U32(b + 4)
     while b < end:
-        value = d[b, n] if out[b, n] > ZERO else ZERO
+        value = d[b, n] if number(out[b, n]) > ZERO else ZERO
         d[b, n] = value
         total += value
         b = U32(b + 1)

@@ -29,6 +29,7 @@ from robe.kernels.interaction import (
     interaction_shape,
     stride_of,
 )
+from robe.kernels.parts.bfloat import kept
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.groups import stored_weight_bytes
 from robe.kernels.parts.half import words
@@ -101,7 +102,7 @@ def _gather_interaction_kernel(memory, ids, base, slot_map, shift, first, out):
         d = thread
         while d < width:
             staged[d] = first[b, d]
-            out[b, d] = first[b, d]
+            out[b, d] = kept(out, first[b, d])
             d = U32(d + threads)
         done = U32(0)
         while done < pieces:

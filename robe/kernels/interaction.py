@@ -25,6 +25,7 @@ import numpy as np
 from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
+from robe.kernels.parts.bfloat import kept, number
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.lanes import combine
 from robe.kernels.parts.launch import block_shape, launch
@@ -117,7 +118,7 @@ def _write_column(state, found, b, n, column):
     vectors, out = state
     width = vectors.shape[2]
     if column < width:
-        out[b, column] = vectors[b, 0, column]
+        out[b, column] = kept(out, vectors[b, 0, column])
         return
     i, pair = 1, column - width
     while pair >= i:  # row i of the triangle holds i pairs
@@ -126,7 +127,7 @@ def _write_column(state, found, b, n, column):
     total = ZERO
     for d in range(width):
         total += vectors[b, i, d] * vectors[b, pair, d]
-    out[b, column] = total
+    out[b, column] = kept(out, total)
 
 
 _interaction_elements_kernel = elements(nothing, _write_column)
@@ -240,7 +241,7 @@ def interact_staged(vectors, n, width, products, numbers, thread, threads, out, 
             for c in range(PAIRS):
                 x, y = U32(i + U32(a)), U32(j + U32(c))
                 if y < x < n:
-                    out[b, width + U32(x * (x - U32(1))) // U32(2) + y] = products[a, c]
+                    out[b, width + U32(x * (x - U32(1))) // U32(2) + y] = kept(out, products[a, c])
         tile = U32(tile + threads)
 
 
@@ -265,7 +266,7 @@ def _interaction_kernel(vectors, fours, out):
         stage(vectors, fours, b, staged, stride_of(width), thread, threads)
         d = thread
         while d < width:
-            out[b, d] = vectors[b, 0, d]
+            out[b, d] = kept(out, vectors[b, 0, d])
             d = U32(d + threads)
         cuda.syncthreads()
         interact_staged(staged, n, width, products, numbers, thread, threads, out, b)
@@ -284,11 +285,11 @@ def interaction_cuda(vectors, out):
 def _write_gradient(state, found, b, i, d):
     d_out, vectors, d_vectors = state
     n, width = vectors.shape[1], vectors.shape[2]
-    total = d_out[b, d] if i == 0 else ZERO
+    total = number(d_out[b, d]) if i == 0 else ZERO
     for other in range(n):
         if other != i:
             high, low = max(i, other), min(i, other)
-            total += d_out[b, width + high * (high - 1) // 2 + low] * vectors[b, other, d]
+            total += number(d_out[b, width + high * (high - 1) // 2 + low]) * vectors[b, other, d]
     d_vectors[b, i, d] = total
 
 
@@ -329,7 +330,9 @@ def factor(d_out, b, e, n, width):
     i = U32(e // padded(n))
     j = U32(e - i * padded(n))
     high, low = max(i, j), min(i, j)
-    return d_out[b, width + (U32(high * high - high) // U32(2) + low)] if low < high < n else ZERO
+    if low < high < n:
+        return number(d_out[b, width + (U32(high * high - high) // U32(2) + low)])
+    return ZERO
 
 
 def staged_sums(visit):
@@ -387,7 +390,7 @@ def tiles_of(n, width):
 @register_jitable
 def _write_sum(state, b, i, d, total):
     d_out, d_vectors = state
-    d_vectors[b, i, d] = total + (d_out[b, d] if i == U32(0) else ZERO)
+    d_vectors[b, i, d] = total + (number(d_out[b, d]) if i == U32(0) else ZERO)
 
 
 write_sums = staged_sums(_write_sum)

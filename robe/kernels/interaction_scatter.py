@@ -37,6 +37,7 @@ from robe.kernels.interaction import (
     stage_backward,
     staged_sums,
 )
+from robe.kernels.parts.bfloat import number
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.hashing import U64, flip
 from robe.kernels.parts.launch import launch
@@ -93,7 +94,7 @@ def interaction_scatter_cuda_deterministic(*arguments):
 def _scatter_sum(state, b, i, d, total):
     hashed, pieces, shift, scale, d_out, d_first, out = state
     if i == U32(0):
-        d_first[b, d] = d_out[b, d] + total
+        d_first[b, d] = number(d_out[b, d]) + total
     else:
         part = U32(d >> shift)
         p = U32((i - U32(1)) * U32(d_first.shape[1] >> shift) + part)

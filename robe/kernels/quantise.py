@@ -14,12 +14,15 @@ import numpy as np
 from numba import cuda, njit, prange
 
 from robe.kernels.parts.codes import (
+    ENDLESS,
     NO_ROW,
     ONE,
+    STEPS,
     TEAM,
     U32,
     code_bytes,
     draw,
+    fitted_ends,
     levels_of,
     note_range,
     scale_and_bias,
@@ -47,17 +50,28 @@ def quantise_reference(rows, numbers, key, form, table):
         return
     levels, codes = levels_of(form), code_bytes(form)
     ends = np.zeros((len(rows), 2), np.uint16)
-    for n, (low, high) in enumerate(zip(rows.min(axis=1), rows.max(axis=1), strict=True)):
-        ends[n] = scale_and_bias(low, high, levels)
+    for n, row in enumerate(rows):
+        ends[n] = _ends_reference(row, row.min(), row.max(), form)
     scale, bias = from_half(ends).T[:, :, None]
     with np.errstate(invalid="ignore"):
         code = (rows - bias) / np.where(scale > 0, scale, ONE) + draw(key, number, element, form)
         code = np.clip(np.nan_to_num(code, nan=0.0), 0, levels).astype(np.uint8)
-    if form.bits == 4:
-        code = np.pad(code, ((0, 0), (0, form.width % 2)))
-        code = code[:, ::2] | code[:, 1::2] << 4
+    if form.bits < 8:
+        bits = code[:, :, None] >> np.arange(form.bits, dtype=np.uint8) & 1
+        code = np.packbits(bits.reshape(len(rows), -1), axis=1, bitorder="little")
     table[numbers, :codes] = code
     table[numbers, codes:] = ends.view(np.uint8)
+
+
+def _ends_reference(row, low, high, form):
+    """`ends_of` of codes.py."""
+    width = high - low
+    if form.bits > 2 or not width < ENDLESS:
+        return scale_and_bias(low, high, levels_of(form))
+    at = ((row - low) / (width or ONE) * STEPS).astype(np.int64)
+    middle = (2 * at.sum() + at.size) // (2 * at.size)
+    off = at - middle
+    return fitted_ends(low, width / STEPS, middle, (abs(off) if form.bits == 1 else off * off).sum(), form)
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")

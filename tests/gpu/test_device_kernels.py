@@ -8,9 +8,9 @@ from conftest import on_a_device
 from test_matmul import layers, passed
 
 from robe.backend import ATOMIC, select
-from robe.kernels.operations import OPERATIONS, module, version
+from robe.kernels.operations import OPERATIONS, module, version, versions
 from robe.kernels.parts import launch
-from robe.kernels.workbench.cases import CASES, calls
+from robe.kernels.workbench.cases import CASES, WORDS, calls
 from robe.matmul import rounded
 
 pytestmark = on_a_device
@@ -65,11 +65,34 @@ def test_rounding_to_bfloat16_is_that_of_the_host(rng):
     values = np.concatenate([words, words & ~np.uint32(0x7FFF), [0x7F800000, 0x7FFFFFFF]]).astype(np.uint32)
     values = values.view(np.float32)
     gpu = select("cuda", "bf16")
-    found = gpu.xp.empty(values.size, np.uint16)
-    gpu.matmul.to_bf16(gpu.to_device(values), found)
-    expected = rounded(values, 7)
-    found = (gpu.to_host(found).astype(np.uint32) << 16).view(np.float32)
-    np.testing.assert_array_equal(found, expected)  # NaN equals NaN here
+    words, found = (gpu.xp.empty(values.size, dtype) for dtype in (np.uint16, np.float32))
+    gpu.short.store(gpu.to_device(values), words)
+    gpu.short.load(words, found)
+    np.testing.assert_array_equal(gpu.to_host(found), rounded(values, 7))  # NaN equals NaN here
+
+
+@pytest.mark.parametrize("operation", WORDS)
+def test_kernels_take_words_for_floats(operation, gpu):
+    """What they make of the same numbers as floats, rounded; sums in another order perhaps."""
+    call = calls(next(case for case in CASES if case.name == "Z < D")._replace(rows=500))[operation]
+    short, names = select("cuda", "bf16").short, [n for n in versions(operation) if n.startswith("cuda")]
+    for name in names:
+        results = []
+        for as_words in (True, False):
+            arrays = {n: gpu.to_device(a) if isinstance(a, np.ndarray) else a for n, a in call.copy().items()}
+            for argument in WORDS[operation]:
+                words = gpu.xp.zeros(arrays[argument].shape, np.uint16)
+                if argument not in call.outputs:
+                    short.store(arrays[argument], words)
+                    short.load(words, arrays[argument])
+                if as_words:
+                    arrays[argument] = words
+            version(operation, name)(*arrays.values())
+            results.append([gpu.to_host(arrays[output]) for output in call.outputs])
+        for found, expected in zip(*results, strict=True):
+            if found.dtype == np.uint16:
+                found, expected = (found.astype(np.uint32) << 16).view(np.float32), rounded(expected, 7)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 # Rounding both factors changes a product by at most 2^-bits of it, for 10 and 7 bits; float32 sums of 512
@@ -80,14 +103,23 @@ def test_rounding_to_bfloat16_is_that_of_the_host(rng):
 def test_products_are_of_their_precision(precision, least, most, rng):
     """As the layers multiply: whole, transposed, and with a strided view."""
     gpu = select("cuda", precision)
+
+    def to_gpu(array):
+        """In words where products want them."""
+        whole = gpu.to_device(array)
+        if not gpu.short:
+            return whole
+        words = gpu.xp.empty(array.shape, np.uint16)
+        gpu.short.store(whole, words)
+        return words
+
     a, b = rng.standard_normal((2, 512, 512)).astype(np.float32)
     wide = rng.standard_normal((512, 3, 512)).astype(np.float32)
-    there = gpu.to_device(wide)
     for x, y, x_there, y_there in (
-        (a, b, gpu.to_device(a), gpu.to_device(b)),
-        (a.T, b, gpu.to_device(a).T, gpu.to_device(b)),
-        (wide[:, 0], b.T, there[:, 0], gpu.to_device(b).T),
-        (a.T, wide[:, 0], gpu.to_device(a).T, there[:, 0]),
+        (a, b, to_gpu(a), to_gpu(b)),
+        (a.T, b, to_gpu(a).T, to_gpu(b)),
+        (wide[:, 0], b.T, to_gpu(wide)[:, 0], to_gpu(b).T),
+        (a.T, wide[:, 0], to_gpu(a).T, to_gpu(wide)[:, 0]),
     ):
         out = gpu.xp.full((512, 512), np.nan, np.float32)
         gpu.matmul(x_there, y_there, out)

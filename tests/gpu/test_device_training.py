@@ -20,31 +20,34 @@ from robe.model import build
 pytestmark = on_a_device
 
 
-def settings(backend, method="robe", optimizer="adagrad"):
+def settings(backend, method="robe", optimizer="adagrad", precision="fp32"):
     """240 steps, evaluated every 60."""
-    base = config(epochs=15, eval_every=60, checkpoint_every=60, backend=backend)
+    base = config(epochs=15, eval_every=60, checkpoint_every=60, backend=backend, precision=precision)
     embedding = base.embedding if method == "robe" else EmbeddingConfig(method)
     return dataclasses.replace(base, embedding=embedding, optimizer=OptimizerConfig(optimizer, 0.05))
 
 
 def train(settings, folder, deterministic=False, progress=lambda *told: None):
     data = dataclasses.replace(DATA, dialect="dictionary") if settings.embedding.method == "full" else DATA
-    model = build(settings, data, select(settings.backend, deterministic=deterministic))
+    backend = select(settings.backend, settings.precision, deterministic)
+    model = build(settings, data, backend)
     return train_model(model, settings, data, rows(), folder, progress)
 
 
+# Sums in another order change the last bits of every step, and each step builds on those before; two backends
+# on the host, which differ in that alone, come within 1e-7. In bf16 a changed bit is now and then rounded to
+# another of 256 numbers.
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 1e-3)])
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
 @pytest.mark.parametrize("method", ["robe", "full", "none"])
-def test_training_is_that_of_the_cpu(method, optimizer, tmp_path):
+def test_training_is_that_of_the_cpu(method, optimizer, precision, tolerance, tmp_path):
     logs = []
     for backend in ("cpu", "cuda"):
-        train(settings(backend, method, optimizer), tmp_path / backend)
+        train(settings(backend, method, optimizer, precision), tmp_path / backend)
         log = [json.loads(line) for line in (tmp_path / backend / "metrics.jsonl").read_text().splitlines()]
         logs.append([entry.get("loss", entry.get("log_loss")) for entry in log])
     assert len(logs[0]) > 20
-    # Sums in another order change the last bits of every step, and each step builds on those before; two
-    # backends on the host, which differ in that alone, come within 1e-7.
-    np.testing.assert_allclose(logs[1], logs[0], rtol=1e-4)
+    np.testing.assert_allclose(logs[1], logs[0], rtol=tolerance)
 
 
 def test_deterministic_training_repeats_bit_for_bit(tmp_path):

@@ -1,4 +1,4 @@
-"""Arrays of weights in 8 or 4 bits, for inference: read as float32, in groups with a scale and a bias each.
+"""Arrays of weights in 8, 4, 3, 2 or 1 bits, read as float32, in groups with a scale and a bias each.
 
 Such a `memory` is (R, S) uint8: its rows are groups of G consecutive weights, each stored as the rows of
 codes.py are, S = row_bytes(form). A group of a table is a row, G = D; one of a ROBE array has G = GROUP
@@ -7,7 +7,8 @@ weights, and the last one is filled up. So
     weight of a slot = element (slot mod G) of group (slot div G)
 
 Kernels take such an array wherever they take floats, and recognise it by its dtype (uint8) when they are
-compiled. The row length S gives the bits (a group of one weight looks the same in both), the slot map G.
+compiled. The slot map gives G, and the row length S the bits: the most that fit into it. (A short group
+takes as many bytes in several of them: 4 weights take two in 3 bits as well as in 4, and so they have 4.)
 
 The functions below run on NumPy arrays, or compiled, like those of hashing.py.
 """
@@ -16,12 +17,13 @@ import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
-from robe.kernels.parts.codes import Form, code_bytes, element_at, load_half, scale_at
+from robe.kernels.parts.codes import Form, code_bytes, element_at, load_half, most_bits, scale_at
 from robe.kernels.parts.half import from_half, rounding_key, widen
 from robe.kernels.parts.hashing import ONE, TABLE, ZERO, divide
 from robe.kernels.parts.lanes import EIGHT, SIXTEEN, copy_span, expand_lanes, prefetch_span
 
 GROUP, SHIFT, LAST, ENDS = np.uint64(64), np.uint64(6), np.uint64(63), np.uint64(4)
+BYTE = np.uint64(3)  # its bits, as a shift
 
 
 def quantised(memory) -> bool:
@@ -65,7 +67,7 @@ def group_of(slot_map, slot):
 @register_jitable
 def form_of(memory, slot_map):
     length = np.int64(group_length(slot_map))
-    return Form(8 if memory.shape[1] == length + 4 else 4, False, length)
+    return Form(most_bits(memory.shape[1] - 4, length), False, length)
 
 
 @register_jitable
@@ -92,7 +94,7 @@ def _fetch(memory, slot_map, slot):
 def expand_span(table, group, element, size, bits, ends, signs, vectors, o, length):
     """Write `length` weights, from an element of a group on, with signs to element o of the vectors and on.
 
-    size: G; bits: 8 or 4; ends: (scale, bias) of the group, or of it and the next if the weights may go on
+    size: G; bits: of a code; ends: (scale, bias) of the group, or of it and the next if the weights may go on
     there. Each lane of a register selects its group: a branch would be mispredicted half of the time, and
     each side of it would end with weights to be written one by one. The last register overlaps with the one
     before it, and writes some weights again.
@@ -134,6 +136,10 @@ def expanded(table, rows, form):
     codes = codes[:, : code_bytes(form)]
     if form.bits == 4:
         codes = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), -1)[:, : form.width]
+    elif form.bits < 4:
+        count = int(form.width) * form.bits
+        bits = np.unpackbits(codes, axis=1, count=count, bitorder="little")
+        codes = bits.reshape(len(codes), -1, form.bits) @ (1 << np.arange(form.bits, dtype=np.uint8))
     return bias + scale * codes.astype(np.float32)
 
 
@@ -155,10 +161,10 @@ def expand_slots(memory, slot_map, slot, signs, vectors, o, length):
 def prefetch_codes(memory, slot_map, slot, length):
     group, element = group_of(slot_map, slot)
     last, end = group_of(slot_map, slot + length - ONE)
-    size, half = np.uint64(memory.shape[1]), np.uint64(form_of(memory, slot_map).bits == 4)
-    prefetch_span(memory, group * size + (element >> half), (length >> half) + ENDS)
+    size, bits = np.uint64(memory.shape[1]), np.uint64(form_of(memory, slot_map).bits)
+    prefetch_span(memory, group * size + (element * bits >> BYTE), (length * bits >> BYTE) + ENDS)
     # The end of the codes, and scale and bias, may each begin a line.
-    prefetch_span(memory, last * size + (end >> half), ONE)
+    prefetch_span(memory, last * size + (end * bits >> BYTE), ONE)
     prefetch_span(memory, (last + ONE) * size - ENDS, ONE)
 
 

@@ -22,6 +22,7 @@ from robe.kernels.parts.half import widen
 from robe.kernels.parts.hashing import ONE, ZERO, flip
 
 EIGHT, SIXTEEN, SIXTYFOUR = np.uint64(8), np.uint64(16), np.uint64(64)  # 16 float32 are a cache line
+THREE, SEVEN, U32 = np.uint64(3), np.uint64(7), np.uint32
 
 
 def _pointer(context, builder, array_type, array, index):
@@ -93,32 +94,63 @@ def _codes(builder, byte, element, bits, lanes):
     """`lanes` codes from an element on as one vector of bytes; byte(i): pointer to byte i of the codes.
 
     Of 4 bits, the first, third, ... lie in the same half of neighbouring bytes, the others in the other half
-    of those, or, from an odd element on, of the bytes that follow.
+    of those, or, from an odd element on, of the bytes that follow. Of fewer bits, eight lie within 4 bytes.
     """
     vector = ir.VectorType(ir.IntType(8), lanes)
     codes = cgutils.alloca_once(builder, vector)
-    with builder.if_else(builder.icmp_unsigned("==", bits, bits.type(8))) as (eight, four):
+    with builder.if_else(builder.icmp_unsigned("==", bits, bits.type(8))) as (eight, fewer):
         with eight:
             builder.store(builder.load(builder.bitcast(byte(element), vector.as_pointer()), align=1), codes)
-        with four:
-            kind = ir.IntType(max(8, 4 * lanes))
-            odd, at = builder.and_(element, element.type(1)), builder.lshr(element, element.type(1))
-            shift = builder.mul(kind(4), odd if kind == odd.type else builder.trunc(odd, kind))
-            mask = kind(int("0f" * (kind.width // 8), 16))
-
-            def halves(i, shift):
-                word = builder.load(builder.bitcast(byte(i), kind.as_pointer()), align=1)
-                half = ir.VectorType(ir.IntType(8), kind.width // 8)
-                return builder.bitcast(builder.and_(builder.lshr(word, shift), mask), half)
-
-            found = halves(at, shift)
-            if lanes > 1:
-                others = halves(builder.add(at, odd), builder.sub(kind(4), shift))
-                order = [i // 2 + i % 2 * lanes // 2 for i in range(lanes)]
-                order = ir.Constant(ir.VectorType(ir.IntType(32), lanes), order)
-                found = builder.shuffle_vector(found, others, order)
-            builder.store(found, codes)
+        with fewer, builder.if_else(builder.icmp_unsigned("==", bits, bits.type(4))) as (four, few):
+            with four:
+                builder.store(_halves(builder, byte, element, lanes), codes)
+            with few:
+                builder.store(_few(builder, byte, element, bits, lanes), codes)
     return builder.load(codes)
+
+
+def _halves(builder, byte, element, lanes):
+    """`_codes` of 4 bits."""
+    kind = ir.IntType(max(8, 4 * lanes))
+    odd, at = builder.and_(element, element.type(1)), builder.lshr(element, element.type(1))
+    shift = builder.mul(kind(4), odd if kind == odd.type else builder.trunc(odd, kind))
+    mask = kind(int("0f" * (kind.width // 8), 16))
+
+    def halves(i, shift):
+        word = builder.load(builder.bitcast(byte(i), kind.as_pointer()), align=1)
+        half = ir.VectorType(ir.IntType(8), kind.width // 8)
+        return builder.bitcast(builder.and_(builder.lshr(word, shift), mask), half)
+
+    found = halves(at, shift)
+    if lanes > 1:
+        others = halves(builder.add(at, odd), builder.sub(kind(4), shift))
+        order = [i // 2 + i % 2 * lanes // 2 for i in range(lanes)]
+        order = ir.Constant(ir.VectorType(ir.IntType(32), lanes), order)
+        found = builder.shuffle_vector(found, others, order)
+    return found
+
+
+def _few(builder, byte, element, bits, lanes):
+    """`_codes` of 3, 2 or 1 bits. 4 bytes can be read from each code on, as scale and bias stand behind."""
+    kind, number = ir.IntType(32), element.type
+    words = ir.VectorType(kind, lanes)
+    first = builder.mul(element, bits)
+    shift = builder.trunc(builder.and_(first, number(7)), kind)
+    first = builder.lshr(first, number(3))
+
+    def each(i):
+        word = builder.load(builder.bitcast(byte(i), kind.as_pointer()), align=1)
+        return _splat(builder, builder.lshr(word, shift), lanes)
+
+    found = each(first)
+    if lanes > 8:  # eight codes further on, the bits begin at the same bit of a byte
+        order = ir.Constant(words, [i // 8 * lanes for i in range(lanes)])
+        found = builder.shuffle_vector(found, each(builder.add(first, bits)), order)
+    bits = builder.trunc(bits, kind)
+    shifts = builder.mul(ir.Constant(words, [i % 8 for i in range(lanes)]), _splat(builder, bits, lanes))
+    mask = builder.sub(builder.shl(kind(1), bits), kind(1))
+    found = builder.and_(builder.lshr(found, shifts), _splat(builder, mask, lanes))
+    return builder.trunc(found, ir.VectorType(ir.IntType(8), lanes))
 
 
 @intrinsic(prefer_literal=True)
@@ -132,21 +164,24 @@ def expand_lanes(typing, table, group, element, size, bits, ends, signs, out, o,
 
         def codes(offset):
             def at(i):
-                i = builder.add(builder.add(start, i), number(offset))
+                i = builder.add(builder.add(start, i), offset)
                 return _pointer(context, builder, table_type, table, i)
 
             return _codes(builder, at, element, bits, lanes)
 
         ends = [_splat(builder, end, lanes) for end in cgutils.unpack_tuple(builder, ends)]
-        scale, bias, found = *ends[:2], codes(0)
+        scale, bias, found = *ends[:2], codes(number(0))
         if len(ends) > 2:
             # Lanes from `left` on are in the next group, 4 bytes further on.
             left = builder.sub(size, element)
             left = builder.select(builder.icmp_signed("<", left, number(0)), number(0), left)
             left = builder.select(builder.icmp_signed(">", left, number(lanes)), number(lanes), left)
+            # Where there is no next group, nothing behind this one may be read.
+            ahead = builder.icmp_signed("<", left, number(lanes))
+            ahead = builder.select(ahead, number(4), number(0))
             lane = ir.Constant(ir.VectorType(byte, lanes), list(range(lanes)))
             beyond = builder.icmp_unsigned(">=", lane, _splat(builder, builder.trunc(left, byte), lanes))
-            here, there = (scale, bias, found), (*ends[2:], codes(4))
+            here, there = (scale, bias, found), (*ends[2:], codes(ahead))
             scale, bias, found = (builder.select(beyond, b, a) for a, b in zip(here, there, strict=True))
         integers, floats = (ir.VectorType(kind, lanes) for kind in (ir.IntType(32), ir.FloatType()))
         found = builder.zext(found, integers)
@@ -250,8 +285,11 @@ if config.DISABLE_JIT or config.BOUNDSCHECK:
             beyond, i = element + np.uint64(k) >= size, element + np.uint64(k)
             row, i = (group + ONE, i - size) if beyond else (group, i)
             scale, bias = (ends[-2], ends[-1]) if beyond else (ends[0], ends[1])
-            four = (table[row, i >> ONE] >> np.uint8(4 * (i & ONE))) & np.uint8(15)
-            code = table[row, i] if bits == 8 else four
+            at = i * np.uint64(bits)
+            code = U32(table[row, at >> THREE]) >> U32(at & SEVEN)
+            if bits == 3:  # which alone may go on in the next byte
+                code |= U32(table[row, (at >> THREE) + ONE]) << U32(EIGHT - (at & SEVEN))
+            code &= U32((1 << bits) - 1)
             out.flat[o + np.uint64(k)] = flip(bias + scale * np.float32(code), signs, k)
 
     @register_jitable

@@ -14,7 +14,17 @@ from robe.kernels.parts.hashing import SlotMap, slot_map, slots_reference
 from robe.kernels.quantise import quantise_reference
 from robe.kernels.sort_rows import sort_rows_reference
 
-BITS = {"int8": 8, "int4": 4}
+BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}
+# Operation -> its arguments that CUDA versions take as words of bfloat16, too.
+WORDS = {
+    "interaction": ("out",),
+    "gather_interaction": ("out",),
+    "cached_interaction": ("out",),
+    "interaction_backward": ("d_out",),
+    "interaction_scatter": ("d_out",),
+    "bias_relu": ("bias", "out"),
+    "bias_relu_backward": ("out",),
+}
 
 
 class Case(NamedTuple):
@@ -26,7 +36,7 @@ class Case(NamedTuple):
     memory: int  # M
     family: str = "mix"
     signed: bool = True
-    memory_type: str = "float32"  # or "float16", "int8", "int4", of what a look-up reads
+    memory_type: str = "float32"  # or "float16", or one of BITS, of what a look-up reads
     ids: str = "random"  # or "repeated": every row the same; or "largest": all 2^32 - 1
 
     def slot_map(self) -> SlotMap:
@@ -160,6 +170,44 @@ CASES = [
         signed=False,
         memory_type="int4",
     ),
+    Case("INT3, Z = 1", rows=5, features=3, width=8, block=1, memory=150, memory_type="int3"),
+    Case("INT3, Z does not divide D", rows=5, features=3, width=45, block=19, memory=509, memory_type="int3"),
+    Case("INT3, every block wraps", rows=4, features=3, width=70, block=70, memory=70, memory_type="int3"),
+    Case("INT2, Z = D", rows=6, features=4, width=32, block=32, memory=1000, memory_type="int2"),
+    Case("INT1, Z does not divide D", rows=5, features=3, width=45, block=19, memory=509, memory_type="int1"),
+    Case(
+        "INT3, full table, D odd",
+        rows=8,
+        features=3,
+        width=33,
+        block=1,
+        memory=3 * 10 * 33,
+        family="table",
+        signed=False,
+        memory_type="int3",
+    ),
+    Case(
+        "INT2, full table, D odd",
+        rows=8,
+        features=3,
+        width=33,
+        block=1,
+        memory=3 * 10 * 33,
+        family="table",
+        signed=False,
+        memory_type="int2",
+    ),
+    Case(
+        "INT1, full table, D odd",
+        rows=8,
+        features=3,
+        width=33,
+        block=1,
+        memory=3 * 10 * 33,
+        family="table",
+        signed=False,
+        memory_type="int1",
+    ),
 ]
 
 
@@ -182,10 +230,11 @@ def call(outputs: tuple[str, ...], **arguments) -> Call:
 def cached_calls(case: Case, rng) -> dict[str, Call]:
     """Calls on a quantised table with a cache of some of its rows, of the sizes of a case.
 
-    INT8, or INT4 where the case has no signs; without a cache where its ids are the largest.
+    In the bits of the case where it has few, else INT8, or INT4 where it has no signs; without a cache where
+    its ids are the largest.
     """
     rows = max(1, case.memory // (case.width * max(case.features, 1)))  # of a feature
-    total, bits = rows * max(case.features, 1), 8 if case.signed else 4
+    total, bits = rows * max(case.features, 1), min(BITS.get(case.memory_type, 8), 8 if case.signed else 4)
     form = Form(16 if case.memory_type == "float16" else bits, case.rows % 2 == 0, case.width)
     table = np.empty((total, row_bytes(form)), np.uint8)
     weights, key = rng.standard_normal((total, case.width)).astype(np.float32), rounding_key(1, 0)

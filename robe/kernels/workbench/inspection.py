@@ -25,7 +25,7 @@ from robe.errors import RobeError
 from robe.kernels.operations import OPERATIONS, module, version, versions
 from robe.kernels.parts import walks
 from robe.kernels.parts.cost import Limits
-from robe.kernels.workbench.cases import CASES, Case, calls
+from robe.kernels.workbench.cases import CASES, WORDS, Case, calls
 from robe.packages import extra
 
 # Warps that an SM of each compute capability holds, blocks, KB of shared memory, and how many of these the
@@ -214,8 +214,8 @@ def cpu_code(operation: str, form: str) -> str:
 
 @cache
 def kernels(operation: str) -> dict[str, Started]:
-    """The CUDA kernels in an operation's file that its versions start, by name; those for halves and codes
-    besides."""
+    """The CUDA kernels in an operation's file that its versions start, by name; those for halves, codes
+    and words of bfloat16 besides."""
     if config.ENABLE_CUDASIM:
         raise InspectionError("the simulator compiles nothing; unset NUMBA_ENABLE_CUDASIM")
     found = {}
@@ -231,12 +231,14 @@ def kernels(operation: str) -> dict[str, Started]:
 
     # The rows of a batch matter to the number of blocks, and to whether they are less than the array.
     sizes = ("float32", "floats", 256), ("float32", "floats", 1024)
-    for memory_type, stored, rows in (*sizes, ("float16", "halves", 256), ("int8", "codes", 256)):
+    others = ("float16", "halves", 256), ("int8", "codes", 256), ("float32", "words", 256)
+    for memory_type, stored, rows in (*sizes, *others):
         call = calls(BENCH._replace(rows=rows, memory_type=memory_type))[operation]
         with mock.patch("robe.kernels.parts.launch.start", partial(note, stored)):
             for name, run in versions(operation).items():
                 if name.startswith("cuda"):
-                    run(*call.copy().values())
+                    arrays, short = call.copy(), WORDS.get(operation, ()) if stored == "words" else ()
+                    run(*(arrays | {n: np.zeros(arrays[n].shape, np.uint16) for n in short}).values())
     return found
 
 
