@@ -7,18 +7,19 @@ Claim:
 2. rivals: at neither size any other way is better than the best few-bit array.
 3. whole: at 100 times fewer bytes that array is within 0.001 of what the full table comes to.
 
-Equal are the bytes that are kept to serve: weights, or codes with their scales and biases, and the dictionary
-(4 bytes an id) of those ways that number the rows of tables. A second figure is what training needs of memory:
-master weights, gradients and sums besides.
+Equal are the bytes that are kept to serve: weights, or codes with their scales and biases, and the
+dictionary (4 bytes an id) of those ways that number the rows of tables. A second figure is what training
+needs of memory: master weights, gradients and sums besides.
 
-Conditions: the DLRM of the preset `small`, Adagrad, each pass but the first with a fresh embedding; SYNTHETIC
-rows of a planted law, or the rows given by --data. Every point has its rate tuned alike: the one of RATES with
-the best validation AUC, with a seed that is not used again. A seed draws initial weights, order of rows and
-hash, so points of equal seeds are paired; the rows are always the same, so other data may differ by more.
+Conditions: the DLRM of the preset `small`, Adagrad, each pass but the first with a fresh embedding;
+SYNTHETIC rows of a planted law, or the rows given by --data. Every point has its rate tuned alike: of RATES
+the one with the best validation AUC, with a seed that is not used again. A seed draws initial weights, order
+of rows and hash, so points of equal seeds are paired; the rows are always the same, so other data may differ
+by more.
 
 How many seeds there are follows Stein's rule (1945): those of the first stage tell the deviation s of each
-difference from the float32 array, and then there are as many, up to --most, as make t s / sqrt(n) no larger than
---resolution, where t is Student's for the first stage. So an interval has its 95% whatever s turned out to be.
+difference from the float32 array, and then there are as many, up to --most, as make t s / sqrt(n) no larger
+than --resolution, where t is Student's for the first stage. So an interval has its 95%, whatever s is.
 
     python analysis/equal_bytes.py [--quick] [--data PREPARED] [--seeds N] [--most N] [--resolution X]
 
@@ -93,7 +94,10 @@ FULL = "full table"
 
 @dataclass(frozen=True)
 class Sizes(Study):
-    """What to train; the defaults are the full study. most: seeds. resolution: half the interval to come to."""
+    """What to train; the defaults are the full study.
+
+    most: seeds. resolution: half the interval to come to.
+    """
 
     rows: int = 3_600_000
     passes: int = 4
@@ -104,15 +108,15 @@ class Sizes(Study):
 
 
 QUICK = Sizes(
-    rows=40_000,
+    rows=16_000,
     scale=0.02,
     seeds=2,
     passes=1,
-    batch=256,
+    batch=320,
     rates=(0.03,),
     most=2,
-    ways=(FLOAT, "ROBE in 4 bits", "hashing", "ROBE, 8 bits after training"),
-    compressions=(100, 1000),
+    ways=(FLOAT, "ROBE in 4 bits", "hashing"),
+    compressions=(100,),
 )
 
 
@@ -159,7 +163,7 @@ def fitted(embedding: EmbeddingConfig, spec: DataSpec, size: int) -> EmbeddingCo
         except ConfigError:  # too few for the method
             return None
 
-    low, high = 1, 8 * size + 1  # weights of one bit each
+    low, high = 1, 8 * size + 1  # a weight takes a bit or more
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if (bytes_of(middle) or 0) <= size else (low, middle)
