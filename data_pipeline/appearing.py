@@ -71,7 +71,8 @@ def resuming(
     which end with their process, keep other processes out.
 
     settings: must be those that the folder was begun with; others begin anew where nothing is done yet.
-    late: names of those settings that matter only once a feature is numbered, and may change until then.
+    late: names of those settings that matter only once a feature is numbered, or dense columns are measured,
+        and may change until then.
     share_done: as in `appearing`.
     parts: names of the parts of the work that this process does; others may do others at the same time.
 
@@ -158,7 +159,7 @@ def _settle(work: Path, settings: dict, late: Collection[str], exclusive: bool) 
         with naming(lock):
             fcntl.flock(file, fcntl.LOCK_EX)
         begun = read_note(path) or {}
-        numbered = any(work.glob("feature_*.done"))
+        numbered = any((*work.glob("feature_*.done"), *work.glob("measured.done")))
         changed = [name for name, value in settings.items() if begun.get(name) != value]
         wrong = [name for name in changed if begun and (numbered or name not in late)]
         # What a finished preparation no longer needed, or what was begun with other settings and not done.

@@ -22,19 +22,20 @@ for the random order, 40 ns to gather.
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from data_pipeline.background import in_parallel
-from data_pipeline.dialects import TRANSFORMS, encoder
+from data_pipeline.dialects import TRANSFORMS, encoder, scaler
 from data_pipeline.folders import CHECKED, valid
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, Manifest, Stretch
+from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError
 
 BLOCK_ROWS = 4096
@@ -50,9 +51,22 @@ class Batch(NamedTuple):
     dense: np.ndarray  # (B, number of dense columns) float32
     ids: np.ndarray  # (B, number of categorical columns) uint32
 
-    def part(self, start: int, stop: int | None) -> "Batch":
+    def part(self, start: int, stop: int | None) -> Self:
         """Rows `start` to `stop`, as views."""
-        return Batch(*(array[start:stop] for array in self))
+        return type(self)(*(array[start:stop] for array in self))
+
+
+class TaughtBatch(NamedTuple):
+    """Rows with what a teacher says of them."""
+
+    label: np.ndarray
+    probability: np.ndarray  # (B,) float32, of a click
+    dense: np.ndarray
+    ids: np.ndarray
+
+    def part(self, start: int, stop: int | None) -> Self:
+        """Rows `start` to `stop`, as views."""
+        return type(self)(*(array[start:stop] for array in self))
 
 
 class Rows:
@@ -61,6 +75,8 @@ class Rows:
     block_rows, window_blocks: rows of a row block, and row blocks of a window. With other sizes than the
         default, a seed gives another order.
     checking: is told (rows done, of how many) while all values of a kind are looked at, as before a training.
+    taught: for each day of the split the file of a teacher's probabilities, (rows, 1) float32; with it,
+        batches are TaughtBatch.
 
     Raises DataError if there is no such split, or if a shard of it is missing or not what the manifest says.
     """
@@ -73,6 +89,7 @@ class Rows:
         block_rows: int = BLOCK_ROWS,
         window_blocks: int = WINDOW_BLOCKS,
         checking: Callable[[int, int], None] = lambda done, total: None,
+        taught: Mapping[int, NpyFile] | None = None,
     ):
         stretches: Sequence[Stretch]
         if split is None:
@@ -84,13 +101,13 @@ class Rows:
         self.count = sum(stop - start for _, start, stop in stretches)
         self.block_rows, self.window_blocks, self.checking = block_rows, window_blocks, checking
         self._columns = len(manifest.schema.dense), len(manifest.schema.categorical)
-        self._manifest = manifest
+        self._manifest, self._kind = manifest, Batch if taught is None else TaughtBatch
         # (number of stretches, 3): day, first row, row after the last.
         self._stretches = np.array(stretches, np.int64).reshape(-1, 3)
         lengths = self._stretches[:, 2] - self._stretches[:, 1]
         # (number of stretches,): how many row blocks there are up to the end of each.
         self._ends = np.cumsum(-(-lengths // block_rows))
-        self._shards = {day: [manifest.open_shard(day, kind) for kind in KINDS] for day, _, _ in stretches}
+        self._shards = {day: _shards(manifest, day, taught) for day, _, _ in stretches}
 
     @cached_property
     def base_rate(self) -> float:
@@ -109,7 +126,7 @@ class Rows:
         names = {"labels": (schema.label,), "dense": schema.dense, "sparse": schema.categorical}[kind]
         part, done = CHECKED // max(1, len(names)), 0
         for day, first, stop in self._stretches.tolist():
-            shard = self._shards[day][list(KINDS).index(kind)]
+            shard = self._shards[day][kind]
             for start in range(first, stop, part):
                 values = np.empty((min(part, stop - start), len(names)), KINDS[kind])
                 shard.read(start, values)
@@ -157,7 +174,8 @@ class Rows:
         """Yield a function for each window of an epoch that reads it, leaving out the first `skip` rows."""
         count = int(self._ends[-1]) if len(self._ends) else 0
         order = None if seed is None else _permutation(count, seed, epoch)
-        memory = _Memory(min(self.count, self.block_rows * self.window_blocks), *self._columns)
+        rows = min(self.count, self.block_rows * self.window_blocks)
+        memory = _Memory(rows, *self._columns, self._kind)
         for number, first in enumerate(range(0, count, self.window_blocks)):
             last = min(first + self.window_blocks, count)
             blocks = self._locate(np.arange(first, last) if order is None else order[first:last])
@@ -187,7 +205,7 @@ class Rows:
         row = 0
         for day, start, stop in _joined_blocks(blocks.tolist()):
             part = window.part(row, row + stop - start)
-            for shard, out in zip(self._shards[day], part, strict=True):
+            for shard, out in zip(self._shards[day].values(), part, strict=True):
                 shard.read(start, out)
             row += stop - start
         if key is None:
@@ -200,11 +218,18 @@ class Rows:
         return shuffled
 
 
+def _shards(manifest: Manifest, day: int, taught: Mapping[int, NpyFile] | None) -> dict[str, NpyFile]:
+    """The files of a day, in the order in which a batch has what they hold."""
+    files = {kind: manifest.open_shard(day, kind) for kind in KINDS}
+    return files if taught is None else {"labels": files["labels"], "taught": taught[day], **files}
+
+
 class _Memory:
     """Memory for windows of up to `rows` rows; each piece is used again when the last array in it is gone."""
 
-    def __init__(self, rows: int, dense: int, ids: int):
-        self.rows, self.dense, self.ids = rows, dense, ids
+    def __init__(self, rows: int, dense: int, ids: int, kind: Any = Batch):
+        self.rows, self.dense, self.ids, self.kind = rows, dense, ids, kind
+        self.single = len(kind._fields) - 2  # arrays of one number a row
         self.free: deque[np.ndarray] = deque()
 
     def take(self, rows: int) -> Batch:
@@ -212,17 +237,18 @@ class _Memory:
         try:
             room = self.free.pop()
         except IndexError:
-            room = np.empty(self.rows * (1 + self.dense + self.ids), np.float32)
+            room = np.empty(self.rows * (self.single + self.dense + self.ids), np.float32)
         # All arrays of the window keep `base` alive. Views refer to the last array below them whose own base
         # is no array: `base`, as it is made of a memoryview; of `room.view()` they would refer to `room`.
         base = np.frombuffer(room.data, np.float32)
         weakref.finalize(base, self.free.append, room).atexit = False
-        label, dense, ids = np.split(base, [self.rows, self.rows * (1 + self.dense)])
-        return Batch(
-            label=label,
-            dense=dense.reshape(self.rows, self.dense),
-            ids=ids.view(np.uint32).reshape(self.rows, self.ids),
-        ).part(0, rows)
+        single, dense, ids = np.split(base, [self.rows * self.single, self.rows * (self.single + self.dense)])
+        arrays = (
+            *single.reshape(self.single, self.rows),
+            dense.reshape(self.rows, self.dense),
+            ids.view(np.uint32).reshape(self.rows, self.ids),
+        )
+        return self.kind(*arrays).part(0, rows)
 
 
 def require_recipe(manifest: Manifest, what: Path | str) -> None:
@@ -244,10 +270,11 @@ def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Genera
     """
     require_recipe(manifest, path)
     encode = encoder(manifest)
+    scale = scaler(manifest.schema, manifest.dense_transform, manifest.measured)
 
     def windows() -> Generator[Batch, None, None]:
         for chunk in read_log(path, manifest.schema, labelled=None, dense=manifest.dense_transform):
-            yield Batch(np.full(len(chunk.ids), np.nan, np.float32), chunk.dense, encode(chunk.ids))
+            yield Batch(np.full(len(chunk.ids), np.nan, np.float32), scale(chunk.dense), encode(chunk.ids))
 
     return _cut(windows(), batch_size)
 
@@ -306,4 +333,4 @@ def _cut(windows: Generator[Batch, None, None], size: int) -> Generator[Batch, N
 
 
 def _joined(parts: list[Batch]) -> Batch:
-    return parts[0] if len(parts) == 1 else Batch(*map(np.concatenate, zip(*parts, strict=True)))
+    return parts[0] if len(parts) == 1 else type(parts[0])(*map(np.concatenate, zip(*parts, strict=True)))

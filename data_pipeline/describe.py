@@ -19,7 +19,8 @@ import numpy as np
 from rich.cells import cell_len, set_cell_size
 
 from data_pipeline.batches import WINDOW_BLOCKS, Batch, Rows
-from data_pipeline.manifest import Manifest, Stretch
+from data_pipeline.dialects import scaler
+from data_pipeline.manifest import Manifest, Stretch, measured_columns
 from data_pipeline.names import fitted, shown
 from data_pipeline.schema import DataError
 from data_pipeline.whole_files import write_figure
@@ -37,7 +38,10 @@ LEAST_COUNT, LEAST_RANKS = 10, 10
 PANELS, BARS = 56, 60
 NAME_CELLS = 20  # of a name in the figure
 
-DENSE_ZERO = {"log1p": "a count of 0 or below, or a missing one", "none": "0 or missing"}
+DENSE_ZERO = {
+    **dict.fromkeys(("log1p", "zscore"), "a count of 0 or below, or a missing one"),
+    **dict.fromkeys(("none", "quantile"), "0 or missing"),
+}
 ID_ZERO = {
     "hash": "missing (or 32 bits that happen to be 0)",
     "modulo": "missing, or a multiple of the modulus",
@@ -91,7 +95,7 @@ class _Tally:
 
     def __init__(self, manifest: Manifest):
         days, dense = len(manifest.days), len(manifest.schema.dense)
-        self.rows, self.clicks = np.zeros(days, np.int64), np.zeros(days)
+        self.rows, self.clicks, self.zero = np.zeros(days, np.int64), np.zeros(days), _zero(manifest)
         self.dense_zeros, self.sum = np.zeros(dense, np.int64), np.zeros(dense)
         self.least, self.most = np.full(dense, np.inf), np.full(dense, -np.inf)
         self.id_zeros = np.zeros(len(manifest.schema.categorical), np.int64)
@@ -99,7 +103,7 @@ class _Tally:
     def add(self, day: int, batch: Batch) -> None:
         self.rows[day] += len(batch.label)
         self.clicks[day] += batch.label.sum(dtype=np.float64)
-        self.dense_zeros += (batch.dense == 0).sum(axis=0)
+        self.dense_zeros += (batch.dense == self.zero).sum(axis=0)
         self.id_zeros += (batch.ids == 0).sum(axis=0)
         self.sum += batch.dense.sum(axis=0, dtype=np.float64)
         self.least = np.minimum(self.least, batch.dense.min(axis=0))
@@ -166,6 +170,7 @@ def describe(
             _dense(
                 name,
                 sample_dense[:, i],
+                zero=tally.zero[i],
                 zeros=tally.dense_zeros[i] / looked,
                 mean=tally.sum[i] / looked,
                 least=tally.least[i],
@@ -200,11 +205,25 @@ def _head(batches: Generator[Batch, None, None], rows: int) -> Iterator[Batch]:
             yield batch
 
 
-def _dense(name: str, column: np.ndarray, *, zeros: float, mean: float, least: float, most: float) -> Dense:
+def _zero(manifest: Manifest) -> np.ndarray:
+    """What the number 0, and a missing one, is in each dense column (n,); NaN where it cannot be told."""
+    schema = manifest.schema
+    zero = np.zeros((1, len(schema.dense)), np.float32)
+    (zero,) = scaler(schema, manifest.dense_transform, manifest.measured)(zero)
+    for name, transform in measured_columns(schema, manifest.dense_transform).items():
+        (least, _), (most, _) = manifest.measured[name][0], manifest.measured[name][-1]
+        if transform == "quantile" and not least <= 0 <= most:  # it is what the nearest number is
+            zero[schema.dense.index(name)] = np.nan
+    return zero
+
+
+def _dense(
+    name: str, column: np.ndarray, *, zero: float, zeros: float, mean: float, least: float, most: float
+) -> Dense:
     """What is told of a dense column (n,) of the sample."""
     column = column[np.isfinite(column)]
     median, high = np.quantile(column, [0.5, 0.99]) if len(column) else (np.nan, np.nan)
-    counts, edges = np.histogram(column[column != 0], BINS)
+    counts, edges = np.histogram(column[column != zero], BINS)
     return Dense(
         name=name,
         zeros=zeros,

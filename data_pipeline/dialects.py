@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import Manifest, Pairs, measured_columns
 from data_pipeline.names import shown
 from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError, Schema
@@ -44,11 +44,19 @@ def _log1p(values: np.ndarray) -> np.ndarray:
     return result
 
 
-# Name -> function from the dense values of a log (n, columns), int64 or float64, to float32.
+def _as_they_are(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32)  # negative ones stay so
+
+
+# Name -> function from the dense values of a log (n, columns), int64 or float64, to float32; for a transform
+# that is measured, to what `scaler` takes.
 TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "log1p": _log1p,  # log(max(x, 0) + 1)
-    "none": lambda values: values.astype(np.float32),  # negative ones stay so
+    "none": _as_they_are,
+    "zscore": _log1p,
+    "quantile": _as_they_are,
 }
+CLIPPING = tuple(name for name, function in TRANSFORMS.items() if function is _log1p)
 
 
 def dense_values(schema: Schema, default: str, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,16 +66,38 @@ def dense_values(schema: Schema, default: str, numbers: np.ndarray) -> tuple[np.
     default: the transform of the columns that have none of their own in the schema.
 
     Returns the dense values (n, dense columns) float32, and which of them lost what they said because a
-    number below 0 became 0, bool of the same shape.
+    number below 0 became 0, bool of the same shape. `scaler` does the rest for transforms that are measured.
     """
     values, clipped = TRANSFORMS[default](numbers), numbers < 0
-    if default != "log1p":
+    if default not in CLIPPING:
         clipped[:] = False
     for column, name in enumerate(schema.dense):
         if (own := schema.transforms.get(name, default)) != default:
             values[:, column] = TRANSFORMS[own](numbers[:, column])
-            clipped[:, column] = (numbers[:, column] < 0) & (own == "log1p")
+            clipped[:, column] = (numbers[:, column] < 0) & (own in CLIPPING)
     return values, clipped
+
+
+def scaler(schema: Schema, default: str, measured: dict[str, Pairs]) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from what `dense_values` gives to the dense values of a prepared folder, in place.
+
+    measured: of the folder's manifest.
+    """
+    columns = [
+        (schema.dense.index(name), transform, np.array(measured[name]))
+        for name, transform in measured_columns(schema, default).items()
+    ]
+
+    def scale(dense: np.ndarray) -> np.ndarray:
+        for column, transform, pairs in columns:
+            values = dense[:, column].astype(np.float64)
+            if transform == "zscore":
+                dense[:, column] = (values - pairs[0, 0]) / pairs[0, 1]
+            else:
+                dense[:, column] = np.interp(values, *pairs.T)
+        return dense
+
+    return scale
 
 
 def fmix32(x: np.ndarray) -> np.ndarray:

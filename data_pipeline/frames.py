@@ -12,7 +12,7 @@ import polars as pl
 
 from data_pipeline.batches import require_recipe
 from data_pipeline.columns import frame_values, matrix
-from data_pipeline.dialects import dense_values, encoder
+from data_pipeline.dialects import dense_values, encoder, scaler
 from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
 
@@ -29,6 +29,7 @@ class RowReader:
         require_recipe(manifest, TABLE)
         self.schema, self.transform = manifest.schema, manifest.dense_transform
         self.encode = encoder(manifest)
+        self.scale = scaler(self.schema, self.transform, manifest.measured)
 
     def rows(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
         """A table of n rows -> dense (n, number of dense columns) float32, ids (n, F) uint32.
@@ -39,7 +40,7 @@ class RowReader:
         values = self._values(to_frame(table), (*self.schema.dense, *self.schema.categorical))
         numbers = matrix(values, self.schema.dense, np.float64)
         dense, _ = dense_values(self.schema, self.transform, numbers)
-        return dense, self.encode(matrix(values, self.schema.categorical, np.uint32))
+        return self.scale(dense), self.encode(matrix(values, self.schema.categorical, np.uint32))
 
     def ids(self, feature: str, values: Any) -> np.ndarray:
         """Values (n,) of one categorical column, as a log has them -> ids (n, F), 0 in all other columns."""

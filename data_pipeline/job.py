@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from data_pipeline.dialects import Dialect, Order
 from data_pipeline.input_files import InputOrder
 from data_pipeline.logs import BadRows
-from data_pipeline.manifest import shard_name
+from data_pipeline.manifest import measured_columns, shard_name
 from data_pipeline.ranks import Ranks
 from data_pipeline.schema import CRITEO, Dense, Schema
 from data_pipeline.whole_files import sync, write_json
@@ -39,8 +39,10 @@ class PrepareConfig:
     order: Order = "first"
     """The dictionary numbers values in order of first appearance, or by falling count, ties by value."""
     dense: Dense = "log1p"
-    """log1p writes log(max(x, 0) + 1) of the dense values, none the values themselves; missing ones are 0. A
-    schema may name another transform for a column."""
+    """log1p writes log(max(x, 0) + 1) of the dense values, none the values themselves; missing ones are 0.
+    zscore takes the mean from these logarithms, and divides by their standard deviation; quantile writes the
+    share of rows with smaller values. Both are measured on the rows that train. A schema may name another
+    transform for a column."""
     bad_rows: BadRows = "error"
     """error stops at the first malformed line; skip leaves such lines out and lists them in rejected.tsv."""
     input_order: InputOrder = "names"
@@ -69,6 +71,11 @@ class Job(NamedTuple):
 
     def shard(self, day: int, kind: str) -> Path:
         return self.work / "data" / shard_name(day, kind)
+
+    def parsed(self, day: int, kind: str) -> Path:
+        """Where a shard is written as it is parsed: apart, if its values are to be measured and scaled."""
+        apart = kind == "dense" and measured_columns(self.config.schema, self.config.dense)
+        return self.work / shard_name(day, kind) if apart else self.shard(day, kind)
 
     def column(self, day: int, form: Literal["raw", "ids"], feature: int) -> Path:
         """The file of a feature's values on a day, raw or as ids of its dictionary: plain uint32."""

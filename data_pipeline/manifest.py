@@ -20,7 +20,7 @@ import numpy as np
 
 from data_pipeline.names import shown
 from data_pipeline.npy import NpyFile
-from data_pipeline.schema import DataError, Schema
+from data_pipeline.schema import MEASURED, DataError, Schema
 from data_pipeline.whole_files import read_text, write_json
 
 FORMAT, VERSION = "robe-dlrm-shards", 1
@@ -30,6 +30,9 @@ KINDS = {"labels": np.dtype(np.int32), "dense": np.dtype(np.float32), "sparse": 
 
 # A stretch of rows of one day: (day, first row, row after the last).
 Stretch = tuple[int, int, int]
+# What is measured of a dense column. zscore: the mean and the standard deviation of its logarithms. quantile:
+# numbers, and the values that they become; numbers between get values between.
+Pairs = tuple[tuple[float, float], ...]
 
 
 def shard_name(day: int, kind: str) -> str:
@@ -39,6 +42,12 @@ def shard_name(day: int, kind: str) -> str:
 def shard_columns(schema: Schema) -> dict[str, int]:
     """The number of columns of each kind of shard."""
     return {"labels": 1, "dense": len(schema.dense), "sparse": len(schema.categorical)}
+
+
+def measured_columns(schema: Schema, default: str) -> dict[str, str]:
+    """Dense column -> its transform, of those whose transform is measured; default: that of the folder."""
+    transforms = {name: schema.transforms.get(name, default) for name in schema.dense}
+    return {name: transform for name, transform in transforms.items() if transform in MEASURED}
 
 
 def shard_types(kind: str) -> tuple[np.dtype, ...]:
@@ -153,6 +162,8 @@ class Manifest:
     features: tuple[dict[str, Any], ...] = ()
     # Of each dense column that had numbers below 0, which the transform made 0, their share of all rows.
     clipped: dict[str, float] = field(default_factory=dict)
+    # Of each dense column whose transform is measured, what the rows that train tell of it.
+    measured: dict[str, Pairs] = field(default_factory=dict)
     folder: Path = field(default=Path("."), compare=False)
 
     def require_consistent(self) -> None:
@@ -179,6 +190,14 @@ class Manifest:
             raise ValueError("a modulus or a least count that no number can be")
         if ids.dialect == "modulo" and {ids.modulus} != {*ids.cardinalities}:
             raise ValueError("cardinalities that are not the modulus")
+        columns_measured = measured_columns(self.schema, self.dense_transform)
+        if self.measured.keys() != columns_measured.keys():
+            raise ValueError("measures of other columns than their transforms need")
+        for name, transform in columns_measured.items():
+            pairs = np.array(self.measured[name], float).reshape(-1, 2)
+            least = len(pairs) == 1 and pairs[0, 1] > 0 if transform == "zscore" else len(pairs) > 0
+            if not (least and np.isfinite(pairs).all() and (np.diff(pairs, axis=0) > 0).all()):
+                raise ValueError(f"measures of {name} that no rows can have")
         told = {"hash": lambda f: f["distinct"], "dictionary": lambda f: f["kept"] + 1}.get(ids.dialect)
         if self.features and told and tuple(map(told, self.features)) != ids.cardinalities:
             raise ValueError("cardinalities that are not those of the features")
@@ -189,9 +208,10 @@ class Manifest:
 
     def fingerprint(self) -> str:
         """A short hash of what the columns are and what their values mean; a model accepts no other."""
-        meaning: list[str | int | None]
+        meaning: list[str | int | dict[str, Pairs] | None]
         meaning = [self.schema.fingerprint(), self.dense_transform, self.ids.dialect, self.dictionary_sha256]
         meaning += [self.ids.modulus] if self.ids.modulus is not None else []
+        meaning += [self.measured] if self.measured else []
         return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:16]
 
     def same_rows(self, other: "Manifest") -> bool:
@@ -218,6 +238,8 @@ class Manifest:
         data = {"format": FORMAT, "version": VERSION, "schema_fingerprint": self.schema.fingerprint()}
         data |= asdict(self)
         del data["folder"]
+        if not self.measured:  # as manifests were before there were any
+            del data["measured"]
         write_json(folder / MANIFEST, data)
 
     @classmethod

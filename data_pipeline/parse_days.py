@@ -14,7 +14,7 @@ from data_pipeline.appearing import partial_name, read_note
 from data_pipeline.dialects import Distinct, modulo
 from data_pipeline.job import Job, identity
 from data_pipeline.logs import read_log
-from data_pipeline.manifest import KINDS, shard_columns
+from data_pipeline.manifest import KINDS, measured_columns, shard_columns
 from data_pipeline.names import shown
 from data_pipeline.schema import DataError
 from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard, save_array
@@ -78,6 +78,8 @@ def _is_parsed(job: Job, source: Source, day: int) -> bool:
     columns = shard_columns(job.config.schema)
     if job.config.ids == "dictionary":
         del columns["sparse"]
+    if measured_columns(job.config.schema, job.config.dense):
+        del columns["dense"]
     sizes = {job.shard(day, kind): HEADER_BYTES + 4 * n * record["rows"] for kind, n in columns.items()}
     return all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
 
@@ -156,7 +158,7 @@ def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
     sha256: dict[str, str] = {}
     with ExitStack() as stack:
         append = {
-            kind: stack.enter_context(new_shard(job.shard(day, kind), kind, sha256))
+            kind: stack.enter_context(new_shard(job.parsed(day, kind), kind, sha256))
             for kind in KINDS
             if kind != "sparse" or not dictionary
         }

@@ -1,6 +1,7 @@
 """Raw logs -> a folder of shards and its manifest, in memory that does not grow with the log.
 
     parse    a day of the log -> its shards (parse_days.py)
+    scale    with transforms that are measured only: dense columns -> the dense shards (scale_dense.py)
     number   with a dictionary only: a feature of all days -> its ids (number_features.py)
     join     with a dictionary only: the ids of all features on a day -> its sparse shard (the same)
     finish   manifest.json is written, and the folder appears
@@ -30,11 +31,12 @@ from data_pipeline.dialects import DICTIONARY, Distinct
 from data_pipeline.input_files import input_files
 from data_pipeline.job import Job, Meter, PrepareConfig, Progress, identity
 from data_pipeline.logs import count_rows, has_rows
-from data_pipeline.manifest import Day, Ids, Manifest, Scores, Stretch
+from data_pipeline.manifest import Day, Ids, Manifest, Scores, Stretch, measured_columns
 from data_pipeline.names import shown
 from data_pipeline.number_features import join_days, number_features
 from data_pipeline.parse_days import REJECTED, Source, parse_days
 from data_pipeline.ranks import Ranks
+from data_pipeline.scale_dense import measure, measured, scale_days
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.shard_files import load_array, save_array
 from data_pipeline.splits import halves_of, split
@@ -83,6 +85,12 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
             records = [read_note(job.work / f"day_{day}.done") or {"rows": 0} for day in days]
         day_rows = [record["rows"] for record in records]
         parts, note = _split(job, day_rows, origins, single=len(files) == 1)
+        if measured_columns(config.schema, config.dense):
+            with ranks.together():
+                if ranks.rank == 0:
+                    measure(job, parts["train"])
+            with ranks.together():
+                scale_days(job, day_rows)
         if config.ids == "dictionary":
             with ranks.together():
                 number_features(job, day_rows, parts["train"])
@@ -226,6 +234,8 @@ def _finish(
     if config.ids == "dictionary":
         for day, record in enumerate(records):
             record["sha256"] |= read_note(work / f"joined_{day}.done")
+    for day, record in enumerate(records):
+        record["sha256"] |= read_note(work / f"scaled_{day}.done") or {}
     found = _save_dictionary(job) if config.ids == "dictionary" else _count_distinct(job, len(records))
     manifest = Manifest(
         schema=config.schema,
@@ -248,6 +258,7 @@ def _finish(
         dictionary_sha256=found.dictionary_sha256,
         features=found.features,
         clipped=_clipped(config.schema, records),
+        measured=measured(job),
     )
     manifest.save(work / "data")
     # Read back before the folder appears, as nothing may fail after that.

@@ -13,7 +13,8 @@ from data_pipeline.names import shown
 
 Kind = Literal["hex", "integer", "string"]
 # What becomes of the numbers of a dense column; `dialects.TRANSFORMS` has the functions.
-Dense = Literal["log1p", "none"]
+Dense = Literal["log1p", "none", "zscore", "quantile"]
+MEASURED = ("zscore", "quantile")  # of these, those that the rows that train decide on
 
 
 class DataError(Exception):

@@ -9,6 +9,7 @@ the newest of the run, which has gone on meanwhile.
 
 import dataclasses
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -183,6 +184,16 @@ def read_state(checkpoint: Path) -> tuple[TrainConfig, DataSpec, Position]:
 def newest_state(run: Path) -> tuple[TrainConfig, DataSpec, Position]:
     """`read_state` of the newest checkpoint of a run."""
     return _of_newest(run, read_state)
+
+
+def digest(run: Path) -> str:
+    """A short hash of the model of a run: of the settings and the weights of its newest checkpoint."""
+
+    def identity(newest: Path) -> str:
+        config = to_json(read_state(newest)[0])
+        return json.dumps([config, msgspec.json.decode(read_text(newest / STATE))["weights_sha256"]])
+
+    return hashlib.sha256(_of_newest(run, identity).encode()).hexdigest()[:16]
 
 
 def load_weights(checkpoint: Path, model: DLRM) -> None:

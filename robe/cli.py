@@ -211,12 +211,14 @@ def train(
                 "--resume goes on with the settings of the run; give no others besides --data. For more "
                 "--epochs than it began with, or other settings, train anew with another --out"
             )
-        run, (config, trained_on, baseline) = resume, run_folder.read(resume)
+        run, (config, trained_on, baseline, teacher) = resume, run_folder.read(resume)
         data = data or trained_on
     else:
         config = resolve(config)
         run = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.embedding.method}"
-        baseline = baseline or data is None
+        baseline, teacher = baseline or data is None, None
+        if config.teacher is not None:
+            teacher = Path(config.teacher)
     require_trainable(config)
     data = data or demo_data("dictionary" if config.embedding.method in NUMBERED else "hash")
     manifest = open_folder(data)
@@ -233,11 +235,16 @@ def train(
             resumed(run, config, DataSpec.of(manifest), rows["train"].steps(config.batch))
         notices = run_folder.before_training(rows)
     warn(notices)
+    if teacher is not None:
+        with progress_bar("teach", "rows") as update:
+            known = config.teacher if resume else None
+            digest, rows["train"] = run_folder.taught(teacher, manifest, config.backend, update, known)
+        config = dataclasses.replace(config, teacher=digest)
     backend = select(config.backend, config.precision, config.deterministic, graph and not profile)
     timeline = Timeline(backend.synchronize)
     model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)
     if resume is None:
-        run_folder.create(run, config, manifest, baseline)
+        run_folder.create(run, config, manifest, baseline, teacher)
     print(shown(f"run: {run}"), flush=True)
 
     def fit(config, model, run, phase=no_phase):
@@ -253,7 +260,10 @@ def train(
                 timeline.write(run / "trace.json")
                 print(timeline.text(limits(backend)))
             if baseline:
-                plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), target_auc=None)
+                own = {
+                    name: getattr(TrainConfig, name) for name in ("target_auc", "teacher", "teacher_weight")
+                }
+                plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), **own)
                 model = build(plain, DataSpec.of(manifest), backend)
                 try:
                     summary["without_categories"] = fit(plain, model, run / "without_categories")

@@ -231,6 +231,14 @@ class TrainConfig:
     epochs: int = 1
     """Passes over the training days."""
 
+    teacher: str | None = None
+    """A run of a larger model, trained on the same data, whose probabilities the model learns besides the
+    clicks. They are computed once and kept beside the shards. The folder of the run is what is given; the
+    settings of a run hold a digest of its teacher's weights instead."""
+
+    teacher_weight: float = 0.9
+    """How much the teacher's probabilities count in what is learned; the clicks count for the rest."""
+
     fresh_embeddings: bool = False
     """Begin each pass with new initial weights of the embedding, and new sums of its optimizer, while the
     MLPs go on: in later passes it would otherwise learn the training rows by heart."""
@@ -265,7 +273,12 @@ class TrainConfig:
 
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
-LATER = ("fresh_embeddings", "patience")  # of its settings, those that came after the format of checkpoints
+LATER = (
+    "fresh_embeddings",
+    "patience",
+    "teacher",
+    "teacher_weight",
+)  # of its settings, those that came after the format of checkpoints
 
 
 @dataclass(frozen=True)
@@ -331,6 +344,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("epochs", config.epochs, 1, 2**31 - 1),
         ("eval-every", config.eval_every or 1, 1, 2**63 - 1),
         ("checkpoint-every", config.checkpoint_every or 1, 1, 2**63 - 1),
+        ("teacher-weight", config.teacher_weight, 0, 1),
         ("patience", config.patience or 1, 1, 2**63 - 1),
         ("width", model.width, 1, LARGEST_LAYER),
         ("bottom", max(model.bottom, default=1), 1, LARGEST_LAYER),
@@ -355,6 +369,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
     if optimizer.decay_start is None and optimizer.decay_steps:
         raise ConfigError("--decay-steps needs --decay-start, the step at which the rate begins to fall")
+    if config.teacher is None and config.teacher_weight != TrainConfig.teacher_weight:
+        raise ConfigError(f"--teacher-weight {config.teacher_weight} needs --teacher, the run that teaches")
     if config.fresh_embeddings and config.epochs < 2:
         raise ConfigError("--fresh-embeddings needs --epochs of 2 or more; those of the first pass are fresh")
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})

@@ -34,7 +34,16 @@ from robe.optim import learning_rate
 from robe.train import TrainingError, fed, probabilities
 
 # Settings of the loop over a prepared folder, which `fit` does not make.
-LOOP = {"epochs", "fresh_embeddings", "eval_every", "checkpoint_every", "target_auc", "patience"}
+LOOP = {
+    "teacher",
+    "teacher_weight",
+    "epochs",
+    "fresh_embeddings",
+    "eval_every",
+    "checkpoint_every",
+    "target_auc",
+    "patience",
+}
 READ_EVERY = 100  # steps; to read a loss is to wait for a GPU
 
 

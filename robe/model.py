@@ -143,15 +143,22 @@ class DLRM:
         self.bottom.forward(self._multiplied(dense), self.interaction.first(len(dense)))
         return self.top.forward(self.interaction.forward(ids))[:, 0]
 
-    def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase):
+    def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase, target=None):
         """Gradients of the mean loss by all dense parameters; returns the losses (B,).
 
-        The embedding is stepped on the way: only the forward pass reads its weights.
+        The embedding is stepped on the way: only the forward pass reads its weights. target (B,): what is
+        learned instead of the label, a probability from 0 to 1; it is overwritten. The losses are those of
+        the label all the same.
         """
         rows = len(logits)
         losses, d_logits = self.losses[:rows], self.d_logits[:rows]
         with phase("backward, top"):
-            self.backend.kernels.binary_cross_entropy(logits, label, losses, d_logits)
+            pulls = label if target is None else target
+            self.backend.kernels.binary_cross_entropy(logits, pulls, losses, d_logits)
+            if target is not None:  # the loss is linear in it
+                target -= label
+                target *= logits
+                losses += target
             d_interacted = self.top.backward(d_logits[:, None], want_input=True)
         with phase("backward, embedding"):
             d_first = self.interaction.backward(d_interacted, ids, rate)
@@ -159,23 +166,27 @@ class DLRM:
             self.bottom.backward(d_first, want_input=False)
         return losses
 
-    def step(self, label, dense, ids, rate: float, phase: Phase = no_phase):
-        """One training step on a batch; returns the losses (B,) before it, valid until the next."""
+    def step(self, label, dense, ids, rate: float, phase: Phase = no_phase, target=None):
+        """One training step on a batch; returns the losses (B,) before it, valid until the next.
+
+        target: as of `backward`.
+        """
+        batch = (label, dense, ids, *(() if target is None else (target,)))
         if self.backend.graph is None or phase is not no_phase:  # a graph has no phases
-            return self._step(label, dense, ids, rate, phase)
+            return self._step(*batch, rate=rate, phase=phase)
         embedding, steps = self.embedding, self.embedding.steps
         held = self.graphs.held((self.dense_parameters.dtype.type(rate), *embedding.changing()))
         embedding.held = held[1:]
         try:
-            return self.graphs("training", partial(self._step, rate=held[0]), label, dense, ids)
+            return self.graphs("training", partial(self._step, rate=held[0]), *batch)
         finally:
             embedding.held, embedding.steps = (), steps + 1  # whether Python ran the step or a graph
 
-    def _step(self, label, dense, ids, rate, phase: Phase = no_phase):
+    def _step(self, label, dense, ids, target=None, *, rate, phase: Phase = no_phase):
         self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):
             logits = self.forward(dense, ids)
-        losses = self.backward(logits, label, ids, rate, phase)
+        losses = self.backward(logits, label, ids, rate, phase, target)
         with phase("update"):
             self.optimizer.update(self.dense_gradient, rate)
         return losses

@@ -34,5 +34,9 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
     return {
         "memory": memory,
         "checkpoint": {"weights and optimizer state": kept + (dense + dense_state) * FLOAT},
-        "disk": {"shards": rows * columns * FLOAT} | dictionary,
+        "disk": {
+            "shards": rows * columns * FLOAT,
+            **dictionary,
+            **({"probabilities of the teacher": rows * FLOAT} if config.teacher is not None else {}),
+        },
     }

@@ -8,9 +8,10 @@
 This is where models and data meet: it stands above both `robe` and `data_pipeline`, as the commands do.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,17 +23,28 @@ from numpy.typing import ArrayLike
 from data_pipeline.appearing import appearing
 from data_pipeline.batches import Rows, raw_batches
 from data_pipeline.dialects import DICTIONARY
-from data_pipeline.folders import open_folder
+from data_pipeline.folders import CHECKED, open_folder
 from data_pipeline.frames import RowReader
-from data_pipeline.manifest import MANIFEST, Manifest
-from data_pipeline.whole_files import copy_whole, read_text, write_json
+from data_pipeline.manifest import MANIFEST, Manifest, Stretch
+from data_pipeline.npy import NpyFile
+from data_pipeline.schema import DataError
+from data_pipeline.whole_files import copy_whole, new_file, read_text, sync, write_json
 from robe import checkpoint, estimator, metrics, report
 from robe import convert as conversion
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve, to_json
 from robe.model import DLRM
 from robe.progress import Update, Watched, unwatched
 from robe.timeline import Phase, no_phase
-from robe.train import EVALUATION_BATCH, TrainingError, predict, train, write_probabilities
+from robe.train import (
+    EVALUATION_BATCH,
+    TrainingError,
+    predict,
+    probabilities,
+    train,
+    write_probabilities,
+)
+
+PROBABILITY = np.dtype("<f4")  # of a teacher, as it lies on disk
 
 
 class Settings(NamedTuple):
@@ -41,14 +53,17 @@ class Settings(NamedTuple):
     config: resolved settings of the model and its training.
     data: the folder of the data.
     baseline: whether the same model is trained without categorical features too.
+    teacher: the run that teaches it, if one does.
     """
 
     config: TrainConfig
     data: Path
     baseline: bool
+    teacher: Path | None = None
 
     def write(self, run: Path) -> None:
         settings = {"config": to_json(self.config), "data": str(self.data), "baseline": self.baseline}
+        settings |= {} if self.teacher is None else {"teacher": str(self.teacher)}
         write_json(run / "config.json", settings)
 
 
@@ -58,9 +73,12 @@ class _Stored(msgspec.Struct):
     config: dict[str, Any]
     data: str
     baseline: bool
+    teacher: str | None = None
 
 
-def create(run: Path, config: TrainConfig, manifest: Manifest, baseline: bool) -> None:
+def create(
+    run: Path, config: TrainConfig, manifest: Manifest, baseline: bool, teacher: Path | None = None
+) -> None:
     """Make the folder of a run, with all that using it later needs of the data.
 
     Raises ConfigError if it holds a run already, DataError if it cannot be made.
@@ -72,7 +90,8 @@ def create(run: Path, config: TrainConfig, manifest: Manifest, baseline: bool) -
         manifest.save(folder / "data")
         if manifest.dictionary_sha256 is not None:
             copy_whole(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
-        Settings(config, manifest.folder.resolve(), baseline).write(folder)
+        teacher = teacher and teacher.resolve()
+        Settings(config, manifest.folder.resolve(), baseline, teacher).write(folder)
 
 
 def read(run: Path) -> Settings:
@@ -81,7 +100,11 @@ def read(run: Path) -> Settings:
     try:
         # Not by msgspec, which refuses the folders whose names are not UTF-8.
         settings = msgspec.convert(json.loads(read_text(path)), _Stored)
-        return Settings(resolve(from_json(settings.config)), Path(settings.data), settings.baseline)
+        config = resolve(from_json(settings.config))
+        if (config.teacher is None) != (settings.teacher is None):
+            raise ValueError("it names no teacher, or one that taught nothing")
+        teacher = None if settings.teacher is None else Path(settings.teacher)
+        return Settings(config, Path(settings.data), settings.baseline, teacher)
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError, ConfigError) as error:
         raise ConfigError(f"{path}: not the settings of a run ({error}); give the folder of a run") from None
 
@@ -207,6 +230,70 @@ def fit(
     return summary | {"data": manifest.describe(), "bayes": bayes, "warnings": warnings}
 
 
+def taught(
+    teacher: Path, manifest: Manifest, backend: str, update: Update = unwatched, digest: str | None = None
+) -> tuple[str, Rows]:
+    """A digest of the teacher, a run, and the rows that train with its probabilities.
+
+    Beside the shards of a day lies `day_N_teacher_NAME.npy`, (rows, 1) float32, named after the teacher and
+    the rows; it is made where it is missing. digest: which teacher it has to be; default: the one there is.
+    Raises ConfigError if the teacher is another or learned other data, DataError for a file that holds no
+    probabilities.
+    """
+    if digest is None:
+        checkpoint.newest_state(teacher)[1].require(
+            manifest.fingerprint(), f"--teacher {teacher}: {manifest.folder}"
+        )
+        digest = checkpoint.digest(teacher)
+    files = {}
+    for day in dict.fromkeys(day for day, _, _ in manifest.split["train"]):
+        what = [digest, manifest.fingerprint(), manifest.days[day].rows, manifest.days[day].sha256]
+        name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+        files[day] = manifest.folder / f"day_{day}_teacher_{name}.npy"
+    if missing := [day for day, path in files.items() if not path.exists()]:
+        model = load(teacher, backend).model
+        if checkpoint.digest(teacher) != digest:
+            raise ConfigError(
+                f"--teacher {teacher}: is another model than it was; wait until its training is done, or "
+                "train anew with it"
+            )
+        total, done = sum(manifest.days[day].rows for day in missing), 0
+        for day in missing:
+            for rows in _teach(model, manifest, day, files[day]):
+                done += rows
+                update(done, total)
+    probabilities = {day: _probabilities(path, manifest.days[day].rows) for day, path in files.items()}
+    return digest, Rows(manifest, "train", taught=probabilities)
+
+
+def _teach(model: DLRM, manifest: Manifest, day: int, path: Path) -> Iterator[int]:
+    """Write the probabilities of a day's rows to a file that appears whole; yields how many are added."""
+    count = manifest.days[day].rows
+    split: dict[str, tuple[Stretch, ...]] = {"day": ((day, 0, count),)}
+    rows = Rows(replace(manifest, split=split), "day")
+    header = {"descr": PROBABILITY.str, "fortran_order": False, "shape": (count, 1)}
+    with new_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in probabilities(model, rows.batches(EVALUATION_BATCH)):
+            file.write(part.astype(PROBABILITY).data)
+            yield len(part)
+    sync(path.parent)
+
+
+def _probabilities(path: Path, rows: int) -> NpyFile:
+    """The file that `_teach` wrote for so many rows; raises DataError if it holds anything else."""
+    remedy = "delete it, and the training makes it again"
+    found = NpyFile(path, missing=f"missing; {remedy}", remedy=remedy)
+    if (found.shape, found.dtype) != ((rows, 1), PROBABILITY):
+        raise DataError(f"{path}: holds {found.dtype} {found.shape}, not {PROBABILITY} {(rows, 1)}; {remedy}")
+    for start in range(0, rows, CHECKED):
+        part = found.part(start, start + CHECKED)
+        if not (good := (part >= 0) & (part <= 1)).all():
+            row = np.argmin(good)
+            raise DataError(f"{path}, row {start + row} (from 0): {part[row, 0]} is no probability; {remedy}")
+    return found
+
+
 def before_training(rows: Mapping[str, Rows]) -> list[str]:
     """Look at what would show hours later: all labels, and whatever evaluations read; returns `one_class`.
 
@@ -305,7 +392,7 @@ def convert(
             copy_whole(path, folder / "data" / path.name)
         summary = {"converted_from": str(run.resolve()), "data": described}
         summary |= conversion.convert(run, new, folder, update)
-        Settings(new, settings.data, False).write(folder)
+        settings._replace(config=new, baseline=False).write(folder)
         summary |= judged(folder)
         report.write_summary(folder, summary)
     return summary

@@ -4,7 +4,7 @@
     RUN/checkpoints/    the newest checkpoints
 
 Rows come from outside: any object with `count` and `batches(batch_size, seed, epoch, start_step)` that
-yields `(label, dense, ids)`.
+yields `(label, dense, ids)`; with a teacher, those that train yield `(label, probability, dense, ids)`.
 """
 
 import json
@@ -96,12 +96,12 @@ def train(
         while not stopped and position.step < total:
             if config.fresh_embeddings and position.epoch and position.epoch_step == 0:
                 model.embedding.begin(position.epoch)
-            position, (label, dense, ids) = next(batches)
+            position, (label, *target, dense, ids) = next(batches)
             step, at_end = position.step, position.step == total
             evaluates = step % evaluate_every == 0 or at_end
             saves = step % checkpoint_every == 0 or at_end
             rate = learning_rate(config.optimizer, step - 1)
-            losses = model.step(label, dense, ids, rate, phase)
+            losses = model.step(label, dense, ids, rate, phase, *target)
             model.backend.xp.sum(losses, dtype="float64", out=sums[len(counts), ...])
             counts.append(len(label))
             if step % log_every == 0 or evaluates or saves:
@@ -360,14 +360,23 @@ def _parse(line: str) -> dict | None:
 
 
 def _to_come(rows: Rows, config: TrainConfig, position: Position) -> Generator[tuple[Position, tuple]]:
-    """The batches of all epochs after `position`, each behind the position that training it reaches."""
-    steps_per_epoch = math.ceil(rows.count / config.batch)
+    """The batches of all epochs after `position`, each behind the position that training it reaches.
+
+    With a teacher what is to be predicted comes behind the label.
+    """
+    steps_per_epoch, weight = math.ceil(rows.count / config.batch), np.float32(config.teacher_weight)
     while position.epoch < config.epochs:
         start = {"epoch": position.epoch, "start_step": position.epoch_step}
         with closing(rows.batches(config.batch, seed=config.seed, **start)) as batches:
-            for batch in batches:
+            for label, *taught, dense, ids in batches:
                 position = position.advance(steps_per_epoch)
-                yield position, batch
+                # A baseline has no teacher, where its rows do.
+                targets = [
+                    label + weight * (probability - label)
+                    for probability in taught
+                    if config.teacher is not None
+                ]
+                yield position, (label, *targets, dense, ids)
 
 
 def fed(model: DLRM, batches: Generator, rows: int, phase: Phase = no_phase) -> Generator:

@@ -14,6 +14,7 @@ from data_pipeline import batches
 from data_pipeline.background import ahead
 from data_pipeline.batches import Rows
 from data_pipeline.manifest import KINDS, Day, Ids, Manifest, shard_name
+from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError, Schema
 
 SCHEMA = Schema("small", "label", ("number", "half"), ("a", "b", "c"))
@@ -49,6 +50,28 @@ def manifest(tmp_path):
 @pytest.fixture
 def train(manifest):
     return Rows(manifest, "train", **SIZES)
+
+
+def taught(manifest, value):
+    """The files of a teacher whose probability for a row is `value` of its number."""
+    files = {}
+    for day, (start, stop) in enumerate(pairwise(np.cumsum([0, *DAYS]))):
+        path = manifest.folder / f"day_{day}_teacher.npy"
+        np.save(path, value(np.arange(start, stop, dtype=np.float32))[:, None])
+        files[day] = NpyFile(path, missing="", remedy="")
+    return files
+
+
+@pytest.mark.parametrize("order", [{}, {"seed": 1}, {"seed": 1, "epoch": 3, "start_step": 2}])
+def test_what_a_teacher_says_comes_with_its_row(manifest, train, order):
+    rows = Rows(manifest, "train", **SIZES, taught=taught(manifest, lambda number: number / 128))
+    for expected, batch in zip(train.batches(7, **order), rows.batches(7, **order), strict=True):
+        label, probability, dense, ids = batch
+        for array, same in zip((label, dense, ids), expected, strict=True):
+            np.testing.assert_array_equal(array, same)
+        assert probability.dtype == np.float32
+        np.testing.assert_array_equal(probability, dense[:, 0] / 128)
+    assert rows.base_rate == train.base_rate
 
 
 def numbers(stream) -> np.ndarray:

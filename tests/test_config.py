@@ -142,6 +142,14 @@ def test_one_pass_is_fresh_anyway():
     assert resolve(TrainConfig(fresh_embeddings=True, epochs=2)).fresh_embeddings
 
 
+def test_a_weight_needs_a_teacher():
+    with pytest.raises(ConfigError, match=r"--teacher-weight 0.5 needs --teacher"):
+        resolve(TrainConfig(teacher_weight=0.5))
+    with pytest.raises(ConfigError, match=r"--teacher-weight must be from 0 to 1, not 1.5"):
+        resolve(TrainConfig(teacher="run", teacher_weight=1.5))
+    assert resolve(TrainConfig(teacher="run", teacher_weight=0.5)).teacher_weight == 0.5
+
+
 def test_learning_rate_schedule():
     schedule = OptimizerConfig("sgd", 2.0, warmup_steps=4, decay_start=10, decay_steps=10)
     rates = [learning_rate(schedule, step) for step in range(22)]

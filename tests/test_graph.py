@@ -94,6 +94,17 @@ def test_graph_and_plain_steps_agree(
 
 
 @needs_simulator
+def test_steps_with_a_teacher_agree_too(monkeypatch):
+    graphs, plain = recording(monkeypatch)
+    models = [build(settings("ROBE", "sgd"), DATA, backend) for backend in (graphs, plain)]
+    for step in range(4):
+        label, dense, ids = next(ROWS["train"].batches(8, seed=step))
+        losses = [m.step(label, dense, ids, 0.1, target=label * 0.5 + 0.1).copy() for m in models]
+        np.testing.assert_array_equal(*losses)
+    assert [recorder.replays for recorder in Recorder.made] == [3]
+
+
+@needs_simulator
 @pytest.mark.parametrize(("method", "optimizer"), [("ROBE, fp16", "sgd"), ("mixed precision", "adagrad")])
 def test_a_run_resumed_in_mid_epoch_ends_as_a_plain_one(method, optimizer, monkeypatch, tmp_path):
     """What is rounded at random depends on the number of the step."""

@@ -194,6 +194,26 @@ def test_training_is_the_same_on_every_backend(kind, optimizer, version):
         np.testing.assert_allclose(models[1].state()[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.kernels
+@pytest.mark.parametrize("version", ["reference", *VERSIONS])
+def test_a_target_is_learned_and_the_losses_are_those_of_the_labels(version):
+    """Against steps whose labels are the targets, and whose losses are not asked."""
+    taught, plain, soft = (make(version, "float32", "adagrad", block=2) for _ in range(3))
+    for step in range(3):
+        label, dense, ids = batch("float32", step)
+        target = np.random.default_rng(step).random(len(label), np.float32)
+        for name, array in taught.state().items():
+            plain.state()[name][...] = array
+        expected = plain.step(label, dense, ids, 0.05).copy()
+        losses = taught.step(label, dense, ids, 0.05, target=target.copy())
+        np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
+        soft.step(target, dense, ids, 0.05)
+    for name, array in taught.state().items():
+        # In the simulator threads add in any order.
+        tolerance = {"rtol": 1e-4, "atol": 1e-5} if version == "cuda" else {"rtol": 0}
+        np.testing.assert_allclose(array, soft.state()[name], **tolerance, err_msg=name)
+
+
 def padded(optimizer):
     """A model whose layers read 8 columns each (3 numbers, 10 of the interaction) and its configuration."""
     config, data = settings(optimizer, block=2)

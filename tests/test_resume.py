@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 KINDS = {
     "plain": {},
     "gz": {},
-    "dictionary": {"ids": "dictionary", "min_count": 2},
+    "dictionary": {"ids": "dictionary", "min_count": 2, "dense": "quantile"},
     "single": {"bad_rows": "skip", "blocks": 4},
 }
 
@@ -228,6 +228,19 @@ def test_what_only_numbering_needs_may_change_until_it_begins(ids, tmp_path):
     prepare(PrepareConfig(inputs, tmp_path / "out", **changed))
     prepare(PrepareConfig(inputs, tmp_path / "whole", **changed))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_which_rows_train_is_settled_once_dense_columns_are_measured(tmp_path, monkeypatch):
+    inputs = logs(tmp_path / "raw")
+
+    def killed(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("data_pipeline.prepare.scale_days", killed)
+    with pytest.raises(OSError, match="Input/output"):
+        prepare(PrepareConfig(inputs, tmp_path / "out", dense="zscore"))
+    with pytest.raises(DataError, match="was begun with split mlperf, not torchrec"):
+        prepare(PrepareConfig(inputs, tmp_path / "out", dense="zscore", split="torchrec"))
 
 
 def test_other_settings_begin_anew_where_a_kill_left_nothing_done(tmp_path):

@@ -243,6 +243,74 @@ def test_a_killed_run_resumes_to_the_same_bytes(folder, tmp_path):
     assert test[0] == test[1]
 
 
+def test_a_run_teaches_another(folder, trained, tmp_path, capsys):
+    """What it says is computed once; resuming needs it only where that is gone, and refuses another."""
+    data = shutil.copytree(folder / "dictionary", tmp_path / "data")
+    teach = ["train", "--data", data, *TINY, "--teacher", tmp_path / "teacher", "--baseline"]
+    teacher = shutil.copytree(trained / "full", tmp_path / "teacher")
+    code, _, err = run(*teach, "--out", tmp_path / "a", capsys=capsys)
+    assert code == 0, err
+    files = sorted(data.glob("day_*_teacher_*.npy"))
+    assert [path.name.split("_teacher_")[0] for path in files] == ["day_0", "day_1"]
+    run("predict", teacher, data, "--out", tmp_path / "p", capsys=capsys)
+    said = np.concatenate([np.load(path)[:, 0] for path in files])
+    np.testing.assert_allclose(said, np.loadtxt(tmp_path / "p")[: len(said)], rtol=1e-5)
+    plain = json.loads(
+        (tmp_path / "a" / "without_categories" / "checkpoints" / "step_00000063" / "state.json").read_text()
+    )
+    assert "teacher" not in plain["config"]
+
+    written = [path.stat().st_mtime_ns for path in files]
+    assert run(*teach, "--out", tmp_path / "b", "--teacher-weight", "0.5", capsys=capsys)[0] == 0
+    assert [path.stat().st_mtime_ns for path in files] == written
+    whole, other = (
+        next((tmp_path / name / "checkpoints").glob("step_00000063/weights.safetensors")) for name in "ab"
+    )
+    assert whole.read_bytes() != other.read_bytes()
+    expected = whole.read_bytes()
+    shutil.rmtree(whole.parent)
+    teacher.rename(tmp_path / "away")
+    assert run("train", "--resume", tmp_path / "a", capsys=capsys)[0] == 0
+    assert whole.read_bytes() == expected
+    files[1].unlink()
+    code, _, err = run("train", "--resume", tmp_path / "a", capsys=capsys)
+    assert (code, "no checkpoint here" in err) == (2, True)
+    shutil.copytree(trained / "mixed_precision", teacher)
+    code, _, err = run("train", "--resume", tmp_path / "a", capsys=capsys)
+    assert (code, err.count("\n"), "is another model than it was" in err) == (2, 1, True)
+    shutil.rmtree(teacher)
+    (tmp_path / "away").rename(teacher)
+    shutil.rmtree(whole.parent)
+    assert run("train", "--resume", tmp_path / "a", capsys=capsys)[0] == 0
+    assert whole.read_bytes() == expected
+
+    for content, message in (
+        (
+            np.full((2000, 1), 1.5, np.float32),
+            "is no probability; delete it, and the training makes it again",
+        ),
+        (np.full((2000, 1), np.nan, np.float32), "is no probability"),
+        (np.zeros((3, 1), np.float32), "holds float32 (3, 1), not float32 (2000, 1); delete it"),
+    ):
+        np.save(files[1], content)
+        code, _, err = run(*teach, "--out", tmp_path / "c", capsys=capsys)
+        assert (code, err.count("\n"), message in err) == (2, 1, True), err
+        assert not (tmp_path / "c").exists()
+
+
+def test_a_teacher_of_other_data_is_refused(folder, trained, tmp_path, capsys):
+    code, _, err = run(
+        *("train", "--data", folder / "dictionary", *TINY, "--out", tmp_path / "r"),
+        *("--teacher", trained / "robe"),
+        capsys=capsys,
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"--teacher {trained / 'robe'}: {folder / 'dictionary'}: its columns or ids do not mean" in err
+    assert not (tmp_path / "r").exists()
+    code, out, _ = run("plan", "--teacher", "r", "--data", folder / "hash", capsys=capsys)
+    assert re.search(r"probabilities of the teacher +24,004 B", out)
+
+
 def test_without_data_a_demonstration_is_made(tmp_path, monkeypatch, capsys):
     """The default command, with fewer rows and a smaller model."""
     monkeypatch.chdir(tmp_path)

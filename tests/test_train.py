@@ -382,6 +382,45 @@ def test_patience_cannot_judge_by_rows_of_one_class(tmp_path):
     assert (result["stopped"], result["best_step"], result["steps"]) == ("all epochs done", 16, 16)
 
 
+def taught_rows(whole):
+    """Training rows with a teacher that knows what decides."""
+
+    def batches(*args, **kwargs):
+        for label, dense, ids in whole.batches(*args, **kwargs):
+            yield label, np.where(ids[:, 0] % 2, 0.8, 0.2).astype(np.float32), dense, ids
+
+    return SimpleNamespace(count=whole.count, batches=batches)
+
+
+def test_a_teacher_teaches_and_a_stopped_run_ends_as_if_it_had_not(tmp_path):
+    settings = config(teacher="digest", teacher_weight=0.75)
+    data = rows()
+    data["train"] = taught_rows(data["train"])
+    result = train(settings, DATA, data, tmp_path / "whole")
+    model, means = build(settings, DATA, select("cpu")), {}
+    for epoch in range(2):
+        for step, (label, p, dense, ids) in enumerate(data["train"].batches(32, seed=0, epoch=epoch), 1):
+            target = label + np.float32(0.75) * (p - label)
+            losses = model.step(label, dense, ids, settings.optimizer.lr, target=target)
+            means[16 * epoch + step] = losses.mean(dtype=float)
+    trained = checkpoint.load_model(tmp_path / "whole", "cpu")[0].state()
+    assert all(np.array_equal(trained[name], array) for name, array in model.state().items())
+    logged = {e["step"]: e["loss"] for e in told(tmp_path / "whole")[0] if e["kind"] == "train"}
+    assert logged == pytest.approx({step: means[step] for step in logged}, rel=1e-6)
+    with pytest.raises(Stopped):
+        train(settings, DATA, data | {"train": stopping(17, data["train"])}, tmp_path / "part")
+    assert train(settings, DATA, data, tmp_path / "part")["test"] == result["test"]
+    assert weights_of(tmp_path / "part") == weights_of(tmp_path / "whole")
+
+
+def test_a_model_without_categories_is_not_taught(tmp_path):
+    """Its rows are those of the model that is."""
+    data = rows()
+    train(config(epochs=1), DATA, data, tmp_path / "plain")
+    train(config(epochs=1), DATA, data | {"train": taught_rows(data["train"])}, tmp_path / "taught")
+    assert weights_of(tmp_path / "plain") == weights_of(tmp_path / "taught")
+
+
 FRESH = {
     "fp16": {"weights": 40, "block": 4, "memory": "fp16"},
     "mixed_precision": {"method": "mixed_precision", "bits": 8, "cache": 1.0},

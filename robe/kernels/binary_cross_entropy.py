@@ -3,7 +3,8 @@
 loss    = max(x, 0) - x * y + log(1 + exp(-|x|))           no overflow, for any x
 d_logit = (sigmoid(x) - y) / B
 
-logits (B,) float; label (B,) float, 0 or 1; loss (B,) and d_logits (B,) are written in full
+logits (B,) float; label (B,) float, 0 or 1, or a probability between, as a teacher gives it; loss (B,) and
+d_logits (B,) are written in full
 """
 
 import math
