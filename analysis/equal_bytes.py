@@ -12,10 +12,10 @@ dictionary (4 bytes an id) of those ways that number the rows of tables. A secon
 needs of memory: master weights, gradients and sums besides.
 
 Conditions: the DLRM of the preset `small`, Adagrad, each pass but the first with a fresh embedding;
-SYNTHETIC rows of a planted law, or the rows given by --data. Every point has its rate tuned alike: of RATES
-the one with the best validation AUC, with a seed that is not used again. A seed draws initial weights, order
-of rows and hash, so points of equal seeds are paired; the rows are always the same, so other data may differ
-by more.
+SYNTHETIC rows of a planted law with z-scored numbers, or the rows given by --data. Every point has its rate
+tuned alike: of RATES the one with the best validation AUC, with a seed that is not used again. A seed draws
+initial weights, order of rows and hash, so points of equal seeds are paired; the rows are always the same, so
+other data may differ by more.
 
 How many seeds there are follows Stein's rule (1945): those of the first stage tell the deviation s of each
 difference from the float32 array, and then there are as many, up to --most, as make t s / sqrt(n) no larger
@@ -262,7 +262,7 @@ def measure(
         "batch": batch,
     }
     study = study.given(**given)
-    manifest = open_folder(study.data or synthetic_data(study, cache))
+    manifest = open_folder(study.data or synthetic_data(study, cache, dense="zscore"))
     say(f"data: {manifest.describe()}")
     trainings = PointTrainings(manifest, study.batch, cache, say)
     points = list(plan(study, trainings.spec))

@@ -21,6 +21,7 @@ from data_pipeline import batches, synthetic
 from data_pipeline.dialects import Order
 from data_pipeline.manifest import Manifest
 from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.schema import Dense
 from data_pipeline.synthetic import SyntheticConfig
 from data_pipeline.whole_files import write_json
 from robe.backend import select
@@ -129,15 +130,15 @@ class Trainings:
         return summary, log
 
 
-def synthetic_data(study: Study, cache: Path, order: Order = "first") -> Path:
+def synthetic_data(study: Study, cache: Path, order: Order = "first", dense: Dense = "log1p") -> Path:
     """The prepared synthetic rows of a study, made where there are none yet; order: of the ids."""
-    folder = cache / f"data-{study.rows}-{study.scale}-{study.zipf}-{study.decay}-{order}"
+    folder = cache / f"data-{study.rows}-{study.scale}-{study.zipf}-{study.decay}-{order}-{dense}"
     raw, prepared = folder / "raw", folder / "prepared"
     if not prepared.exists():
         shutil.rmtree(raw, ignore_errors=True)
         law = {"scale": study.scale, "zipf": study.zipf, "decay": study.decay}
         synthetic.write(SyntheticConfig(raw, study.rows, days=10, **law))
-        prepare(PrepareConfig((raw,), prepared, ids="dictionary", order=order))
+        prepare(PrepareConfig((raw,), prepared, ids="dictionary", order=order, dense=dense))
     shutil.rmtree(raw, ignore_errors=True)
     return prepared
 
