@@ -110,11 +110,11 @@ class Sizes(Study):
 QUICK = Sizes(
     rows=16_000,
     scale=0.02,
-    seeds=2,
+    seeds=3,
     passes=1,
     batch=320,
     rates=(0.03,),
-    most=2,
+    most=3,
     ways=(FLOAT, "ROBE in 4 bits", "hashing"),
     compressions=(100,),
 )

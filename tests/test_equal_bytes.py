@@ -13,7 +13,7 @@ from robe.config import ConfigError, DataSpec, EmbeddingConfig
 
 DATA = DataSpec(13, (1000, 300, 50), "dictionary", "", "test")
 AFTER = f"{FLOAT}, 8 bits after training"
-TINY = dataclasses.replace(equal_bytes.QUICK, ways=(FLOAT, "hashing", AFTER))
+TINY = dataclasses.replace(equal_bytes.QUICK, seeds=2, most=2, ways=(FLOAT, "hashing", AFTER))
 
 
 def measure(folder, **changes):
