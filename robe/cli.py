@@ -405,11 +405,12 @@ def plan(
         public: Without --data, take the published sizes of this data set.
     """
     from robe import report
-    from robe.backend import chosen_by
+    from robe.backend import automatic
     from robe.plan import plan
 
     config = resolve(config)
-    config = dataclasses.replace(config, backend=chosen_by(config.backend))
+    if config.backend == "auto":
+        config = dataclasses.replace(config, backend=automatic())
     if data is not None:
         manifest = open_folder(data)
         spec, rows = DataSpec.of(manifest), sum(day.rows for day in manifest.days)
