@@ -21,12 +21,13 @@ from data_pipeline import batches, synthetic
 from data_pipeline.dialects import Order
 from data_pipeline.manifest import Manifest
 from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.schema import Dense
 from data_pipeline.synthetic import SyntheticConfig
 from data_pipeline.whole_files import write_json
 from robe.backend import select
-from robe.config import METHODS, PRESETS, DataSpec, EmbeddingConfig, TrainConfig
+from robe.config import METHODS, PRESETS, DataSpec, EmbeddingConfig, TrainConfig, to_json
 from robe.files import alone
-from robe.model import build
+from robe.model import DLRM, build
 from robe.train import read_log, train
 
 # Of Adagrad. 0.03 is best for every point of the full study of analysis/tradeoff.py, so the rate need not
@@ -101,20 +102,25 @@ class Trainings:
         self.steps_per_pass = self.rows["train"].steps(self.batch)
         self.backend = select()
 
-    def trained(self, config: TrainConfig, name: str) -> tuple[dict, list[dict]]:
+    def trained(
+        self, config: TrainConfig, name: str, found: Callable[[DLRM], dict] = lambda model: {}, **also
+    ) -> tuple[dict, list[dict]]:
         """The summary of a training and its evaluations; trains where they are not kept yet.
 
         What they call validation is the test half, and what they call test is the validation half.
-        name: for the line that is printed.
+        name: for the line that is printed. found: what the summary is to tell of the model besides, which
+        depends on `also`.
         """
-        what = {"config": dataclasses.asdict(config), "rows": self.fingerprint}
+        what = {"config": to_json(config), "rows": self.fingerprint, **also}
         run = self.cache / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
         done = run / "summary.json"
         with alone(run):
             if cached := done.exists():
                 summary = json.loads(done.read_text())
             else:
-                summary = train(build(config, self.spec, self.backend), config, self.spec, self.rows, run)
+                model = build(config, self.spec, self.backend)
+                summary = train(model, config, self.spec, self.rows, run)
+                summary |= found(model)
                 write_json(done, summary | what)
             # A checkpoint of the full table is large, and no longer needed.
             shutil.rmtree(run / "checkpoints", ignore_errors=True)
@@ -124,15 +130,15 @@ class Trainings:
         return summary, log
 
 
-def synthetic_data(study: Study, cache: Path, order: Order = "first") -> Path:
+def synthetic_data(study: Study, cache: Path, order: Order = "first", dense: Dense = "log1p") -> Path:
     """The prepared synthetic rows of a study, made where there are none yet; order: of the ids."""
-    folder = cache / f"data-{study.rows}-{study.scale}-{study.zipf}-{study.decay}-{order}"
+    folder = cache / f"data-{study.rows}-{study.scale}-{study.zipf}-{study.decay}-{order}-{dense}"
     raw, prepared = folder / "raw", folder / "prepared"
     if not prepared.exists():
         shutil.rmtree(raw, ignore_errors=True)
         law = {"scale": study.scale, "zipf": study.zipf, "decay": study.decay}
         synthetic.write(SyntheticConfig(raw, study.rows, days=10, **law))
-        prepare(PrepareConfig((raw,), prepared, ids="dictionary", order=order))
+        prepare(PrepareConfig((raw,), prepared, ids="dictionary", order=order, dense=dense))
     shutil.rmtree(raw, ignore_errors=True)
     return prepared
 

@@ -55,24 +55,29 @@ class _Ranks:
     """
 
     def __init__(self):
-        self.counts = np.zeros(1 << (32 - DROPPED), np.int64)
+        self.seen, self.counts = np.empty(0, np.uint32), np.empty(0, np.int64)
 
     def add(self, column: np.ndarray) -> None:
         bits = (column + np.float32(0)).view(np.uint32)  # -0 becomes 0
-        # Now in the order of numbers.
+        # In the order of the numbers.
         bits ^= np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-        self.counts += np.bincount(bits >> DROPPED, minlength=self.counts.size)
+        bits = np.sort(bits >> DROPPED)
+        first = np.flatnonzero(np.diff(bits, prepend=~bits[:1]))
+        known, new = self.seen, bits[first]
+        self.seen = np.union1d(known, new)
+        counts = np.zeros(self.seen.size, np.int64)
+        counts[np.searchsorted(self.seen, known)] = self.counts
+        counts[np.searchsorted(self.seen, new)] += np.diff(first, append=bits.size)
+        self.counts = counts
 
     def pairs(self) -> Pairs:
-        seen = np.flatnonzero(self.counts)
-        counts = self.counts[seen]
-        rows = int(counts.sum())
+        seen, counts, rows = self.seen, self.counts, int(self.counts.sum())
         twice = 2 * np.cumsum(counts) - counts  # the rows below, and half of those that are as large, times 2
         wanted = np.searchsorted(twice, 2 * rows * np.arange(1, KNOTS) // KNOTS)
         near = np.unique([0, *wanted.clip(max=seen.size - 1), seen.size - 1])
         # And the number before each, as a value leaps between a number of few rows and one of many.
         chosen = np.arange(seen.size) if seen.size <= KNOTS else np.unique([*near, *(near[1:] - 1)])
-        bits = (seen[chosen] << DROPPED).astype(np.uint32)
+        bits = seen[chosen] << DROPPED
         # Of the numbers that are counted as one, that with the fewest digits.
         least = np.uint32((1 << DROPPED) - 1)
         numbers = np.where(bits >> 31, bits ^ np.uint32(0x80000000), ~(bits | least)).view(np.float32)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType, SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -171,8 +171,10 @@ def _in_a_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def automatic() -> Literal["cpu", "cuda"]:
-    """The backend that `auto` is here: `cuda` where a device is at hand, else `cpu`."""
+def chosen_by(name: str) -> str:
+    """The backend that a name stands for here: `auto` is `cuda` where a device is at hand, else `cpu`."""
+    if name != "auto":
+        return name
     return "cpu" if simulator() or cuda_trouble() else "cuda"
 
 
@@ -189,8 +191,7 @@ def select(
     """
     if name not in NAMES:
         raise BackendError(f"no backend {name!r}; choose one of {', '.join(NAMES)}")
-    if name == "auto":
-        name = automatic()
+    name = chosen_by(name)
     versions = dict.fromkeys(OPERATIONS, name)
     if name == "cuda":
         if trouble := cuda_trouble():

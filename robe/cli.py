@@ -10,7 +10,7 @@ import sys
 from contextlib import ExitStack, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import tyro
 
@@ -405,12 +405,11 @@ def plan(
         public: Without --data, take the published sizes of this data set.
     """
     from robe import report
-    from robe.backend import automatic
+    from robe.backend import chosen_by
     from robe.plan import plan
 
     config = resolve(config)
-    if config.backend == "auto":
-        config = dataclasses.replace(config, backend=automatic())
+    config = dataclasses.replace(config, backend=cast(BackendName, chosen_by(config.backend)))
     if data is not None:
         manifest = open_folder(data)
         spec, rows = DataSpec.of(manifest), sum(day.rows for day in manifest.days)

@@ -276,12 +276,8 @@ class TrainConfig:
 
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
-LATER = (
-    "fresh_embeddings",
-    "patience",
-    "teacher",
-    "teacher_weight",
-)  # of its settings, those that came after the format of checkpoints
+# Of its settings, those that came after the format of checkpoints.
+LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight")
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,9 @@ def _trained(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
 def _summed_apart(config: TrainConfig, data: DataSpec) -> Weights | None:
     """The weights that a step on a GPU gathers twice, if it does."""
     weights = _trained(config, data).get("")
-    if config.backend != "cuda" or config.deterministic or weights is None or weights.chunks > 1:
+    if config.backend != "cuda" or config.deterministic or config.embedding.memory in CODE_BITS:
         return None
-    if config.embedding.memory in CODE_BITS:
+    if weights is None or weights.chunks > 1:
         return None
     arrays, width = weights.arrays(config), config.model.width
     sizes = width, weights.block or width, weights.count, np.dtype(arrays["memory"].dtype).itemsize

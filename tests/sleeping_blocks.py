@@ -48,8 +48,10 @@ class Block(kernel.BlockManager):
 
 class Thread(kernel.BlockThread):
     def run(self):
-        super().run()
-        self._manager.leave(self.exception)
+        try:
+            super().run()
+        finally:
+            self._manager.leave(self.exception)
 
     def syncthreads(self):
         self._manager.meet()

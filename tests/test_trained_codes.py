@@ -104,7 +104,7 @@ def test_a_step_moves_the_master_weights_down_the_gradient_by_the_codes(method, 
         exact.backend.kernels.binary_cross_entropy(logits, label, exact.losses[:20], exact.d_logits[:20])
         return exact.losses[:20].mean()
 
-    model._step(label.astype(np.float32), dense.astype(np.float32), ids, 1.0)
+    model.step(label.astype(np.float32), dense.astype(np.float32), ids, 1.0)
     for (part, floats), old in zip(parts, before, strict=True):
         moved = old.astype(np.float64) - part.stepped
         assert np.count_nonzero(moved) > 20
@@ -136,6 +136,24 @@ def test_after_every_step_the_codes_are_those_of_the_master_weights(memory, opti
     if method == "full":
         read = expanded(part.memory, slice(None), form_of(part.memory, part.slot_map))
         np.testing.assert_array_equal(out, read[ids + np.array([0, 1000, 1010])])
+
+
+@pytest.mark.kernels
+def test_all_backends_train_the_same_codes(backend, reference, rng):
+    """Of integers, whose sums are exact in any order."""
+    ids = rng.integers(0, NUMBERED.cardinalities, (2, 3)).astype(np.uint32)
+    gradient = rng.integers(-4, 5, (2, 3, 8)).astype(np.float32)
+    config = embedding_settings("sgd", weights=203, memory="int3")
+    one, other = (create(config, NUMBERED, each) for each in (backend, reference))
+    before = one.memory.copy()
+    for each in (one, other):
+        each.update(ids, gradient, 0.125)
+    np.testing.assert_array_equal(one.master, other.master)
+    np.testing.assert_array_equal(one.memory, other.memory)
+    assert (one.memory != before).any()
+    with_adagrad = create(embedding_settings("adagrad", weights=203, memory="int3"), NUMBERED, backend)
+    with_adagrad.update(ids, gradient, 0.125)
+    np.testing.assert_array_equal(with_adagrad.memory, requantised(with_adagrad))
 
 
 @pytest.mark.parametrize("method", METHODS)

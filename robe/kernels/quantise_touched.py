@@ -9,15 +9,14 @@ this brings `memory` up to date. What quantise.py would make of all groups, this
 differ.
 
 Versions: a group depends on its weights alone, so it does no harm to write one twice, or in two threads at a
-time: the bytes are the same. `reference` takes each group once. `cpu` goes over the rows of the batch, and
-passes over groups that were seen just before, in a table of 2^FILTER numbers, each for a stretch of
-neighbouring groups: hot ones are named hundreds of times in a batch. The weights of the others are asked for
-before the first of them is quantised. `cuda` gives 32 pieces (pieces.py) to a
-warp: each thread lists the groups of one, and then all write one group after the other.
+time: the bytes are the same. `reference` takes each group once. `cpu` first lists the groups of each row of
+the batch, and passes over those that were seen just before, in a table of 2^FILTER numbers, each for a
+stretch of neighbouring groups: hot ones are named hundreds of times in a batch. `cuda` gives 32 pieces
+(pieces.py) to a warp: each thread lists the groups of one, and then all write one group after the other.
 """
 
 import numpy as np
-from numba import cuda
+from numba import cuda, njit, prange
 from numba.extending import register_jitable
 
 from robe.kernels.parts.codes import (
@@ -35,15 +34,13 @@ from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.groups import form_of, group_of
 from robe.kernels.parts.half import rounding_key
 from robe.kernels.parts.hashing import ONE, TABLE, U64, ZERO, slots_reference
-from robe.kernels.parts.lanes import prefetch_span
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.pieces import count_pieces, piece_at
-from robe.kernels.parts.spans import row_walk
-from robe.kernels.parts.walks import rows
+from robe.kernels.parts.spans import most_spans, row_walk
+from robe.kernels.parts.walks import nothing, rows
 from robe.kernels.quantise import quantise_reference
 
 FILTER = 14  # its table stays in the second-level cache, and has a number for each group of 10^6 weights
-QUEUE = 32  # groups whose weights are asked for together
 GROUPS = 3  # of a piece, at the most
 LISTED = GROUPS * TEAM
 
@@ -61,63 +58,58 @@ def quantise_touched_reference(ids, base, slot_map, weights, memory):
     quantise_reference(weights[groups], groups, rounding_key(0, 0), form_of(memory, slot_map), memory)
 
 
-@register_jitable
-def _quantise_queue(weights, memory, slot_map, queue, count, codes):
-    """Quantise the groups that are listed, whose weights have been asked for."""
-    form = form_of(memory, slot_map)
-    for i in range(count):
-        group = queue[i]
-        if form.bits < 4:
-            store_few(weights[group], form, codes, memory[group])
-        else:
-            store_row(weights[group], group, ZERO, form, memory[group])
-
-
 @register_jitable(forceinline=True)
-def _queue_span(state, slot_map, count, slot, length, bits, element):
-    """List the groups of a span that were not seen just now, and ask for their weights."""
-    weights, seen, shift, memory, queue, codes = state
-    size, row = U64(weights.shape[1]), U64(memory.shape[1])
+def _list_span(state, slot_map, count, slot, length, bits, element):
+    """List the groups of a span that were not seen just now."""
+    seen, shift, listed = state
     last, _ = group_of(slot_map, slot + length - ONE)
     group, _ = group_of(slot_map, slot)
     while group <= last:
         if seen[group >> shift] != group:
-            seen[group >> shift] = group
-            prefetch_span(weights, group * size, size)
-            prefetch_span(memory, group * row, row)
-            queue[count] = group
+            seen[group >> shift] = listed[count] = group
             count += 1
-            if count == QUEUE:
-                _quantise_queue(weights, memory, slot_map, queue, count, codes)
-                count = 0
         group += ONE
     return count
 
 
-_queue_row = row_walk(_queue_span)
+_list_row = row_walk(_list_span)
 
 
 @register_jitable
-def _scratch(state, slot_map, base, b, ids):
-    """(room for the groups that are listed, and for the codes of one)"""
-    return np.empty(QUEUE, np.uint64), np.zeros((state[0].shape[1] + 7) // 8 * 8, np.uint8)
-
-
-@register_jitable
-def _quantise_rows(state, slot_map, base, scratch, b, ids, following):
+def _list_groups(state, slot_map, base, kept, b, ids, following):
+    seen, shift, listed, counts = state
     count = 0
     for f in range(ids.size):
-        count = _queue_row(slot_map, base[f] + U64(ids[f]), (*state, *scratch), count)
-    _quantise_queue(state[0], state[3], slot_map, scratch[0], count, scratch[1])
+        count = _list_row(slot_map, base[f] + U64(ids[f]), (seen, shift, listed[b]), count)
+    counts[b] = count
 
 
-_quantise_touched = rows(_scratch, _quantise_rows)
+_list_touched = rows(nothing, _list_groups)
+
+
+# In a walk, the loops over a group would not become vector code.
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+def _quantise_listed(listed, counts, code_bits, weights, memory):
+    form = Form(code_bits, False, weights.shape[1])
+    for b in prange(listed.shape[0]):
+        codes = np.zeros((form.width + 7) // 8 * 8, np.uint8)
+        for i in range(counts[b]):
+            group = listed[b, i]
+            if code_bits < 4:
+                store_few(weights[group], form, codes, memory[group])
+            else:
+                store_row(weights[group], group, ZERO, form, memory[group])
 
 
 def quantise_touched_cpu(ids, base, slot_map, weights, memory):
     shift = U64(max(0, (len(weights) - 1).bit_length() - FILTER))
     seen = np.full(2**FILTER, NO_ROW, np.uint32)
-    _quantise_touched((weights, seen, shift, memory), slot_map, ids, base)
+    width = int(slot_map.width)
+    most = min(width, 2 * most_spans(slot_map) + width // weights.shape[1])  # groups of a row
+    listed = np.empty((len(ids), most * ids.shape[1]), np.uint32)
+    counts = np.empty(len(ids), np.int64)
+    _list_touched((seen, shift, listed, counts), slot_map, ids, base)
+    _quantise_listed(listed, counts, form_of(memory, slot_map).bits, weights, memory)
 
 
 @register_jitable

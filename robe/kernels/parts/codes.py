@@ -218,29 +218,26 @@ def store_eight(values, row, key, form, scale, bias, k, out):
     for i in range(8 * k, min(8 * k + 8, form.width)):
         code = code_of(values[i], scale, bias, levels, draw(key, row, i, form))
         word |= code << U32(form.bits * (i - 8 * k))
-    store_word(word, form, k, out)
-
-
-@register_jitable
-def store_word(word, form, k, out):
-    """Write the bits of eight codes to their bytes, as many as the row has."""
     for i in range(form.bits * k, min(form.bits * (k + 1), code_bytes(form))):
         out[i] = word & U32(0xFF)
         word >>= U32(8)
 
 
 @register_jitable
-def store_ends(values, form, out):
-    """Write scale and bias of a row of 8 bits or fewer; returns them as floats."""
+def row_ends(values, form):
+    """`ends_of` of a row of 8 bits or fewer."""
     low, high = MOST, LEAST
     for i in range(form.width):
         order = ordered(values[i])
         low, high = min(low, order), max(high, order)
-    behind = code_bytes(form)
-    scale_bits, bias_bits = ends_of(values, unordered(low), unordered(high), form)
-    store_half(out, behind, scale_bits)
-    store_half(out, behind + 2, bias_bits)
-    return from_half(scale_bits), from_half(bias_bits)
+    return ends_of(values, unordered(low), unordered(high), form)
+
+
+@register_jitable
+def store_ends(ends, form, out):
+    """Write scale and bias behind the codes."""
+    store_half(out, code_bytes(form), ends[0])
+    store_half(out, code_bytes(form) + 2, ends[1])
 
 
 @register_jitable
@@ -250,8 +247,9 @@ def store_row(values, row, key, form, out):
         for i in range(form.width):
             store_half(out, 2 * i, half_of(values[i], key, row, i, form))
         return
-    levels = levels_of(form)
-    scale, bias = store_ends(values, form, out)
+    levels, ends = levels_of(form), row_ends(values, form)
+    scale, bias = from_half(ends[0]), from_half(ends[1])
+    store_ends(ends, form, out)
     if form.bits == 8:
         for i in range(form.width):
             out[i] = code_of(values[i], scale, bias, levels, draw(key, row, i, form))
@@ -272,17 +270,21 @@ def store_row(values, row, key, form, out):
 def store_few(values, form, codes, out):
     """`store_row` to the nearest, of fewer than 4 bits; codes: scratch, zeros behind the width.
 
-    A loop that writes whole bytes becomes vector code, as those of store_eight do not.
+    A loop that writes whole bytes becomes vector code, as those of store_eight do not. Eight codes are
+    written as four bytes; those that are too many are written again by the next eight, and at last by the
+    ends.
     """
-    levels = levels_of(form)
-    scale, bias = store_ends(values, form, out)
+    levels, ends = levels_of(form), row_ends(values, form)
+    scale, bias = from_half(ends[0]), from_half(ends[1])
     for i in range(form.width):
         codes[i] = code_of(values[i], scale, bias, levels, HALF)
     for k in range((form.width + 7) // 8):
-        word = U32(0)
+        word, at = U32(0), form.bits * k
         for i in range(8):
             word |= U32(codes[8 * k + i]) << U32(form.bits * i)
-        store_word(word, form, k, out)
+        store_half(out, at, word & U32(0xFFFF))
+        store_half(out, at + 2, word >> U32(16))
+    store_ends(ends, form, out)
 
 
 @register_jitable
@@ -365,8 +367,7 @@ def store_few_team(values, row, key, form, out, lows, highs, thread, threads):
         low, high = min(low, lows[t]), max(high, highs[t])
     scale_bits, bias_bits = ends_of(values, unordered(low), unordered(high), form)
     if thread == 0:
-        store_half(out, code_bytes(form), scale_bits)
-        store_half(out, code_bytes(form) + 2, bias_bits)
+        store_ends((scale_bits, bias_bits), form, out)
     k = thread
     while 8 * k < form.width:
         store_eight(values, row, key, form, from_half(scale_bits), from_half(bias_bits), k, out)

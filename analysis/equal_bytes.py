@@ -1,0 +1,472 @@
+"""Quality at equal stored bytes: what each way to store embeddings makes of the same few bytes.
+
+Claim:
+
+1. few bits: at 100 and at 1,000 times fewer bytes than the float32 table has, a ROBE array of few-bit weights
+   is better than one of float32 weights, by at least 0.002 and 0.01 of AUC.
+2. rivals: at neither size any other way is better than the best few-bit array.
+3. whole: at 100 times fewer bytes that array is within 0.001 of what the full table comes to.
+
+Equal are the bytes that are kept to serve: weights, or codes with their scales and biases, and the
+dictionary (4 bytes an id) of those ways that number the rows of tables. A second figure is what training
+needs of memory: master weights, gradients and sums besides.
+
+Conditions: the DLRM of the preset `small`, Adagrad, each pass but the first with a fresh embedding;
+SYNTHETIC rows of a planted law with z-scored numbers, or the rows given by --data. Every point has its rate
+tuned alike: of RATES the one with the best validation AUC, with a seed that is not used again. A seed draws
+initial weights, order of rows and hash, so points of equal seeds are paired; the rows are always the same, so
+other data may differ by more.
+
+How many seeds there are follows Stein's rule (1945): those of the first stage tell the deviation s of each
+difference from the float32 array, and then there are as many, up to --most, as make t s / sqrt(n) no larger
+than --resolution, where t is Student's for the first stage. So an interval has its 95%, whatever s is.
+
+    python analysis/equal_bytes.py [--quick] [--data PREPARED] [--seeds N] [--most N] [--resolution X]
+
+Trainings are kept in analysis/out/equal_bytes, see analysis/trainings.py; whoever stops the study and starts
+it again loses at most one of them.
+"""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from scipy import stats
+
+from analysis import claim
+from analysis.claim import Check, Rows, Verdict, conclude, where
+from analysis.trainings import (
+    RATES,
+    TUNING_SEED,
+    Study,
+    StudyOptions,
+    Trainings,
+    seeded,
+    synthetic_data,
+)
+from data_pipeline.folders import open_folder
+from data_pipeline.whole_files import write_whole
+from robe.config import (
+    METHODS,
+    NUMBERED,
+    ConfigError,
+    DataSpec,
+    EmbeddingConfig,
+    OptimizerConfig,
+    TrainConfig,
+    resolve,
+)
+from robe.convert import convert_embedding
+from robe.embeddings import planned_bytes
+from robe.metrics import summary as scores
+from robe.model import DLRM, build
+from robe.train import predict, versions
+
+CACHE = claim.OUT / "equal_bytes"
+COMPRESSIONS = (10, 100, 1000, 10000)
+GAINS = {100: 0.002, 1000: 0.01}  # of the best few-bit array over float32, at least
+WITHIN = 0.001  # of the full table's best, at 100x
+LEVEL = 0.95
+ID = 4  # bytes of an entry of a dictionary
+
+FLOAT = "ROBE"
+WAYS = {
+    FLOAT: EmbeddingConfig(),
+    **{f"ROBE in {bits} bits": EmbeddingConfig(memory=f"int{bits}") for bits in (8, 4, 3, 2, 1)},
+    "hashing": EmbeddingConfig("hashing"),
+    "compositional": EmbeddingConfig("compositional"),
+    "quotient-remainder": EmbeddingConfig("quotient_remainder"),
+    "tensor train": EmbeddingConfig("tensor_train"),
+}
+FEW_BITS = tuple(name for name in WAYS if name.startswith(f"{FLOAT} in"))
+# Trained in float32, and stored in these bits by `convert`.
+AFTERWARDS = {
+    f"{name}, {bits} bits after training": (name, bits) for name in (FLOAT, "hashing") for bits in (8, 4)
+}
+FULL = "full table"
+
+
+@dataclass(frozen=True)
+class Sizes(Study):
+    """What to train; the defaults are the full study.
+
+    most: seeds. resolution: half the interval to come to.
+    """
+
+    rows: int = 3_600_000
+    passes: int = 4
+    most: int = 16
+    resolution: float = 0.0005
+    ways: tuple[str, ...] = (*WAYS, *AFTERWARDS)
+    compressions: tuple[int, ...] = COMPRESSIONS
+
+
+QUICK = Sizes(
+    rows=16_000,
+    scale=0.02,
+    seeds=2,
+    passes=1,
+    batch=320,
+    rates=(0.03,),
+    most=2,
+    ways=(FLOAT, "ROBE in 4 bits", "hashing"),
+    compressions=(100,),
+)
+
+
+@dataclass(frozen=True)
+class EqualBytesOptions(StudyOptions):
+    most: int | None = None
+    """Seeds at most, however wide the intervals are."""
+
+    resolution: float | None = None
+    """Half the interval that differences in AUC are to be told to."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A way at a size. bits: the embedding is trained as it stands, and stored in so many."""
+
+    way: str
+    compression: int
+    embedding: EmbeddingConfig
+    bits: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.way}, {self.compression:,}x"
+
+    def stored(self) -> EmbeddingConfig:
+        """The embedding that is kept to serve."""
+        return dataclasses.replace(self.embedding, memory=f"int{self.bits}") if self.bits else self.embedding
+
+
+def stored_bytes(embedding: EmbeddingConfig, spec: DataSpec) -> int:
+    """What is kept to serve: the arrays of an embedding that is not trained, and the dictionary it needs."""
+    config = resolve(TrainConfig(embedding=embedding, optimizer=OptimizerConfig("none")))
+    ids = ID * sum(spec.cardinalities) if embedding.method in NUMBERED else 0
+    return sum(planned_bytes(config, spec).values()) + ids
+
+
+def fitted(embedding: EmbeddingConfig, spec: DataSpec, size: int) -> EmbeddingConfig | None:
+    """The embedding with the most weights that is stored in so many bytes; None if there is none."""
+
+    def bytes_of(weights: int) -> int | None:
+        try:
+            return stored_bytes(dataclasses.replace(embedding, weights=weights), spec)
+        except ConfigError:  # too few for the method
+            return None
+
+    low, high = 1, 8 * size + 1  # a weight takes a bit or more
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if (bytes_of(middle) or 0) <= size else (low, middle)
+    found = bytes_of(low)
+    return None if found is None or found > size else dataclasses.replace(embedding, weights=low)
+
+
+def plan(study: Sizes, spec: DataSpec) -> Iterator[Point]:
+    """The points of a study: the full table, then each way at each size that can be so small."""
+    if study.seeds < 2:
+        raise ConfigError(f"{study.seeds} seeds: an interval needs 2")
+    full = EmbeddingConfig("full")
+    table = stored_bytes(full, spec) - ID * sum(spec.cardinalities)
+    if spec.dialect in METHODS["full"].ids:
+        yield Point(FULL, 1, full)
+    for compression in study.compressions:
+        for way in study.ways:
+            trained, bits = AFTERWARDS.get(way, (way, None))
+            embedding = WAYS[trained]
+            if spec.dialect not in METHODS[embedding.method].ids:
+                continue
+            point = Point(way, compression, embedding, bits)
+            if found := fitted(point.stored(), spec, table // compression):
+                yield dataclasses.replace(
+                    point, embedding=dataclasses.replace(found, memory=embedding.memory)
+                )
+
+
+class PointTrainings(Trainings):
+    """Those of the points of a study."""
+
+    def config(self, point: Point, rate: float, seed: int, passes: int) -> TrainConfig:
+        return resolve(
+            TrainConfig(
+                embedding=seeded(point.embedding, seed),
+                optimizer=OptimizerConfig("adagrad", rate),
+                batch=self.batch,
+                epochs=passes,
+                seed=seed,
+                eval_every=self.steps_per_pass,
+                fresh_embeddings=passes > 1,
+            )
+        )
+
+    def run(self, point: Point, rate: float, seed: int, passes: int) -> dict[str, dict[str, float]]:
+        """`validation` and `test` -> the scores of what is kept to serve, after the last pass."""
+        config = self.config(point, rate, seed, passes)
+
+        def found(model: DLRM) -> dict:
+            if point.bits:
+                stored = dataclasses.replace(config.embedding, memory=point.stored().memory)
+                kept = dataclasses.replace(config, embedding=stored, optimizer=OptimizerConfig("none"))
+                served = build(resolve(kept), self.spec, self.backend)
+                served.dense_parameters[...] = model.dense_parameters
+                convert_embedding(model.embedding, served.embedding, self.spec)
+                model = served
+            halves = {"validation": "test", "test": "validation"}  # which change names in Trainings
+            return {"scores": {half: scores(*predict(model, self.rows[of])) for half, of in halves.items()}}
+
+        name = f"{point.name}, rate {rate}, seed {seed}"
+        summary, _ = self.trained(config, name, found, stored=point.stored().memory)
+        return summary["scores"]
+
+    def sizes(self, point: Point) -> dict[str, int]:
+        config = self.config(point, RATES[0], TUNING_SEED, 1)
+        return {
+            "stored_bytes": stored_bytes(point.stored(), self.spec),
+            "training_bytes": sum(planned_bytes(config, self.spec).values()),
+        }
+
+
+def measure(
+    quick: bool = False,
+    data: Path | None = None,
+    seeds: int | None = None,
+    most: int | None = None,
+    resolution: float | None = None,
+    passes: int | None = None,
+    batch: int | None = None,
+    study: Sizes | None = None,
+    cache: Path = CACHE,
+    say: Callable[[str], None] = print,
+) -> Rows:
+    """Train what the cache lacks.
+
+    study: the quick or the full one, if not given; the others replace what it says, seeds those of the first
+    stage. A row is the scores of one training on the test half, at the rate that tuning found.
+    """
+    study = study or (QUICK if quick else Sizes())
+    given = {
+        "data": data,
+        "seeds": seeds,
+        "most": most,
+        "resolution": resolution,
+        "passes": passes,
+        "batch": batch,
+    }
+    study = study.given(**given)
+    manifest = open_folder(study.data or synthetic_data(study, cache, dense="zscore"))
+    say(f"data: {manifest.describe()}")
+    trainings = PointTrainings(manifest, study.batch, cache, say)
+    points = list(plan(study, trainings.spec))
+    rates = {}
+    for point in points:
+        rates[point] = study.rates[0]
+        if len(study.rates) > 1:
+            tuned = {rate: trainings.run(point, rate, TUNING_SEED, study.passes) for rate in study.rates}
+            rates[point] = max(tuned, key=lambda rate: tuned[rate]["validation"]["auc"])
+
+    def row(point: Point, seed: int) -> dict:
+        test = trainings.run(point, rates[point], seed, study.passes)["test"]
+        facts = {"way": point.way, "compression": point.compression, **trainings.sizes(point)}
+        facts |= {"rate": rates[point], "seed": seed, "first_stage": seed <= TUNING_SEED + study.seeds}
+        return facts | {"auc": test["auc"], "log_loss": test["log_loss"]}
+
+    first = range(TUNING_SEED + 1, TUNING_SEED + 1 + study.seeds)
+    # Seed by seed, so that a study cut short has all points.
+    rows = [row(point, seed) for seed in first for point in points]
+    best = manifest.synthetic and manifest.synthetic["bayes"]
+    seeds_wanted = min(study.most, wanted(rows, study.resolution))
+    say(f"{seeds_wanted} seeds tell differences to {study.resolution:g}, or are the most that were asked for")
+    rows += [
+        row(point, seed) for seed in range(first.stop, TUNING_SEED + 1 + seeds_wanted) for point in points
+    ]
+    return [one | {"best_auc": best["test"]["auc"]} for one in rows] if best else rows
+
+
+def wanted(rows: Rows, resolution: float) -> int:
+    """Seeds by Stein's rule, so that each point's difference from FLOAT at its size is told."""
+    most = 0
+    for compression in sorted({row["compression"] for row in rows} - {1}):
+        for way in ways_at(rows, compression):
+            if way != FLOAT:
+                less = differences(rows, (way, compression), (FLOAT, compression))
+                most = max(
+                    most, math.ceil((student(len(less)) * less.std(ddof=1) / resolution) ** 2), len(less)
+                )
+    return most
+
+
+def student(seeds: int) -> float:
+    return float(stats.t.ppf((1 + LEVEL) / 2, seeds - 1))
+
+
+def ways_at(rows: Rows, compression: int) -> list[str]:
+    return list(dict.fromkeys(row["way"] for row in where(rows, compression=compression)))
+
+
+def auc_of(rows: Rows, point: tuple[str, int]) -> np.ndarray:
+    """Test AUC (seeds,)."""
+    way, compression = point
+    return np.array([row["auc"] for row in where(rows, way=way, compression=compression)])
+
+
+def differences(rows: Rows, a: tuple[str, int], b: tuple[str, int]) -> np.ndarray:
+    """Test AUC of one point less that of another, seed by seed."""
+    return auc_of(rows, a) - auc_of(rows, b)
+
+
+def stein(less: np.ndarray, first: int) -> tuple[float, float]:
+    """Mean, and half the interval, by the deviation of the first stage, which the number of seeds follows."""
+    return float(less.mean()), student(first) * float(less[:first].std(ddof=1)) / math.sqrt(len(less))
+
+
+def interval(rows: Rows, a: tuple[str, int], b: tuple[str, int]) -> tuple[float, float]:
+    first = len({row["seed"] for row in rows if row["first_stage"]})
+    return stein(differences(rows, a, b), first)
+
+
+def winner(rows: Rows, compression: int) -> str | None:
+    """The best few-bit array of a size; None if it has none."""
+    found = [way for way in ways_at(rows, compression) if way in FEW_BITS]
+    return max(found, key=lambda way: auc_of(rows, (way, compression)).mean(), default=None)
+
+
+def verdict(rows: Rows) -> Verdict:
+    """Where an interval is too wide to tell what a check asks for, the check must only not be refuted."""
+    checks = []
+    for compression, gain in GAINS.items():
+        best, of_float = winner(rows, compression), (FLOAT, compression)
+        if best is None or FLOAT not in ways_at(rows, compression):
+            continue
+        mean, half = interval(rows, (best, compression), of_float)
+        checks.append(
+            Check(
+                f"few bits: at {compression:,}x, {best} is better than {FLOAT} by {gain:g} at least",
+                mean + half >= gain if half > gain else mean >= gain and mean - half > 0,
+                f"{mean:+.4f} ± {half:.4f}",
+            )
+        )
+        others = [way for way in ways_at(rows, compression) if way not in (*FEW_BITS, FLOAT)]
+        ahead = {way: interval(rows, (way, compression), (best, compression)) for way in others}
+        checks.append(
+            Check(
+                f"rivals: at {compression:,}x, no other way is better than {best}",
+                all(mean - half <= 0 for mean, half in ahead.values()),
+                ", ".join(f"{way} {mean:+.4f} ± {half:.4f}" for way, (mean, half) in ahead.items()),
+            )
+        )
+    if FULL in ways_at(rows, 1) and (best := winner(rows, 100)):
+        mean, half = interval(rows, (best, 100), (FULL, 1))
+        checks.append(
+            Check(
+                f"whole: at 100x, {best} is within {WITHIN:g} of the {FULL}",
+                mean + half >= -WITHIN,
+                f"{mean:+.4f} ± {half:.4f}",
+            )
+        )
+    return conclude(checks)
+
+
+def summarise(rows: Rows) -> dict:
+    """The figures of the study, few enough to keep: the table is made of them."""
+    points = dict.fromkeys((row["way"], row["compression"]) for row in rows)
+
+    def describe(point: tuple[str, int]) -> dict:
+        way, compression = point
+        found = where(rows, way=way, compression=compression)
+        kept = {
+            key: found[0][key] for key in ("way", "compression", "stored_bytes", "training_bytes", "rate")
+        }
+        loss = claim.mean_interval([row["log_loss"] for row in found], LEVEL)
+        kept |= {"auc": claim.mean_interval(auc_of(rows, point), LEVEL), "log_loss": loss}
+        if compression > 1 and FLOAT in ways_at(rows, compression) and way != FLOAT:
+            kept["less_float"] = interval(rows, point, (FLOAT, compression))
+        return kept
+
+    return {
+        "seeds": len({row["seed"] for row in rows}),
+        "best_auc": rows[0].get("best_auc"),
+        "points": [describe(point) for point in points],
+        "checks": verdict(rows).checks,
+        "versions": versions(),
+    }
+
+
+def table(summary: dict) -> str:
+    """The figures of a summary as a table in Markdown; the best of each size is bold."""
+    points = summary["points"]
+    best = {}
+    for point in points:
+        best[point["compression"]] = max(best.get(point["compression"], 0.0), point["auc"][0])
+    lines = [
+        f"{summary['seeds']} seeds"
+        + (f"; the best possible test AUC is {summary['best_auc']:.4f}." if summary["best_auc"] else "."),
+        "",
+        "| fewer bytes | way | stored bytes | bytes in training | AUC | against ROBE in float32 | log loss |",
+        "| --- " * 7 + "|",
+    ]
+    for point in points:
+        auc = "{:.4f} ± {:.4f}".format(*point["auc"])
+        cells = [
+            f"{point['compression']:,}x",
+            point["way"],
+            f"{point['stored_bytes']:,}",
+            f"{point['training_bytes']:,}",
+            f"**{auc}**" if point["auc"][0] == best[point["compression"]] else auc,
+            "{:+.4f} ± {:.4f}".format(*point["less_float"]) if "less_float" in point else "",
+            "{:.4f} ± {:.4f}".format(*point["log_loss"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(rows: Rows):
+    """Test AUC and log loss against stored bytes, a line for each way."""
+    source = "SYNTHETIC data" if "best_auc" in rows[0] else "real data"
+    seeds = len({row["seed"] for row in rows})
+    figure, axes = claim.figure(1, 2, f"DLRM, {source}; bars: 95% intervals over {seeds} seeds")
+    ways = list(dict.fromkeys(row["way"] for row in rows if row["compression"] > 1))
+    colors = colormaps["tab20"](np.arange(len(ways)) % 20)
+    for ax, score in zip(axes, ("auc", "log_loss"), strict=True):
+        for way, color in zip(ways, colors, strict=True):
+            sizes: dict[int, list[float]] = {}
+            for row in where(rows, way=way):
+                sizes.setdefault(row["stored_bytes"], []).append(row[score])
+            middle, half = np.array([claim.mean_interval(found, LEVEL) for found in sizes.values()]).T
+            ax.errorbar(list(sizes), middle, half, label=way, color=color, marker="o", capsize=3)
+        if whole := where(rows, way=FULL):
+            ax.axhline(np.mean([row[score] for row in whole]), color="grey", linewidth=1, label=FULL)
+        ax.set(
+            xscale="log",
+            xlabel="stored bytes",
+            ylabel=f"test {score.replace('_', ' ').replace('auc', 'AUC')}",
+        )
+    if "best_auc" in rows[0]:
+        axes[0].axhline(
+            rows[0]["best_auc"], color="black", linestyle="--", linewidth=1, label="best possible"
+        )
+    axes[0].legend(fontsize="small")
+    return figure
+
+
+def main() -> None:
+    """Hold the claim against trainings, and write what the table of docs/results.md is made of."""
+    result = claim.asked(EqualBytesOptions)
+    summary = json.dumps(summarise(result.rows), indent=1)
+    write_whole(result.figure.with_name("equal_bytes.json"), summary + "\n")
+    print(table(json.loads(summary)))
+    for check in result.verdict.checks:
+        print(f"{'holds' if check.holds else 'FAILS'} {check.what}: {check.found}")
+    sys.exit(not result.verdict.holds)
+
+
+if __name__ == "__main__":
+    main()
