@@ -10,9 +10,9 @@ differ.
 
 Versions: a group depends on its weights alone, so it does no harm to write one twice, or in two threads at a
 time: the bytes are the same. `reference` takes each group once. `cpu` first lists the groups of each row of
-the batch, and passes over those that were seen just before, in a table of 2^FILTER numbers, each for a
-stretch of neighbouring groups: hot ones are named hundreds of times in a batch. `cuda` gives 32 pieces
-(pieces.py) to a warp: each thread lists the groups of one, and then all write one group after the other.
+the batch, and passes over those that were seen just before: hot ones are named hundreds of times in a batch.
+What was seen is kept in a table of SEEN numbers, at the last bits of each. `cuda` gives 32 pieces (pieces.py)
+to a warp: each thread lists the groups of one, and then all write one group after the other.
 """
 
 import numpy as np
@@ -34,13 +34,15 @@ from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.groups import form_of, group_of
 from robe.kernels.parts.half import rounding_key
 from robe.kernels.parts.hashing import ONE, TABLE, U64, ZERO, slots_reference
+from robe.kernels.parts.lanes import prefetch_span
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.pieces import count_pieces, piece_at
 from robe.kernels.parts.spans import most_spans, row_walk
 from robe.kernels.parts.walks import nothing, rows
 from robe.kernels.quantise import quantise_reference
 
-FILTER = 14  # its table stays in the second-level cache, and has a number for each group of 10^6 weights
+SEEN = 2**14  # which stay in the second-level cache, and are enough for each group of 10^6 weights
+LAST_SEEN = U64(SEEN - 1)
 GROUPS = 3  # of a piece, at the most
 LISTED = GROUPS * TEAM
 
@@ -61,12 +63,12 @@ def quantise_touched_reference(ids, base, slot_map, weights, memory):
 @register_jitable(forceinline=True)
 def _list_span(state, slot_map, count, slot, length, bits, element):
     """List the groups of a span that were not seen just now."""
-    seen, shift, listed = state
+    seen, listed = state
     last, _ = group_of(slot_map, slot + length - ONE)
     group, _ = group_of(slot_map, slot)
     while group <= last:
-        if seen[group >> shift] != group:
-            seen[group >> shift] = listed[count] = group
+        if seen[group & LAST_SEEN] != group:
+            seen[group & LAST_SEEN] = listed[count] = group
             count += 1
         group += ONE
     return count
@@ -77,21 +79,27 @@ _list_row = row_walk(_list_span)
 
 @register_jitable
 def _list_groups(state, slot_map, base, kept, b, ids, following):
-    seen, shift, listed, counts = state
+    seen, listed, counts = state
     count = 0
     for f in range(ids.size):
-        count = _list_row(slot_map, base[f] + U64(ids[f]), (seen, shift, listed[b]), count)
+        count = _list_row(slot_map, base[f] + U64(ids[f]), (seen, listed[b]), count)
     counts[b] = count
 
 
 _list_touched = rows(nothing, _list_groups)
 
 
-# In a walk, the loops over a group would not become vector code.
+# In a walk, the loops over a group would not become vector code. What the next row needs is asked for while
+# this one is worked on: in a large table, waiting for it took longer than all else.
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def _quantise_listed(listed, counts, code_bits, weights, memory):
-    form = Form(code_bits, False, weights.shape[1])
-    for b in prange(listed.shape[0]):
+    form, rows = Form(code_bits, False, weights.shape[1]), listed.shape[0]
+    size, row = U64(weights.shape[1]), U64(memory.shape[1])
+    for b in prange(rows):
+        following = min(b + 1, rows - 1)
+        for i in range(counts[following]):
+            prefetch_span(weights, U64(listed[following, i]) * size, size)
+            prefetch_span(memory, U64(listed[following, i]) * row, row)
         codes = np.zeros((form.width + 7) // 8 * 8, np.uint8)
         for i in range(counts[b]):
             group = listed[b, i]
@@ -102,13 +110,12 @@ def _quantise_listed(listed, counts, code_bits, weights, memory):
 
 
 def quantise_touched_cpu(ids, base, slot_map, weights, memory):
-    shift = U64(max(0, (len(weights) - 1).bit_length() - FILTER))
-    seen = np.full(2**FILTER, NO_ROW, np.uint32)
+    seen = np.full(SEEN, NO_ROW, np.uint32)
     width = int(slot_map.width)
     most = min(width, 2 * most_spans(slot_map) + width // weights.shape[1])  # groups of a row
     listed = np.empty((len(ids), most * ids.shape[1]), np.uint32)
     counts = np.empty(len(ids), np.int64)
-    _list_touched((seen, shift, listed, counts), slot_map, ids, base)
+    _list_touched((seen, listed, counts), slot_map, ids, base)
     _quantise_listed(listed, counts, form_of(memory, slot_map).bits, weights, memory)
 
 
