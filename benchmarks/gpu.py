@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import tyro
@@ -223,6 +223,14 @@ def updates(run: Run) -> Iterator[dict]:
                 yield ratio(f"{law} ids: {what}", peer, times[what], times[peer])
 
 
+class Keeping(Interaction):
+    """The interaction that keeps the vectors of a training step, whatever the rule says."""
+
+    @classmethod
+    def gathers_again(cls, *sizes: Any) -> bool:
+        return False
+
+
 def update_calls(work: Workload, rows: int, sizes) -> tuple[dict[str, Callable], np.ndarray]:
     """(name -> call on one batch after the other, the vectors (B, 1 + F, D) that are copied as a limit)."""
     backend = select(BACKEND)
@@ -232,19 +240,22 @@ def update_calls(work: Workload, rows: int, sizes) -> tuple[dict[str, Callable],
     calls = {"copy": lambda: copy(vectors.ravel(), out.ravel())}
     d_vectors = backend.xp.full_like(vectors[:, 1:], 1e-3)
 
-    def add(size, order: str, deterministic: bool) -> None:
+    def add(size, order: str, deterministic: bool, kind=Interaction) -> None:
         there = select(BACKEND, deterministic=deterministic)
         array, name = embedding.robe(work, size, 32, there), f"ROBE {size:g} MB"
-        layer = Interaction(array, rows, there)
+        layer = kind(array, rows, there)
         layer.first(rows)[...] = vectors[:, 0]
         d_out = backend.xp.full_like(layer.forward(ids[0]), 1e-3)
-        calls[f"{name} update, {order}"] = rotate(lambda i: array.update(i, d_vectors, RATE), ids)
         calls[f"{name} backward with update, {order}"] = rotate(lambda i: layer.backward(d_out, i, RATE), ids)
-        calls[f"{name} forward with look-up"] = rotate(layer.forward, ids)
+        if kind is Interaction:
+            calls[f"{name} update, {order}"] = rotate(lambda i: array.update(i, d_vectors, RATE), ids)
+            # In a fixed order the vectors are kept.
+            calls[f"{name} forward with look-up, {order}"] = rotate(layer.forward, ids)
 
     for size in sizes:
         add(size, "fixed order", True)
         add(size, "any order", False)
+        add(size, "any order, vectors kept", False, Keeping)
     return calls, vectors
 
 

@@ -205,7 +205,7 @@ def timed(points: list[Point], trainings: Trainings, effort: Effort) -> Iterator
     for i, point in enumerate(points):
         model = build(config(trainings, point), trainings.spec, backend)
         mine = [x[:, : model.embedding.features].copy() for x in ids]
-        out = model.interaction.vectors[:batch, 1:]
+        out = backend.empty((batch, model.embedding.features, model.embedding.width), "float32")
         jobs[f"{i} lookup"] = rotate(lambda x, m=model, o=out: m.embedding.lookup(x, o), mine)
         parts = [[arrays[k] for arrays in batches] for k in range(2)]
         jobs[f"{i} step"] = rotate(lambda y, d, x, m=model: m.step(y, d, x, 0.01), *parts, mine)

@@ -66,7 +66,8 @@ def gate(preset: str, embedding: EmbeddingConfig, rows: int, backend: Backend) -
 def verbs(model: DLRM, batches: list) -> dict[str, Callable]:
     """Verb -> a call on one batch after the other."""
     label, dense, ids = (list(part) for part in zip(*batches, strict=True))
-    out = model.interaction.vectors[: len(label[0]), 1:]
+    shape = len(label[0]), model.embedding.features, model.embedding.width
+    out = model.backend.empty(shape, "float32")
     calls = (
         rotate(lambda label, dense, ids: model.step(label, dense, ids, RATE), label, dense, ids),
         rotate(model.predict, dense, ids),

@@ -24,9 +24,8 @@ DONE = "measured.done"
 STEP, HALF = 2.0**-30, 19
 # quantile counts float32 numbers by their upper bits: integers below 4096 apart from each other.
 DROPPED = 12
-KNOTS = (
-    100  # so many quantiles of a column are kept, with the number before each; all numbers if they are fewer
-)
+# So many quantiles of a column are kept, with the number before each; all numbers if they are fewer.
+KNOTS = 100
 
 
 class _Normal:

@@ -28,7 +28,7 @@ from robe.timeline import no_phase
 
 NAMES = ("auto", "reference", "cpu", "cuda")
 # Operations whose CUDA version adds floats atomically, in no fixed order, and has one that repeats to a bit.
-ATOMIC = ("scatter_add", "interaction_scatter")
+ATOMIC = ("scatter_add", "interaction_scatter", "gather_interaction_backward")
 
 
 class BackendError(RobeError):
@@ -171,6 +171,13 @@ def _in_a_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def chosen_by(name: str) -> str:
+    """The backend that a name stands for here: `auto` is `cuda` where a device is at hand, else `cpu`."""
+    if name != "auto":
+        return name
+    return "cpu" if simulator() or cuda_trouble() else "cuda"
+
+
 def select(
     name: str = "auto", precision: str = "fp32", deterministic: bool = False, graph: bool = True
 ) -> Backend:
@@ -184,8 +191,7 @@ def select(
     """
     if name not in NAMES:
         raise BackendError(f"no backend {name!r}; choose one of {', '.join(NAMES)}")
-    if name == "auto":
-        name = "cpu" if simulator() or cuda_trouble() else "cuda"
+    name = chosen_by(name)
     versions = dict.fromkeys(OPERATIONS, name)
     if name == "cuda":
         if trouble := cuda_trouble():

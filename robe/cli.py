@@ -10,7 +10,7 @@ import sys
 from contextlib import ExitStack, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import tyro
 
@@ -397,17 +397,19 @@ def plan(
     data: Path | None = None,
     public: Literal["criteo-kaggle", "criteo-tb"] = "criteo-tb",
 ) -> None:
-    """Print how many bytes a training needs, item by item, without allocating them; and for Criteo
-    Terabyte estimate the time, from measured rates.
+    """Print how many bytes a training needs, item by item, without allocating them (with --backend cuda on a
+    GPU, though there need be none); and for Criteo Terabyte estimate the time, from measured rates.
 
     Args:
         data: Take the sizes of this folder made by `prepare`.
         public: Without --data, take the published sizes of this data set.
     """
     from robe import report
+    from robe.backend import chosen_by
     from robe.plan import plan
 
     config = resolve(config)
+    config = dataclasses.replace(config, backend=cast(BackendName, chosen_by(config.backend)))
     if data is not None:
         manifest = open_folder(data)
         spec, rows = DataSpec.of(manifest), sum(day.rows for day in manifest.days)

@@ -60,7 +60,7 @@ class Method:
     file: robe/embeddings/FILE.py declares its arrays and makes it.
     options: the fields of EmbeddingConfig that it uses; others are refused.
     ids: the dialects of ids that it can use.
-    trained_in: the values of `memory` that it is trained in; in all others it is for inference only.
+    halves: whether it is trained in fp16 too; else that is for inference only.
     categorical: whether it uses the categorical features at all.
     captured: whether a step on a GPU can be one CUDA graph.
     """
@@ -68,11 +68,12 @@ class Method:
     file: str
     options: tuple[str, ...]
     ids: tuple[str, ...] = ("hash", "modulo", "dictionary")
-    trained_in: tuple[str, ...] = ("fp32",)
+    halves: bool = False
     categorical: bool = True
     captured: bool = True
 
 
+CODE_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}  # of a weight, besides scales and biases
 SIZE = ("weights", "megabytes", "compression")
 TABLE = ("init_bound", "memory")
 COUNTED_IDS = ("modulo", "dictionary")  # ids that count from 0, and so can number the rows of a table
@@ -81,7 +82,7 @@ METHODS = {
     "robe": Method(
         "robe",
         (*SIZE, *TABLE, "block", "hash", "sign", "hash_seed"),
-        trained_in=("fp32", "fp16"),
+        halves=True,
     ),
     "full": Method("full", TABLE, ids=COUNTED_IDS),
     "mixed_precision": Method(
@@ -157,9 +158,11 @@ class EmbeddingConfig:
 
     memory: Memory = "fp32"
     """What a weight is stored in. fp16, of robe, takes 2 bytes instead of 4; it is read as float32, and
-    rounded at random when a step has changed it, up or down so that its mean is right. int8 to int1, and
-    fp16 of other methods, are for inference: `convert` makes them from a trained run. mixed_precision has
-    --bits instead."""
+    rounded at random when a step has changed it, up or down so that its mean is right. int8 to int1 are
+    codes of so many bits, with a scale and a bias for 64 weights of robe or for a row of a table. Look-ups
+    read the codes in training too, and steps change float32 weights behind them, which only training holds.
+    `convert` keeps the codes alone, and makes codes, or fp16 of any method, from other runs, for inference.
+    mixed_precision has --bits instead."""
 
     bits: Literal[4, 8, 16] = 8
     """Bits of a weight of mixed_precision: 4 or 8, with a scale and a bias per row, or 16 (a half)."""
@@ -297,13 +300,6 @@ PRESETS = {
 
 DEFAULT_COMPRESSION = 100.0
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2}  # of the embedding
-CODE_BITS = {
-    "int8": 8,
-    "int4": 4,
-    "int3": 3,
-    "int2": 2,
-    "int1": 1,
-}  # of a weight of it, besides scales and biases
 MOST_WEIGHTS = 2**48  # of an embedding
 LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 
@@ -408,7 +404,7 @@ def require_trainable(config: TrainConfig) -> None:
     """Raise ConfigError for settings that only `convert` can produce: such models are for inference."""
     memory, method = config.embedding.memory, config.embedding.method
     untrained = config.optimizer.optimizer == "none"
-    if untrained or memory not in METHODS[method].trained_in:
+    if untrained or (memory == "fp16" and not METHODS[method].halves):
         what = "--optimizer none" if untrained else f"--memory {memory}"
         raise ConfigError(
             f"{what} of --method {method} is for inference; train in fp32, then `robe convert "
@@ -424,9 +420,12 @@ def budget(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) 
     if config.weights is not None:
         weights = config.weights
     elif config.megabytes is not None and config.memory in CODE_BITS:
-        raise ConfigError(
-            f"--megabytes does not count --memory {config.memory}; give --weights or --compression"
-        )
+        if config.method != "robe":  # the rows of tables are of many widths, and so are their groups
+            raise ConfigError(
+                f"--megabytes does not count --memory {config.memory} of --method {config.method}; give "
+                "--weights or --compression"
+            )
+        weights = 64 * (config.megabytes * 1e6 // (8 * CODE_BITS[config.memory] + 4))
     elif config.megabytes is not None:
         weights = config.megabytes * 1e6 / WEIGHT_BYTES[config.memory]
     else:

@@ -1,9 +1,10 @@
 """Trained models made smaller, for inference: other memory for the same weights, or a ROBE array of a table.
 
-Weights are rounded to the nearest. A mixed-precision table that keeps its bits is flushed instead: its codes
-are copied, and what its cache held is rounded as in training. Besides source and target, one chunk of weights
-at a time is in memory (for a ROBE array also a count for each of its weights); the source model is freed
-before saving, because safetensors copies every array it writes.
+Weights are rounded to the nearest. Codes that were trained in the bits that are asked for are copied, and
+what training holds besides is left out. A mixed-precision table that keeps its bits is flushed: its codes are
+copied, and what its cache held is rounded as in training. Besides source and target, one chunk of weights at
+a time is in memory (for a ROBE array also a count for each of its weights); the source model is freed before
+saving, because safetensors copies every array it writes.
 
 The best ROBE array for a given table x of n weights has in each of its M slots the mean of the weights that
 share it, each with its sign; what is read from it, x^, is then the projection of x on all tables that such
@@ -22,7 +23,17 @@ from typing import Literal
 import numpy as np
 
 from robe import checkpoint
-from robe.config import METHODS, ConfigError, DataSpec, EmbeddingConfig, Memory, TrainConfig, budget, resolve
+from robe.config import (
+    CODE_BITS,
+    METHODS,
+    ConfigError,
+    DataSpec,
+    EmbeddingConfig,
+    Memory,
+    TrainConfig,
+    budget,
+    resolve,
+)
 from robe.embeddings import ArrayEmbedding, Embedding, MixedPrecisionEmbedding
 from robe.model import build
 
@@ -78,7 +89,7 @@ def converted_config(
         new = EmbeddingConfig("robe", compression=compression, block=block or EmbeddingConfig.block)
     elif "memory" not in options:
         new = EmbeddingConfig("full", memory=to)
-    elif settings.memory == to:
+    elif settings.memory == to and not (to in CODE_BITS and config.optimizer.optimizer != "none"):
         raise ConfigError(f"its embedding is stored in {to} already")
     else:
         new = dataclasses.replace(settings, memory=to)

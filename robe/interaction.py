@@ -4,11 +4,45 @@ Where one kernel does a look-up, or an update, and the interaction at once, it i
 interaction is another such layer.
 """
 
+from math import gcd
 from typing import Any, ClassVar
 
 from robe.backend import Backend
-from robe.embeddings import Embedding
+from robe.embeddings import ArrayEmbedding, Embedding
 from robe.kernels.interaction import out_width
+from robe.kernels.interaction_scatter import fits
+
+# Of an H100 or H200: bytes of the second-level cache, and of what it reads at a time.
+CACHE, SECTOR = 50e6, 32
+
+
+def gathering_again_pays(
+    rows: int, features: int, width: int, block: int, weights: int, itemsize: int, adds: bool
+) -> bool:
+    """Whether a step moves fewer bytes if its backward pass gathers the vectors again than if they are kept.
+
+    rows, features, width, block: B, F, D and Z, which is D for a table; weights: M, of `itemsize` bytes each;
+    adds: whether gradients could be added to them at once.
+
+    Vectors that are kept are written once and read twice. Their gradients are written and read too, unless
+    they are added to the weights at once. Gathering again reads the weights once more, and adds gradients to
+    float32 sums beside the weights, so that both share the cache; where they could be added to the weights at
+    once, a pass over both arrays adds and clears the sums. A block begins at any slot, so it takes
+    (its bytes - those of a weight) / SECTOR + 1 sectors, read once for weights, read and written for sums.
+    What the cache has room for moves nothing. Either way each pass hashes a piece once. A row of the batch
+    that is too large for a thread block would be written after all.
+    """
+    numbers = rows * features * width
+    begun = rows * features * (1 + (width - gcd(width, block)) / block)  # blocks of all vectors, on average
+    array, sums = itemsize * weights, 4 * weights
+
+    def met(size: int, held: int) -> float:
+        """Bytes of sectors that a batch meets in arrays of `held` bytes and the cache has not, once."""
+        return (numbers * size + begun * (SECTOR - size)) * (1 - min(1.0, CACHE / max(1, held)))
+
+    kept = (3 if adds else 5) * max(0.0, 4 * numbers - CACHE) + 2 * met(4, sums)
+    again = met(itemsize, array + sums) + 2 * met(4, array + sums) + (4 * sums if adds else 0)
+    return again < kept and fits(features, width, block)
 
 
 class Interaction:
@@ -17,6 +51,8 @@ class Interaction:
     rows: of the largest batch. Buffers are made once; a smaller batch uses their front. The kernels see
     D + pairs columns; those behind are always zeros, and their gradients are not looked at. In bf16 the
     output and its gradient are rounded, to be multiplied; vectors are not.
+    trained: rows of a batch of training, if these are fewer. They decide, once for all batches, whether a
+    step keeps the vectors or gathers them again.
     """
 
     # The operation that a look-up is -> the one that looks up and interacts.
@@ -28,22 +64,45 @@ class Interaction:
         return out_width(1 + features, width)
 
     @classmethod
-    def activations(cls, features: int, width: int) -> int:
-        """Numbers per row in the buffers of the layer: vectors, their gradients, and what it writes."""
-        return 2 * (1 + features) * width + cls.width(features, width)
+    def activations(cls, features: int, width: int, again: bool = False) -> int:
+        """Numbers per row in the buffers of the layer: vectors, their gradients, and what it writes.
 
-    def __init__(self, embedding: Embedding, rows: int, backend: Backend, dtype="float32"):
+        again: whether the vectors are gathered again; then the buffers hold vector 0 alone.
+        """
+        return 2 * (1 + (0 if again else features)) * width + cls.width(features, width)
+
+    def __init__(
+        self, embedding: Embedding, rows: int, backend: Backend, dtype="float32", trained: int | None = None
+    ):
         self.embedding, self.kernels, self.short = embedding, backend.kernels, backend.short
-        shape = rows, 1 + embedding.features, embedding.width
+        fused = self.fuses.get(embedding.looks_up_by)
+        self.fused = getattr(self.kernels, fused) if fused else None
+        self.scatters = backend.fuses_scatter
+        self.again = self._gathers_again(trained or rows)
+        shape = rows, 1 + (0 if self.again else embedding.features), embedding.width
         self.vectors, self.d_vectors = (backend.empty(shape, dtype) for _ in range(2))
         columns = self.width(embedding.features, embedding.width)
         self.columns = slice(columns)
         kept = self.short.dtype if self.short else dtype
         self.out = backend.empty((rows, backend.padded(columns)), kept)
         self.out[:, columns:] = 0
-        fused = self.fuses.get(embedding.looks_up_by)
-        self.fused = getattr(self.kernels, fused) if fused else None
-        self.scatters = backend.fuses_scatter
+
+    @classmethod
+    def gathers_again(cls, looks_up_by: str | None, *sizes: Any) -> bool:
+        """Whether steps on a GPU gather the vectors again; sizes: of `gathering_again_pays`."""
+        return cls.fuses.get(looks_up_by) == "gather_interaction" and gathering_again_pays(*sizes)
+
+    def _gathers_again(self, rows: int) -> ArrayEmbedding | None:
+        """The embedding, ready for it, if steps of so many rows gather its vectors again."""
+        embedding = self.embedding
+        if not (self.scatters and isinstance(embedding, ArrayEmbedding) and embedding.summable):
+            return None
+        where, memory = embedding.slot_map, embedding.memory
+        sizes = embedding.width, int(where.block), memory.size, memory.itemsize
+        if not self.gathers_again(embedding.looks_up_by, rows, embedding.features, *sizes, embedding.adds):
+            return None
+        embedding.make_sums()
+        return embedding
 
     def first(self, rows: int) -> Any:
         """(B, D): where vector 0 has to be written before `forward`."""
@@ -60,7 +119,9 @@ class Interaction:
         return self._settled(out)
 
     def forward(self, ids) -> Any:
-        """ids (B, F) -> (B, D + pairs), from `first`; keeps the vectors, which the gradient needs."""
+        """ids (B, F) -> (B, D + pairs), from `first`; keeps what the gradient needs."""
+        if self.again:
+            return self.predict(self.first(len(ids)), ids)
         vectors, out = self.vectors[: len(ids)], self.out[: len(ids)]
         self.embedding.lookup(ids, vectors[:, 1:])
         self.kernels.interaction(vectors, out[:, self.columns])
@@ -69,12 +130,19 @@ class Interaction:
     def backward(self, d_out, ids, rate: float) -> Any:
         """d_out (B, D + pairs) -> the gradient (B, D) of vector 0; the embedding takes its optimizer step.
 
-        Where the step is an addition, it can be made without ever writing the gradients of the vectors.
+        Where the step is an addition, it can be made without ever writing the gradients of the vectors. Where
+        these are gathered again, the gradients are summed first, whatever the step.
         """
         embedding, rows, d_out = self.embedding, len(ids), d_out[:, self.columns]
         vectors, d_vectors = self.vectors[:rows], self.d_vectors[:rows]
         d_first = d_vectors[:, 0]
-        if self.scatters and embedding.adds:
+        if again := self.again:
+            slots, first = again.slots(ids), vectors[:, 0]
+            self.kernels.gather_interaction_backward(
+                d_out, again.memory, *slots, first, d_first, again.gradient
+            )
+            again.step(slots, rate)
+        elif self.scatters and embedding.adds:
             slots = embedding.slots(ids)
             self.kernels.interaction_scatter(d_out, vectors, *slots, -rate, d_first, embedding.memory)
             embedding.steps += 1

@@ -122,7 +122,7 @@ class DLRM:
         if short or columns != data.dense:
             self.dense = backend.empty((batch, columns), short.dtype if short else dtype)
             self.dense[...] = 0
-        self.interaction = Interaction(embedding, batch, backend, dtype)
+        self.interaction = Interaction(embedding, batch, backend, dtype, config.batch)
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
         self.graphs = Graphs(backend)
@@ -138,7 +138,7 @@ class DLRM:
         return self.top.forward(interacted, learns=False)[:, 0]
 
     def forward(self, dense, ids):
-        """As `predict`, and keeps the vectors, which the gradient needs."""
+        """As `predict`, and keeps what the gradient needs."""
         self._shorten()
         self.bottom.forward(self._multiplied(dense), self.interaction.first(len(dense)))
         return self.top.forward(self.interaction.forward(ids))[:, 0]
@@ -146,7 +146,7 @@ class DLRM:
     def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase, target=None):
         """Gradients of the mean loss by all dense parameters; returns the losses (B,).
 
-        The embedding is stepped on the way: only the forward pass reads its weights. target (B,): what is
+        The embedding is stepped on the way: nothing reads its weights afterwards. target (B,): what is
         learned instead of the label, a probability from 0 to 1; it is overwritten. The losses are those of
         the label all the same.
         """

@@ -1,17 +1,20 @@
 """How many bytes a configuration needs, item by item, without allocating any of them."""
 
-from robe.config import DataSpec, TrainConfig, used_data
-from robe.embeddings import declared_arrays, planned_bytes
+import numpy as np
+
+from robe.config import CODE_BITS, METHODS, DataSpec, TrainConfig, used_data
+from robe.embeddings import Weights, declared, declared_arrays, planned_bytes
 from robe.interaction import Interaction
-from robe.model import buffer_rows, layer_shapes
+from robe.model import EVALUATION_BATCH, buffer_rows, layer_shapes
 from robe.optim import RULES
 
-FLOAT, INT = 4, 4
+FLOAT, INT, SUM = 4, 4, 8
 
 
 def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, int]]:
     """Store (`memory`, `checkpoint` or `disk`) -> item -> bytes, for a resolved configuration.
 
+    config: its backend `auto` counts as a CPU.
     rows: rows of the data set, for the shards on disk.
     """
     layers = [shape for part in layer_shapes(config, data).values() for shape in part]
@@ -20,14 +23,19 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
     # Per row: outputs and gradients of inputs of all layers, the interaction, loss and gradient of the logit.
     per_row = sum(n_in + n_out for n_in, n_out in layers)
     features = len(used_data(config, data).cardinalities)
-    per_row += Interaction.activations(features, config.model.width) + 2
+    again = _summed_apart(config, data)
+    per_row += Interaction.activations(features, config.model.width, again is not None) + 2
     columns = 1 + data.dense + len(data.cardinalities)
+    embedding = planned_bytes(config, data)
+    if again:
+        embedding["embedding gradient scratch"] = again.count * FLOAT
     memory = {
-        **planned_bytes(config, data),
+        **embedding,
         "dense weights": dense * FLOAT,
         "dense gradient": dense * FLOAT,
         "dense optimizer state": dense_state * FLOAT,
         "activations and their gradients": buffer_rows(config) * per_row * FLOAT,
+        **_of_a_gpu(config, data),
     }
     kept = sum(array.nbytes for array in declared_arrays(config, data) if array.kept)
     dictionary = {"dictionary": sum(data.cardinalities) * INT} if data.dialect == "dictionary" else {}
@@ -40,3 +48,40 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
             **({"probabilities of the teacher": rows * FLOAT} if config.teacher is not None else {}),
         },
     }
+
+
+def _trained(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
+    """Part -> the weights whose gradients a training sums, by `scatter_add` or with the interaction."""
+    if not RULES[config.optimizer.optimizer].dense:
+        return {}
+    return {part: held for part, held in declared(config, data).items() if isinstance(held, Weights)}
+
+
+def _summed_apart(config: TrainConfig, data: DataSpec) -> Weights | None:
+    """The weights that a step on a GPU gathers twice, if it does."""
+    weights = _trained(config, data).get("")
+    if config.backend != "cuda" or config.deterministic or config.embedding.memory in CODE_BITS:
+        return None
+    if weights is None or weights.chunks > 1:
+        return None
+    arrays, width = weights.arrays(config), config.model.width
+    sizes = width, weights.block or width, weights.count, np.dtype(arrays["memory"].dtype).itemsize
+    features = len(used_data(config, data).cardinalities)
+    adds = not arrays["gradient"].nbytes
+    return weights if Interaction.gathers_again("gather", config.batch, features, *sizes, adds) else None
+
+
+def _of_a_gpu(config: TrainConfig, data: DataSpec) -> dict[str, int]:
+    """What a step takes on a GPU besides: sums of integers, and the batches that its graphs read."""
+    if config.backend != "cuda":
+        return {}
+    features, items = len(used_data(config, data).cardinalities), {}
+    if config.deterministic:
+        # Arrays of one size share their sums.
+        sizes = {weights.count for weights in _trained(config, data).values()}
+        items["embedding gradients as integers"] = sum(sizes) * SUM
+    if METHODS[config.embedding.method].captured:
+        inputs, learned = data.dense + features, 1 + (config.teacher is not None)
+        numbers = config.batch * (learned + inputs) + EVALUATION_BATCH * inputs
+        items["batches of CUDA graphs"] = numbers * FLOAT
+    return items

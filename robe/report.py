@@ -97,9 +97,12 @@ def text(summary: dict) -> str:
             f"{cache['bytes_moved'] / 1e6:.1f} MB moved"
         )
     elif summary["compression"]:
+        weights, size = summary["embedding_parameters"], summary["embedding_bytes"]
+        smaller = summary["compression"] * 4 * weights / size
+        in_bytes = f", {smaller:.1f}x in bytes" if size < 4 * weights else ""
         lines.append(
-            f"embedding: {summary['embedding_bytes'] / 1e6:.3f} MB, {summary['embedding_parameters']:,} "
-            f"weights, {summary['compression']:.1f}x fewer than {summary['compressed_from']}"
+            f"embedding: {size / 1e6:.3f} MB, {weights:,} weights, {summary['compression']:.1f}x fewer than "
+            f"{summary['compressed_from']}{in_bytes}"
         )
     lines.append(f"data: {summary['data']}")
     return "\n".join(lines)
@@ -171,5 +174,11 @@ def plan_text(plan: dict[str, dict[str, int]], config: TrainConfig, data: DataSp
         fewer = table / 4 / stored_weights(config, data)
         lines.append(
             f"compression of the embedding weights against it: {fewer:.1f}x, {table / stored:.1f}x in bytes"
+        )
+    if "embedding master weights" in plan["memory"]:
+        trained = sum(size for item, size in plan["memory"].items() if item.startswith("embedding "))
+        lines.append(
+            f"the embedding takes {trained:,} B in training; `convert --to {config.embedding.memory}` keeps "
+            f"the {stored:,} B of its codes alone"
         )
     return "\n".join(lines)

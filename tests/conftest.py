@@ -16,9 +16,19 @@ VERSIONS = ["cpu", "cuda"] if simulator() else ["cpu"]
 TROUBLE = "the simulator is no device" if simulator() else cuda_trouble()
 on_a_device = pytest.mark.skipif(TROUBLE is not None, reason=str(TROUBLE))
 
+
+def pytest_configure(config):
+    # So that the tests of a file, and what their fixtures make, stay in one process while both are busy.
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "worksteal"
+
+
 if simulator():
-    # Who waits for the threads of a block polls. At Python's 5 ms a turn, that is most of the time.
+    # Threads of a block take turns often, or none would be seen not to wait for the others where it should.
     sys.setswitchinterval(1e-4)
+    from sleeping_blocks import install
+
+    install()
 needs_simulator = pytest.mark.skipif(not simulator(), reason="needs NUMBA_ENABLE_CUDASIM=1")
 
 

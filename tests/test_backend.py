@@ -21,8 +21,11 @@ from robe.packages import extra
 def fixed_order(monkeypatch):
     """Stand-ins for the versions in a fixed order, and a device that runs nothing."""
     kernels = {}
-    for module in (scatter_add, interaction_scatter):
-        name = module.__name__.split(".")[-1]
+    for module, name in (
+        (scatter_add, "scatter_add"),
+        (interaction_scatter, "interaction_scatter"),
+        (interaction_scatter, "gather_interaction_backward"),
+    ):
         kernels[name] = object()
         monkeypatch.setattr(module, f"{name}_cuda_deterministic", kernels[name], raising=False)
     monkeypatch.setattr(backend, "simulator", lambda: True)

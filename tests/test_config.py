@@ -43,6 +43,8 @@ def test_given_settings_override_the_preset():
         ({"megabytes": 2, "memory": "fp16"}, 1_000_000),
         ({"compression": 5}, 832),
         ({"compression": 5, "memory": "fp16"}, 832),
+        ({"megabytes": 0.017948, "memory": "int3"}, 641 * 64),  # groups of 28 bytes
+        ({"compression": 5, "memory": "int3"}, 832),
         ({}, 41),
     ],
 )

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_embeddings import HASHED, NUMBERED
 from test_embeddings import settings as embedding_settings
-from test_run import TINY, run
 from test_run import folder as folder
+from test_run import run
 from test_run import trained as trained
 
 from data_pipeline.batches import Rows
@@ -241,14 +241,14 @@ def test_what_cannot_be_converted_is_refused():
     ):
         with pytest.raises(ConfigError, match=message):
             converted_config(config, NUMBERED, to, more.get("compression"), more.get("block"))
-    for method, memory in (("full", "fp16"), ("robe", "int8"), ("full", "int4")):
+    for method, memory in (("full", "fp16"), ("hashing", "fp16")):
         with pytest.raises(ConfigError, match=f"--memory {memory} .* is for inference; .* `robe convert RUN"):
             require_trainable(embedding_settings(method=method, memory=memory))
     require_trainable(embedding_settings(memory="fp16"))
     with pytest.raises(ConfigError, match="--memory int8 is not for --method mixed_precision"):
         embedding_settings(method="mixed_precision", memory="int8")
-    with pytest.raises(ConfigError, match="--megabytes does not count --memory int8"):
-        create(embedding_settings(megabytes=0.01, memory="int8"), HASHED, select("cpu"))
+    with pytest.raises(ConfigError, match="--megabytes does not count --memory int8 of --method hashing"):
+        create(embedding_settings(method="hashing", megabytes=0.01, memory="int8"), HASHED, select("cpu"))
 
 
 def test_as_many_weights_are_kept_as_megabytes_were():
@@ -368,9 +368,11 @@ def test_what_is_refused_leaves_nothing(converted, trained, tmp_path, capsys):
         assert "is for inference" in err
         assert not (converted / name / "metrics.jsonl").exists()
         assert not (converted / name / ".lock").exists()
-    code, _, err = run("train", "--memory", "int8", "--out", tmp_path / "t", *TINY, capsys=capsys)
+    code, _, err = run(
+        "train", "--method", "hashing", "--memory", "fp16", "--out", tmp_path / "t", capsys=capsys
+    )
     assert code == 2
-    assert "--memory int8 of --method robe is for inference" in err
+    assert "--memory fp16 of --method hashing is for inference" in err
     assert not (tmp_path / "t").exists()
 
 

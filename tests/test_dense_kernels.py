@@ -52,7 +52,11 @@ def test_interaction_backward_is_the_derivative(shape, run, rng):
 
 @needs_simulator
 @pytest.mark.parametrize(
-    "operation", ["interaction", "interaction_backward", "gather_interaction", "interaction_scatter"]
+    "operation",
+    [
+        *("interaction", "interaction_backward", "gather_interaction", "interaction_scatter"),
+        "gather_interaction_backward",
+    ],
 )
 def test_vectors_too_large_for_shared_memory(operation, monkeypatch):
     def not_this_one(*arguments):
@@ -63,6 +67,7 @@ def test_vectors_too_large_for_shared_memory(operation, monkeypatch):
         (interaction, "_interaction_backward_kernel"),
         (gather_interaction, "_gather_interaction_kernel"),
         (interaction_scatter, "_interaction_scatter_kernel"),
+        (interaction_scatter, "_gather_interaction_backward_kernel"),
     ):
         monkeypatch.setattr(module, kernel, {"forbidden": not_this_one})
     monkeypatch.setattr(interaction, "SHARED", 100)

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import VERSIONS, resolved
+from conftest import VERSIONS, needs_simulator, resolved
 
 from robe.backend import BackendError, cuda_trouble, select
 from robe.config import METHODS, ConfigError, DataSpec
@@ -148,6 +148,53 @@ def test_plan_is_what_is_allocated(method, memory, optimizer):
         a.nbytes for a in model.state().values()
     )
     assert planned["disk"]["shards"] == 1000 * (1 + 13 + 3) * 4
+
+
+@needs_simulator
+@pytest.mark.kernels
+@pytest.mark.parametrize(("deterministic", "pays"), [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        ("sgd", {"weights": 104}),
+        ("sgd", {"weights": 104, "memory": "fp16"}),
+        ("adagrad", {"weights": 104}),
+        ("none", {"weights": 104, "memory": "int8"}),
+        ("sgd", {"weights": 104, "memory": "int4"}),
+        ("sgd", {"method": "full"}),
+        ("sgd", {"method": "compositional", "chunks": 2, "compression": 2}),
+        ("sgd", {"method": "quotient_remainder", "weights": 900}),
+        ("sgd", {"method": "mixed_precision"}),
+    ],
+)
+def test_plan_of_a_gpu_is_what_is_allocated(optimizer, options, deterministic, pays, monkeypatch):
+    """Sums beside the weights and no vectors, or all vectors; integers where no order may matter."""
+    monkeypatch.setattr("robe.interaction.gathering_again_pays", lambda *sizes: pays)
+    kept = {}
+    monkeypatch.setattr("robe.kernels.parts.scratch._kept", kept)
+    config = dataclasses.replace(settings(optimizer, **options), backend="cuda", batch=2)
+    config = dataclasses.replace(config, deterministic=deterministic)
+    data = HASHED if options.get("method", "robe") == "robe" else NUMBERED
+    model = build(config, data, select("cuda", deterministic=deterministic))
+    planned = plan(config, data, rows=1)["memory"]
+    for item, size in model.embedding.bytes().items():
+        assert planned[item] == size, item
+    on_a_cpu = plan(dataclasses.replace(config, backend="cpu"), data, rows=1)["memory"]
+    layer, features = model.interaction, model.embedding.features
+    every = 2 * 4 * 8 * 2048 * (1 + features)  # vectors, their gradients; D = 8
+    activations = "activations and their gradients"
+    saved = every - layer.vectors.nbytes - layer.d_vectors.nbytes
+    assert planned[activations] == on_a_cpu[activations] - saved
+    assert (saved > 0) == bool(layer.again) <= pays
+    assert {"embedding gradients as integers", "batches of CUDA graphs"}.isdisjoint(on_a_cpu)
+    if optimizer != "none" and options.get("method") != "mixed_precision":  # that sorts, and adds up nothing
+        zeros, ids = np.zeros((2, 14), np.float32), np.zeros((2, features), np.uint32)
+        model.step(zeros[:, 0], zeros[:, 1:], ids, 0.1)
+    sums = sum(array.nbytes for (_, name, *_), array in kept.items() if name == "sums")
+    assert planned.get("embedding gradients as integers", 0) == sums
+    if options == {"weights": 104}:
+        assert sums == deterministic * 2 * model.embedding.memory.nbytes
+        assert bool(layer.again) == (pays and not deterministic)
 
 
 @pytest.mark.parametrize("name", VERSIONS)

@@ -199,6 +199,26 @@ def test_scatter_of_the_interaction_is_its_derivative(case, run, rng):
     np.testing.assert_array_equal(after[untouched], before[untouched])
 
 
+@each_version("gather_interaction_backward")
+def test_a_gradient_that_gathers_again_is_that_of_the_vectors_kept(run, rng):
+    """Of repeated ids, in integers, to views; the weights are read, and not stepped on the way."""
+    case = CASES[13]
+    assert case.ids == "repeated"
+    rows = (case.draw_ids(), case.base(), case.slot_map())
+    memory, sums = rng.integers(-2, 3, (2, case.memory)).astype(np.float32)
+    vectors = rng.integers(-2, 3, (case.rows, 1 + case.features, case.width)).astype(np.float32)
+    gather.gather_reference(memory, *rows, vectors[:, 1:])
+    d_out = rng.integers(-2, 3, (case.rows, out_width(1 + case.features, case.width))).astype(np.float32)
+    expected, found, kept = sums.copy(), sums.copy(), memory.copy()
+    d_first, wide = np.empty_like(vectors[:, 0]), np.full(vectors.shape, np.nan, np.float32)
+    interaction_scatter.interaction_scatter_reference(d_out, vectors, *rows, 1, d_first, expected)
+    run(d_out, memory, *rows, vectors[:, 0], wide[:, 0], found)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(wide[:, 0], d_first)
+    assert np.isnan(wide[:, 1:]).all()
+    np.testing.assert_array_equal(memory, kept)
+
+
 @each_case
 def test_cpu_scatter_adds_in_the_order_of_the_batch(case, reference, rng):
     """Real-valued sums depend on their order; one thread after the other is `np.add.at`, bit for bit."""
@@ -406,6 +426,15 @@ def test_cost_of_a_fused_step():
     moved = 6 * (16 + pairs) * 4 + 3 * vector + 6 * 2 * 4 + vector + 2 * 2 * vector
     flops = 6 * pairs * 4 * 16 + 2 * 6 * 2 * 16
     assert interaction_scatter.interaction_scatter_cost(*call.values()) == (moved, flops)
+
+
+def test_cost_of_a_step_that_gathers_again():
+    """As above, but instead of vectors the first ones are read, and two weights for each element."""
+    call = calls(CASES[1]._replace(features=2))["gather_interaction_backward"].arguments
+    pairs, vector = 3, 6 * 16 * 4
+    moved = 6 * (16 + pairs) * 4 + vector + 2 * vector + 6 * 2 * 4 + vector + 2 * 2 * vector
+    flops = 6 * pairs * 4 * 16 + 2 * 6 * 2 * 16
+    assert interaction_scatter.gather_interaction_backward_cost(*call.values()) == (moved, flops)
 
 
 def test_blocks_are_read_as_runs():

@@ -23,6 +23,7 @@ from robe.graph import Graph, Graphs
 from robe.kernels.parts import launch
 from robe.kernels.parts.numbers import typed, value_of
 from robe.model import build
+from robe.plan import plan
 from robe.train import train
 
 DATA = DataSpec(3, (70, 5), "dictionary", "abc", "test")
@@ -91,6 +92,34 @@ def test_graph_and_plain_steps_agree(
     # The first of ten full batches of training is computed plainly, and the first of seven of evaluations.
     assert [recorder.replays for recorder in Recorder.made] == [9, 6]
     assert capsys.readouterr().err == ""
+
+
+@needs_simulator
+@pytest.mark.parametrize(("method", "optimizer"), [("ROBE", "sgd"), ("ROBE, fp16", "adagrad")])
+def test_graph_and_plain_steps_agree_where_vectors_are_gathered_again(
+    method, optimizer, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("robe.interaction.gathering_again_pays", lambda *sizes: True)
+    config = settings(method, optimizer)
+    graphs, plain = recording(monkeypatch)
+    assert build(config, DATA, plain).interaction.again
+    expected = run_of(plain, config, tmp_path / "plain")
+    assert run_of(graphs, config, tmp_path / "graphs") == expected
+    assert [recorder.replays for recorder in Recorder.made] == [9, 6]
+
+
+@needs_simulator
+@pytest.mark.parametrize("teacher", [None, "a run"])
+def test_a_plan_counts_the_batches_that_graphs_read(teacher, monkeypatch):
+    monkeypatch.setattr("robe.plan.EVALUATION_BATCH", 8)
+    config, (graphs, _) = settings("ROBE", "sgd", teacher=teacher), recording(monkeypatch)
+    model, (label, dense, ids) = build(config, DATA, graphs), next(ROWS["train"].batches(8))
+    for _ in range(2):
+        model.step(label, dense, ids, 0.1, target=None if teacher is None else label.copy())
+        model.predict(dense, ids)
+    read = [array.nbytes for replayed in model.graphs.replayed.values() for array in replayed.inputs]
+    assert len(read) == 5 + (teacher is not None)
+    assert plan(config, DATA, 1)["memory"]["batches of CUDA graphs"] == sum(read)
 
 
 @needs_simulator

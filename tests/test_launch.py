@@ -2,11 +2,13 @@
 
 import sys
 from threading import Barrier, Thread
+from time import sleep
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import needs_simulator
+from numba import cuda
 
 from robe.kernels.operations import OPERATIONS, version, versions
 from robe.kernels.parts import launch
@@ -67,6 +69,32 @@ def test_threads_of_a_block_share_their_memory():
             assert len(set(map(id, arrays))) == 1
     finally:
         sys.setswitchinterval(before)
+
+
+@needs_simulator
+def test_threads_of_a_block_wait_for_all_that_still_run():
+    """They see what a slow one wrote, twice, though one has ended; where one fails, so does the launch."""
+
+    @cuda.jit
+    def kernel(written, seen, failing):
+        i = cuda.threadIdx.x
+        if i == 3:
+            return
+        for turn in range(2):
+            if i == turn:
+                sleep(0.02)
+            if turn == failing:
+                raise ValueError("no")
+            written[i, turn] = 1
+            cuda.syncthreads()
+            seen[i, turn] = written[:, turn].sum()
+
+    written, seen = np.zeros((2, 4, 2))
+    kernel[1, 4](written, seen, -1)
+    np.testing.assert_array_equal(seen, [[3, 3]] * 3 + [[0, 0]])
+    for failing in range(2):
+        with pytest.raises(ValueError, match=r"tid=\[\d, 0, 0\] ctaid=\[0, 0, 0\]: no"):
+            kernel[1, 4](written, seen, failing)
 
 
 def test_shapes(monkeypatch):

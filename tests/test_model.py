@@ -6,12 +6,13 @@ from functools import partial
 import numpy as np
 import pytest
 import threadpoolctl
-from conftest import VERSIONS
+from conftest import VERSIONS, needs_simulator
 
 from robe import checkpoint
 from robe.backend import select
 from robe.checkpoint import Position
 from robe.config import DataSpec, EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
+from robe.interaction import gathering_again_pays
 from robe.model import build
 from robe.threads import limit_threads
 
@@ -310,6 +311,89 @@ def test_gradients_of_vectors_are_written_only_where_they_must_be(optimizer, mem
     assert written[:, 0].all()
     assert (written[:, 1:] != (fused and version == "cuda")).all()
     assert model.embedding.steps == 1
+
+
+@needs_simulator
+@pytest.mark.kernels
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        *(
+            (optimizer, kind)
+            for optimizer in ("sgd", "adagrad")
+            for kind in ({"block": 2}, {"method": "full"})
+        ),
+        ("sgd", {"memory": "fp16"}),
+        ("adagrad", {"memory": "fp16"}),
+    ],
+)
+def test_steps_that_gather_again_are_those_that_keep_the_vectors(optimizer, options, monkeypatch):
+    """Batches of two sizes, with weights that many rows share."""
+    models = []
+    for pays in (False, True):
+        monkeypatch.setattr("robe.interaction.gathering_again_pays", lambda *sizes, pays=pays: pays)
+        models.append(make("cuda", "float32", optimizer, **options))
+    kept, again = (model.interaction for model in models)
+    assert (kept.vectors.shape[1], again.vectors.shape[1], again.d_vectors.shape[1]) == (4, 1, 1)
+    for seed, rows in enumerate((B, B, 2, B)):
+        arrays = [array[:rows] for array in batch("float32", seed)]
+        losses = [model.step(*arrays, 0.1).copy() for model in models]
+        np.testing.assert_allclose(*losses, rtol=1e-4, atol=1e-6)
+        assert not models[1].embedding.gradient.any()
+    assert models[1].embedding.steps == 4
+    # A sum that is off by its last bit may turn the rounding of a half, by 2^-11 of a weight below 1.
+    tolerance = 1e-3 if options.get("memory") == "fp16" else 1e-5
+    for (name, array), other in zip(models[0].state().items(), models[1].state().values(), strict=True):
+        np.testing.assert_allclose(other, array, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+MLPERF = {"features": 26, "width": 128, "block": 32, "itemsize": 4}
+
+
+@pytest.mark.parametrize(
+    ("rows", "megabytes", "adds", "pays"),
+    [
+        # By hand, in MB. Vectors 872, of which the cache has 50; 6.8 million blocks take 1,063 of sectors.
+        (65536, 10, True, True),  # 3 * 822 against a pass of 40
+        (65536, 100, True, True),  # 3 * 822 + 2 * 532 against 3 * 797 + 400
+        (65536, 500, True, False),  # 3 * 822 + 2 * 957 against 3 * 1010 + 2000
+        (16384, 100, True, False),  # 3 * 168 + 2 * 133 against 3 * 199 + 400
+        (16384, 100, False, True),  # 5 * 168 + 2 * 133 against 3 * 199
+        (2048, 10, True, False),  # the cache has all vectors
+        (2048, 10, False, False),
+    ],
+)
+def test_vectors_are_gathered_again_where_that_moves_fewer_bytes(rows, megabytes, adds, pays):
+    weights = megabytes * 250_000
+    assert gathering_again_pays(rows=rows, weights=weights, adds=adds, **MLPERF) == pays
+    assert not gathering_again_pays(rows=rows, weights=0, adds=adds, **MLPERF | {"features": 0})
+    # Pieces of one element, 26 * 128 of them, would take 53 KB.
+    assert not gathering_again_pays(rows=rows, weights=weights, adds=adds, **MLPERF | {"block": 1})
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize(
+    ("name", "changes", "again"),
+    [
+        ("cuda", {}, True),
+        ("cuda", {"method": "full"}, True),
+        ("cuda", {"method": "compositional", "chunks": 2, "compression": 2}, False),
+        ("cuda", {"memory": "int8"}, False),
+        ("cpu", {}, False),
+        ("reference", {}, False),
+    ],
+)
+def test_who_may_gather_again(name, changes, again, monkeypatch):
+    """A GPU, one look-up of weights that are trained, and no order of additions to be kept."""
+    if name not in ("reference", *VERSIONS):
+        pytest.skip("needs the simulator")
+    monkeypatch.setattr("robe.interaction.gathering_again_pays", lambda *sizes: True)
+    optimizer = "none" if "memory" in changes else "sgd"
+    config, data = settings(optimizer, **changes)
+    for deterministic in (False, True):
+        layer = build(config, data, select(name, deterministic=deterministic)).interaction
+        assert bool(layer.again) == (again and not deterministic)
+        assert layer.vectors.shape[1] == 1 + (0 if layer.again else layer.embedding.features)
 
 
 @pytest.mark.kernels

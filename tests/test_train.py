@@ -100,7 +100,7 @@ def test_two_runs_give_the_same_bytes(tmp_path):
     assert results[0]["rows_trained"] == 1000
 
 
-@pytest.mark.parametrize("memory", ["fp32", "fp16"])
+@pytest.mark.parametrize("memory", ["fp32", "fp16", "int3"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
 @pytest.mark.parametrize("fed", [False, True], ids=["plain", "fed"])
 @pytest.mark.parametrize("stop", [1, 4, 15, 16, 17, 31])

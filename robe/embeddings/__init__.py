@@ -24,6 +24,8 @@ Kernels that do more than a look-up or an update at once (robe/interaction.py) a
 - `looks_up_by`, `operands(ids)`: the operation that a look-up is, and its arguments before `out`; both are
   None where a look-up takes more than one operation
 - `adds`: whether an update only adds to `memory` at `slots(ids)`
+
+and of an ArrayEmbedding that is `summable`, whose gradients they sum, `make_sums()` and `step(slots, rate)`
 """
 
 from importlib import import_module
@@ -59,19 +61,20 @@ def _require_ids(config: TrainConfig, data: DataSpec) -> None:
         )
 
 
-def _declared(config: TrainConfig, data: DataSpec) -> dict[str, Weights | CachedTable]:
+def declared(config: TrainConfig, data: DataSpec) -> dict[str, Weights | CachedTable]:
+    """Part -> the weights that it is to store, without making them."""
     _require_ids(config, data)
     return module(config).declare(config, used_data(config, data))
 
 
 def stored_weights(config: TrainConfig, data: DataSpec) -> int:
     """How many weights it stores, without making it."""
-    return sum(weights.count for weights in _declared(config, data).values())
+    return sum(weights.count for weights in declared(config, data).values())
 
 
 def declared_arrays(config: TrainConfig, data: DataSpec) -> list[Array]:
     """All arrays that it is to have, without making them."""
-    parts = _declared(config, data).values()
+    parts = declared(config, data).values()
     return [array for weights in parts for array in weights.arrays(config).values()]
 
 
@@ -79,7 +82,7 @@ def declared_state(config: TrainConfig, data: DataSpec) -> dict[str, Array]:
     """The arrays that its `state()` is to have, by the same names, without making them."""
     return {
         ".".join(("embedding", *filter(None, (part,)), name)): array
-        for part, weights in _declared(config, data).items()
+        for part, weights in declared(config, data).items()
         for name, array in weights.arrays(config).items()
         if array.kept
     }
@@ -95,6 +98,7 @@ __all__ = [
     "Embedding",
     "MixedPrecisionEmbedding",
     "create",
+    "declared",
     "declared_arrays",
     "declared_state",
     "planned_bytes",

@@ -47,6 +47,9 @@ def flawed_codes(table, form: Form, backend: Backend) -> str | None:
 class ArrayEmbedding(Declared):
     """`memory` (M,) read through `slot_map`; a row is token = base[f] + id.
 
+    Where it is trained in codes, `memory` (R, S) is what look-ups read, and gradients go straight through to
+    the weights behind it, `master`; after each step the groups that it touched are quantised again.
+
     arrays: of Weights.arrays; those besides `memory` are made here.
     weights: how many are stored.
     table_weights: weights of the full table this stands for, and `table_note` says which table that is.
@@ -60,7 +63,7 @@ class ArrayEmbedding(Declared):
     """
 
     method: str
-    memory: Any  # (M,) float, or float16; or (R, S) uint8 of kernels/parts/groups.py, for inference
+    memory: Any  # (M,) float, or float16; or (R, S) uint8 of kernels/parts/groups.py
     arrays: dict[str, Array]
     weights: int
     base: Any  # (F,) uint64
@@ -76,26 +79,36 @@ class ArrayEmbedding(Declared):
     seed: int = 0
     steps: int = field(init=False, default=0)
     held: Sequence = field(init=False, default=())
+    master: Any = field(init=False, default=None)  # (R, G) float32, the last group filled up; None without
+    stepped: Any = field(init=False)  # (M,) the weights that the optimizer steps: `memory`, or of `master`
     accumulator: Any = field(init=False)  # (M,) sum of squared gradients, for Adagrad; else (0,)
     gradient: Any = field(init=False)  # (M,) scratch, all 0 between steps, where sums come first; else (0,)
 
     def __post_init__(self):
         self.make_arrays()
+        self.stepped = self.memory if self.master is None else self.master.reshape(-1)[: self.weights]
         self.rule, self.options = RULES[self.optimizer.optimizer], kernel_options(self.optimizer)
         self.sums = tuple(getattr(self, name) for name in self.rule.state)
         self.halves = self.memory.dtype == "float16"
-        # Whether gradients are added to the weights at once, with nothing between sum and step.
-        self.adds = self.rule.touched is None and not self.halves
+        # Whether gradients are added to weights at once, with nothing between sum and step; and whether these
+        # weights are `memory`, with nothing to do after it.
+        self.adds_up = self.rule.touched is None and not self.halves
+        self.adds = self.adds_up and self.master is None
         if self.draw is not None:
             self.begin(0)
 
     def begin(self, number: int) -> None:
         """Draw the weights that a pass of this number begins with, and forget what the optimizer kept."""
         for start, drawn in self.draw(number):
-            drawn = drawn.astype(self.memory.dtype, copy=False)
-            self.memory[start : start + drawn.size] = self.backend.to_device(drawn)
+            drawn = drawn.astype(self.stepped.dtype, copy=False)
+            self.stepped[start : start + drawn.size] = self.backend.to_device(drawn)
         for kept in self.sums:
             kept[...] = 0
+        if self.master is not None:
+            self._fill_up()
+            groups = self.backend.to_device(np.arange(len(self.master), dtype=np.uint32))
+            form = form_of(self.memory, self.slot_map)
+            self.backend.kernels.quantise(self.master, groups, rounding_key(0, 0), form, self.memory)
 
     @property
     def dtype(self):
@@ -138,12 +151,21 @@ class ArrayEmbedding(Declared):
     def update(self, ids, d_vectors, rate: float) -> None:
         """One optimizer step on the weights that `ids` (B, F) touch; d_vectors (B, F, D)."""
         kernels, slots, d_vectors = self.backend.kernels, self.slots(ids), self._in_chunks(d_vectors)
-        if self.adds:
-            kernels.scatter_add(d_vectors, *slots, -rate, self.memory)
+        if self.adds_up:
+            kernels.scatter_add(d_vectors, *slots, -rate, self.stepped)
         else:
             kernels.scatter_add(d_vectors, *slots, 1, self.gradient)
             self._step(slots, rate)
+        if self.master is not None:
+            self._fill_up()
+            kernels.quantise_touched(*slots, self.master, self.memory)
         self.steps += 1
+
+    def _fill_up(self) -> None:
+        """Fill the last group of the master weights with copies of the last one, as `store_groups` does."""
+        flat, count = self.master.reshape(-1), self.weights
+        if flat.size > count:
+            flat[count:] = flat[count - 1 : count]
 
     def _step(self, slots: tuple, rate: float) -> None:
         """Step the slots that a batch touched by the sums in `gradient`, which are 0 afterwards."""
@@ -153,11 +175,30 @@ class ArrayEmbedding(Declared):
             kernels.half_step(*slots, rate, self.optimizer.eps, key, *state)
         else:
             step = getattr(kernels, self.rule.touched)
-            step(*slots, rate, *self.options, self.gradient, *self.sums, self.memory)
+            step(*slots, rate, *self.options, self.gradient, *self.sums, self.stepped)
 
     def changing(self) -> tuple:
         """What the next update takes that is another number each time: the key of rounding, if it rounds."""
         return (rounding_key(self.seed, self.steps),) if self.halves else ()
+
+    @property
+    def summable(self) -> bool:
+        """Whether `step` may take the place of `update`."""
+        return self.rule.dense is not None and not quantised(self.memory)
+
+    def make_sums(self) -> None:
+        """Have a `gradient` for `step` where `update` does without."""
+        if self.adds:
+            self.gradient = self.backend.xp.zeros_like(self.memory)
+
+    def step(self, slots: tuple, rate: float) -> None:
+        """The optimizer's part of `update`: by the sums of a batch in `gradient`, which are 0 afterwards."""
+        if self.adds:
+            self.backend.kernels.sgd(self.gradient, rate, self.memory)
+            self.gradient[...] = 0
+        else:
+            self._step(slots, rate)
+        self.steps += 1
 
     def _in_chunks(self, vectors):
         """Vectors (B, F, D) as the chunks they are made of, a view."""
@@ -192,8 +233,11 @@ class ArrayEmbedding(Declared):
             memory[start : start + weights.size] = weights
 
     def copy_codes(self, memory) -> bool:
-        """As of MixedPrecisionEmbedding: there is nothing that codes could be copied from exactly."""
-        return False
+        """Write the codes to an array of the same bits; whether it is one, and there are any."""
+        if not quantised(self.memory) or memory.shape != self.memory.shape:
+            return False
+        memory[...] = self.memory
+        return True
 
     def flaw(self) -> str | None:
         """What is wrong with the codes, if anything; floats tell themselves whether they are finite."""

@@ -55,7 +55,7 @@ class ComposedEmbedding:
             part.update(ids, gradient, rate)
 
     def changing(self) -> tuple:
-        return ()  # none of the parts is rounded
+        return ()  # none of the parts is rounded at random
 
     def _rows(self, ids) -> list:
         rows = []

@@ -24,7 +24,7 @@ def declare(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
     chunks, width = config.embedding.chunks, config.model.width
     if width % chunks:
         raise ConfigError(f"--chunks {chunks} must divide the width {width}")
-    return {"": Weights(capped_rows(config, data).repeat(chunks), width // chunks)}
+    return {"": Weights(capped_rows(config, data).repeat(chunks), width // chunks, chunks=chunks)}
 
 
 def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> ArrayEmbedding:
@@ -41,4 +41,4 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
         return xp.where(fits, ids, hashed).astype(np.uint32).reshape(len(ids), -1)
 
     bounds = initial_bounds(config, data).repeat(chunks)
-    return tables(weights, bounds, config, data, backend, dtype, row_of=row_of, chunks=chunks)
+    return tables(weights, bounds, config, data, backend, dtype, row_of=row_of)

@@ -45,11 +45,15 @@ class Weights:
     """The weights of one ArrayEmbedding: tables of `rows` (T,) rows of `width` weights, one behind the other.
 
     group: how many weights share a scale where they are stored in codes; default: those of a row.
+    block: how many weights of a vector lie side by side; default: those of a row.
+    chunks: rows that make a vector.
     """
 
     rows: np.ndarray
     width: int
     group: int = 0
+    block: int = 0
+    chunks: int = 1
 
     @property
     def count(self) -> int:
@@ -60,19 +64,23 @@ class Weights:
         count, halves = self.count, config.embedding.memory == "fp16"
         rule = rounded_rule(config.optimizer) if halves else RULES[config.optimizer.optimizer]
         memory = Array((count,), dtype, "embedding weights")
-        form = group_form(config.embedding, self.group or self.width)
+        form, master = group_form(config.embedding, self.group or self.width), {}
         if form is not None:
-            memory = memory._replace(shape=(-(-count // form.width), row_bytes(form)), dtype="uint8")
+            groups = -(-count // form.width)
+            memory = memory._replace(shape=(groups, row_bytes(form)), dtype="uint8")
+            if rule.dense:  # it is trained, and not for inference
+                master = {"master": Array((groups, form.width), "float32", "embedding master weights")}
         elif halves:
             memory = memory._replace(dtype="float16")
         read = "float32" if halves or form else dtype
-        # What is stored in codes is for inference, whatever the optimizer.
-        kept = rule.state if form is None else ()
-        summed = form is None and bool(rule.dense if halves else rule.touched)
+        summed = bool(rule.dense if halves else rule.touched)
         return {
             "memory": memory,
+            **master,
             **{
-                state: Array((count * (state in kept),), read, "embedding optimizer state", state in kept)
+                state: Array(
+                    (count * (state in rule.state),), read, "embedding optimizer state", state in rule.state
+                )
                 # half_step takes an accumulator, an empty one for SGD.
                 for state in dict.fromkeys((*rule.state, "accumulator"))
             },

@@ -38,7 +38,7 @@ def token_base(config: TrainConfig, data: DataSpec) -> np.ndarray:
 
 def declare(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
     weights = robe_weights(config.embedding, config.model.width, data.cardinalities)
-    return {"": Weights(np.array([weights]), width=1, group=int(GROUP))}
+    return {"": Weights(np.array([weights]), width=1, group=int(GROUP), block=config.embedding.block)}
 
 
 def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> ArrayEmbedding:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from robe.backend import Backend
-from robe.config import CODE_BITS, ConfigError, DataSpec, TrainConfig, budget
+from robe.config import ConfigError, DataSpec, TrainConfig, budget
 from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.declared import Weights
 from robe.kernels.parts.hashing import slot_map
@@ -24,11 +24,10 @@ def tables(
     dtype: str,
     stream: int = 1,
     row_of: Callable[[Any], Any] | None = None,
-    chunks: int = 1,
 ) -> ArrayEmbedding:
     """Tables whose rows start uniform in (-bound, bound), `bounds` (T,).
 
-    stream: of random numbers; row_of, chunks: of ArrayEmbedding.
+    stream: of random numbers; row_of: of ArrayEmbedding.
     """
     return ArrayEmbedding(
         method=config.embedding.method,
@@ -39,7 +38,7 @@ def tables(
         optimizer=config.optimizer,
         backend=backend,
         row_of=row_of,
-        chunks=chunks,
+        chunks=weights.chunks,
         **whole(config, data),
     )
 
@@ -50,15 +49,16 @@ def initial_array(
     """`memory`, `arrays` and `draw` of an ArrayEmbedding whose tables start uniform in (-bound, bound)."""
     arrays = weights.arrays(config, dtype)
     declared = arrays["memory"]
-    if config.embedding.memory in CODE_BITS:  # zeros, into which a converted checkpoint is loaded
-        return {"memory": declared.make(backend.xp), "arrays": arrays}
+    in_codes = declared.dtype == "uint8"
+    memory = declared.make(backend.xp) if in_codes else backend.empty(declared.shape, declared.dtype)
+    if in_codes and "master" not in arrays:  # a converted checkpoint is loaded into it
+        return {"memory": memory, "arrays": arrays}
 
     def draw(number: int) -> Iterator[tuple[int, np.ndarray]]:
         rng = initial_random(config, stream, number)
         for start, drawn in initial_rows(weights.rows, bounds, weights.width, rng):
             yield start * weights.width, drawn.reshape(-1)
 
-    memory = backend.empty(declared.shape, declared.dtype)
     return {"memory": memory, "arrays": arrays, "draw": draw}
 
 

@@ -306,6 +306,13 @@ def stage_backward(d_out, vectors, fours, b, staged, thread, threads):
     """Copy the gradients of all products of row b (N, `padded` N), and the vectors behind them, to shared
     memory."""
     n, width = U32(vectors.shape[1]), U32(vectors.shape[2])
+    size = stage_factors(d_out, n, width, b, staged, thread, threads)
+    stage(vectors, fours, b, staged[size:], width, thread, threads)
+
+
+@register_jitable
+def stage_factors(d_out, n, width, b, staged, thread, threads):
+    """The first part of `stage_backward`; returns how many numbers it is."""
     size, e = U32(n * padded(n)), thread
     last = U32(size - U32(1))
     while e < size:
@@ -315,7 +322,7 @@ def stage_backward(d_out, vectors, fours, b, staged, thread, threads):
         x2, x3 = factor(d_out, b, e2, n, width), factor(d_out, b, e3, n, width)
         staged[e], staged[e1], staged[e2], staged[e3] = x0, x1, x2, x3
         e = U32(e + U32(4) * threads)
-    stage(vectors, fours, b, staged[size:], width, thread, threads)
+    return size
 
 
 @register_jitable

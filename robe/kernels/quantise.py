@@ -26,8 +26,9 @@ from robe.kernels.parts.codes import (
     levels_of,
     note_range,
     scale_and_bias,
+    steps_of,
+    store_any_team,
     store_row,
-    store_team,
     team_shape,
 )
 from robe.kernels.parts.cost import Cost
@@ -68,7 +69,7 @@ def _ends_reference(row, low, high, form):
     width = high - low
     if form.bits > 2 or not width < ENDLESS:
         return scale_and_bias(low, high, levels_of(form))
-    at = ((row - low) / (width or ONE) * STEPS).astype(np.int64)
+    at = ((row - low) * steps_of(width)).astype(np.int64)
     middle = (2 * at.sum() + at.size) // (2 * at.size)
     off = at - middle
     return fitted_ends(low, width / STEPS, middle, (abs(off) if form.bits == 1 else off * off).sum(), form)
@@ -109,7 +110,7 @@ def _quantise_kernel(rows, numbers, key, form, table):
         if number != NO_ROW:
             note_range(rows[n], form, lows, highs, thread, threads)
             cuda.syncthreads()
-            store_team(rows[n], number, key, form, table[number], lows, highs, thread, threads)
+            store_any_team(rows[n], number, key, form, table[number], lows, highs, thread, threads)
             cuda.syncthreads()  # the next row takes the same memory
         n = U32(n + cuda.gridDim.x)
 

@@ -50,6 +50,13 @@ def test_training_is_that_of_the_cpu(method, optimizer, precision, tolerance, tm
     np.testing.assert_allclose(logs[1], logs[0], rtol=tolerance)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+@pytest.mark.parametrize("method", ["robe", "full"])
+def test_training_that_gathers_again_is_that_of_the_cpu(method, optimizer, monkeypatch, tmp_path):
+    monkeypatch.setattr("robe.interaction.gathering_again_pays", lambda *sizes: True)
+    test_training_is_that_of_the_cpu(method, optimizer, tmp_path)
+
+
 def test_deterministic_training_repeats_bit_for_bit(tmp_path):
     for name in "ab":
         train(settings("cuda"), tmp_path / name, deterministic=True)

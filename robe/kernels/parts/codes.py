@@ -20,7 +20,7 @@ the law of the elements, and what lies beyond the outer levels is cut off:
     bias  = mean - scale * (2^bits - 1) / 2               both rounded to the nearest half
 
 Normal elements in rows of 64 lose 0.114 and 0.352 of their variance to that, 0.202 and 2.7 to the former; in
-3 bits it would be 0.035 instead of 0.037. Deviations are summed as integers, in steps of 2^-15 of the range
+3 bits it would be 0.035 instead of 0.037. Deviations are summed as integers, in steps of 2^-12 of the range
 of the row, so that all versions come to the same bits in whatever order they sum.
 
 Scale and bias take 4 bytes a row as halves, 8 as float32; the error grows by at most 5% for it (INT8, D
@@ -51,7 +51,9 @@ UP = U32(2**13 - 1)  # what makes to_half round away from 0
 NOT_A_NUMBER = U16(0x7FFF)
 NEAREST = U32(2**12)  # and what makes it round to the nearest
 HALF, ONE, UNIT = np.float32(0.5), np.float32(1), np.float32(2.0**-24)
-STEPS = np.float32(2.0**15)  # of the range of a row, in which deviations are summed
+STEPS = np.float32(2.0**12)  # of the range of a row, in which deviations are summed
+PART = 64  # elements the squares of whose deviations have a sum below 2^31
+TINY = np.float32(2.0**-100)
 ENDLESS = np.float32(np.inf)
 NOTHING = np.float32(0)
 
@@ -124,16 +126,35 @@ def fitted(values, low, high, form):
     width, count = np.float32(high - low), np.int64(form.width)
     if not width < ENDLESS:
         return NOT_A_NUMBER, NOT_A_NUMBER
-    divisor = width if width > NOTHING else ONE
-    total = np.int64(0)
-    for i in range(form.width):
-        total += np.int32(np.float32(np.float32(values[i] - low) / divisor) * STEPS)
-    middle = np.int32((2 * total + count) // (2 * count))
-    total = np.int64(0)
-    for i in range(form.width):
-        off = np.int32(np.int32(np.float32(np.float32(values[i] - low) / divisor) * STEPS) - middle)
-        total += np.int32(abs(off)) if form.bits == 1 else np.int32(off * off)
+    steps, total = steps_of(width), np.int64(0)
+    for start in range(0, form.width, PART):
+        total += deviations(values[start : start + PART], low, steps, np.int32(0), 0)
+    middle, total = np.int32((2 * total + count) // (2 * count)), np.int64(0)
+    for start in range(0, form.width, PART):
+        total += deviations(values[start : start + PART], low, steps, middle, form.bits)
     return fitted_ends(low, np.float32(width / STEPS), middle, total, form)
+
+
+@register_jitable
+def steps_of(width):
+    """How many steps a difference of 1 is in a row of that range; 0 if halves could not tell it from 0."""
+    return np.float32(STEPS / width) if width > TINY else NOTHING
+
+
+@register_jitable
+def deviations(values, low, steps, middle, bits):
+    """The sum of the distances from `middle` of up to PART elements, in steps above `low`; of two bits that
+    of their squares. In int32, so that it becomes vector code."""
+    total = np.int32(0)
+    if bits == 2:
+        for i in range(values.size):
+            off = np.int32(np.int32(np.float32(values[i] - low) * steps) - middle)
+            total = np.int32(total + np.int32(off * off))
+    else:
+        for i in range(values.size):
+            off = np.int32(np.int32(np.float32(values[i] - low) * steps) - middle)
+            total = np.int32(total + abs(off))
+    return total
 
 
 @register_jitable
@@ -169,7 +190,8 @@ def code_of(x, scale, bias, levels, u):
     step = scale if scale > NOTHING else ONE
     code = np.float32(np.float32(x - bias) / step) + u
     code = code if code > NOTHING else NOTHING  # NaN is not
-    return U32(code if code < levels else levels)
+    # Not to U32 at once, for which many CPUs have no vector instruction.
+    return U32(np.int32(code if code < levels else levels))
 
 
 @register_jitable
@@ -192,13 +214,30 @@ def load_half(table, row, at):
 @register_jitable
 def store_eight(values, row, key, form, scale, bias, k, out):
     """Write the codes 8 k .. 8 k + 7 of a row in fewer than 4 bits, as many as it has."""
-    levels, codes, word = levels_of(form), code_bytes(form), U32(0)
+    levels, word = levels_of(form), U32(0)
     for i in range(8 * k, min(8 * k + 8, form.width)):
         code = code_of(values[i], scale, bias, levels, draw(key, row, i, form))
         word |= code << U32(form.bits * (i - 8 * k))
-    for i in range(form.bits * k, min(form.bits * (k + 1), codes)):
+    for i in range(form.bits * k, min(form.bits * (k + 1), code_bytes(form))):
         out[i] = word & U32(0xFF)
         word >>= U32(8)
+
+
+@register_jitable
+def row_ends(values, form):
+    """`ends_of` of a row of 8 bits or fewer."""
+    low, high = MOST, LEAST
+    for i in range(form.width):
+        order = ordered(values[i])
+        low, high = min(low, order), max(high, order)
+    return ends_of(values, unordered(low), unordered(high), form)
+
+
+@register_jitable
+def store_ends(ends, form, out):
+    """Write scale and bias behind the codes."""
+    store_half(out, code_bytes(form), ends[0])
+    store_half(out, code_bytes(form) + 2, ends[1])
 
 
 @register_jitable
@@ -208,15 +247,9 @@ def store_row(values, row, key, form, out):
         for i in range(form.width):
             store_half(out, 2 * i, half_of(values[i], key, row, i, form))
         return
-    low, high = MOST, LEAST
-    for i in range(form.width):
-        order = ordered(values[i])
-        low, high = min(low, order), max(high, order)
-    levels, behind = levels_of(form), code_bytes(form)
-    scale_bits, bias_bits = ends_of(values, unordered(low), unordered(high), form)
-    store_half(out, behind, scale_bits)
-    store_half(out, behind + 2, bias_bits)
-    scale, bias = from_half(scale_bits), from_half(bias_bits)
+    levels, ends = levels_of(form), row_ends(values, form)
+    scale, bias = from_half(ends[0]), from_half(ends[1])
+    store_ends(ends, form, out)
     if form.bits == 8:
         for i in range(form.width):
             out[i] = code_of(values[i], scale, bias, levels, draw(key, row, i, form))
@@ -231,6 +264,27 @@ def store_row(values, row, key, form, out):
         if form.width % 2:
             i = form.width - 1
             out[i // 2] = code_of(values[i], scale, bias, levels, draw(key, row, i, form))
+
+
+@register_jitable
+def store_few(values, form, codes, out):
+    """`store_row` to the nearest, of fewer than 4 bits; codes: scratch, zeros behind the width.
+
+    A loop that writes whole bytes becomes vector code, as those of store_eight do not. Eight codes are
+    written as four bytes; those that are too many are written again by the next eight, and at last by the
+    ends.
+    """
+    levels, ends = levels_of(form), row_ends(values, form)
+    scale, bias = from_half(ends[0]), from_half(ends[1])
+    for i in range(form.width):
+        codes[i] = code_of(values[i], scale, bias, levels, HALF)
+    for k in range((form.width + 7) // 8):
+        word, at = U32(0), form.bits * k
+        for i in range(8):
+            word |= U32(codes[8 * k + i]) << U32(form.bits * i)
+        store_half(out, at, word & U32(0xFFFF))
+        store_half(out, at + 2, word >> U32(16))
+    store_ends(ends, form, out)
 
 
 @register_jitable
@@ -274,14 +328,14 @@ def note_range(values, form, lows, highs, thread, threads):
 
 @register_jitable
 def store_team(values, row, key, form, out, lows, highs, thread, threads):
-    """`store_row` by a team, after `note_range`."""
+    """`store_row` by a team, after `note_range`; of 4 bits or more."""
     levels, codes = levels_of(form), code_bytes(form)
     scale, bias = ONE, NOTHING
     if form.bits != 16:
         low, high = MOST, LEAST
         for t in range(threads):
             low, high = min(low, lows[t]), max(high, highs[t])
-        scale_bits, bias_bits = ends_of(values, unordered(low), unordered(high), form)
+        scale_bits, bias_bits = scale_and_bias(unordered(low), unordered(high), levels)
         scale, bias = from_half(scale_bits), from_half(bias_bits)
         if thread == 0:
             store_half(out, codes, scale_bits)
@@ -295,10 +349,6 @@ def store_team(values, row, key, form, out, lows, highs, thread, threads):
         while i < form.width:
             out[i] = code_of(values[i], scale, bias, levels, draw(key, row, i, form))
             i += threads
-    elif form.bits < 4:
-        while 8 * i < form.width:
-            store_eight(values, row, key, form, scale, bias, i, out)
-            i += threads
     else:
         while i < codes:
             code = code_of(values[2 * i], scale, bias, levels, draw(key, row, 2 * i, form))
@@ -307,6 +357,30 @@ def store_team(values, row, key, form, out, lows, highs, thread, threads):
                 code = code | odd << U32(4)
             out[i] = code
             i += threads
+
+
+@register_jitable
+def store_few_team(values, row, key, form, out, lows, highs, thread, threads):
+    """The same of fewer bits, apart from `store_team` since it takes more registers."""
+    low, high = MOST, LEAST
+    for t in range(threads):
+        low, high = min(low, lows[t]), max(high, highs[t])
+    scale_bits, bias_bits = ends_of(values, unordered(low), unordered(high), form)
+    if thread == 0:
+        store_ends((scale_bits, bias_bits), form, out)
+    k = thread
+    while 8 * k < form.width:
+        store_eight(values, row, key, form, from_half(scale_bits), from_half(bias_bits), k, out)
+        k += threads
+
+
+@register_jitable
+def store_any_team(values, row, key, form, out, lows, highs, thread, threads):
+    """`store_team` of any number of bits."""
+    if form.bits < 4:
+        store_few_team(values, row, key, form, out, lows, highs, thread, threads)
+    else:
+        store_team(values, row, key, form, out, lows, highs, thread, threads)
 
 
 def team_shape(rows: int, shared: int = 0) -> tuple[int, int, int, int]:

@@ -22,6 +22,7 @@ WORDS = {
     "cached_interaction": ("out",),
     "interaction_backward": ("d_out",),
     "interaction_scatter": ("d_out",),
+    "gather_interaction_backward": ("d_out",),
     "bias_relu": ("bias", "out"),
     "bias_relu_backward": ("out",),
 }
@@ -42,11 +43,15 @@ class Case(NamedTuple):
     def slot_map(self) -> SlotMap:
         return slot_map(self.family, self.width, self.block, self.memory, seed=7, signed=self.signed)
 
+    def form(self) -> Form:
+        """Of groups of codes, INT8 where the case has none."""
+        return Form(BITS.get(self.memory_type, 8), False, int(group_length(self.slot_map())))
+
     def stored(self, memory: np.ndarray) -> np.ndarray:
         """Weights (M,) float32 as an array of the type that a look-up of this case reads."""
         if self.memory_type not in BITS:
             return memory.astype(self.memory_type)
-        form = Form(BITS[self.memory_type], False, int(group_length(self.slot_map())))
+        form = self.form()
         groups = np.zeros((-(-memory.size // form.width), row_bytes(form)), np.uint8)
         store_groups(memory, form, quantise_reference, groups)
         return groups
@@ -230,12 +235,12 @@ def call(outputs: tuple[str, ...], **arguments) -> Call:
 def cached_calls(case: Case, rng) -> dict[str, Call]:
     """Calls on a quantised table with a cache of some of its rows, of the sizes of a case.
 
-    In the bits of the case where it has few, else INT8, or INT4 where it has no signs; without a cache where
-    its ids are the largest.
+    INT8, or INT4 where the case has no signs; without a cache where its ids are the largest.
     """
     rows = max(1, case.memory // (case.width * max(case.features, 1)))  # of a feature
-    total, bits = rows * max(case.features, 1), min(BITS.get(case.memory_type, 8), 8 if case.signed else 4)
+    total, bits = rows * max(case.features, 1), 8 if case.signed else 4
     form = Form(16 if case.memory_type == "float16" else bits, case.rows % 2 == 0, case.width)
+    stored = form._replace(bits=min(form.bits, BITS.get(case.memory_type, 16)))
     table = np.empty((total, row_bytes(form)), np.uint8)
     weights, key = rng.standard_normal((total, case.width)).astype(np.float32), rounding_key(1, 0)
     numbers = np.arange(total, dtype=np.uint32)
@@ -279,8 +284,8 @@ def cached_calls(case: Case, rng) -> dict[str, Call]:
             rows=weights,
             numbers=np.where(numbers % 5, numbers[::-1], NO_ROW),
             key=key,
-            form=form,
-            table=np.zeros_like(table),
+            form=stored,
+            table=np.zeros((total, row_bytes(stored)), np.uint8),
         ),
         "sort_rows": call(("keys", "order"), ids=ids, base=base, keys=keys, order=order),
         "admit": admission,
@@ -322,7 +327,8 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
     rows = {"ids": case.draw_ids(), "base": case.base(), "slot_map": case.slot_map()}
     vectors, interacted = (case.rows, case.features, case.width), (case.rows, n, case.width)
     memory, touched = numbers(case.memory), np.zeros(case.memory, np.float32)
-    looked_up = case.stored(memory)
+    looked_up, form = case.stored(memory), case.form()
+    grouped = np.pad(memory, (0, -memory.size % form.width), "edge").reshape(-1, form.width)
     slots, _ = slots_reference(rows["slot_map"], rows["base"] + rows["ids"].astype(np.uint64))
     touched[slots] = rng.integers(-4, 5, slots.shape)
     matrix = (case.rows, case.width)
@@ -351,6 +357,12 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             accumulator=touched[: case.memory * (case.rows % 2)] ** 2,
             out=memory.astype(np.float16),
         ),
+        "quantise_touched": call(
+            ("memory",),
+            **rows,
+            weights=grouped,
+            memory=np.zeros((len(grouped), row_bytes(form)), np.uint8),
+        ),
         "interaction": call(("out",), vectors=numbers(*interacted), out=nan(case.rows, columns)),
         "interaction_backward": call(
             ("d_vectors",),
@@ -369,6 +381,15 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             scale=-0.1,
             d_first=nan(*matrix),
             out=memory,
+        ),
+        "gather_interaction_backward": call(
+            ("d_first", "out"),
+            d_out=numbers(case.rows, columns),
+            memory=memory if case.memory_type in BITS else looked_up,  # codes are not trained
+            **rows,
+            first=numbers(*matrix),
+            d_first=nan(*matrix),
+            out=numbers(case.memory),
         ),
         "bias_relu": call(("out",), x=numbers(*matrix), bias=numbers(case.width), out=nan(*matrix)),
         "bias_relu_backward": call(

@@ -104,15 +104,15 @@ def check() -> Iterator[Agreement]:
 def listing() -> Iterator[str]:
     """Lines of text: every operation with what it does, its versions, and the cost of a call per row."""
     yield f"{BENCH.features} features, D = {BENCH.width}"
-    yield f"{'operation':<22}{'bytes/row':>12}{'flops/row':>12}   what it does"
+    yield f"{'operation':<29}{'bytes/row':>12}{'flops/row':>12}   what it does"
     for operation, call in calls(BENCH).items():
         moved, flops = version(operation, "cost")(*call.arguments.values())
         first = module(operation).__doc__.splitlines()[0]
-        yield f"{operation:<22}{moved / BENCH.rows:>12,.0f}{flops / BENCH.rows:>12,.0f}   {first}"
+        yield f"{operation:<29}{moved / BENCH.rows:>12,.0f}{flops / BENCH.rows:>12,.0f}   {first}"
     yield ""
-    yield f"{'operation':<22}versions: functions OPERATION_VERSION in robe/kernels/; models run cpu or cuda"
+    yield f"{'operation':<29}versions: functions OPERATION_VERSION in robe/kernels/; models run cpu or cuda"
     for operation in OPERATIONS:
-        yield f"{operation:<22}{', '.join(versions(operation))}"
+        yield f"{operation:<29}{', '.join(versions(operation))}"
 
 
 def checking() -> Iterator[str]:
@@ -122,7 +122,7 @@ def checking() -> Iterator[str]:
         worst = max(group, key=lambda a: (not a.good, a.error))
         bad += not worst.good
         verdict = "ok" if worst.good else "FAIL"
-        yield f"{verdict:<5}{operation:<22}{name:<20}worst {worst.error:.1e} ({worst.case})"
+        yield f"{verdict:<5}{operation:<29}{name:<20}worst {worst.error:.1e} ({worst.case})"
     if bad:
         raise InspectionError(f"{bad} versions disagree with the reference; see the lines marked FAIL")
 
@@ -131,10 +131,10 @@ def timing() -> Iterator[str]:
     """Lines of text: the times of the CPU versions, each checked before it is timed."""
     c = BENCH
     yield f"{c.rows} rows, {c.features} features, D = {c.width}, Z = {c.block}, M = {c.memory:,}"
-    yield f"{'operation':<22}{'median':>12}{'fastest':>12}{'slowest':>12}{'GB/s':>8}{'of a copy':>11}"
+    yield f"{'operation':<29}{'median':>12}{'fastest':>12}{'slowest':>12}{'GB/s':>8}{'of a copy':>11}"
     for t in bench("cpu"):
         times = "".join(f"{1e3 * seconds:>9.3f} ms" for seconds in (t.seconds, t.fastest, t.slowest))
-        yield f"{t.operation:<22}{times}{t.bandwidth / 1e9:>8.1f}{t.share:>10.0%}"
+        yield f"{t.operation:<29}{times}{t.bandwidth / 1e9:>8.1f}{t.share:>10.0%}"
 
 
 def show(operation: str | None, form: str, capability: str) -> str:
@@ -158,13 +158,13 @@ def show(operation: str | None, form: str, capability: str) -> str:
 
 def register_table(operations, capabilities) -> Iterator[str]:
     """Lines of text: what each CUDA kernel occupies."""
-    yield f"{'kernel':<44}{'for':>6}{'registers':>11}{'spilled':>9}{'shared':>10}{'warps that fit':>16}"
+    yield f"{'kernel':<47}{'for':>6}{'registers':>11}{'spilled':>9}{'shared':>10}{'warps that fit':>16}"
     for operation in operations:
         for name, started in kernels(operation).items():
             for capability in capabilities:
                 used = resources(started, capability)
                 sizes = f"{used.registers:>11}{used.spilled:>7} B{used.shared:>8} B{used.occupancy:>16.0%}"
-                yield f"{name:<44}{capability:>6}{sizes}"
+                yield f"{name:<47}{capability:>6}{sizes}"
 
 
 def _error(expected: np.ndarray, found: np.ndarray) -> float:

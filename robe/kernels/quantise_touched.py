@@ -1,0 +1,161 @@
+"""Quantise again the groups that a batch touches, after its step: the codes that the next look-up reads.
+
+    ids, base, slot_map   which slots: those that a batch touches, as in scatter_add.py
+    weights (R, G) float32   the weights behind the codes, group by group (groups.py), the last one filled up
+    memory  (R, S) uint8     the groups of these slots are written, to the nearest
+
+Training in few bits keeps both (robe/embeddings/array.py): a step of the optimizer changes `weights`, and
+this brings `memory` up to date. What quantise.py would make of all groups, this makes of those that may
+differ.
+
+Versions: a group depends on its weights alone, so it does no harm to write one twice, or in two threads at a
+time: the bytes are the same. `reference` takes each group once. `cpu` first lists the groups of each row of
+the batch, and passes over those that were seen just before, in a table of 2^FILTER numbers, each for a
+stretch of neighbouring groups: hot ones are named hundreds of times in a batch. `cuda` gives 32 pieces
+(pieces.py) to a warp: each thread lists the groups of one, and then all write one group after the other.
+"""
+
+import numpy as np
+from numba import cuda, njit, prange
+from numba.extending import register_jitable
+
+from robe.kernels.parts.codes import (
+    NO_ROW,
+    TEAM,
+    U32,
+    Form,
+    note_range,
+    store_any_team,
+    store_few,
+    store_row,
+    team_shape,
+)
+from robe.kernels.parts.cost import Cost
+from robe.kernels.parts.groups import form_of, group_of
+from robe.kernels.parts.half import rounding_key
+from robe.kernels.parts.hashing import ONE, TABLE, U64, ZERO, slots_reference
+from robe.kernels.parts.launch import launch
+from robe.kernels.parts.pieces import count_pieces, piece_at
+from robe.kernels.parts.spans import most_spans, row_walk
+from robe.kernels.parts.walks import nothing, rows
+from robe.kernels.quantise import quantise_reference
+
+FILTER = 14  # its table stays in the second-level cache, and has a number for each group of 10^6 weights
+GROUPS = 3  # of a piece, at the most
+LISTED = GROUPS * TEAM
+
+
+def quantise_touched_cost(ids, base, slot_map, weights, memory) -> Cost:
+    """When no group repeats, and rows fill their groups: weights read, codes written; as quantise.py."""
+    elements = ids.size * int(slot_map.width)
+    codes = elements * memory.shape[1] // weights.shape[1]
+    return Cost(ids.nbytes + 4 * elements + codes, 5 * elements)
+
+
+def quantise_touched_reference(ids, base, slot_map, weights, memory):
+    slots, _ = slots_reference(slot_map, base + ids.astype(np.uint64))
+    groups = np.unique(slots // weights.shape[1]).astype(np.uint32)
+    quantise_reference(weights[groups], groups, rounding_key(0, 0), form_of(memory, slot_map), memory)
+
+
+@register_jitable(forceinline=True)
+def _list_span(state, slot_map, count, slot, length, bits, element):
+    """List the groups of a span that were not seen just now."""
+    seen, shift, listed = state
+    last, _ = group_of(slot_map, slot + length - ONE)
+    group, _ = group_of(slot_map, slot)
+    while group <= last:
+        if seen[group >> shift] != group:
+            seen[group >> shift] = listed[count] = group
+            count += 1
+        group += ONE
+    return count
+
+
+_list_row = row_walk(_list_span)
+
+
+@register_jitable
+def _list_groups(state, slot_map, base, kept, b, ids, following):
+    seen, shift, listed, counts = state
+    count = 0
+    for f in range(ids.size):
+        count = _list_row(slot_map, base[f] + U64(ids[f]), (seen, shift, listed[b]), count)
+    counts[b] = count
+
+
+_list_touched = rows(nothing, _list_groups)
+
+
+# In a walk, the loops over a group would not become vector code.
+@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+def _quantise_listed(listed, counts, code_bits, weights, memory):
+    form = Form(code_bits, False, weights.shape[1])
+    for b in prange(listed.shape[0]):
+        codes = np.zeros((form.width + 7) // 8 * 8, np.uint8)
+        for i in range(counts[b]):
+            group = listed[b, i]
+            if code_bits < 4:
+                store_few(weights[group], form, codes, memory[group])
+            else:
+                store_row(weights[group], group, ZERO, form, memory[group])
+
+
+def quantise_touched_cpu(ids, base, slot_map, weights, memory):
+    shift = U64(max(0, (len(weights) - 1).bit_length() - FILTER))
+    seen = np.full(2**FILTER, NO_ROW, np.uint32)
+    width = int(slot_map.width)
+    most = min(width, 2 * most_spans(slot_map) + width // weights.shape[1])  # groups of a row
+    listed = np.empty((len(ids), most * ids.shape[1]), np.uint32)
+    counts = np.empty(len(ids), np.int64)
+    _list_touched((seen, shift, listed, counts), slot_map, ids, base)
+    _quantise_listed(listed, counts, form_of(memory, slot_map).bits, weights, memory)
+
+
+@register_jitable
+def _note_groups(slot_map, slot, length, groups, at):
+    """List the groups of a piece: that of its first slot, of the last before the end of the array, and of
+    those that go on at its beginning."""
+    end = slot + U64(length) - ONE
+    first, _ = group_of(slot_map, slot)
+    last, _ = group_of(slot_map, min(end, slot_map.memory - ONE))
+    groups[at], groups[at + 1] = first, last
+    groups[at + 2] = U32(0) if end >= slot_map.memory else NO_ROW
+
+
+@cuda.jit(cache=True)
+def _quantise_touched_kernel(ids, base, slot_map, count, shift, code_bits, weights, memory):
+    lows = cuda.shared.array(TEAM, np.int32)
+    highs = cuda.shared.array(TEAM, np.int32)
+    groups = cuda.shared.array(LISTED, np.uint32)
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    form = Form(code_bits, False, weights.shape[1])
+    first, step = U32(cuda.blockIdx.x * threads), U32(cuda.gridDim.x * threads)
+    while first < count:
+        piece, at = U32(first + thread), GROUPS * thread
+        groups[at] = groups[at + 1] = groups[at + 2] = NO_ROW
+        if piece < count:
+            slot, _, _, _, element = piece_at(piece, ids, base, slot_map, shift)
+            # A row of a table is one group, which its first piece stands for.
+            if slot_map.family != TABLE or element == 0:
+                _note_groups(slot_map, slot, U32(1) << shift, groups, at)
+        cuda.syncthreads()
+        last = NO_ROW
+        for i in range(GROUPS * threads):
+            group = groups[i]
+            if group != NO_ROW and group != last:
+                note_range(weights[group], form, lows, highs, thread, threads)
+                cuda.syncthreads()
+                row, out = weights[group], memory[group]
+                store_any_team(row, group, ZERO, form, out, lows, highs, thread, threads)
+                cuda.syncthreads()  # the next group takes the same memory
+                last = group
+        cuda.syncthreads()  # and the next pieces theirs
+        first = U32(first + step)
+
+
+def quantise_touched_cuda(ids, base, slot_map, weights, memory):
+    count, shift = count_pieces(slot_map, ids)
+    bits, shape = form_of(memory, slot_map).bits, team_shape(-(-count // TEAM))
+    where = ids, base, slot_map, U32(count), shift
+    launch(_quantise_touched_kernel, (count,), *where, bits, weights, memory, shape=shape)
