@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipeline import shard_files
 from data_pipeline.appearing import read_note
-from data_pipeline.dialects import scaler
+from data_pipeline.dialects import distinct, scaler
 from data_pipeline.job import Job
 from data_pipeline.manifest import Pairs, Stretch, measured_columns
 from data_pipeline.npy import NpyFile
@@ -64,7 +64,7 @@ class _Ranks:
         bits = np.sort(bits >> DROPPED)
         first = np.flatnonzero(np.diff(bits, prepend=~bits[:1]))
         known, new = self.seen, bits[first]
-        self.seen = np.union1d(known, new)
+        self.seen = distinct(iter((known, new)))
         counts = np.zeros(self.seen.size, np.int64)
         counts[np.searchsorted(self.seen, known)] = self.counts
         counts[np.searchsorted(self.seen, new)] += np.diff(first, append=bits.size)

@@ -205,6 +205,8 @@ def test_plan_of_a_gpu_is_what_is_allocated(optimizer, options, deterministic, p
         *({"method": name} for name in ("full", "none", "mixed_precision")),
         *({"method": name, "compression": 2} for name in METHODS if "compression" in METHODS[name].options),
         {"method": "robe", "compression": 2, "memory": "fp16"},
+        {"method": "robe", "compression": 2, "memory": "int3"},
+        {"method": "full", "memory": "int8"},
     ],
     ids=lambda embedding: "-".join(map(str, embedding.values())),
 )
