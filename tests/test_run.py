@@ -284,6 +284,12 @@ def test_a_run_teaches_another(folder, trained, tmp_path, capsys):
     assert run("train", "--resume", tmp_path / "a", capsys=capsys)[0] == 0
     assert whole.read_bytes() == expected
 
+    settings = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert Path(settings.pop("teacher")) == teacher
+    (tmp_path / "b" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="names no teacher, or one that taught nothing"):
+        run_folder.read(tmp_path / "b")
+
     for content, message in (
         (
             np.full((2000, 1), 1.5, np.float32),
