@@ -31,6 +31,7 @@ SCHEDULE = {"lr": 0.1, "warmup_steps": 3, "decay_start": 6, "decay_steps": 6}
 METHODS = {
     "ROBE": {"weights": 40, "block": 4},
     "ROBE, fp16": {"weights": 40, "block": 4, "memory": "fp16"},
+    "ROBE, int3": {"weights": 40, "block": 4, "memory": "int3"},
     "full": {"method": "full"},
     # One set of 32 rows, fewer than the training reads: so some leave it, and are rounded.
     "mixed precision": {"method": "mixed_precision", "bits": 8, "cache": 0.4},
