@@ -7,7 +7,7 @@
     table   (R, S) uint8    S = row_bytes(form); those rows are written
 
 Versions: `reference` works on all rows at once, `cpu` on one after the other in each thread. `cuda_rows`
-gives a row to a thread, `cuda` to a thread block, whose threads read neighbouring elements.
+gives a row of 4 bits or more to a thread, `cuda` to a thread block, whose threads read neighbouring elements.
 """
 
 import numpy as np
@@ -16,7 +16,9 @@ from numba import cuda, njit, prange
 from robe.kernels.parts.codes import (
     ENDLESS,
     NO_ROW,
+    NOTHING,
     ONE,
+    PART,
     STEPS,
     TEAM,
     U32,
@@ -24,9 +26,11 @@ from robe.kernels.parts.codes import (
     draw,
     fitted_ends,
     levels_of,
+    middle_of,
     note_range,
     scale_and_bias,
     steps_of,
+    store_any_row,
     store_any_team,
     store_row,
     team_shape,
@@ -70,16 +74,22 @@ def _ends_reference(row, low, high, form):
     if form.bits > 2 or not width < ENDLESS:
         return scale_and_bias(low, high, levels_of(form))
     at = ((row - low) * steps_of(width)).astype(np.int64)
-    middle = (2 * at.sum() + at.size) // (2 * at.size)
-    off = at - middle
-    return fitted_ends(low, width / STEPS, middle, (abs(off) if form.bits == 1 else off * off).sum(), form)
+    off = at - middle_of(_sum_reference(at), form)
+    total = _sum_reference(abs(off) if form.bits == 1 else off * off)
+    return fitted_ends(low, width / STEPS, middle_of(_sum_reference(at), form), total, form)
+
+
+def _sum_reference(numbers):
+    """As of `deviations`: sums of PART integers are exact, and then added up as floats."""
+    parts = (numbers[start : start + PART].sum() for start in range(0, numbers.size, PART))
+    return sum(map(np.float32, parts), NOTHING)
 
 
 @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
 def _quantise(rows, numbers, key, form, table):
     for n in prange(rows.shape[0]):
         if numbers[n] != NO_ROW:
-            store_row(rows[n], numbers[n], key, form, table[numbers[n]])
+            store_any_row(rows[n], numbers[n], key, form, table[numbers[n]])
 
 
 def quantise_cpu(rows, numbers, key, form, table):
@@ -96,6 +106,8 @@ def _quantise_rows_kernel(rows, numbers, key, form, table):
 
 
 def quantise_cuda_rows(rows, numbers, key, form, table):
+    if form.bits < 4:
+        return quantise_cuda(rows, numbers, key, form, table)
     launch(_quantise_rows_kernel, (len(rows),), rows, numbers, key, form, table)
 
 

@@ -25,9 +25,10 @@ from robe.kernels.parts.codes import (
     U32,
     Form,
     note_range,
-    store_any_team,
     store_few,
+    store_few_team,
     store_row,
+    store_team,
     team_shape,
 )
 from robe.kernels.parts.cost import Cost
@@ -38,7 +39,7 @@ from robe.kernels.parts.lanes import prefetch_span
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.pieces import count_pieces, piece_at
 from robe.kernels.parts.spans import most_spans, row_walk
-from robe.kernels.parts.walks import nothing, rows
+from robe.kernels.parts.walks import nothing, of, rows
 from robe.kernels.quantise import quantise_reference
 
 SEEN = 2**14  # which stay in the second-level cache, and are enough for each group of 10^6 weights
@@ -130,39 +131,50 @@ def _note_groups(slot_map, slot, length, groups, at):
     groups[at + 2] = U32(0) if end >= slot_map.memory else NO_ROW
 
 
-@cuda.jit(cache=True)
-def _quantise_touched_kernel(ids, base, slot_map, count, shift, code_bits, weights, memory):
-    lows = cuda.shared.array(TEAM, np.int32)
-    highs = cuda.shared.array(TEAM, np.int32)
-    groups = cuda.shared.array(LISTED, np.uint32)
-    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
-    form = Form(code_bits, False, weights.shape[1])
-    first, step = U32(cuda.blockIdx.x * threads), U32(cuda.gridDim.x * threads)
-    while first < count:
-        piece, at = U32(first + thread), GROUPS * thread
-        groups[at] = groups[at + 1] = groups[at + 2] = NO_ROW
-        if piece < count:
-            slot, _, _, _, element = piece_at(piece, ids, base, slot_map, shift)
-            # A row of a table is one group, which its first piece stands for.
-            if slot_map.family != TABLE or element == 0:
-                _note_groups(slot_map, slot, U32(1) << shift, groups, at)
-        cuda.syncthreads()
-        last = NO_ROW
-        for i in range(GROUPS * threads):
-            group = groups[i]
-            if group != NO_ROW and group != last:
-                note_range(weights[group], form, lows, highs, thread, threads)
-                cuda.syncthreads()
-                row, out = weights[group], memory[group]
-                store_any_team(row, group, ZERO, form, out, lows, highs, thread, threads)
-                cuda.syncthreads()  # the next group takes the same memory
-                last = group
-        cuda.syncthreads()  # and the next pieces theirs
-        first = U32(first + step)
+def _listed(store):
+    """The kernel that writes groups by `store`; in one kernel for all bits, registers would be short."""
+
+    @cuda.jit(cache=True)
+    @of(store)
+    def quantise_listed(ids, base, slot_map, count, shift, code_bits, weights, memory):
+        lows = cuda.shared.array(TEAM, np.int32)
+        highs = cuda.shared.array(TEAM, np.int32)
+        groups = cuda.shared.array(LISTED, np.uint32)
+        thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+        form = Form(code_bits, False, weights.shape[1])
+        first, step = U32(cuda.blockIdx.x * threads), U32(cuda.gridDim.x * threads)
+        while first < count:
+            piece, at = U32(first + thread), GROUPS * thread
+            groups[at] = groups[at + 1] = groups[at + 2] = NO_ROW
+            if piece < count:
+                slot, _, _, _, element = piece_at(piece, ids, base, slot_map, shift)
+                # A row of a table is one group, which its first piece stands for.
+                if slot_map.family != TABLE or element == 0:
+                    _note_groups(slot_map, slot, U32(1) << shift, groups, at)
+            cuda.syncthreads()
+            last = NO_ROW
+            for i in range(GROUPS * threads):
+                group = groups[i]
+                if group != NO_ROW and group != last:
+                    note_range(weights[group], form, lows, highs, thread, threads)
+                    cuda.syncthreads()
+                    row, out = weights[group], memory[group]
+                    store(row, group, ZERO, form, out, lows, highs, thread, threads)
+                    cuda.syncthreads()  # the next group takes the same memory
+                    last = group
+            cuda.syncthreads()  # and the next pieces theirs
+            first = U32(first + step)
+
+    return quantise_listed
+
+
+_quantise_touched_kernel = _listed(store_team)
+_quantise_few_kernel = _listed(store_few_team)
 
 
 def quantise_touched_cuda(ids, base, slot_map, weights, memory):
     count, shift = count_pieces(slot_map, ids)
     bits, shape = form_of(memory, slot_map).bits, team_shape(-(-count // TEAM))
     where = ids, base, slot_map, U32(count), shift
-    launch(_quantise_touched_kernel, (count,), *where, bits, weights, memory, shape=shape)
+    kernel = _quantise_few_kernel if bits < 4 else _quantise_touched_kernel
+    launch(kernel, (count,), *where, bits, weights, memory, shape=shape)

@@ -231,7 +231,8 @@ def kernels(operation: str) -> dict[str, Started]:
 
     # The rows of a batch matter to the number of blocks, and to whether they are less than the array.
     sizes = ("float32", "floats", 256), ("float32", "floats", 1024)
-    others = ("float16", "halves", 256), ("int8", "codes", 256), ("float32", "words", 256)
+    codes = ("int8", "codes", 256), ("int3", "codes", 256)
+    others = ("float16", "halves", 256), *codes, ("float32", "words", 256)
     for memory_type, stored, rows in (*sizes, *others):
         call = calls(BENCH._replace(rows=rows, memory_type=memory_type))[operation]
         with mock.patch("robe.kernels.parts.launch.start", partial(note, stored)):
