@@ -58,7 +58,9 @@ class _Ranks:
         self.seen, self.counts = np.empty(0, np.uint32), np.empty(0, np.int64)
 
     def add(self, column: np.ndarray) -> None:
-        bits = (column + np.float32(0)).view(np.uint32)  # -0 becomes 0
+        bits = column.view(np.uint32)
+        # Of the numbers that are counted as one with 0, or with -0, all are 0.
+        bits = np.where(bits & np.uint32(0x7FFFFFFF) < 1 << DROPPED, np.uint32(0), bits)
         # In the order of the numbers.
         bits ^= np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
         bits = np.sort(bits >> DROPPED)

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plain_parser import lines, write
 
@@ -109,6 +109,8 @@ def test_neither_pieces_nor_days_matter(folders, transform, tmp_path, monkeypatc
 
 @given(st.lists(NUMBERS, min_size=1, max_size=300), st.lists(st.integers(0, 300), max_size=4))
 @settings(max_examples=50, deadline=None)
+@example([0.0, -1e-43], [])  # as near to 0 as float32 numbers are
+@example([-0.0, 1.0, -1.0], [1])
 def test_columns_are_measured_alike_in_any_order_and_pieces(numbers, cuts):
     column = np.array(numbers, np.float32)
     logarithms = np.log1p(np.maximum(column, 0))
