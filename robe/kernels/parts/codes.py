@@ -326,14 +326,10 @@ def element_at(table, row, i, scale, bias, form):
         return load_half(table, row, 2 * i)
     if form.bits == 8:
         return bias + scale * np.float32(table[row, i])
-    i = U32(i)
-    if form.bits == 4:
-        code = U32(table[row, i >> U32(1)]) >> U32(U32(4) * (i & U32(1))) & U32(15)
-    else:
-        at = i * U32(form.bits)
-        byte = at >> U32(3)  # a code may go on in the next one; scale and bias stand behind the last
-        both = U32(table[row, byte]) | U32(table[row, byte + U32(1)]) << U32(8)
-        code = both >> (at & U32(7)) & U32((1 << form.bits) - 1)
+    at = U32(i) * U32(form.bits)
+    byte = at >> U32(3)  # a code may go on in the next one; scale and bias stand behind the last
+    both = U32(table[row, byte]) | U32(table[row, byte + U32(1)]) << U32(8)
+    code = both >> (at & U32(7)) & U32((1 << form.bits) - 1)
     return bias + scale * np.float32(code)
 
 
