@@ -21,8 +21,9 @@ pytestmark = pytest.mark.kernels
 NAMES = ("Z = 1", "Z does not divide D", "M = Z: every block wraps", "repeated ids", "largest ids")
 CUDA = [(operation, name) for operation in OPERATIONS for name in versions(operation) if "cuda" in name]
 # Atomic sums have no order.
+SUMMING = ("interaction_scatter", "gather_interaction_backward")
 UNORDERED = {("scatter_add", "cuda"), ("scatter_add", "cuda_elements")}
-UNORDERED |= {("interaction_scatter", "cuda"), ("interaction_scatter", "cuda_apart")}
+UNORDERED |= {(operation, name) for operation in SUMMING for name in ("cuda", "cuda_apart")}
 
 
 @needs_simulator
