@@ -16,9 +16,10 @@ import csv
 import importlib
 import inspect
 import io
+import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -138,6 +139,18 @@ def asked(options: type[Options]) -> Result:
 def main(options: type[Options] = SeededOptions) -> None:
     """The command line of a script; ends with code 1 if its claim fails."""
     sys.exit(not asked(options).verdict.holds)
+
+
+def told(options: type[Options], summarise: Callable[[Rows], dict], tables: Callable[[dict], str]) -> None:
+    """As `main`, for a study: also writes what `summarise` keeps of its rows, OUT/NAME.json, and prints the
+    `tables` that are made of that, and each check."""
+    result = asked(options)
+    summary = json.dumps(summarise(result.rows), indent=1)
+    write_whole(result.figure.with_suffix(".json"), summary + "\n")
+    print(tables(json.loads(summary)))
+    for check in result.verdict.checks:
+        print(f"{'holds' if check.holds else 'FAILS'} {check.what}: {check.found}")
+    sys.exit(not result.verdict.holds)
 
 
 def write_csv(path: Path, rows: Rows) -> None:

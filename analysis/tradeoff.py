@@ -25,8 +25,6 @@ Trainings are kept in analysis/out/tradeoff, see analysis/trainings.py, with a c
 """
 
 import dataclasses
-import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -51,7 +49,6 @@ from analysis.trainings import (
     synthetic_data,
 )
 from data_pipeline.folders import open_folder
-from data_pipeline.whole_files import write_whole
 from robe.config import (
     ConfigError,
     DataSpec,
@@ -474,13 +471,7 @@ def plot(rows: Rows):
 
 def main() -> None:
     """Hold the claim against trainings, and write what the tables of docs/results.md are made of."""
-    result = claim.asked(StudyOptions)
-    summary = json.dumps(summarise(result.rows), indent=1)
-    write_whole(result.figure.with_name("tradeoff.json"), summary + "\n")
-    print(tables(json.loads(summary)))
-    for check in result.verdict.checks:
-        print(f"{'holds' if check.holds else 'FAILS'} {check.what}: {check.found}")
-    sys.exit(not result.verdict.holds)
+    claim.told(StudyOptions, summarise, tables)
 
 
 if __name__ == "__main__":

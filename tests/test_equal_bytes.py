@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from trainings_made import trained
 
-from analysis import equal_bytes
+from analysis import claim, equal_bytes
 from analysis.equal_bytes import AFTERWARDS, FLOAT, FULL, WAYS, fitted, stored_bytes
 from robe.config import ConfigError, DataSpec, EmbeddingConfig
 
@@ -184,3 +184,20 @@ def test_table_and_figure_tell_the_best_of_each_size(tmp_path):
     assert len(table) == 4 + len(GOOD)
     equal_bytes.plot(rows).savefig(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("wrong", "code"), [({}, 0), ({"hashing 100": 0.792}, 1)])
+def test_a_study_ends_with_its_checks_and_leaves_its_figures(wrong, code, tmp_path, monkeypatch, capsys):
+    rows = planted(**wrong)
+    verdict, figure = equal_bytes.verdict(rows), tmp_path / "equal_bytes.png"
+    found = claim.Result(equal_bytes, {}, rows, verdict, figure, 0.0)
+    monkeypatch.setattr(claim, "asked", lambda options: found)
+    with pytest.raises(SystemExit) as exit:
+        equal_bytes.main()
+    assert exit.value.code == code
+    summary = json.loads((tmp_path / "equal_bytes.json").read_text())
+    assert summary == json.loads(json.dumps(equal_bytes.summarise(rows)))
+    out = capsys.readouterr().out
+    assert out.startswith(equal_bytes.table(summary))
+    assert out.count("\nholds ") == 5 - code
+    assert out.count("\nFAILS rivals: at 100x") == code

@@ -6,6 +6,7 @@ import numba
 import numpy as np
 import pytest
 from conftest import each_version
+from test_convert import METHODS
 from test_embeddings import HASHED, NUMBERED
 from test_embeddings import settings as embedding_settings
 from test_train import DATA, rows, train
@@ -26,16 +27,6 @@ from robe.model import build
 from robe.plan import plan
 from robe.report import plan_text
 from robe.train import predict
-
-METHODS = {
-    "robe": {"weights": 1001},  # the last group is not full
-    "full": {},
-    "hashing": {"compression": 3},
-    "frequency": {"compression": 3},
-    "compositional": {"compression": 3, "chunks": 2},
-    "quotient_remainder": {"compression": 2},
-    "tensor_train": {"compression": 2},
-}
 
 
 def requantised(embedding):
