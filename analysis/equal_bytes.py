@@ -12,16 +12,17 @@ dictionary (4 bytes an id) of those ways that number the rows of tables. A secon
 needs of memory: master weights, gradients and sums besides.
 
 Conditions: the DLRM of the preset `small`, Adagrad, each pass but the first with a fresh embedding;
-SYNTHETIC rows of a planted law with z-scored numbers, or the rows given by --data. Every point has its rate
-tuned alike: of RATES the one with the best validation AUC, with a seed that is not used again. A seed draws
-initial weights, order of rows and hash, so points of equal seeds are paired; the rows are always the same, so
-other data may differ by more.
+SYNTHETIC rows of a planted law with z-scored numbers, or the rows given by --data. Every way has its rate
+tuned alike: of RATES the one with the best validation AUC at 100 times fewer bytes, with a seed that is not
+used again. A seed draws initial weights, order of rows and hash, so points of equal seeds are paired; the
+rows are always the same, so other data may differ by more.
 
 How many seeds there are follows Stein's rule (1945): those of the first stage tell the deviation s of each
 difference from the float32 array, and then there are as many, up to --most, as make t s / sqrt(n) no larger
 than --resolution, where t is Student's for the first stage. So an interval has its 95%, whatever s is.
 
     python analysis/equal_bytes.py [--quick] [--data PREPARED] [--seeds N] [--most N] [--resolution X]
+                                   [--jobs N]
 
 Trainings are kept in analysis/out/equal_bytes, see analysis/trainings.py; whoever stops the study and starts
 it again loses at most one of them.
@@ -29,7 +30,8 @@ it again loses at most one of them.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +69,7 @@ from robe.train import predict, versions
 
 CACHE = claim.OUT / "equal_bytes"
 COMPRESSIONS = (10, 100, 1000, 10000)
+TUNED_AT = 100
 GAINS = {100: 0.002, 1000: 0.01}  # of the best few-bit array over float32, at least
 WITHIN = 0.001  # of the full table's best, at 100x
 LEVEL = 0.95
@@ -96,8 +99,7 @@ class Sizes(Study):
     most: seeds. resolution: half the interval to come to.
     """
 
-    rows: int = 3_600_000
-    passes: int = 4
+    passes: int = 2
     most: int = 16
     resolution: float = 0.0005
     ways: tuple[str, ...] = (*WAYS, *AFTERWARDS)
@@ -114,6 +116,7 @@ QUICK = Sizes(
     most=3,
     ways=(FLOAT, "ROBE in 4 bits", "hashing"),
     compressions=(100,),
+    jobs=1,
 )
 
 
@@ -124,6 +127,9 @@ class EqualBytesOptions(StudyOptions):
 
     resolution: float | None = None
     """Half the interval that differences in AUC are to be told to."""
+
+    jobs: int | None = None
+    """Trainings at a time, each on one core. Default: as many as there are cores."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +246,7 @@ def measure(
     resolution: float | None = None,
     passes: int | None = None,
     batch: int | None = None,
+    jobs: int | None = None,
     study: Sizes | None = None,
     cache: Path = CACHE,
     say: Callable[[str], None] = print,
@@ -257,35 +264,48 @@ def measure(
         "resolution": resolution,
         "passes": passes,
         "batch": batch,
+        "jobs": jobs,
     }
     study = study.given(**given)
     manifest = open_folder(study.data or synthetic_data(study, cache, dense="zscore"))
     say(f"data: {manifest.describe()}")
     trainings = PointTrainings(manifest, study.batch, cache, say)
     points = list(plan(study, trainings.spec))
-    rates = {}
-    for point in points:
-        rates[point] = study.rates[0]
-        if len(study.rates) > 1:
-            tuned = {rate: trainings.run(point, rate, TUNING_SEED, study.passes) for rate in study.rates}
-            rates[point] = max(tuned, key=lambda rate: tuned[rate]["validation"]["auc"])
+    jobs = study.jobs or len(os.sched_getaffinity(0))
+    rates = tuned(trainings, study, points, jobs)
 
-    def row(point: Point, seed: int) -> dict:
-        test = trainings.run(point, rates[point], seed, study.passes)["test"]
-        facts = {"way": point.way, "compression": point.compression, **trainings.sizes(point)}
-        facts |= {"rate": rates[point], "seed": seed, "first_stage": seed <= TUNING_SEED + study.seeds}
-        return facts | {"auc": test["auc"], "log_loss": test["log_loss"]}
+    def of(seeds: Iterable[int]) -> Rows:
+        # Seed by seed, so that a study cut short has all points.
+        each = [(point, rates[point.way], seed, study.passes) for seed in seeds for point in points]
+        return [
+            {
+                **{"way": point.way, "compression": point.compression, **trainings.sizes(point)},
+                **{"rate": rate, "seed": seed, "first_stage": seed <= TUNING_SEED + study.seeds},
+                **{"auc": found["test"]["auc"], "log_loss": found["test"]["log_loss"]},
+            }
+            for (point, rate, seed, _), found in zip(each, trainings.runs(each, jobs), strict=True)
+        ]
 
     first = range(TUNING_SEED + 1, TUNING_SEED + 1 + study.seeds)
-    # Seed by seed, so that a study cut short has all points.
-    rows = [row(point, seed) for seed in first for point in points]
+    rows = of(first)
     best = manifest.synthetic and manifest.synthetic["bayes"]
     seeds_wanted = min(study.most, wanted(rows, study.resolution))
     say(f"{seeds_wanted} seeds tell differences to {study.resolution:g}, or are the most that were asked for")
-    rows += [
-        row(point, seed) for seed in range(first.stop, TUNING_SEED + 1 + seeds_wanted) for point in points
-    ]
+    rows += of(range(first.stop, TUNING_SEED + 1 + seeds_wanted))
     return [one | {"best_auc": best["test"]["auc"]} for one in rows] if best else rows
+
+
+def tuned(trainings: PointTrainings, study: Sizes, points: list[Point], jobs: int) -> dict[str, float]:
+    """Way -> the rate that is best at TUNED_AT, or else at the size of its next to it."""
+    at = {
+        point.way: point for point in sorted(points, key=lambda p: -abs(math.log(p.compression / TUNED_AT)))
+    }
+    if len(study.rates) == 1:
+        return dict.fromkeys(at, study.rates[0])
+    each = [(point, rate, TUNING_SEED, study.passes) for point in at.values() for rate in study.rates]
+    found = zip(each, trainings.runs(each, jobs), strict=True)
+    auc = {(point.way, rate): scores["validation"]["auc"] for (point, rate, *_), scores in found}
+    return {way: max(study.rates, key=lambda rate: auc[way, rate]) for way in at}
 
 
 def wanted(rows: Rows, resolution: float) -> int:

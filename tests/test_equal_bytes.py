@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -57,6 +58,13 @@ def test_points_of_a_size_take_equal_bytes_and_the_same_seeds(cache):
     assert {tuple(row["seed"] for row in rows if row["way"] == way) for way in sizes} == {(1, 2)}
     training = {row["way"]: row["training_bytes"] for row in rows}
     assert training[AFTER] > 3 * training[FLOAT]
+
+
+def test_trainings_at_a_time_are_those_one_after_the_other(cache, tmp_path):
+    """At this batch no product is worth a second thread, so the bits are the same."""
+    _, rows = cache
+    assert measure(tmp_path, ways=(FLOAT,), jobs=2) == [row for row in rows if row["way"] in (FULL, FLOAT)]
+    assert "NUMBA_NUM_THREADS" not in os.environ
 
 
 def test_what_is_stored_afterwards_is_what_is_scored(cache, monkeypatch):
