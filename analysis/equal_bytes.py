@@ -445,34 +445,57 @@ def table(summary: dict) -> str:
     return "\n".join(lines)
 
 
+def overview(summary: dict) -> str:
+    """A line for each way and a column for each size: AUC and its interval, then log loss. The best AUC of a
+    size is bold."""
+    points = {(point["way"], point["compression"]): point for point in summary["points"]}
+    ways, sizes = (list(dict.fromkeys(key)) for key in zip(*points, strict=True))
+    best = {size: max(point["auc"][0] for (_, of), point in points.items() if of == size) for size in sizes}
+    stored = {size: max(p["stored_bytes"] for (_, of), p in points.items() if of == size) for size in sizes}
+
+    def cell(way: str, size: int) -> str:
+        if (point := points.get((way, size))) is None:
+            return ""
+        auc = "{:.4f} ± {:.4f}".format(*point["auc"])
+        return f"{f'**{auc}**' if point['auc'][0] == best[size] else auc}, {point['log_loss'][0]:.4f}"
+
+    header = ["AUC, log loss", *(f"{stored[size]:,} B ({size:,}x)" for size in sizes)]
+    lines = [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
+    lines += [f"| {' | '.join([way, *(cell(way, size) for size in sizes)])} |" for way in ways]
+    return "\n".join(lines)
+
+
 def plot(rows: Rows):
+    return draw(summarise(rows))
+
+
+def draw(summary: dict):
     """Test AUC and log loss against stored bytes, a line for each way; ways at a size stand side by side."""
-    source = "SYNTHETIC data" if "best_auc" in rows[0] else "real data"
-    seeds = len({row["seed"] for row in rows})
-    figure, axes = claim.figure(1, 2, f"DLRM, {source}; bars: 95% intervals over {seeds} seeds")
-    small = [row for row in rows if row["compression"] > 1]
-    ways = list(dict.fromkeys(row["way"] for row in small))
+    source = "SYNTHETIC data" if summary["best_auc"] else "real data"
+    figure, axes = claim.figure(1, 2, f"DLRM, {source}; bars: 95% intervals over {summary['seeds']} seeds")
+    small = [point for point in summary["points"] if point["compression"] > 1]
+    ways = list(dict.fromkeys(point["way"] for point in small))
     sizes: dict[int, int] = {}  # compression -> bytes
-    for row in small:
-        sizes[row["compression"]] = max(sizes.get(row["compression"], 0), row["stored_bytes"])
+    for point in small:
+        sizes[point["compression"]] = max(sizes.get(point["compression"], 0), point["stored_bytes"])
     colors = colormaps["tab20"](np.arange(len(ways)) % 20)
     for ax, score, name in zip(axes, ("auc", "log_loss"), ("AUC", "log loss"), strict=True):
         for i, (way, color) in enumerate(zip(ways, colors, strict=True)):
-            found = {c: [row[score] for row in where(small, way=way, compression=c)] for c in sizes}
-            found = {c: scores for c, scores in found.items() if scores}
-            middle, half = np.array([claim.mean_interval(scores, LEVEL) for scores in found.values()]).T
             beside = 1.06 ** (i - (len(ways) - 1) / 2)
-            at = [beside * sizes[compression] for compression in found]
+            found = where(small, way=way)
+            middle, half = np.array([point[score] for point in found]).T
+            at = [beside * sizes[point["compression"]] for point in found]
             ax.errorbar(at, middle, half, label=way, color=color, marker="o", capsize=3)
-        if whole := where(rows, way=FULL):
-            ax.axhline(np.mean([row[score] for row in whole]), color="grey", linewidth=1, label=FULL)
+        for whole in where(summary["points"], way=FULL):
+            ax.axhline(whole[score][0], color="grey", linewidth=1, label=FULL)
         ax.set(xscale="log", xlabel="stored bytes", ylabel=f"test {name}")
         ax.set_xlim(min(sizes.values()) / 3, 3 * max(sizes.values()))
         ax.set_xticks(list(sizes.values()), [f"{size:,}" for size in sizes.values()])
         ax.minorticks_off()
-    if "best_auc" in rows[0]:
-        best = rows[0]["best_auc"]
-        axes[0].axhline(best, color="black", linestyle="--", linewidth=1, label="best possible")
+    if summary["best_auc"]:
+        axes[0].axhline(
+            summary["best_auc"], color="black", linestyle="--", linewidth=1, label="best possible"
+        )
     axes[0].legend(fontsize="small")
     return figure
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, Self
 
 import numpy as np
@@ -152,7 +153,8 @@ class Trainings:
         if jobs == 1 or len(tasks) < 2:
             return [self.run(*task) for task in tasks]
         run = partial(_run, type(self), self.folder, self.batch, self.cache)
-        pool = ProcessPoolExecutor(min(jobs, len(tasks)), multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(jobs, len(tasks)), spawn, initializer=_end_with_the_parent)
         found = []
         try:
             with one_thread():
@@ -177,6 +179,18 @@ def one_thread() -> Iterator[None]:
         del os.environ["NUMBA_NUM_THREADS"]
         if before is not None:
             os.environ["NUMBA_NUM_THREADS"] = before
+
+
+def _end_with_the_parent() -> None:
+    """In a process of `runs`: a study that is killed leaves no process that trains on."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 @cache
