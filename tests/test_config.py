@@ -82,6 +82,7 @@ OTHER = {
     **{"weights": 1000, "megabytes": 1.0, "compression": 100.0, "init_bound": 0.5, "memory": "fp16"},
     **{"block": 7, "hash": "affine", "sign": False, "hash_seed": 3},
     **{"bits": 4, "cache": 0.1, "policy": "lru", "rounding": "nearest", "combine": "add", "chunks": 2},
+    "alpha": 0.5,
 }
 
 
@@ -172,8 +173,12 @@ def test_settings_that_came_later_stand_in_files_only_where_they_are_used():
     """So the files of all other runs keep their bytes, and those of older programs can be read."""
     config = resolve(TrainConfig())
     assert not c.to_json(config).keys() & set(c.LATER)
-    later = dataclasses.replace(config, patience=3)
-    assert c.to_json(later) == c.to_json(config) | {"patience": 3}
+    assert not c.to_json(config)["embedding"].keys() & set(c.LATER)
+    embedding = dataclasses.replace(config.embedding, method="mixed_dimension", alpha=0.5)
+    later = dataclasses.replace(config, embedding=embedding, patience=3)
+    stored = c.to_json(config)
+    stored["embedding"] |= {"method": "mixed_dimension", "alpha": 0.5}
+    assert c.to_json(later) == stored | {"patience": 3}
     for each in (config, later):
         assert c.from_json(json.loads(json.dumps(c.to_json(each)))) == each
 

@@ -42,6 +42,7 @@ METHODS = {
     "compositional": {"compression": 3, "chunks": 2},
     "quotient_remainder": {"compression": 2},
     "tensor_train": {"compression": 2},
+    "mixed_dimension": {"compression": 2},
 }
 each_method = pytest.mark.parametrize("method", METHODS)
 each_memory = pytest.mark.parametrize("memory", ["fp16", "int8", "int4", "int3", "int2", "int1"])

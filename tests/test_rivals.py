@@ -11,7 +11,8 @@ from robe import checkpoint
 from robe.backend import select
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, from_json
-from robe.embeddings import create, stored_weights
+from robe.embeddings import create, declared, stored_weights
+from robe.embeddings.mixed_dimension import widths
 from robe.embeddings.quotient_remainder import divisor, divisors
 from robe.embeddings.tables import capped_rows
 from robe.embeddings.tensor_train import best_rank, core_weights, digits, factors
@@ -31,6 +32,8 @@ RIVALS = {
     "product": {"method": "quotient_remainder"},
     "sum": {"method": "quotient_remainder", "combine": "add"},
     "tensor_train": {"method": "tensor_train"},
+    "mixed_dimension": {"method": "mixed_dimension"},
+    "low dimension": {"method": "mixed_dimension", "alpha": 0.0},
 }
 each_rival = pytest.mark.parametrize("rival", RIVALS)
 
@@ -180,6 +183,38 @@ def test_factors_and_digits():
     assert (p.prod(axis=0) >= n).all()
     # Few numbers are wasted, and the digits are near one another.
     assert (p.max(axis=0) <= np.ceil(np.cbrt(n)) + 1).all()
+
+
+def test_rows_are_shorter_where_there_are_more_ids_and_are_projected():
+    embedding = make("mixed_dimension", alpha=0.5)
+    found = widths(settings("mixed_dimension", alpha=0.5), DATA)
+    assert found.tolist() == [1, 8, 4, 8, 8]  # 1.96, and sqrt(200 / 40) times that
+    first, third, _, projections = (part.memory for part in embedding.parts.values())
+    tables, projections = split(embedding.parts["tables"], (3, 1, 9)), projections.reshape(-1, WIDTH)
+    ids, _ = draw()
+    vectors = looked_up(embedding, ids)
+    for b, (i, _, j, _, _) in enumerate(ids):
+        np.testing.assert_allclose(vectors[b, 0], first[i] * projections[0], rtol=1e-15)
+        np.testing.assert_allclose(vectors[b, 2], third.reshape(40, 4)[j] @ projections[1:], atol=1e-15)
+        for f, table in zip((1, 3, 4), tables, strict=True):
+            np.testing.assert_array_equal(vectors[b, f], table[ids[b, f]])
+
+
+def test_without_alpha_all_rows_have_one_width():
+    """The largest: a row of one more weight in each feature that is projected would be too large."""
+    data = dataclasses.replace(DATA, cardinalities=(3000, 300, 900))
+    for weights in (5000, 9000, 20_000):
+        config = settings("low dimension", weights=weights)
+        (width,) = set(widths(config, data))
+        assert stored_weights(config, data) == width * (4200 + 3 * WIDTH) <= weights
+        assert (width + 1) * (4200 + 3 * WIDTH) > weights
+    whole = settings("low dimension", weights=8 * 4200)
+    assert declared(whole, data)["projections"].count == 0
+    ids = np.zeros((2, 3), np.uint32)
+    embedding, vectors = create(whole, data, select("cpu")), np.empty((2, 3, WIDTH), np.float32)
+    embedding.update(ids, np.ones_like(vectors), 0.5)
+    embedding.lookup(ids, vectors)
+    np.testing.assert_array_equal(vectors[0, 1], embedding.parts["tables"].memory[3000 * 8 :][:8])
 
 
 @pytest.mark.kernels
@@ -333,7 +368,7 @@ def test_only_some_take_hashed_ids():
         embedding = make(rival, "cpu", data=hashed)
         embedding.check(ids)
         assert np.isfinite(looked_up(embedding, ids)).all()
-    for rival in ("frequency", "product", "tensor_train"):
+    for rival in ("frequency", "product", "tensor_train", "mixed_dimension"):
         with pytest.raises(ConfigError, match=r"the ids of these data \(hash\); .* --ids dictionary"):
             make(rival, data=hashed)
     modulo = dataclasses.replace(DATA, dialect="modulo")

@@ -19,6 +19,7 @@ class ComposedEmbedding:
 
     compose: (rows of each part, out (B, F, D))
     gradients: (rows of each part, d_vectors (B, F, D)) -> the gradient of each part's rows
+    shared: the parts whose rows all ids have in common, so B is 1.
     """
 
     method: str
@@ -31,6 +32,7 @@ class ComposedEmbedding:
     table_weights: int
     table_note: str
     rows: np.ndarray | None = None  # (F,)
+    shared: Sequence[str] = ()
     steps: int = field(init=False, default=0)
     held: Sequence = field(init=False, default=())
 
@@ -51,18 +53,25 @@ class ComposedEmbedding:
     def update(self, ids, d_vectors, rate: float) -> None:
         # All gradients are those of the rows before the step.
         found = self.gradients(self._rows(ids), d_vectors)
-        for part, gradient in zip(self.parts.values(), found, strict=True):
-            part.update(ids, gradient, rate)
+        for name, gradient in zip(self.parts, found, strict=True):
+            self.parts[name].update(self._ids(name, ids), gradient, rate)
 
     def changing(self) -> tuple:
         return ()  # none of the parts is rounded at random
 
     def _rows(self, ids) -> list:
         rows = []
-        for part in self.parts.values():
-            rows.append(self.backend.empty((len(ids), part.features, part.width), part.dtype))
-            part.lookup(ids, rows[-1])
+        for name, part in self.parts.items():
+            its_ids = self._ids(name, ids)
+            rows.append(self.backend.empty((len(its_ids), part.features, part.width), part.dtype))
+            part.lookup(its_ids, rows[-1])
         return rows
+
+    def _ids(self, name: str, ids):
+        """What a part looks up for `ids` (B, F)."""
+        if name not in self.shared:
+            return ids
+        return self.backend.xp.zeros((1, self.parts[name].features), "uint32")
 
     def state(self) -> dict[str, Any]:
         return {
@@ -92,6 +101,7 @@ def composed(
     parts: dict[str, ArrayEmbedding],
     compose: Callable[[Sequence, Any], None],
     gradients: Callable[[Sequence, Any], Sequence],
+    shared: Sequence[str] = (),
 ) -> ComposedEmbedding:
     """The embedding of a configuration whose method makes vectors of these parts."""
     return ComposedEmbedding(
@@ -102,5 +112,6 @@ def composed(
         features=len(data.cardinalities),
         width=config.model.width,
         backend=backend,
+        shared=shared,
         **whole(config, data),
     )
