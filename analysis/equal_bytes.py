@@ -80,9 +80,12 @@ WAYS = {
     "compositional": EmbeddingConfig("compositional"),
     "quotient-remainder": EmbeddingConfig("quotient_remainder"),
     "tensor train": EmbeddingConfig("tensor_train"),
-    # Each id has a weight at least and an entry of the dictionary, so these end at 8 times fewer bytes.
+    # Each id has an entry of the dictionary, and a weight at least, or an index: these end at 8 times fewer
+    # bytes, or at 10.
     "mixed dimension": EmbeddingConfig("mixed_dimension"),
     "low dimension": EmbeddingConfig("mixed_dimension", alpha=0.0),
+    "CCE": EmbeddingConfig("cce"),
+    "CCE in two chunks": EmbeddingConfig("cce", chunks=2),
 }
 FEW_BITS = tuple(name for name in WAYS if name.startswith(f"{FLOAT} in"))
 # Trained in float32, and stored in these bits by `convert`.

@@ -97,6 +97,7 @@ METHODS = {
     "tensor_train": Method("tensor_train", (*SIZE, *TABLE), ids=COUNTED_IDS, captured=False),
     "compositional": Method("compositional", (*SIZE, *TABLE, "chunks", "hash_seed")),
     "mixed_dimension": Method("mixed_dimension", (*SIZE, *TABLE, "alpha"), ids=COUNTED_IDS, captured=False),
+    "cce": Method("cce", (*SIZE, *TABLE, "chunks", "hash_seed"), ids=COUNTED_IDS),
 }
 # Methods whose ids have to count from 0.
 NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
@@ -126,8 +127,9 @@ class EmbeddingConfig:
     a baseline. Rivals of robe: hashing: ids modulo the rows of a smaller table; quotient_remainder: two rows
     make a vector; frequency: rare values share a row; tensor_train: a vector is a product of three small
     matrices; compositional: each chunk of a vector is hashed by itself; mixed_dimension: rows are the shorter
-    the more ids a feature has. All but robe, none, hashing and compositional need data prepared with --ids
-    dictionary. An option below that the method does not use is refused."""
+    the more ids a feature has; cce: each chunk is the sum of a row that is learned by clustering and a hashed
+    one. All but robe, none, hashing and compositional need data prepared with --ids dictionary. An option
+    below that the method does not use is refused."""
 
     weights: int | None = None
     """Number of weights to store (M); rivals of robe store at most so many. Give one of weights,
@@ -183,7 +185,7 @@ class EmbeddingConfig:
     """What quotient_remainder does to its two rows."""
 
     chunks: int = 4
-    """Chunks of a vector of compositional, each of D / chunks elements."""
+    """Chunks of a vector of compositional and cce, each of D / chunks elements."""
 
     alpha: float = 0.3
     """How fast the width of the rows of mixed_dimension falls with the ids n of a feature: as n^-alpha. From

@@ -112,7 +112,7 @@ def test_what_a_method_uses():
     assert set(c.METHODS["mixed_precision"].options) >= {"bits", "cache", "policy", "rounding"}
     assert "memory" not in c.METHODS["mixed_precision"].options
     assert c.METHODS["none"].options == ()
-    assert [name for name in c.METHODS if "chunks" in c.METHODS[name].options] == ["compositional"]
+    assert [name for name in c.METHODS if "chunks" in c.METHODS[name].options] == ["compositional", "cce"]
 
 
 def test_options_of_the_optimizer():

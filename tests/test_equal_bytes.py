@@ -9,7 +9,7 @@ from trainings_made import trained
 
 from analysis import claim, equal_bytes
 from analysis.equal_bytes import AFTERWARDS, FLOAT, FULL, WAYS, fitted, stored_bytes
-from robe.config import ConfigError, DataSpec, EmbeddingConfig
+from robe.config import NUMBERED, ConfigError, DataSpec, EmbeddingConfig
 
 DATA = DataSpec(13, (1000, 300, 50), "dictionary", "", "test")
 AFTER = f"{FLOAT}, 8 bits after training"
@@ -33,7 +33,7 @@ def test_as_many_weights_as_fit_and_no_more(way, size):
     found = fitted(WAYS[way], DATA, size)
     if found is None:  # a dictionary alone takes 5,400 bytes; a train needs some hundred weights
         assert size == 700
-        assert way in ("quotient-remainder", "tensor train", "mixed dimension", "low dimension")
+        assert WAYS[way].method in NUMBERED
         return
     assert 0.8 * size < stored_bytes(found, DATA) <= size  # rows, groups and ranks are whole
     more = dataclasses.replace(found, weights=found.weights + 1)
