@@ -39,11 +39,12 @@ import numpy as np
 from matplotlib import colormaps
 from scipy import stats
 
-from analysis import claim
+from analysis import claim, product_quantisation
 from analysis.claim import Check, Rows, Verdict, conclude, where
 from analysis.trainings import (
     RATES,
     TUNING_SEED,
+    WIDTH,
     Study,
     StudyOptions,
     Trainings,
@@ -84,6 +85,12 @@ WAYS = {
     "compositional": EmbeddingConfig("compositional"),
     "quotient-remainder": EmbeddingConfig("quotient_remainder"),
     "tensor train": EmbeddingConfig("tensor_train"),
+    # Each id has an entry of the dictionary, and a weight at least, or an index: these end at 8 times fewer
+    # bytes, or at 10.
+    "mixed dimension": EmbeddingConfig("mixed_dimension"),
+    "low dimension": EmbeddingConfig("mixed_dimension", alpha=0.0),
+    "CCE": EmbeddingConfig("cce"),
+    "CCE in two chunks": EmbeddingConfig("cce", chunks=2),
 }
 FEW_BITS = tuple(name for name in WAYS if name.startswith(f"{FLOAT} in"))
 # Trained in float32, and stored in these bits by `convert`.
@@ -91,6 +98,7 @@ AFTERWARDS = {
     f"{name}, {bits} bits after training": (name, bits) for name in (FLOAT, "hashing") for bits in (8, 4)
 }
 FULL = "full table"
+QUANTISED = f"{FULL}, product quantisation after training"
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class Sizes(Study):
     passes: int = 2
     most: int = 16
     resolution: float = 0.0005
-    ways: tuple[str, ...] = (*WAYS, *AFTERWARDS)
+    ways: tuple[str, ...] = (*WAYS, *AFTERWARDS, QUANTISED)
     compressions: tuple[int, ...] = COMPRESSIONS
 
 
@@ -135,12 +143,14 @@ class EqualBytesOptions(StudyOptions):
 
 @dataclass(frozen=True)
 class Point:
-    """A way at a size. bits: the embedding is trained as it stands, and stored in so many."""
+    """A way at a size. bits: the embedding is trained as it stands, and stored in so many; parts: or by
+    product quantisation of so many parts."""
 
     way: str
     compression: int
     embedding: EmbeddingConfig
     bits: int | None = None
+    parts: int | None = None
 
     @property
     def name(self) -> str:
@@ -151,10 +161,17 @@ class Point:
         return dataclasses.replace(self.embedding, memory=f"int{self.bits}") if self.bits else self.embedding
 
 
-def stored_bytes(embedding: EmbeddingConfig, spec: DataSpec) -> int:
-    """What is kept to serve: the arrays of an embedding that is not trained, and the dictionary it needs."""
+def stored_bytes(embedding: EmbeddingConfig, spec: DataSpec, parts: int | None = None) -> int:
+    """What is kept to serve: the arrays of an embedding that is not trained, and the dictionary it needs.
+
+    parts: of product quantisation, of full tables.
+    """
     config = resolve(TrainConfig(embedding=embedding, optimizer=OptimizerConfig("none")))
     ids = ID * sum(spec.cardinalities) if embedding.method in NUMBERED else 0
+    if parts:
+        return ids + sum(
+            product_quantisation.stored_bytes(n, config.model.width, parts) for n in spec.cardinalities
+        )
     return sum(planned_bytes(config, spec).values()) + ids
 
 
@@ -185,6 +202,9 @@ def plan(study: Sizes, spec: DataSpec) -> Iterator[Point]:
         yield Point(FULL, 1, full)
     for compression in study.compressions:
         for way in study.ways:
+            if way == QUANTISED:
+                yield from quantised(Point(way, compression, full), spec, table // compression)
+                continue
             trained, bits = AFTERWARDS.get(way, (way, None))
             embedding = WAYS[trained]
             if spec.dialect not in METHODS[embedding.method].ids:
@@ -194,6 +214,18 @@ def plan(study: Sizes, spec: DataSpec) -> Iterator[Point]:
                 yield dataclasses.replace(
                     point, embedding=dataclasses.replace(found, memory=embedding.memory)
                 )
+
+
+def quantised(point: Point, spec: DataSpec, size: int) -> Iterator[Point]:
+    """The full tables of a point in as many parts as fit a size, if any do."""
+    if spec.dialect in METHODS["full"].ids:
+        fits = [
+            parts
+            for parts in range(1, WIDTH + 1)
+            if WIDTH % parts == 0 and stored_bytes(point.embedding, spec, parts) <= size
+        ]
+        if fits:
+            yield dataclasses.replace(point, parts=fits[-1])
 
 
 class PointTrainings(Trainings):
@@ -224,17 +256,20 @@ class PointTrainings(Trainings):
                 served.dense_parameters[...] = model.dense_parameters
                 convert_embedding(model.embedding, served.embedding, self.spec)
                 model = served
+            if point.parts:
+                product_quantisation.quantise(model.embedding, self.spec, point.parts, seed)
             halves = {"validation": "test", "test": "validation"}  # which change names in Trainings
             return {"scores": {half: scores(*predict(model, self.rows[of])) for half, of in halves.items()}}
 
         name = f"{point.name}, rate {rate}, seed {seed}"
-        summary, _ = self.trained(config, name, found, stored=point.stored().memory)
+        stored = point.parts or point.stored().memory
+        summary, _ = self.trained(config, name, found, stored=stored)
         return summary["scores"]
 
     def sizes(self, point: Point) -> dict[str, int]:
         config = self.config(point, RATES[0], TUNING_SEED, 1)
         return {
-            "stored_bytes": stored_bytes(point.stored(), self.spec),
+            "stored_bytes": stored_bytes(point.stored(), self.spec, point.parts),
             "training_bytes": sum(planned_bytes(config, self.spec).values()),
         }
 

@@ -99,6 +99,8 @@ METHODS = {
     # CuPy computes its products, by a cuBLAS that cannot be captured.
     "tensor_train": Method("tensor_train", (*SIZE, *TABLE), ids=COUNTED_IDS, captured=False),
     "compositional": Method("compositional", (*SIZE, *TABLE, "chunks", "hash_seed")),
+    "mixed_dimension": Method("mixed_dimension", (*SIZE, *TABLE, "alpha"), ids=COUNTED_IDS, captured=False),
+    "cce": Method("cce", (*SIZE, *TABLE, "chunks", "hash_seed"), ids=COUNTED_IDS),
 }
 # Methods whose ids have to count from 0.
 NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
@@ -128,8 +130,10 @@ class EmbeddingConfig:
     float32 rows in which they are trained; none: no categorical features at all, a baseline. Rivals of robe:
     hashing: ids modulo the rows of a smaller table; quotient_remainder: two rows make a vector; frequency:
     rare values share a row; tensor_train: a vector is a product of three small matrices; compositional: each
-    chunk of a vector is hashed by itself. All but robe, none, hashing and compositional need data prepared
-    with --ids dictionary. An option below that the method does not use is refused."""
+    chunk of a vector is hashed by itself; mixed_dimension: rows are the shorter the more ids a feature has;
+    cce: each chunk is the sum of a row that is learned by clustering and a hashed one. All but robe, none,
+    hashing and compositional need data prepared with --ids dictionary. An option below that the method does
+    not use is refused."""
 
     weights: int | None = None
     """Number of weights to store (M); rivals of robe store at most so many. Give one of weights,
@@ -185,7 +189,11 @@ class EmbeddingConfig:
     """What quotient_remainder does to its two rows."""
 
     chunks: int = 4
-    """Chunks of a vector of compositional, each of D / chunks elements."""
+    """Chunks of a vector of compositional and cce, each of D / chunks elements."""
+
+    alpha: float = 0.3
+    """How fast the width of the rows of mixed_dimension falls with the ids n of a feature: as n^-alpha. From
+    0, all rows alike short, to 1."""
 
     hot_share: float | None = None
     """Share of the weights of hot that are rows of the most frequent values. Default: 0.5 at a compression of
@@ -284,7 +292,7 @@ class TrainConfig:
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 # Of its settings, those that came after the format of checkpoints.
-LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", "hot_share")
+LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", "hot_share", "alpha")
 
 
 @dataclass(frozen=True)
@@ -358,6 +366,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("megabytes", config.embedding.megabytes or 1, 0, 4 * MOST_WEIGHTS / 1e6),
         ("block", config.embedding.block, 1, MOST_WEIGHTS),
         ("chunks", config.embedding.chunks, 1, LARGEST_LAYER),
+        ("alpha", config.embedding.alpha, 0, 1),
         # Larger numbers are endless in float32, and smaller ones 0.
         ("init-bound", config.embedding.init_bound or 1, 0, 1e38),
         ("lr", optimizer.lr, 0, 1e38),
@@ -458,11 +467,15 @@ def to_json(config: TrainConfig) -> dict:
     """What `from_json` rebuilds. The files of runs that do not use the settings of LATER are as they were
     before there were any."""
 
-    def told(values: dict, defaults: dict) -> dict:
-        return {name: value for name, value in values.items() if name not in LATER or value != defaults[name]}
+    def kept(part) -> dict:
+        defaults = vars(type(part)())
+        return {
+            name: kept(value) if dataclasses.is_dataclass(value) else value
+            for name, value in vars(part).items()
+            if name not in LATER or value != defaults[name]
+        }
 
-    values, defaults = dataclasses.asdict(config), dataclasses.asdict(TrainConfig())
-    return told(values, defaults) | {part: told(values[part], defaults[part]) for part in PARTS}
+    return kept(config)
 
 
 def from_json(data: dict) -> TrainConfig:

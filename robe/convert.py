@@ -34,7 +34,7 @@ from robe.config import (
     budget,
     resolve,
 )
-from robe.embeddings import ArrayEmbedding, Embedding, MixedPrecisionEmbedding
+from robe.embeddings import ArrayEmbedding, ComposedEmbedding, Embedding, MixedPrecisionEmbedding
 from robe.model import build
 
 CHUNK = 2**22  # weights
@@ -155,6 +155,9 @@ def convert_embedding(
             difference.add(weights, other.read(start, start + weights.size))
             done += weights.size
             progress(done, total)
+    if isinstance(source, ComposedEmbedding) and isinstance(target, ComposedEmbedding):
+        for name, array in source.beside.items():
+            target.beside[name][...] = array
     return difference.summary()
 
 

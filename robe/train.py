@@ -96,6 +96,8 @@ def train(
         while not stopped and position.step < total:
             if config.fresh_embeddings and position.epoch and position.epoch_step == 0:
                 model.embedding.begin(position.epoch)
+            if position.epoch_step == steps_per_epoch // 2:
+                model.embedding.halfway()
             position, (label, *target, dense, ids) = next(batches)
             step, at_end = position.step, position.step == total
             evaluates = step % evaluate_every == 0 or at_end

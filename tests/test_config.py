@@ -82,7 +82,7 @@ OTHER = {
     **{"weights": 1000, "megabytes": 1.0, "compression": 100.0, "init_bound": 0.5, "memory": "fp16"},
     **{"block": 7, "hash": "affine", "sign": False, "hash_seed": 3},
     **{"bits": 4, "cache": 0.1, "policy": "lru", "rounding": "nearest", "combine": "add", "chunks": 2},
-    "hot_share": 0.5,
+    **{"hot_share": 0.5, "alpha": 0.5},
 }
 
 
@@ -112,7 +112,7 @@ def test_what_a_method_uses():
     assert set(c.METHODS["mixed_precision"].options) >= {"bits", "cache", "policy", "rounding"}
     assert "memory" not in c.METHODS["mixed_precision"].options
     assert c.METHODS["none"].options == ()
-    assert [name for name in c.METHODS if "chunks" in c.METHODS[name].options] == ["compositional"]
+    assert [name for name in c.METHODS if "chunks" in c.METHODS[name].options] == ["compositional", "cce"]
 
 
 def test_options_of_the_optimizer():

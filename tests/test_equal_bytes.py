@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import resolved
 from trainings_made import trained
 
-from analysis import claim, equal_bytes
+from analysis import claim, equal_bytes, product_quantisation
 from analysis.equal_bytes import AFTERWARDS, FLOAT, FULL, WAYS, fitted, stored_bytes
-from robe.config import ConfigError, DataSpec, EmbeddingConfig
+from robe.backend import select
+from robe.config import NUMBERED, ConfigError, DataSpec, EmbeddingConfig
+from robe.embeddings import create
 
 DATA = DataSpec(13, (1000, 300, 50), "dictionary", "", "test")
 AFTER = f"{FLOAT}, 8 bits after training"
@@ -39,7 +42,7 @@ def test_as_many_weights_as_fit_and_no_more(way, size):
     found = fitted(WAYS[way], DATA, size)
     if found is None:  # a dictionary alone takes 5,400 bytes; a train needs some hundred weights
         assert size == 700
-        assert way in ("quotient-remainder", "tensor train")
+        assert WAYS[way].method in NUMBERED
         return
     assert 0.8 * size < stored_bytes(found, DATA) <= size  # rows, groups and ranks are whole
     more = dataclasses.replace(found, weights=found.weights + 1)
@@ -52,6 +55,41 @@ def test_bytes_are_those_of_the_arrays_and_of_the_dictionary():
     assert stored_bytes(EmbeddingConfig(weights=640, memory="int4"), DATA) == 10 * (32 + 4)
     assert stored_bytes(EmbeddingConfig("full"), DATA) == 1350 * (16 * 4 + 4)
     assert stored_bytes(EmbeddingConfig("hashing", weights=640), DATA) <= 4 * 640
+
+
+def test_product_quantisation_stores_a_byte_a_part_and_its_centroids(rng):
+    """The bytes are those of the arrays; a table of few rows stays whole; more parts lose less."""
+    spec = dataclasses.replace(DATA, cardinalities=(1000, 300, 50))
+    config = resolved({"width": 16}, {"method": "full"})
+    lost = []
+    for parts in (1, 4):
+        embedding = create(config, spec, select("cpu"))
+        before = embedding.memory.reshape(-1, 16).copy()
+        codes, centroids = product_quantisation.coded(before[:1000], parts, np.random.default_rng(0))
+        sizes = [product_quantisation.stored_bytes(n, 16, parts) for n in spec.cardinalities]
+        assert sizes == [codes.nbytes + centroids.nbytes, 300 * parts + 256 * 64, 50 * 64]
+        assert stored_bytes(config.embedding, spec, parts) == sum(sizes) + 4 * 1350
+        product_quantisation.quantise(embedding, spec, parts, seed=0)
+        after = embedding.memory.reshape(-1, 16)
+        np.testing.assert_array_equal(after[1300:], before[1300:])
+        for j, part in enumerate(np.split(after[:1000], parts, axis=1)):
+            expected = centroids[j][codes[:, j]]
+            np.testing.assert_array_equal(part, expected)
+            assert len(np.unique(part, axis=0)) <= 256
+        lost.append(((after - before) ** 2)[:1000].sum() / (before[:1000] ** 2).sum())
+    assert lost[1] < lost[0] / 4
+    assert lost[0] < 0.7
+
+
+def test_product_quantisation_has_as_many_parts_as_fit():
+    point = equal_bytes.Point(equal_bytes.QUANTISED, 10, EmbeddingConfig("full"))
+    spec = dataclasses.replace(DATA, cardinalities=(100_000,))
+    for size, parts in ((516_384, 1), (616_383, 1), (616_384, 2), (10**9, 16)):
+        (found,) = equal_bytes.quantised(point, spec, size)
+        assert found.parts == parts
+    assert list(equal_bytes.quantised(point, spec, 516_383)) == []
+    hashed = dataclasses.replace(spec, dialect="hash")
+    assert list(equal_bytes.quantised(point, hashed, 10**9)) == []
 
 
 def test_points_of_a_size_take_equal_bytes_and_the_same_seeds(cache):
@@ -120,6 +158,16 @@ def test_what_is_stored_afterwards_is_what_is_scored(cache, monkeypatch):
     scores = {row["way"]: row["auc"] for row in other if row["seed"] == 1}
     assert scores[AFTER] != scores[FLOAT]
     assert scores[AFTER] == pytest.approx(scores[FLOAT], abs=0.02)
+
+
+def test_tables_are_scored_as_their_codes_stand_for_them(cache):
+    """At a quarter of the bytes, in one part: not the score that the table itself has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(equal_bytes, "WIDTH", 1)
+        rows = measure(cache[0], ways=(FLOAT, equal_bytes.QUANTISED), compressions=(4,))
+    auc = {row["way"]: row["auc"] for row in rows if row["seed"] == 1}
+    assert auc[equal_bytes.QUANTISED] != auc[FULL]
+    assert auc[equal_bytes.QUANTISED] == pytest.approx(auc[FULL], abs=0.05)
 
 
 def weights_of(rows, embedding):

@@ -39,6 +39,7 @@ METHODS = {
     "quotient_remainder": {"method": "quotient_remainder", "weights": 100},
     "tensor_train": {"method": "tensor_train", "weights": 100},
     "compositional": {"method": "compositional", "weights": 100, "chunks": 2},
+    "cce": {"method": "cce", "weights": 100, "chunks": 2},
 }
 pytestmark = pytest.mark.kernels
 

@@ -11,8 +11,9 @@ from robe import checkpoint
 from robe.backend import select
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, from_json
-from robe.embeddings import create, stored_weights
+from robe.embeddings import create, declared, stored_weights
 from robe.embeddings.hot import exact_rows, share_of
+from robe.embeddings.mixed_dimension import widths
 from robe.embeddings.quotient_remainder import divisor, divisors
 from robe.embeddings.tables import capped_rows
 from robe.embeddings.tensor_train import best_rank, core_weights, digits, factors
@@ -33,6 +34,9 @@ RIVALS = {
     "sum": {"method": "quotient_remainder", "combine": "add"},
     "tensor_train": {"method": "tensor_train"},
     "hot": {"method": "hot", "hot_share": 0.6},
+    "mixed_dimension": {"method": "mixed_dimension"},
+    "low dimension": {"method": "mixed_dimension", "alpha": 0.0},
+    "cce": {"method": "cce"},
 }
 each_rival = pytest.mark.parametrize("rival", RIVALS)
 each_of_tables = pytest.mark.parametrize("rival", sorted(RIVALS.keys() - {"hot"}))
@@ -62,6 +66,11 @@ def looked_up(embedding, ids):
     vectors = np.full((len(ids), 1 + len(CARDINALITIES), WIDTH), np.nan, dtype)
     embedding.lookup(ids, vectors[:, 1:])
     return vectors[:, 1:]
+
+
+def trained_arrays(embedding):
+    """Those of `state()` that steps change: all but an index."""
+    return {name: array for name, array in embedding.state().items() if array.dtype.kind == "f"}
 
 
 def split(embedding, rows):
@@ -229,6 +238,38 @@ def test_factors_and_digits():
     assert (p.max(axis=0) <= np.ceil(np.cbrt(n)) + 1).all()
 
 
+def test_rows_are_shorter_where_there_are_more_ids_and_are_projected():
+    embedding = make("mixed_dimension", alpha=0.5)
+    found = widths(settings("mixed_dimension", alpha=0.5), DATA)
+    assert found.tolist() == [1, 8, 4, 8, 8]  # 1.96, and sqrt(200 / 40) times that
+    first, third, _, projections = (part.memory for part in embedding.parts.values())
+    tables, projections = split(embedding.parts["tables"], (3, 1, 9)), projections.reshape(-1, WIDTH)
+    ids, _ = draw()
+    vectors = looked_up(embedding, ids)
+    for b, (i, _, j, _, _) in enumerate(ids):
+        np.testing.assert_allclose(vectors[b, 0], first[i] * projections[0], rtol=1e-15)
+        np.testing.assert_allclose(vectors[b, 2], third.reshape(40, 4)[j] @ projections[1:], atol=1e-15)
+        for f, table in zip((1, 3, 4), tables, strict=True):
+            np.testing.assert_array_equal(vectors[b, f], table[ids[b, f]])
+
+
+def test_without_alpha_all_rows_have_one_width():
+    """The largest: a row of one more weight in each feature that is projected would be too large."""
+    data = dataclasses.replace(DATA, cardinalities=(3000, 300, 900))
+    for weights in (5000, 9000, 20_000):
+        config = settings("low dimension", weights=weights)
+        (width,) = set(widths(config, data))
+        assert stored_weights(config, data) == width * (4200 + 3 * WIDTH) <= weights
+        assert (width + 1) * (4200 + 3 * WIDTH) > weights
+    whole = settings("low dimension", weights=8 * 4200)
+    assert declared(whole, data)["projections"].count == 0
+    ids = np.zeros((2, 3), np.uint32)
+    embedding, vectors = create(whole, data, select("cpu")), np.empty((2, 3, WIDTH), np.float32)
+    embedding.update(ids, np.ones_like(vectors), 0.5)
+    embedding.lookup(ids, vectors)
+    np.testing.assert_array_equal(vectors[0, 1], embedding.parts["tables"].memory[3000 * 8 :][:8])
+
+
 @pytest.mark.kernels
 @each_rival
 @pytest.mark.parametrize("name", ["reference", *VERSIONS])
@@ -236,11 +277,11 @@ def test_a_step_follows_the_gradient(rival, name):
     """What SGD takes off, over the rate, is the central difference of <vectors, d>, by every weight."""
     embedding = make(rival, name)
     ids, d_vectors = draw()
-    before = {key: array.copy() for key, array in embedding.state().items()}
+    before = {key: array.copy() for key, array in trained_arrays(embedding).items()}
     embedding.update(ids, d_vectors, 0.25)
-    gradient = {key: (before[key] - array) / 0.25 for key, array in embedding.state().items()}
+    gradient = {key: (before[key] - array) / 0.25 for key, array in trained_arrays(embedding).items()}
     twin = make(rival)
-    for key, array in twin.state().items():
+    for key, array in trained_arrays(twin).items():
         numeric = np.empty_like(array)
         for i, kept in enumerate(array.copy()):
             sums = []
@@ -260,20 +301,22 @@ def test_a_step_follows_the_gradient(rival, name):
 def test_adagrad_steps_by_the_sum_over_the_batch(rival, name):
     """Its steps are those of the formula, for the gradients that SGD takes of the same weights."""
     embedding, expected = make(rival, name, optimizer="adagrad"), make(rival)
-    squares = {key: np.zeros_like(array) for key, array in expected.state().items()}
+    squares = {key: np.zeros_like(array) for key, array in trained_arrays(expected).items()}
     for seed in range(3):
         ids, d_vectors = draw(seed=seed)
-        before = {key: array.copy() for key, array in expected.state().items()}
+        before = {key: array.copy() for key, array in trained_arrays(expected).items()}
         embedding.update(ids, d_vectors, 0.1)
         expected.update(ids, d_vectors, 1.0)
-        for key, array in expected.state().items():
+        for key, array in trained_arrays(expected).items():
             gradient = before[key] - array
             squares[key] += gradient**2
             array[...] = before[key] - 0.1 * gradient / (np.sqrt(squares[key]) + 1e-8)
             # The gradient is the difference of weights, so it has lost some of its 16 digits; where it is 0
             # but for round-off, a step may be of any size.
             sure = (np.abs(gradient) > 1e-9) | (gradient == 0)
-            np.testing.assert_allclose(embedding.state()[key][sure], array[sure], rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(
+                trained_arrays(embedding)[key][sure], array[sure], rtol=1e-6, atol=1e-7
+            )
             assert sure.mean() > 0.95
 
 
@@ -330,7 +373,8 @@ def test_planned_bytes_are_those_of_the_arrays(rival, optimizer):
     state = model.embedding.state()
     weights = sum(array.size for name, array in state.items() if name.endswith("memory"))
     assert stored_weights(config, DATA) == weights == said["embedding_parameters"]
-    assert planned["memory"]["embedding weights"] == 4 * weights == said["embedding_bytes"]
+    assert planned["memory"]["embedding weights"] == 4 * weights
+    assert said["embedding_bytes"] == 4 * weights + planned["memory"].get("embedding index", 0)
     everything = sum(array.nbytes for array in model.state().values())
     assert planned["checkpoint"]["weights and optimizer state"] == everything
 
@@ -380,7 +424,7 @@ def test_only_some_take_hashed_ids():
         embedding = make(rival, "cpu", data=hashed)
         embedding.check(ids)
         assert np.isfinite(looked_up(embedding, ids)).all()
-    for rival in ("frequency", "product", "tensor_train", "hot"):
+    for rival in ("frequency", "product", "tensor_train", "hot", "mixed_dimension", "cce"):
         with pytest.raises(ConfigError, match=r"the ids of these data \(hash\); .* --ids dictionary"):
             make(rival, data=hashed)
     modulo = dataclasses.replace(DATA, dialect="modulo")
@@ -397,8 +441,9 @@ def test_ids_without_a_row_are_refused(rival):
 
 
 def test_chunks_must_divide_the_width():
-    with pytest.raises(ConfigError, match="--chunks 3 must divide the width 8"):
-        make("compositional", chunks=3)
+    for rival in ("compositional", "cce"):
+        with pytest.raises(ConfigError, match="--chunks 3 must divide the width 8"):
+            make(rival, chunks=3)
 
 
 @each_rival

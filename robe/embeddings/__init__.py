@@ -10,6 +10,7 @@ and all embeddings have the same few verbs:
 - `update(ids, d_vectors, rate)`: one optimizer step from the gradient (B, F, D) of the vectors
 - `begin(number)`: make of it what it is where a pass over the data begins, from 0 on: each has weights of its
   own to begin with, and the optimizer has kept nothing yet
+- `halfway()`: do what it does where half of the steps of a pass are made, if anything
 - `changing()`: what an update takes that is another number each time, besides the rate; it takes arrays (1,)
   of the device instead that are put in `held`, so that one graph serves all steps (robe/graph.py)
 - `check(ids)`: refuse ids that have no row, while they are still on the host
@@ -95,6 +96,7 @@ def planned_bytes(config: TrainConfig, data: DataSpec) -> dict[str, int]:
 
 __all__ = [
     "ArrayEmbedding",
+    "ComposedEmbedding",
     "Embedding",
     "MixedPrecisionEmbedding",
     "create",

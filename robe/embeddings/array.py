@@ -3,7 +3,7 @@
 The ROBE array and tables differ only in the map, in the initial weights and in which rows stand for an id.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,7 +99,11 @@ class ArrayEmbedding(Declared):
 
     def begin(self, number: int) -> None:
         """Draw the weights that a pass of this number begins with, and forget what the optimizer kept."""
-        for start, drawn in self.draw(number):
+        self.restart(self.draw(number))
+
+    def restart(self, pieces: Iterable[tuple[int, np.ndarray]]) -> None:
+        """Go on with other weights, (first slot, (n,)) each, and forget what the optimizer kept."""
+        for start, drawn in pieces:
             drawn = drawn.astype(self.stepped.dtype, copy=False)
             self.stepped[start : start + drawn.size] = self.backend.to_device(drawn)
         for kept in self.sums:

@@ -20,11 +20,22 @@ from robe.kernels.parts.hashing import slot_map, word_of
 HALF = np.uint64(32)
 
 
-def declare(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
+def chunk_width(config: TrainConfig) -> int:
+    """Elements of a chunk; ConfigError if chunks would differ."""
     chunks, width = config.embedding.chunks, config.model.width
     if width % chunks:
         raise ConfigError(f"--chunks {chunks} must divide the width {width}")
-    return {"": Weights(capped_rows(config, data).repeat(chunks), width // chunks, chunks=chunks)}
+    return width // chunks
+
+
+def hashed(key, table, ids, rows):
+    """The row, below `rows`, of ids in tables of these numbers << HALF; all uint64, and broadcast."""
+    return (word_of(key, table + ids) >> HALF) * rows >> HALF
+
+
+def declare(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
+    chunks, width = config.embedding.chunks, chunk_width(config)
+    return {"": Weights(capped_rows(config, data).repeat(chunks), width, chunks=chunks)}
 
 
 def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> ArrayEmbedding:
@@ -37,8 +48,8 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
 
     def row_of(ids):
         ids = ids[..., None]
-        hashed = (word_of(key, table + ids) >> HALF) * high >> HALF
-        return xp.where(fits, ids, hashed).astype(np.uint32).reshape(len(ids), -1)
+        rows = xp.where(fits, ids, hashed(key, table, ids, high))
+        return rows.astype(np.uint32).reshape(len(ids), -1)
 
     bounds = initial_bounds(config, data).repeat(chunks)
     return tables(weights, bounds, config, data, backend, dtype, row_of=row_of)

@@ -100,6 +100,9 @@ class Declared:
             if name not in vars(self):
                 setattr(self, name, array.make(self.backend.xp))
 
+    def halfway(self) -> None:
+        pass
+
     def state(self) -> dict[str, Any]:
         """Name -> array, everything of it that a checkpoint must hold."""
         return {f"embedding.{name}": getattr(self, name) for name, array in self.arrays.items() if array.kept}
