@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from robe.kernels.parts import disk_cache
+
 ROOT = Path(__file__).parents[1]
 BUILD = "from setuptools import build_meta as b; import sys; b.build_sdist(sys.argv[1])"
 
@@ -88,8 +90,11 @@ def test_the_command_trains_without_a_clone(wheel, tmp_path):
     work = tmp_path / "work"
     work.mkdir()
 
+    # Of the same sources, which is all that compiled kernels depend on.
+    kept = {"NUMBA_CACHE_DIR": str(disk_cache.folder().parent)}
+
     def robe(*arguments):
-        return run(fresh / "bin/robe", *arguments, cwd=work)
+        return run(fresh / "bin/robe", *arguments, cwd=work, **kept)
 
     where = run(fresh / "bin/python", "-c", "import robe; print(robe.__file__)", cwd=work)
     assert Path(where.strip()).is_relative_to(site)
