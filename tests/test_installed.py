@@ -82,8 +82,9 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
 
 def test_the_command_trains_without_a_clone(wheel, tmp_path):
     fresh = tmp_path / "environment"
-    venv.create(fresh, with_pip=True)
-    run(fresh / "bin/pip", "install", "-q", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    venv.create(fresh)
+    pip = wheel.parent / "builder/bin/pip", "--python", fresh / "bin/python"
+    run(*pip, "install", "-q", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     site = next((fresh / "lib").glob("python*/site-packages"))
     # Behind the fresh environment's own packages; a path, so that no .pth there brings in a clone.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
