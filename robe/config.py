@@ -74,31 +74,36 @@ class Method:
 
 
 CODE_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}  # of a weight, besides scales and biases
+LEAN = ("int8", "int4")  # of these, what --master none can train
 SIZE = ("weights", "megabytes", "compression")
 TABLE = ("init_bound", "memory")
+ONE_ARRAY = (*TABLE, "master", "rounding")
 COUNTED_IDS = ("modulo", "dictionary")  # ids that count from 0, and so can number the rows of a table
 
 METHODS = {
     "robe": Method(
         "robe",
-        (*SIZE, *TABLE, "block", "hash", "sign", "hash_seed"),
+        (*SIZE, *ONE_ARRAY, "block", "hash", "sign", "hash_seed"),
         halves=True,
     ),
     "hot": Method(
-        "hot", (*SIZE, *TABLE, "block", "sign", "hash_seed", "hot_share"), ids=("dictionary",), halves=True
+        "hot",
+        (*SIZE, *ONE_ARRAY, "block", "sign", "hash_seed", "hot_share"),
+        ids=("dictionary",),
+        halves=True,
     ),
-    "full": Method("full", TABLE, ids=COUNTED_IDS),
+    "full": Method("full", ONE_ARRAY, ids=COUNTED_IDS),
     "mixed_precision": Method(
         "mixed_precision", ("init_bound", "bits", "cache", "policy", "rounding"), ids=COUNTED_IDS
     ),
     "none": Method("full", (), categorical=False),
-    "hashing": Method("modulo", (*SIZE, *TABLE)),
+    "hashing": Method("modulo", (*SIZE, *ONE_ARRAY)),
     "quotient_remainder": Method("quotient_remainder", (*SIZE, *TABLE, "combine"), ids=COUNTED_IDS),
     # The order of ids modulo a number says nothing of their frequency.
-    "frequency": Method("frequency", (*SIZE, *TABLE), ids=("dictionary",)),
+    "frequency": Method("frequency", (*SIZE, *ONE_ARRAY), ids=("dictionary",)),
     # CuPy computes its products, by a cuBLAS that cannot be captured.
     "tensor_train": Method("tensor_train", (*SIZE, *TABLE), ids=COUNTED_IDS, captured=False),
-    "compositional": Method("compositional", (*SIZE, *TABLE, "chunks", "hash_seed")),
+    "compositional": Method("compositional", (*SIZE, *ONE_ARRAY, "chunks", "hash_seed")),
     "mixed_dimension": Method("mixed_dimension", (*SIZE, *TABLE, "alpha"), ids=COUNTED_IDS, captured=False),
     "cce": Method("cce", (*SIZE, *TABLE, "chunks", "hash_seed"), ids=COUNTED_IDS),
 }
@@ -167,9 +172,14 @@ class EmbeddingConfig:
     """What a weight is stored in. fp16, of robe, takes 2 bytes instead of 4; it is read as float32, and
     rounded at random when a step has changed it, up or down so that its mean is right. int8 to int1 are
     codes of so many bits, with a scale and a bias for 64 weights of robe or for a row of a table. Look-ups
-    read the codes in training too, and steps change float32 weights behind them, which only training holds.
-    `convert` keeps the codes alone, and makes codes, or fp16 of any method, from other runs, for inference.
-    mixed_precision has --bits instead."""
+    read the codes in training too, and steps change float32 weights behind them, which only training holds
+    (--master). `convert` keeps the codes alone, and makes codes, or fp16 of any method, from other runs, for
+    inference. mixed_precision has --bits instead."""
+
+    master: Literal["fp32", "none"] = "fp32"
+    """What stands behind the codes of int8 and int4 in training. fp32: weights that steps change, and whose
+    codes look-ups read. none: nothing, and training takes few bytes too: a step changes the codes of the
+    groups that it touches, rounded as --rounding says. Adagrad then keeps one sum for a group."""
 
     bits: Literal[4, 8, 16] = 8
     """Bits of a weight of mixed_precision: 4 or 8, with a scale and a bias per row, or 16 (a half)."""
@@ -183,7 +193,8 @@ class EmbeddingConfig:
     lfu keeps the frequent rows where a batch wants more rows than the cache holds; lru follows a drift."""
 
     rounding: Literal["stochastic", "nearest"] = "stochastic"
-    """How mixed_precision rounds: at random, so that the mean is right, or to the nearest."""
+    """How mixed_precision and --master none round: at random, so that the mean is right, or to the nearest,
+    which loses small steps."""
 
     combine: Literal["multiply", "add"] = "multiply"
     """What quotient_remainder does to its two rows."""
@@ -292,7 +303,7 @@ class TrainConfig:
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 # Of its settings, those that came after the format of checkpoints.
-LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", "hot_share", "alpha")
+LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", "hot_share", "alpha", "master")
 
 
 @dataclass(frozen=True)
@@ -389,8 +400,22 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.fresh_embeddings and config.epochs < 2:
         raise ConfigError("--fresh-embeddings needs --epochs of 2 or more; those of the first pass are fresh")
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
+    require_lean(config.embedding)
     refuse_unused(optimizer, "optimizer", {name: (*SCHEDULE, *own) for name, own in OPTIMIZERS.items()})
     return config
+
+
+def require_lean(embedding: EmbeddingConfig) -> None:
+    """Raise ConfigError for --master none of weights that are not trained in codes, or for --rounding of
+    weights that are not rounded in training."""
+    if embedding.master == "none" and embedding.memory not in LEAN:
+        raise ConfigError(
+            f"--master none is for --memory {' and '.join(LEAN)}, not {embedding.memory}: in fewer bits most "
+            "steps are lost in the noise of rounding, and other memory has no weights behind it"
+        )
+    takes = embedding.master == "none" or "bits" in METHODS[embedding.method].options
+    if embedding.rounding == "nearest" and not takes:
+        raise ConfigError("--rounding nearest is for --method mixed_precision and for --master none")
 
 
 def refuse_unused(part: Any, kind: str, options: dict[str, Sequence[str]]) -> None:

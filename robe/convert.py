@@ -92,7 +92,7 @@ def converted_config(
     elif settings.memory == to and not (to in CODE_BITS and config.optimizer.optimizer != "none"):
         raise ConfigError(f"its embedding is stored in {to} already")
     else:
-        new = dataclasses.replace(settings, memory=to)
+        new = dataclasses.replace(settings, memory=to, master="fp32", rounding="stochastic")
         if settings.megabytes is not None:  # which would be other weights now
             weights = budget(settings, config.model.width, data.cardinalities)
             new = dataclasses.replace(new, megabytes=None, weights=weights)

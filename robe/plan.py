@@ -29,6 +29,8 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
     embedding = planned_bytes(config, data)
     if again:
         embedding["embedding gradient scratch"] = again.count * FLOAT
+    if config.backend == "cuda" and config.embedding.master == "none":
+        embedding["embedding gradient scratch"] = _sums_of_codes(config, data)
     memory = {
         **embedding,
         "dense weights": dense * FLOAT,
@@ -69,6 +71,15 @@ def _summed_apart(config: TrainConfig, data: DataSpec) -> Weights | None:
     features = len(used_data(config, data).cardinalities)
     adds = not arrays["gradient"].nbytes
     return weights if Interaction.gathers_again("gather", config.batch, features, *sizes, adds) else None
+
+
+def _sums_of_codes(config: TrainConfig, data: DataSpec) -> int:
+    """Bytes of what `code_step` keeps on a GPU: sums of whole groups, and a bit for each."""
+    sizes = 0
+    for held in _trained(config, data).values():
+        groups = held.arrays(config)["memory"].shape[0]
+        sizes += groups * (held.group or held.width) * FLOAT + (groups // 32 + 1) * INT
+    return sizes
 
 
 def _of_a_gpu(config: TrainConfig, data: DataSpec) -> dict[str, int]:

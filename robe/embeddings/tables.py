@@ -11,6 +11,7 @@ from robe.config import ConfigError, DataSpec, TrainConfig, budget
 from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.declared import Weights
 from robe.kernels.parts.hashing import slot_map
+from robe.optim import RULES
 
 CHUNK = 2**27  # weights drawn at a time
 
@@ -39,6 +40,7 @@ def tables(
         backend=backend,
         row_of=row_of,
         chunks=weights.chunks,
+        seed=config.seed,
         **whole(config, data),
     )
 
@@ -46,12 +48,12 @@ def tables(
 def initial_array(
     weights: Weights, bounds, config: TrainConfig, backend: Backend, dtype: str, stream: int = 1
 ) -> dict[str, Any]:
-    """`memory`, `arrays` and `draw` of an ArrayEmbedding whose tables start uniform in (-bound, bound)."""
+    """What an ArrayEmbedding whose tables start uniform in (-bound, bound) takes of its arrays."""
     arrays = weights.arrays(config, dtype)
     declared = arrays["memory"]
     in_codes = declared.dtype == "uint8"
     memory = declared.make(backend.xp) if in_codes else backend.empty(declared.shape, declared.dtype)
-    if in_codes and "master" not in arrays:  # a converted checkpoint is loaded into it
+    if in_codes and not RULES[config.optimizer.optimizer].dense:  # a converted checkpoint is loaded into it
         return {"memory": memory, "arrays": arrays}
 
     def draw(number: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -59,7 +61,8 @@ def initial_array(
         for start, drawn in initial_rows(weights.rows, bounds, weights.width, rng):
             yield start * weights.width, drawn.reshape(-1)
 
-    return {"memory": memory, "arrays": arrays, "draw": draw}
+    rounding = config.embedding.rounding if config.embedding.master == "none" else None
+    return {"memory": memory, "arrays": arrays, "draw": draw, "rounding": rounding}
 
 
 def initial_random(config: TrainConfig, stream: int, number: int) -> np.random.Generator:

@@ -14,6 +14,7 @@ OPERATIONS = {
     "half_step": "half_step",
     "quantise": "quantise",
     "quantise_touched": "quantise_touched",
+    "code_step": "code_step",
     "sort_rows": "sort_rows",
     "admit": "admit",
     "cached_gather": "cached_gather",

@@ -121,7 +121,7 @@ def quantise_touched_cpu(ids, base, slot_map, weights, memory):
 
 
 @register_jitable
-def _note_groups(slot_map, slot, length, groups, at):
+def note_groups(slot_map, slot, length, groups, at):
     """List the groups of a piece: that of its first slot, of the last before the end of the array, and of
     those that go on at the beginning of the ring, which begins a group."""
     end = slot + U64(length) - ONE
@@ -150,7 +150,7 @@ def _listed(store):
                 slot, _, _, _, element = piece_at(piece, ids, base, slot_map, shift)
                 # A row of a table is one group, which its first piece stands for.
                 if slot_map.family != TABLE or element == 0:
-                    _note_groups(slot_map, slot, U32(1) << shift, groups, at)
+                    note_groups(slot_map, slot, U32(1) << shift, groups, at)
             cuda.syncthreads()
             last = NO_ROW
             for i in range(GROUPS * threads):

@@ -364,6 +364,9 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
     memory, touched = numbers(case.memory), np.zeros(case.memory, np.float32)
     looked_up, form = case.stored(memory), case.form()
     grouped = np.pad(memory, (0, -memory.size % form.width), "edge").reshape(-1, form.width)
+    stepped = form._replace(bits=max(4, form.bits), stochastic=True)
+    codes = np.zeros((len(grouped), row_bytes(stepped)), np.uint8)
+    store_groups(memory, stepped._replace(stochastic=False), quantise_reference, codes)
     slots, _ = slots_reference(rows["slot_map"], rows["base"] + rows["ids"].astype(np.uint64))
     touched[slots] = rng.integers(-4, 5, slots.shape)
     matrix = (case.rows, case.width)
@@ -397,6 +400,18 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             **rows,
             weights=grouped,
             memory=np.zeros((len(grouped), row_bytes(form)), np.uint8),
+        ),
+        # In 4 bits and 8, of other cases too; gradients of integers, as in half_step.
+        "code_step": call(
+            ("accumulator", "memory"),
+            d_vectors=rng.integers(-4, 5, vectors).astype(np.float32),
+            **rows,
+            rate=0.125,
+            eps=1e-8,
+            key=rounding_key(seed, 5),
+            form=stepped,
+            accumulator=np.ones(len(grouped) * (case.rows % 2), np.float32),
+            memory=codes,
         ),
         "interaction": call(("out",), vectors=numbers(*interacted), out=nan(case.rows, columns)),
         "interaction_backward": call(
