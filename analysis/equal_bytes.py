@@ -78,6 +78,7 @@ WAYS = {
     **{f"ROBE in {bits} bits": EmbeddingConfig(memory=f"int{bits}") for bits in (8, 4, 3, 2, 1)},
     "hashing": EmbeddingConfig("hashing"),
     "compositional": EmbeddingConfig("compositional"),
+    "CAFE": EmbeddingConfig("cafe"),
     "quotient-remainder": EmbeddingConfig("quotient_remainder"),
     "tensor train": EmbeddingConfig("tensor_train"),
 }

@@ -16,6 +16,8 @@ OPERATIONS = {
     "quantise_touched": "quantise_touched",
     "sort_rows": "sort_rows",
     "admit": "admit",
+    "hot_rows": "space_saving",
+    "space_saving": "space_saving",
     "cached_gather": "cached_gather",
     "cached_interaction": "cached_interaction",
     "cached_step": "cached_step",

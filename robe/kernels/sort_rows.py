@@ -12,7 +12,7 @@ the lowest on (radix sort), in one thread.
 import numpy as np
 from numba import cuda, njit
 
-from robe.kernels.parts.cache import hash_row, row_at
+from robe.kernels.parts.cache import hash_token, look_up_at
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
 
@@ -26,7 +26,7 @@ def sort_rows_cost(ids, base, keys, order) -> Cost:
 
 
 def sort_rows_reference(ids, base, keys, order):
-    hashed = hash_row(base + ids.astype(np.uint64)).ravel()
+    hashed = hash_token(base + ids.astype(np.uint64)).ravel()
     order[...] = np.argsort(hashed, kind="stable")
     keys[...] = hashed[order]
 
@@ -40,7 +40,7 @@ def _sort_rows(ids, base, keys, order):
     for b in range(rows):
         for f in range(features):
             a = b * features + f
-            key = np.uint32(hash_row(base[f] + np.uint64(ids[b, f])))
+            key = np.uint32(hash_token(base[f] + np.uint64(ids[b, f])))
             first[a, 0], first[a, 1] = key, a
             for turn in range(3):
                 counts[turn, key >> np.uint32(DIGIT * turn) & digit] += 1
@@ -68,8 +68,8 @@ def sort_rows_cpu(ids, base, keys, order):
 def _hash_rows_kernel(ids, base, hashed):
     p = U32(cuda.grid(1))
     while p < U32(hashed.size):
-        row, _ = row_at(ids, base, p)
-        hashed[p] = hash_row(row)
+        b, f = look_up_at(p, ids.shape[1])
+        hashed[p] = hash_token(base[f] + np.uint64(ids[b, f]))
         p = U32(p + cuda.gridsize(1))
 
 
