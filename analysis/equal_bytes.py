@@ -76,6 +76,7 @@ FLOAT = "ROBE"
 WAYS = {
     FLOAT: EmbeddingConfig(),
     **{f"ROBE in {bits} bits": EmbeddingConfig(memory=f"int{bits}") for bits in (8, 4, 3, 2, 1)},
+    "exact rows and ROBE": EmbeddingConfig("hot"),
     "hashing": EmbeddingConfig("hashing"),
     "compositional": EmbeddingConfig("compositional"),
     "CAFE": EmbeddingConfig("cafe"),

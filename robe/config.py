@@ -85,6 +85,9 @@ METHODS = {
         (*SIZE, *TABLE, "block", "hash", "sign", "hash_seed"),
         halves=True,
     ),
+    "hot": Method(
+        "hot", (*SIZE, *TABLE, "block", "sign", "hash_seed", "hot_share"), ids=("dictionary",), halves=True
+    ),
     "full": Method("full", TABLE, ids=COUNTED_IDS),
     "mixed_precision": Method(
         "mixed_precision", ("init_bound", "bits", "cache", "policy", "rounding"), ids=COUNTED_IDS
@@ -123,13 +126,14 @@ Memory = Literal["fp32", "fp16", "int8", "int4", "int3", "int2", "int1"]
 @dataclass(frozen=True)
 class EmbeddingConfig:
     method: MethodName = "robe"
-    """robe: one shared array read in hashed blocks; full: one table per feature; mixed_precision: such tables
-    in few bits, and a cache of float32 rows in which they are trained; none: no categorical features at all,
-    a baseline. Rivals of robe: hashing: ids modulo the rows of a smaller table; quotient_remainder: two rows
-    make a vector; frequency: rare values share a row; tensor_train: a vector is a product of three small
-    matrices; compositional: each chunk of a vector is hashed by itself; cafe: ids that a sketch finds to be
-    hot have rows of their own, all others are hashed. All but robe, none, hashing, compositional and cafe
-    need data prepared with --ids dictionary. An option below that the method does not use is refused."""
+    """robe: one shared array read in hashed blocks; hot: such an array, and rows of their own for the most
+    frequent values; full: one table per feature; mixed_precision: such tables in few bits, and a cache of
+    float32 rows in which they are trained; none: no categorical features at all, a baseline. Rivals of robe:
+    hashing: ids modulo the rows of a smaller table; quotient_remainder: two rows make a vector; frequency:
+    rare values share a row; tensor_train: a vector is a product of three small matrices; compositional: each
+    chunk of a vector is hashed by itself; cafe: ids that a sketch finds to be hot have rows of their own, all
+    others are hashed. All but robe, none, hashing, compositional and cafe need data prepared with --ids
+    dictionary. An option below that the method does not use is refused."""
 
     weights: int | None = None
     """Number of weights to store (M); rivals of robe store at most so many. Give one of weights,
@@ -188,8 +192,9 @@ class EmbeddingConfig:
     """Chunks of a vector of compositional, each of D / chunks elements."""
 
     hot_share: float | None = None
-    """Share of the bytes that cafe gives to the rows of hot ids and to the sketch that finds them. Default:
-    0.5 at a compression of 10, 0.7 at 100, 0.8 at 1,000 and 0.9 at 10,000."""
+    """Share of the weights of hot that are rows of the most frequent values; of cafe, the sketch that finds
+    them is in it. Default: 0.5 at a compression of 10 or less, 0.7 at 100, 0.8 at 1000, 0.9 at 10000 or more,
+    and numbers between these between."""
 
     importance: Literal["gradient", "count"] = "gradient"
     """What makes an id hot: the norms of the gradients of its look-ups, or how many there were."""
@@ -290,7 +295,7 @@ class TrainConfig:
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 # Of its settings, those that came after the format of checkpoints.
-LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight")
+LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", *SKETCH)
 
 
 @dataclass(frozen=True)
@@ -364,7 +369,6 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("megabytes", config.embedding.megabytes or 1, 0, 4 * MOST_WEIGHTS / 1e6),
         ("block", config.embedding.block, 1, MOST_WEIGHTS),
         ("chunks", config.embedding.chunks, 1, LARGEST_LAYER),
-        ("hot-share", config.embedding.hot_share or 0, 0, 1),
         ("half-life", config.embedding.half_life, 1, 2**31 - 1),
         # Larger numbers are endless in float32, and smaller ones 0.
         ("init-bound", config.embedding.init_bound or 1, 0, 1e38),
@@ -375,6 +379,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("decay-steps", optimizer.decay_steps, 0, 2**63 - 1),
         ("target-auc", config.target_auc or 1, 0, 1),
         ("cache", config.embedding.cache or 0, 0, 1),
+        ("hot-share", config.embedding.hot_share or 0, 0, 1),
     ):
         if not least <= value <= most:
             raise ConfigError(f"--{name} must be from {least} to {most}, not {value}")
@@ -435,7 +440,7 @@ def budget(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) 
     if config.weights is not None:
         weights = config.weights
     elif config.megabytes is not None and config.memory in CODE_BITS:
-        if config.method != "robe":  # the rows of tables are of many widths, and so are their groups
+        if "block" not in METHODS[config.method].options:  # rows are of many widths, and so are their groups
             raise ConfigError(
                 f"--megabytes does not count --memory {config.memory} of --method {config.method}; give "
                 "--weights or --compression"
@@ -464,12 +469,12 @@ def robe_weights(config: EmbeddingConfig, width: int, cardinalities: tuple[int, 
 def to_json(config: TrainConfig) -> dict:
     """What `from_json` rebuilds. The files of runs that do not use the settings of LATER are as they were
     before there were any."""
-    defaults = vars(TrainConfig())
-    return {
-        name: value
-        for name, value in dataclasses.asdict(config).items()
-        if name not in LATER or value != defaults[name]
-    }
+
+    def told(values: dict, defaults: dict) -> dict:
+        return {name: value for name, value in values.items() if name not in LATER or value != defaults[name]}
+
+    values, defaults = dataclasses.asdict(config), dataclasses.asdict(TrainConfig())
+    return told(values, defaults) | {part: told(values[part], defaults[part]) for part in PARTS}
 
 
 def from_json(data: dict) -> TrainConfig:

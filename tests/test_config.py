@@ -82,6 +82,9 @@ OTHER = {
     **{"weights": 1000, "megabytes": 1.0, "compression": 100.0, "init_bound": 0.5, "memory": "fp16"},
     **{"block": 7, "hash": "affine", "sign": False, "hash_seed": 3},
     **{"bits": 4, "cache": 0.1, "policy": "lru", "rounding": "nearest", "combine": "add", "chunks": 2},
+    "hot_share": 0.5,
+    "importance": "count",
+    "half_life": 50,
 }
 
 
@@ -172,9 +175,12 @@ def test_settings_that_came_later_stand_in_files_only_where_they_are_used():
     """So the files of all other runs keep their bytes, and those of older programs can be read."""
     config = resolve(TrainConfig())
     assert not c.to_json(config).keys() & set(c.LATER)
-    later = dataclasses.replace(config, patience=3)
-    assert c.to_json(later) == c.to_json(config) | {"patience": 3}
-    for each in (config, later):
+    assert not c.to_json(config)["embedding"].keys() & set(c.LATER)
+    hot = dataclasses.replace(config, embedding=EmbeddingConfig("hot", hot_share=0.5))
+    assert c.to_json(hot)["embedding"] == c.to_json(config)["embedding"] | {"method": "hot", "hot_share": 0.5}
+    later = dataclasses.replace(hot, patience=3)
+    assert c.to_json(later) == c.to_json(hot) | {"patience": 3}
+    for each in (config, hot, later):
         assert c.from_json(json.loads(json.dumps(c.to_json(each)))) == each
 
 

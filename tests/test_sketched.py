@@ -309,7 +309,7 @@ def test_what_it_refuses():
     with pytest.raises(ConfigError, match="--half-life must be positive"):
         embedding_settings(method="cafe", half_life=0)
     with pytest.raises(
-        ConfigError, match=r"--hot-share 0\.5 is not for --method robe; it is for --method cafe"
+        ConfigError, match=r"--hot-share 0\.5 is not for --method robe; it is for --method hot, cafe"
     ):
         embedding_settings(hot_share=0.5)
     with pytest.raises(ConfigError, match="--method cafe takes at least 24 weights"):

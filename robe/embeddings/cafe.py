@@ -4,9 +4,8 @@ An id is hot while a sketch counts it among the most important (sketched.py), wh
 as the norm of its gradient. An id that is not has the row `id modulo rows` of a smaller table of its feature,
 which it starts from when it becomes hot, and falls back to when it cools.
 
-The paper gives the hot rows 0.5 of the bytes at 10 times less than the full table, 0.7 at 100, 0.8 at 1,000
-and 0.9 at 10,000; between them the share follows the logarithm. A feature whose ids all have a row needs no
-others.
+The share of the bytes that hot rows and sketch take follows the compression as in the paper (hot.py). A
+feature whose ids all have a row needs no others.
 """
 
 import dataclasses
@@ -15,21 +14,19 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig, budget
+from robe.embeddings.hot import share_of
 from robe.embeddings.robe import token_base
 from robe.embeddings.sketched import HOT, SketchedEmbedding, SketchedWeights, weights_of_a_set
 from robe.embeddings.tables import capped_rows, initial_array, initial_bounds, whole
 from robe.kernels.parts.hashing import slot_map
 
-SHARES = (0.5, 0.7, 0.8, 0.9)  # of the bytes that hot rows take, at a compression of 10, 100, ...
-
 
 def hot_sets(config: TrainConfig, data: DataSpec) -> int:
     """Sets of hot rows: the share of the bytes that is asked for, but no more rows than there are ids."""
     rows, width = sum(data.cardinalities), config.model.width
-    weights, share = budget(config.embedding, width, data.cardinalities), config.embedding.hot_share
-    if share is None:
-        share = np.interp(np.log10(rows * width / max(1, weights)), (1, 2, 3, 4), SHARES)
-    return min(int(share * weights / weights_of_a_set(width)), -(-rows // HOT))
+    weights = budget(config.embedding, width, data.cardinalities)
+    sets = int(share_of(config, data, max(1, weights)) * weights / weights_of_a_set(width))
+    return min(sets, -(-rows // HOT))
 
 
 def declare(config: TrainConfig, data: DataSpec) -> dict[str, SketchedWeights]:

@@ -106,28 +106,38 @@ def initial_bounds(config: TrainConfig, data: DataSpec) -> np.ndarray:
     return np.array([config.embedding.init_bound or 1 / np.sqrt(n) for n in data.cardinalities])
 
 
+def given(least: int, config: TrainConfig, data: DataSpec) -> int:
+    """The budget in weights; raises ConfigError if it is below `least`."""
+    weights = budget(config.embedding, config.model.width, data.cardinalities)
+    if weights < least:
+        raise ConfigError(
+            f"--method {config.embedding.method} takes at least {least:,} weights for these data, and is "
+            f"given {weights:,}; give more, or train --method robe"
+        )
+    return weights
+
+
 def largest(size: Callable[[int], int], most: int, config: TrainConfig, data: DataSpec) -> int:
     """The largest n in 1 .. most whose size(n), in weights, fits the budget; size must not decrease.
 
     Raises ConfigError if size(1) does not fit.
     """
-    weights = budget(config.embedding, config.model.width, data.cardinalities)
-    if not (found := bisect_right(range(1, most + 1), weights, key=size)):
-        raise ConfigError(
-            f"--method {config.embedding.method} takes at least {size(1):,} weights for these data, and is "
-            f"given {weights:,}; give more, or train --method robe"
-        )
-    return found
+    return bisect_right(range(1, most + 1), given(size(1), config, data), key=size)
+
+
+def cut(full: np.ndarray, most: int) -> np.ndarray:
+    """(F,) rows of tables that have `most` rows together, of `full` (F,): the largest ones are all cut to as
+    many rows, to within one."""
+    cap = bisect_right(range(1, int(full.max()) + 1), most, key=lambda cap: int(np.minimum(full, cap).sum()))
+    rows = np.minimum(full, cap)
+    rows[np.flatnonzero(full > cap)[: most - int(rows.sum())]] += 1
+    return rows
 
 
 def capped_rows(config: TrainConfig, data: DataSpec) -> np.ndarray:
-    """(F,) rows of tables within the budget: the largest ones are all cut to as many rows, to within one."""
-    full, width = np.array(data.cardinalities), config.model.width
-    cap = largest(lambda cap: int(np.minimum(full, cap).sum()) * width, int(full.max()), config, data)
-    rows = np.minimum(full, cap)
-    left = budget(config.embedding, width, data.cardinalities) // width - int(rows.sum())
-    rows[np.flatnonzero(full > cap)[:left]] += 1
-    return rows
+    """(F,) rows of tables within the budget."""
+    width = config.model.width
+    return cut(np.array(data.cardinalities), given(len(data.cardinalities) * width, config, data) // width)
 
 
 def capped_tables(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:

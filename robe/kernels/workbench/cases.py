@@ -42,9 +42,10 @@ class Case(NamedTuple):
     signed: bool = True
     memory_type: str = "float32"  # or "float16", or one of BITS, of what a look-up reads
     ids: str = "random"  # or "repeated": every row the same; or "largest": all 2^32 - 1
+    exact: int = 0  # rows of `hot` in front of its ring; half of the random ids name such a row
 
     def slot_map(self) -> SlotMap:
-        return slot_map(self.family, self.width, self.block, self.memory, seed=7, signed=self.signed)
+        return slot_map(self.family, self.width, self.block, self.memory, 7, self.signed, self.exact)
 
     def form(self) -> Form:
         """Of groups of codes, INT8 where the case has none."""
@@ -71,6 +72,7 @@ class Case(NamedTuple):
         if self.ids == "largest":
             return np.full(shape, 2**32 - 1, np.uint32)
         limit = self.memory // (self.width * max(self.features, 1)) if self.family == "table" else 2**32
+        limit = 2 * self.exact or limit
         ids = rng.integers(0, limit, shape, dtype=np.uint64).astype(np.uint32)
         return np.repeat(ids[:1], self.rows, axis=0) if self.ids == "repeated" else ids
 
@@ -118,6 +120,28 @@ CASES = [
     ),
     Case(
         "full table", rows=8, features=3, width=16, block=1, memory=3 * 10 * 16, family="table", signed=False
+    ),
+    Case("hot, Z = D", rows=6, features=4, width=16, block=16, memory=1000, family="hot", exact=20),
+    Case(
+        "hot, Z does not divide D, the ring is barely above Z, and weights before it are unused",
+        rows=5,
+        features=3,
+        width=24,
+        block=10,
+        memory=203,
+        family="hot",
+        exact=7,
+    ),
+    Case(
+        "hot, unsigned, Z > D",
+        rows=5,
+        features=3,
+        width=16,
+        block=40,
+        memory=300,
+        family="hot",
+        signed=False,
+        exact=9,
     ),
     Case("halves, Z = 1", rows=5, features=3, width=8, block=1, memory=50, memory_type="float16"),
     Case("halves, Z = D", rows=6, features=4, width=16, block=16, memory=1000, memory_type="float16"),
@@ -183,6 +207,17 @@ CASES = [
     Case("INT3, every block wraps", rows=4, features=3, width=70, block=70, memory=70, memory_type="int3"),
     Case("INT2, Z = D", rows=6, features=4, width=32, block=32, memory=1000, memory_type="int2"),
     Case("INT1, Z does not divide D", rows=5, features=3, width=45, block=19, memory=509, memory_type="int1"),
+    Case(
+        "INT3, hot, Z = 64, and every block wraps",
+        rows=4,
+        features=3,
+        width=64,
+        block=64,
+        memory=292,
+        family="hot",
+        memory_type="int3",
+        exact=3,
+    ),
     Case(
         "INT3, full table, D odd",
         rows=8,
