@@ -78,6 +78,7 @@ LEAN = ("int8", "int4")  # of these, what --master none can train
 SIZE = ("weights", "megabytes", "compression")
 TABLE = ("init_bound", "memory")
 ONE_ARRAY = (*TABLE, "master", "rounding")
+SKETCH = ("hot_share", "importance", "half_life")
 COUNTED_IDS = ("modulo", "dictionary")  # ids that count from 0, and so can number the rows of a table
 
 METHODS = {
@@ -106,6 +107,8 @@ METHODS = {
     "compositional": Method("compositional", (*SIZE, *ONE_ARRAY, "chunks", "hash_seed")),
     "mixed_dimension": Method("mixed_dimension", (*SIZE, *TABLE, "alpha"), ids=COUNTED_IDS, captured=False),
     "cce": Method("cce", (*SIZE, *TABLE, "chunks", "hash_seed"), ids=COUNTED_IDS),
+    # The host has to know how many rows change hands.
+    "cafe": Method("cafe", (*SIZE, *TABLE, *SKETCH), captured=False),
 }
 # Methods whose ids have to count from 0.
 NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
@@ -136,9 +139,10 @@ class EmbeddingConfig:
     hashing: ids modulo the rows of a smaller table; quotient_remainder: two rows make a vector; frequency:
     rare values share a row; tensor_train: a vector is a product of three small matrices; compositional: each
     chunk of a vector is hashed by itself; mixed_dimension: rows are the shorter the more ids a feature has;
-    cce: each chunk is the sum of a row that is learned by clustering and a hashed one. All but robe, none,
-    hashing and compositional need data prepared with --ids dictionary. An option below that the method does
-    not use is refused."""
+    cce: each chunk is the sum of a row that is learned by clustering and a hashed one; cafe: ids that a
+    sketch finds to be hot have rows of their own, all others are hashed. All but robe, none, hashing,
+    compositional and cafe need data prepared with --ids dictionary. An option below that the method does not
+    use is refused."""
 
     weights: int | None = None
     """Number of weights to store (M); rivals of robe store at most so many. Give one of weights,
@@ -207,8 +211,15 @@ class EmbeddingConfig:
     0, all rows alike short, to 1."""
 
     hot_share: float | None = None
-    """Share of the weights of hot that are rows of the most frequent values. Default: 0.5 at a compression of
-    10 or less, 0.7 at 100, 0.8 at 1000, 0.9 at 10000 or more, and numbers between these between."""
+    """Share of the weights of hot that are rows of the most frequent values; of cafe, the sketch that finds
+    them is in it. Default: 0.5 at a compression of 10 or less, 0.7 at 100, 0.8 at 1000, 0.9 at 10000 or more,
+    and numbers between these between."""
+
+    importance: Literal["gradient", "count"] = "gradient"
+    """What makes an id hot: the norms of the gradients of its look-ups, or how many there were."""
+
+    half_life: int = 1000
+    """Steps after which a look-up counts half as much for what is hot."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +314,7 @@ class TrainConfig:
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 # Of its settings, those that came after the format of checkpoints.
-LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", "hot_share", "alpha", "master")
+LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", "alpha", "master", *SKETCH)
 
 
 @dataclass(frozen=True)
@@ -332,7 +343,7 @@ LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 # Settings that must be positive where they are given.
 POSITIVE = {
     *("batch", "epochs", "eval_every", "checkpoint_every", "patience", "width", "bottom", "top", "lr", "eps"),
-    *("weights", "megabytes", "compression", "block", "init_bound", "chunks"),
+    *("weights", "megabytes", "compression", "block", "init_bound", "chunks", "half_life"),
 }
 
 
@@ -378,6 +389,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("block", config.embedding.block, 1, MOST_WEIGHTS),
         ("chunks", config.embedding.chunks, 1, LARGEST_LAYER),
         ("alpha", config.embedding.alpha, 0, 1),
+        ("half-life", config.embedding.half_life, 1, 2**31 - 1),
         # Larger numbers are endless in float32, and smaller ones 0.
         ("init-bound", config.embedding.init_bound or 1, 0, 1e38),
         ("lr", optimizer.lr, 0, 1e38),

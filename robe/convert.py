@@ -149,6 +149,8 @@ def convert_embedding(
     assert not isinstance(target, MixedPrecisionEmbedding), "nothing is converted to a table that is trained"
     for one, other in zip(sources, target.parts.values(), strict=True):
         copied = one.copy_codes(other.memory)
+        for name in other.carried:
+            getattr(other, name)[...] = getattr(one, name)
         for start, weights in chunks(one):
             if not copied:
                 other.write(start, weights)

@@ -64,7 +64,7 @@ def _summed_apart(config: TrainConfig, data: DataSpec) -> Weights | None:
     weights = _trained(config, data).get("")
     if config.backend != "cuda" or config.deterministic or config.embedding.memory in CODE_BITS:
         return None
-    if weights is None or weights.chunks > 1:
+    if weights is None or not weights.summable:
         return None
     arrays, width = weights.arrays(config), config.model.width
     sizes = width, weights.block or width, weights.count, np.dtype(arrays["memory"].dtype).itemsize

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -61,6 +61,11 @@ class Weights:
     def count(self) -> int:
         return int(sum(self.rows)) * self.width
 
+    @property
+    def summable(self) -> bool:
+        """Whether a step on a GPU may sum the gradients of these weights while it makes them."""
+        return self.chunks == 1
+
     def arrays(self, config: TrainConfig, dtype="float32") -> dict[str, Array]:
         """Name -> each array that these weights and their optimizer take; dtype: of floats but halves."""
         count, halves = self.count, config.embedding.memory == "fp16"
@@ -98,6 +103,7 @@ class Declared:
 
     arrays: dict[str, Array]
     backend: Backend
+    carried: ClassVar[tuple[str, ...]] = ()  # arrays besides the weights that `convert` copies as they are
 
     def make_arrays(self) -> None:
         """Make all arrays but those that have been given."""

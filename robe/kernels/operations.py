@@ -17,6 +17,8 @@ OPERATIONS = {
     "code_step": "code_step",
     "sort_rows": "sort_rows",
     "admit": "admit",
+    "hot_rows": "space_saving",
+    "space_saving": "space_saving",
     "cached_gather": "cached_gather",
     "cached_interaction": "cached_interaction",
     "cached_step": "cached_step",

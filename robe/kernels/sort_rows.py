@@ -13,7 +13,7 @@ import numpy as np
 from numba import cuda, njit
 from numba.extending import register_jitable
 
-from robe.kernels.parts.cache import hash_row, row_at
+from robe.kernels.parts.cache import hash_token, look_up_at
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
 
@@ -27,7 +27,7 @@ def sort_rows_cost(ids, base, keys, order) -> Cost:
 
 
 def sort_rows_reference(ids, base, keys, order):
-    hashed = hash_row(base + ids.astype(np.uint64)).ravel()
+    hashed = hash_token(base + ids.astype(np.uint64)).ravel()
     order[...] = np.argsort(hashed, kind="stable")
     keys[...] = hashed[order]
 
@@ -65,7 +65,7 @@ def _sort_rows(ids, base, keys, order):
     for b in range(rows):
         for f in range(features):
             a = b * features + f
-            pairs[a, 0], pairs[a, 1] = hash_row(base[f] + np.uint64(ids[b, f])), a
+            pairs[a, 0], pairs[a, 1] = hash_token(base[f] + np.uint64(ids[b, f])), a
     pairs = sort_pairs(pairs, 3)
     for a in range(keys.size):
         keys[a], order[a] = pairs[a, 0], pairs[a, 1]
@@ -79,8 +79,8 @@ def sort_rows_cpu(ids, base, keys, order):
 def _hash_rows_kernel(ids, base, hashed):
     p = U32(cuda.grid(1))
     while p < U32(hashed.size):
-        row, _ = row_at(ids, base, p)
-        hashed[p] = hash_row(row)
+        b, f = look_up_at(p, ids.shape[1])
+        hashed[p] = hash_token(base[f] + np.uint64(ids[b, f]))
         p = U32(p + cuda.gridsize(1))
 
 

@@ -13,6 +13,9 @@ from robe.kernels.parts.half import rounding_key
 from robe.kernels.parts.hashing import SlotMap, slot_map, slots_reference
 from robe.kernels.quantise import quantise_reference
 from robe.kernels.sort_rows import sort_rows_reference
+from robe.kernels.space_saving import EMPTY as NO_TOKEN
+from robe.kernels.space_saving import WAYS as SKETCHED
+from robe.kernels.space_saving import space_saving_reference
 
 BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}
 # Operation -> its arguments that CUDA versions take as words of bfloat16, too.
@@ -348,6 +351,38 @@ def cached_calls(case: Case, rng) -> dict[str, Call]:
     }
 
 
+def sketch_calls(case: Case, rng) -> dict[str, Call]:
+    """Calls on a sketch of hot ids, filled by an earlier batch; it has no set where ids are the largest."""
+    sets = 0 if case.ids == "largest" else 1 + case.rows // 3
+    ids, base = case.draw_ids() % np.uint32(40), case.base()
+    keys, order = np.empty((2, ids.size), np.uint32)
+    moved, left = np.full(ids.size, 7), np.full(ids.size, 7, np.uint64)
+    arrays = {
+        "tags": np.full((sets, SKETCHED), NO_TOKEN),
+        "importance": np.zeros((sets, SKETCHED), np.float32),
+        "halved": np.zeros(sets, np.uint32),
+        "moved": moved,
+        "left": left,
+    }
+    # Squares here are exact, fused with a sum or not, so that all versions come to the same bits.
+    batch = {
+        "d_vectors": rng.integers(-4, 5, (case.rows, case.features, case.width)).astype(np.float32),
+        "scale": rng.integers(0, 3, case.features).astype(np.float32),
+        "by_count": case.rows % 2 == 0,
+    }
+    for earlier, period in ((ids // 2, 1), (ids, 3)):
+        sort_rows_reference(earlier, base, keys, order)
+        noted = call(
+            tuple(arrays), keys=keys, order=order, ids=earlier, base=base, **batch, period=period, **arrays
+        )
+        if period == 1:
+            space_saving_reference(*noted.arguments.values())
+    return {
+        "hot_rows": call(("out",), ids=ids, base=base, tags=arrays["tags"], out=np.zeros_like(ids)),
+        "space_saving": noted,
+    }
+
+
 def calls(case: Case, seed: int = 0) -> dict[str, Call]:
     """Operation -> a call on the sizes of a case, with outputs full of NaN where they are only written."""
     rng = np.random.default_rng(seed)
@@ -465,4 +500,5 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             parameters=memory,
         ),
         **cached_calls(case, rng),
+        **sketch_calls(case, rng),
     }
