@@ -112,14 +112,18 @@ class Trainings:
         self.steps_per_pass = self.rows["train"].steps(self.batch)
         self.backend = select()
 
+    def made(self, config: TrainConfig, **also: Any) -> DLRM:
+        """The model to train; also: as of `trained`."""
+        return build(config, self.spec, self.backend)
+
     def trained(
         self, config: TrainConfig, name: str, found: Callable[[DLRM], dict] = lambda model: {}, **also
     ) -> tuple[dict, list[dict]]:
         """The summary of a training and its evaluations; trains where they are not kept yet.
 
         What they call validation is the test half, and what they call test is the validation half.
-        name: for the line that is printed. found: what the summary is to tell of the model besides, which
-        depends on `also`.
+        name: for the line that is printed. found: what the summary is to tell of the model besides.
+        also: what that, and the model, depend on besides the configuration.
         """
         what = {"config": to_json(config), "rows": self.fingerprint, **also}
         run = self.cache / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
@@ -128,7 +132,7 @@ class Trainings:
             if cached := done.exists():
                 summary = json.loads(done.read_text())
             else:
-                model = build(config, self.spec, self.backend)
+                model = self.made(config, **also)
                 summary = train(model, config, self.spec, self.rows, run)
                 summary |= found(model)
                 write_json(done, summary | what)
