@@ -208,8 +208,8 @@ CASES = [
     Case("INT2, Z = D", rows=6, features=4, width=32, block=32, memory=1000, memory_type="int2"),
     Case("INT1, Z does not divide D", rows=5, features=3, width=45, block=19, memory=509, memory_type="int1"),
     Case(
-        "INT3, hot, Z = 64, and every block wraps",
-        rows=4,
+        "INT3, hot, Z = 64, and only what wraps lies in a group of the ring",
+        rows=3,
         features=3,
         width=64,
         block=64,
