@@ -16,7 +16,6 @@ from numba import cuda, njit
 from robe.kernels.parts import hashing
 from robe.kernels.parts.hashing import P, slot_map, slots_reference, span_at
 
-pytestmark = pytest.mark.kernels
 GOLDEN = json.loads((Path(__file__).parent / "golden_hash.json").read_text())
 K1, K2, K3, KS = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD1B54A32D192ED03
 WORD = 2**64
@@ -78,6 +77,7 @@ def random_cases(count, seed):
         yield family, width, block, memory, int(rng.integers(0, 2**32)), int(rng.integers(0, 2**38)), rng
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda c: f"{c['family']}-D{c['D']}-Z{c['Z']}-i{c['element']}")
 def test_golden_vectors(case):
     where = slot_map(*(case[key] for key in ("family", "D", "Z", "M", "seed")), exact=case.get("exact", 0))

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import VERSIONS, resolved
+from conftest import EVERY, VERSIONS, resolved
 
 from robe import checkpoint
 from robe.backend import select
@@ -272,7 +272,7 @@ def test_without_alpha_all_rows_have_one_width():
 
 @pytest.mark.kernels
 @each_rival
-@pytest.mark.parametrize("name", ["reference", *VERSIONS])
+@pytest.mark.parametrize("name", EVERY)
 def test_a_step_follows_the_gradient(rival, name):
     """What SGD takes off, over the rate, is the central difference of <vectors, d>, by every weight."""
     embedding = make(rival, name)
@@ -297,7 +297,7 @@ def test_a_step_follows_the_gradient(rival, name):
 
 @pytest.mark.kernels
 @each_rival
-@pytest.mark.parametrize("name", ["reference", *VERSIONS])
+@pytest.mark.parametrize("name", EVERY)
 def test_adagrad_steps_by_the_sum_over_the_batch(rival, name):
     """Its steps are those of the formula, for the gradients that SGD takes of the same weights."""
     embedding, expected = make(rival, name, optimizer="adagrad"), make(rival)
