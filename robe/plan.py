@@ -74,11 +74,11 @@ def _summed_apart(config: TrainConfig, data: DataSpec) -> Weights | None:
 
 
 def _sums_of_codes(config: TrainConfig, data: DataSpec) -> int:
-    """Bytes of what `code_step` keeps on a GPU: sums of whole groups, and a bit for each."""
+    """Bytes of what `code_step` keeps on a GPU: sums of whole groups, a list of them, and a bit for each."""
     sizes = 0
     for held in _trained(config, data).values():
         groups = held.arrays(config)["memory"].shape[0]
-        sizes += groups * (held.group or held.width) * FLOAT + (groups // 32 + 1) * INT
+        sizes += groups * (held.group or held.width) * FLOAT + (groups + groups // 32 + 2) * INT
     return sizes
 
 

@@ -28,8 +28,8 @@ resumes.
 Versions: `reference` sums all gradients in an array as large as that of the weights. `cpu` lists the parts of
 the batch's spans that lie in one group each, and sorts the list by group; a thread then sums one group, steps
 it and goes on, so no sums of the array are kept, whatever its size. `cuda` adds up the gradients of the array
-in float32, in scratch that it keeps, and then thread blocks of a warp step one group after the other: that
-which is the first to mark a group, with a bit, steps it. `cuda_deterministic` adds them up as
+in float32, in scratch that it keeps, lists the groups of the batch, each by the first piece that sets a bit
+for it, and has a warp step one after the other, in whatever order. `cuda_deterministic` adds gradients up as
 scatter_add_cuda_deterministic does.
 """
 
@@ -307,41 +307,38 @@ def code_step_cpu(d_vectors, ids, base, slot_map, rate, eps, key, form, accumula
 
 
 @cuda.jit(cache=True)
-def _code_step_kernel(
-    ids, base, slot_map, count, shift, rate, eps, key, form, sums, marks, accumulator, memory
-):
+def _list_groups_kernel(ids, base, slot_map, count, shift, marks, listed, counted):
+    """List each group of a batch once: by the piece that is the first to set its bit of `marks`."""
+    groups = cuda.shared.array(LISTED, np.uint32)
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    piece, at = U32(cuda.grid(1)), GROUPS * thread
+    while piece < count:
+        slot, _, _, _, element = piece_at(piece, ids, base, slot_map, shift)
+        # A row of a table is one group, which its first piece stands for.
+        if slot_map.family != TABLE or element == 0:
+            note_groups(slot_map, slot, U32(1) << shift, groups, at)
+            for i in range(at, at + GROUPS):
+                group = groups[i]
+                if group != NO_ROW:
+                    bit = U32(1) << (group & LAST_BIT)
+                    if cuda.atomic.or_(marks, group >> WORD, bit) & bit == U32(0):
+                        listed[cuda.atomic.add(counted, 0, U32(1))] = group
+        piece = U32(piece + cuda.gridDim.x * threads)
+
+
+@cuda.jit(cache=True)
+def _code_step_kernel(listed, counted, rate, eps, key, form, sums, accumulator, memory):
     lows = cuda.shared.array(TEAM, np.int32)
     highs = cuda.shared.array(TEAM, np.int32)
     squares = cuda.shared.array(TEAM, np.float32)
-    groups = cuda.shared.array(LISTED, np.uint32)
-    marked = cuda.shared.array(1, np.uint32)
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
-    first, step = U32(cuda.blockIdx.x * threads), U32(cuda.gridDim.x * threads)
-    rate, key = value_of(rate), value_of(key)
-    while first < count:
-        piece, at = U32(first + thread), GROUPS * thread
-        groups[at] = groups[at + 1] = groups[at + 2] = NO_ROW
-        if piece < count:
-            slot, _, _, _, element = piece_at(piece, ids, base, slot_map, shift)
-            # A row of a table is one group, which its first piece stands for.
-            if slot_map.family != TABLE or element == 0:
-                note_groups(slot_map, slot, U32(1) << shift, groups, at)
-        cuda.syncthreads()
-        last = NO_ROW
-        for i in range(GROUPS * threads):
-            group = groups[i]
-            if group != NO_ROW and group != last:
-                if thread == 0:
-                    bit = U32(1) << (group & LAST_BIT)
-                    marked[0] = cuda.atomic.or_(marks, group >> WORD, bit) & bit
-                cuda.syncthreads()
-                if marked[0] == U32(0):
-                    numbers, shared = (rate, eps, key), (lows, highs, squares)
-                    step_team(sums[group], group, numbers, form, accumulator, memory, shared, thread, threads)
-                cuda.syncthreads()  # the next group takes the same memory
-                last = group
-        cuda.syncthreads()  # and the next pieces theirs
-        first = U32(first + step)
+    numbers, shared = (value_of(rate), eps, value_of(key)), (lows, highs, squares)
+    n, count = U32(cuda.blockIdx.x), counted[0]
+    while n < count:
+        group = listed[n]
+        step_team(sums[group], group, numbers, form, accumulator, memory, shared, thread, threads)
+        cuda.syncthreads()  # the next group takes the same memory
+        n = U32(n + cuda.gridDim.x)
 
 
 @register_jitable
@@ -401,12 +398,16 @@ def _code_step(scatter_add, d_vectors, rows, rate, eps, key, form, accumulator, 
     ids, _, slot_map = rows
     groups, (count, shift) = len(memory), count_pieces(slot_map, ids)
     marks = scratch(memory, "marks", (groups // 32 + 1,), np.uint32)
-    marks[...] = 0
+    counted = scratch(memory, "counted groups", (1,), np.uint32)
+    marks[...] = counted[...] = 0
+    listed = scratch(memory, "listed groups", (groups,), np.uint32)
+    shape = team_shape(-(-count // TEAM))
+    launch(_list_groups_kernel, (count,), *rows, U32(count), shift, marks, listed, counted, shape=shape)
     with zeros(memory, "gradients", (groups, int(form.width)), np.float32) as sums:
         scatter_add(d_vectors, *rows, 1, sums.reshape(-1)[: int(slot_map.memory)])
-        numbers = typed(rate, sums.dtype), np.float32(eps), key, form
-        state, shape = (sums, marks, accumulator, memory), team_shape(-(-count // TEAM))
-        launch(_code_step_kernel, (count,), *rows, U32(count), shift, *numbers, *state, shape=shape)
+        numbers, state = (typed(rate, sums.dtype), np.float32(eps), key, form), (sums, accumulator, memory)
+        shape = team_shape(min(groups, GROUPS * count))
+        launch(_code_step_kernel, (count,), listed, counted, *numbers, *state, shape=shape)
 
 
 def code_step_cuda(d_vectors, ids, base, slot_map, rate, eps, key, form, accumulator, memory):
