@@ -34,12 +34,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from scipy import stats
 
-from analysis import claim, product_quantisation
+from analysis import claim, product_quantisation, pruned_rows
 from analysis.claim import Check, Rows, Verdict, conclude, where
 from analysis.trainings import (
     RATES,
@@ -100,6 +101,7 @@ AFTERWARDS = {
 }
 FULL = "full table"
 QUANTISED = f"{FULL}, product quantisation after training"
+PRUNED = f"{FULL}, pruned in training"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Sizes(Study):
     passes: int = 2
     most: int = 16
     resolution: float = 0.0005
-    ways: tuple[str, ...] = (*WAYS, *AFTERWARDS, QUANTISED)
+    ways: tuple[str, ...] = (*WAYS, *AFTERWARDS, QUANTISED, PRUNED)
     compressions: tuple[int, ...] = COMPRESSIONS
 
 
@@ -144,14 +146,18 @@ class EqualBytesOptions(StudyOptions):
 
 @dataclass(frozen=True)
 class Point:
-    """A way at a size. bits: the embedding is trained as it stands, and stored in so many; parts: or by
-    product quantisation of so many parts."""
+    """A way at a size.
+
+    bits: the embedding is trained as it stands, and stored in so many; parts: or by product quantisation of
+    so many parts. share: of the bytes of full tables, to which they are pruned while they are trained.
+    """
 
     way: str
     compression: int
     embedding: EmbeddingConfig
     bits: int | None = None
     parts: int | None = None
+    share: float | None = None
 
     @property
     def name(self) -> str:
@@ -161,18 +167,22 @@ class Point:
         """The embedding that is kept to serve."""
         return dataclasses.replace(self.embedding, memory=f"int{self.bits}") if self.bits else self.embedding
 
+    def stored_bytes(self, spec: DataSpec) -> int:
+        """What is kept to serve."""
+        rows = sum(spec.cardinalities)
+        if self.parts:
+            tables = [product_quantisation.stored_bytes(n, WIDTH, self.parts) for n in spec.cardinalities]
+            return sum(tables) + ID * rows
+        if self.share:
+            chunks = pruned_rows.most_chunks(rows, self.share)
+            return pruned_rows.stored_bytes(rows, chunks) + ID * rows
+        return stored_bytes(self.stored(), spec)
 
-def stored_bytes(embedding: EmbeddingConfig, spec: DataSpec, parts: int | None = None) -> int:
-    """What is kept to serve: the arrays of an embedding that is not trained, and the dictionary it needs.
 
-    parts: of product quantisation, of full tables.
-    """
+def stored_bytes(embedding: EmbeddingConfig, spec: DataSpec) -> int:
+    """What is kept to serve: the arrays of an embedding that is not trained, and the dictionary it needs."""
     config = resolve(TrainConfig(embedding=embedding, optimizer=OptimizerConfig("none")))
     ids = ID * sum(spec.cardinalities) if embedding.method in NUMBERED else 0
-    if parts:
-        return ids + sum(
-            product_quantisation.stored_bytes(n, config.model.width, parts) for n in spec.cardinalities
-        )
     return sum(planned_bytes(config, spec).values()) + ids
 
 
@@ -203,8 +213,8 @@ def plan(study: Sizes, spec: DataSpec) -> Iterator[Point]:
         yield Point(FULL, 1, full)
     for compression in study.compressions:
         for way in study.ways:
-            if way == QUANTISED:
-                yield from quantised(Point(way, compression, full), spec, table // compression)
+            if way in (QUANTISED, PRUNED):
+                yield from smaller_tables(Point(way, compression, full), spec, table // compression)
                 continue
             trained, bits = AFTERWARDS.get(way, (way, None))
             embedding = WAYS[trained]
@@ -217,16 +227,18 @@ def plan(study: Sizes, spec: DataSpec) -> Iterator[Point]:
                 )
 
 
-def quantised(point: Point, spec: DataSpec, size: int) -> Iterator[Point]:
-    """The full tables of a point in as many parts as fit a size, if any do."""
-    if spec.dialect in METHODS["full"].ids:
-        fits = [
-            parts
-            for parts in range(1, WIDTH + 1)
-            if WIDTH % parts == 0 and stored_bytes(point.embedding, spec, parts) <= size
-        ]
-        if fits:
-            yield dataclasses.replace(point, parts=fits[-1])
+def smaller_tables(point: Point, spec: DataSpec, size: int) -> Iterator[Point]:
+    """A point of full tables in as many parts, or pruned to as large a share, as fit a size, if any do."""
+    if spec.dialect not in METHODS["full"].ids:
+        return
+    rows = sum(spec.cardinalities)
+    if point.way == PRUNED:
+        share = max(0, size - ID * rows) / (rows * WIDTH * 4)
+        choices = [dataclasses.replace(point, share=share)] if pruned_rows.most_chunks(rows, share) else []
+    else:
+        parts = [n for n in range(1, WIDTH + 1) if WIDTH % n == 0]
+        choices = [dataclasses.replace(point, parts=n) for n in parts]
+    yield from [choice for choice in choices if choice.stored_bytes(spec) <= size][-1:]
 
 
 class PointTrainings(Trainings):
@@ -244,6 +256,11 @@ class PointTrainings(Trainings):
                 fresh_embeddings=passes > 1,
             )
         )
+
+    def made(self, config: TrainConfig, **also: Any) -> DLRM:
+        if share := also.get("share"):
+            return pruned_rows.pruned_model(config, self.spec, self.backend, pruned_rows.UTILITY, share)
+        return super().made(config)
 
     def run(self, point: Point, rate: float, seed: int, passes: int) -> dict[str, dict[str, float]]:
         """`validation` and `test` -> the scores of what is kept to serve, after the last pass."""
@@ -263,14 +280,14 @@ class PointTrainings(Trainings):
             return {"scores": {half: scores(*predict(model, self.rows[of])) for half, of in halves.items()}}
 
         name = f"{point.name}, rate {rate}, seed {seed}"
-        stored = point.parts or point.stored().memory
-        summary, _ = self.trained(config, name, found, stored=stored)
+        also = {"share": point.share} if point.share else {"stored": point.parts or point.stored().memory}
+        summary, _ = self.trained(config, name, found, **also)
         return summary["scores"]
 
     def sizes(self, point: Point) -> dict[str, int]:
         config = self.config(point, RATES[0], TUNING_SEED, 1)
         return {
-            "stored_bytes": stored_bytes(point.stored(), self.spec, point.parts),
+            "stored_bytes": point.stored_bytes(self.spec),
             "training_bytes": sum(planned_bytes(config, self.spec).values()),
         }
 

@@ -34,7 +34,8 @@ from analysis import claim
 from analysis.claim import Check, Rows, Verdict, conclude, mean_interval, where
 from analysis.stochastic_rounding import rows_of
 from analysis.trainings import WIDTH, Study, StudyOptions, Trainings
-from robe.config import ConfigError, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
+from robe.backend import Backend
+from robe.config import ConfigError, DataSpec, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
 from robe.embeddings import ArrayEmbedding, create
 from robe.model import DLRM
 
@@ -70,8 +71,12 @@ def unpacked(stored: dict[str, np.ndarray], i: int) -> np.ndarray:
 
 def most_chunks(rows: int, share: float) -> int:
     """Chunks that are left where so much of the bytes of a table is kept."""
-    besides = -(-rows * CHUNKS // 8) + 4 * -(-rows // BEGINS)
-    return max(0, int((share * rows * WIDTH * 4 - besides) // (WIDTH // CHUNKS * 4)))
+    return max(0, int((share * rows * WIDTH * 4 - stored_bytes(rows, 0)) // (WIDTH // CHUNKS * 4)))
+
+
+def stored_bytes(rows: int, chunks: int) -> int:
+    """Of a table of which so many chunks are left: those of the arrays of `packed`."""
+    return -(-rows * CHUNKS // 8) + 4 * -(-rows // BEGINS) + chunks * (WIDTH // CHUNKS) * 4
 
 
 @dataclass(kw_only=True)
@@ -99,13 +104,19 @@ class PrunedTable(ArrayEmbedding):
         chunks[self.backend.to_device(pruned)] = 0
 
 
+def pruned_model(config: TrainConfig, spec: DataSpec, backend: Backend, by: str, share: float) -> DLRM:
+    """The model of a full table, which is to be pruned to that share of its bytes."""
+    table = create(config, spec, backend)
+    given = {field.name: getattr(table, field.name) for field in fields(table) if field.init}
+    given |= {"seed": config.seed, "by": by, "share": share}
+    return DLRM(config, spec, PrunedTable(**given), backend)
+
+
 class PrunedTrainings(Trainings):
     def made(self, config: TrainConfig, **also: Any) -> DLRM:
-        embedding = create(config, self.spec, self.backend)
-        if also["by"] != FULL:
-            given = {field.name: getattr(embedding, field.name) for field in fields(embedding) if field.init}
-            embedding = PrunedTable(**(given | also | {"seed": config.seed}))
-        return DLRM(config, self.spec, embedding, self.backend)
+        if also["by"] == FULL:
+            return super().made(config)
+        return pruned_model(config, self.spec, self.backend, **also)
 
     def row(self, by: str, share: float, seed: int, passes: int) -> dict:
         config = TrainConfig(

@@ -8,6 +8,7 @@ from conftest import VERSIONS, resolved
 from test_rivals import CARDINALITIES, DATA, WIDTH, draw, looked_up, make, settings
 from test_train import MemoryRows, Stopped, stopping, train, weights_of
 
+from robe import checkpoint
 from robe.backend import select
 from robe.config import OptimizerConfig
 from robe.convert import convert_embedding
@@ -158,3 +159,5 @@ def test_a_training_stopped_about_a_clustering_ends_as_if_it_had_not(stop, tmp_p
         train(config, data, rows | {"train": stopping(stop, rows["train"])}, tmp_path / "part")
     assert train(config, data, rows, tmp_path / "part")["test"] == whole["test"]
     assert weights_of(tmp_path / "part") == weights_of(tmp_path / "whole")
+    state = checkpoint.load_model(tmp_path / "part", "cpu")[0].state()
+    assert state["embedding.index.clusterings"].tolist() == [2]

@@ -165,6 +165,8 @@ def test_plan_is_what_is_allocated(method, memory, optimizer):
         ("adagrad", {"method": "hot", "weights": 104, "memory": "fp16"}),
         ("sgd", {"method": "compositional", "chunks": 2, "compression": 2}),
         ("sgd", {"method": "quotient_remainder", "weights": 900}),
+        ("sgd", {"method": "mixed_dimension", "weights": 2000}),
+        ("sgd", {"method": "cce", "weights": 900}),
         ("sgd", {"method": "mixed_precision"}),
     ],
 )

@@ -68,7 +68,8 @@ def test_product_quantisation_stores_a_byte_a_part_and_its_centroids(rng):
         codes, centroids = product_quantisation.coded(before[:1000], parts, np.random.default_rng(0))
         sizes = [product_quantisation.stored_bytes(n, 16, parts) for n in spec.cardinalities]
         assert sizes == [codes.nbytes + centroids.nbytes, 300 * parts + 256 * 64, 50 * 64]
-        assert stored_bytes(config.embedding, spec, parts) == sum(sizes) + 4 * 1350
+        point = equal_bytes.Point(equal_bytes.QUANTISED, 10, config.embedding, parts=parts)
+        assert point.stored_bytes(spec) == sum(sizes) + 4 * 1350
         product_quantisation.quantise(embedding, spec, parts, seed=0)
         after = embedding.memory.reshape(-1, 16)
         np.testing.assert_array_equal(after[1300:], before[1300:])
@@ -81,15 +82,24 @@ def test_product_quantisation_stores_a_byte_a_part_and_its_centroids(rng):
     assert lost[0] < 0.7
 
 
-def test_product_quantisation_has_as_many_parts_as_fit():
-    point = equal_bytes.Point(equal_bytes.QUANTISED, 10, EmbeddingConfig("full"))
+def test_tables_have_as_many_parts_or_chunks_as_fit():
     spec = dataclasses.replace(DATA, cardinalities=(100_000,))
-    for size, parts in ((516_384, 1), (616_383, 1), (616_384, 2), (10**9, 16)):
-        (found,) = equal_bytes.quantised(point, spec, size)
-        assert found.parts == parts
-    assert list(equal_bytes.quantised(point, spec, 516_383)) == []
     hashed = dataclasses.replace(spec, dialect="hash")
-    assert list(equal_bytes.quantised(point, hashed, 10**9)) == []
+
+    def found(way, size, spec=spec):
+        return list(
+            equal_bytes.smaller_tables(equal_bytes.Point(way, 10, EmbeddingConfig("full")), spec, size)
+        )
+
+    for size, parts in ((516_384, 1), (616_383, 1), (616_384, 2), (10**9, 16)):
+        assert [point.parts for point in found(equal_bytes.QUANTISED, size)] == [parts]
+    # The dictionary, half a byte and an eighth of one an id, and chunks of 16 bytes.
+    for size in (462_516, 462_531, 700_000, 2_000_000):
+        (point,) = found(equal_bytes.PRUNED, size)
+        assert size - 16 < point.stored_bytes(spec) <= size
+    for way, size in ((equal_bytes.QUANTISED, 516_383), (equal_bytes.PRUNED, 462_515)):
+        assert found(way, size) == []
+        assert found(way, 10**7, hashed) == []
 
 
 def test_points_of_a_size_take_equal_bytes_and_the_same_seeds(cache):
@@ -160,14 +170,16 @@ def test_what_is_stored_afterwards_is_what_is_scored(cache, monkeypatch):
     assert scores[AFTER] == pytest.approx(scores[FLOAT], abs=0.02)
 
 
-def test_tables_are_scored_as_their_codes_stand_for_them(cache):
-    """At a quarter of the bytes, in one part: not the score that the table itself has."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(equal_bytes, "WIDTH", 1)
-        rows = measure(cache[0], ways=(FLOAT, equal_bytes.QUANTISED), compressions=(4,))
-    auc = {row["way"]: row["auc"] for row in rows if row["seed"] == 1}
-    assert auc[equal_bytes.QUANTISED] != auc[FULL]
-    assert auc[equal_bytes.QUANTISED] == pytest.approx(auc[FULL], abs=0.05)
+def test_tables_that_are_stored_smaller_have_scores_of_their_own(cache):
+    """In one part, or pruned, to a quarter of the bytes: not the score that the table itself has."""
+    ways = equal_bytes.QUANTISED, equal_bytes.PRUNED
+    rows = measure(cache[0], ways=(FLOAT, *ways), compressions=(4,))
+    found = {row["way"]: row for row in rows if row["seed"] == 1}
+    budget = found[FLOAT]["stored_bytes"]
+    for way in ways:
+        assert 0.7 * budget < found[way]["stored_bytes"] <= budget
+        assert found[way]["auc"] != found[FULL]["auc"]
+        assert found[way]["auc"] == pytest.approx(found[FULL]["auc"], abs=0.05)
 
 
 def weights_of(rows, embedding):

@@ -69,7 +69,7 @@ def test_chunks_of_the_least_utility_are_pruned_and_stay_so(cache, rng):
     assert sums[left].min() >= sums[~left].max()
     np.testing.assert_array_equal(chunks[left], before.reshape(chunks.shape)[left])
     kept = chunks[left].copy()
-    table.update(ids, d_vectors, 0.1)
+    table.update((ids + 1) % table.rows, d_vectors, 0.1)  # of which many were not seen, and so are pruned
     np.testing.assert_array_equal(chunks.any(axis=2), left)
     assert (chunks[left] != kept).any()
     table.halfway()

@@ -66,7 +66,7 @@ def test_deterministic_training_repeats_bit_for_bit(tmp_path):
 def trained(method, optimizer, folder, **how):
     """The model after a training whose evaluations have full batches too."""
     data, ran = dataclasses.replace(DATA, dialect="dictionary"), settings("cuda", method, optimizer)
-    if method in ("quotient_remainder", "tensor_train"):
+    if method in ("quotient_remainder", "tensor_train", "mixed_dimension", "cce"):
         ran = dataclasses.replace(ran, embedding=EmbeddingConfig(method, weights=70))
     model = build(ran, data, select("cuda", **how))
     train_model(model, ran, data, rows(), folder)
@@ -80,7 +80,7 @@ def small_evaluations(monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
-@pytest.mark.parametrize("method", ["robe", "full", "none", "mixed_precision", "quotient_remainder"])
+@pytest.mark.parametrize("method", ["robe", "full", "none", "mixed_precision", "quotient_remainder", "cce"])
 def test_graph_and_plain_steps_agree_bit_for_bit(method, optimizer, small_evaluations, tmp_path):
     """With sums in a fixed order."""
     for graph in (True, False):
@@ -88,10 +88,12 @@ def test_graph_and_plain_steps_agree_bit_for_bit(method, optimizer, small_evalua
     assert weights_of(tmp_path / "True") == weights_of(tmp_path / "False")
 
 
-@pytest.mark.parametrize("method", ["robe", "full", "none", "quotient_remainder", "tensor_train"])
+@pytest.mark.parametrize(
+    "method", ["robe", "full", "none", "quotient_remainder", "tensor_train", "mixed_dimension", "cce"]
+)
 def test_all_is_captured_but_products_of_cupy(method, small_evaluations, tmp_path, capsys):
     model = trained(method, "adagrad", tmp_path / "run")
-    refused = {"training", "inference"} if method == "tensor_train" else set()
+    refused = {"training", "inference"} if method in ("tensor_train", "mixed_dimension") else set()
     assert model.graphs.refused == refused
     assert {name for name, _ in model.graphs.replayed} == {"training", "inference"} - refused
     assert len(capsys.readouterr().err.splitlines()) == len(refused)
