@@ -85,6 +85,7 @@ OTHER = {
     "hot_share": 0.5,
     "importance": "count",
     "half_life": 50,
+    "online": True,
 }
 
 
