@@ -82,6 +82,7 @@ WAYS = {
     FLOAT: EmbeddingConfig(),
     **{f"ROBE in {bits} bits": EmbeddingConfig(memory=f"int{bits}") for bits in (8, 4, 3, 2, 1)},
     "exact rows and ROBE": EmbeddingConfig("hot"),
+    "exact rows and ROBE, online": EmbeddingConfig("hot", online=True),
     "hashing": EmbeddingConfig("hashing"),
     "compositional": EmbeddingConfig("compositional"),
     "CAFE": EmbeddingConfig("cafe"),
@@ -182,7 +183,8 @@ class Point:
 def stored_bytes(embedding: EmbeddingConfig, spec: DataSpec) -> int:
     """What is kept to serve: the arrays of an embedding that is not trained, and the dictionary it needs."""
     config = resolve(TrainConfig(embedding=embedding, optimizer=OptimizerConfig("none")))
-    ids = ID * sum(spec.cardinalities) if embedding.method in NUMBERED else 0
+    by_count = embedding.method == "hot" and spec.dialect == "dictionary" and not embedding.online
+    ids = ID * sum(spec.cardinalities) if by_count or embedding.method in NUMBERED else 0
     return sum(planned_bytes(config, spec).values()) + ids
 
 

@@ -87,12 +87,7 @@ METHODS = {
         (*SIZE, *ONE_ARRAY, "block", "hash", "sign", "hash_seed"),
         halves=True,
     ),
-    "hot": Method(
-        "hot",
-        (*SIZE, *ONE_ARRAY, "block", "sign", "hash_seed", "hot_share"),
-        ids=("dictionary",),
-        halves=True,
-    ),
+    "hot": Method("hot", (*SIZE, *TABLE, "block", "sign", "hash_seed", *SKETCH, "online"), halves=True),
     "full": Method("full", ONE_ARRAY, ids=COUNTED_IDS),
     "mixed_precision": Method(
         "mixed_precision", ("init_bound", "bits", "cache", "policy", "rounding"), ids=COUNTED_IDS
@@ -140,7 +135,7 @@ class EmbeddingConfig:
     rare values share a row; tensor_train: a vector is a product of three small matrices; compositional: each
     chunk of a vector is hashed by itself; mixed_dimension: rows are the shorter the more ids a feature has;
     cce: each chunk is the sum of a row that is learned by clustering and a hashed one; cafe: ids that a
-    sketch finds to be hot have rows of their own, all others are hashed. All but robe, none, hashing,
+    sketch finds to be hot have rows of their own, all others are hashed. All but robe, hot, none, hashing,
     compositional and cafe need data prepared with --ids dictionary. An option below that the method does not
     use is refused."""
 
@@ -220,6 +215,10 @@ class EmbeddingConfig:
 
     half_life: int = 1000
     """Steps after which a look-up counts half as much for what is hot."""
+
+    online: bool = False
+    """Find the ids of hot in the stream, by a sketch, although a dictionary knows the frequent ones. Without
+    a dictionary it is always so."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +313,7 @@ class TrainConfig:
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 # Of its settings, those that came after the format of checkpoints.
-LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", "alpha", "master", *SKETCH)
+LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", "alpha", "master", *SKETCH, "online")
 
 
 @dataclass(frozen=True)

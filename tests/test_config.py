@@ -82,7 +82,8 @@ OTHER = {
     **{"weights": 1000, "megabytes": 1.0, "compression": 100.0, "init_bound": 0.5, "memory": "fp16"},
     **{"block": 7, "hash": "affine", "sign": False, "hash_seed": 3},
     **{"bits": 4, "cache": 0.1, "policy": "lru", "rounding": "nearest", "combine": "add", "chunks": 2},
-    **{"hot_share": 0.5, "importance": "count", "half_life": 50, "alpha": 0.5, "master": "none"},
+    **{"hot_share": 0.5, "importance": "count", "half_life": 50, "online": True},
+    **{"alpha": 0.5, "master": "none"},
 }
 # Option -> what it needs besides, of the methods that have that.
 NEEDED = {"master": {"memory": "int8"}, "rounding": {"memory": "int8", "master": "none"}}

@@ -154,7 +154,8 @@ CAFE = {"method": "cafe", "weights": 2000, "hot_share": 0.2, "init_bound": 0.5} 
 
 
 def made(backend="cpu", data=HASHED, optimizer="sgd", dtype="float32", **changes):
-    return create(embedding_settings(optimizer, **(CAFE | changes)), data, select(backend), dtype)
+    settings = embedding_settings(optimizer, **(changes if "method" in changes else CAFE | changes))
+    return create(settings, data, select(backend), dtype)
 
 
 def trace(data=HASHED, batches=12, seed=0):
@@ -210,6 +211,48 @@ def test_cafe_is_that_of_the_oracle(name, data):
         hot |= own.keys()
     assert len(own) == 16 < len(hot)
     assert embedding.describe()["hot"] == {"rows": 16, "in_use": 16, "sketch_bytes": 2 * (WAYS * 12 + 4)}
+
+
+HOT_ROWS = {"method": "hot", "weights": 2000, "hot_share": 0.2, "init_bound": 0.5, "block": 4}
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("online", [False, True], ids=["hash", "dictionary"])
+@pytest.mark.parametrize("name", ["reference", *VERSIONS])
+def test_hot_ids_in_front_of_an_array_are_those_of_the_oracle(name, online):
+    """Hot ids have rows, from what the array says on; the others, and those that cool, are read there."""
+    data = NUMBERED if online else HASHED
+    embedding = made(name, data, **HOT_ROWS, importance="count", half_life=5, online=online)
+    plain = embedding_settings(method="robe", weights=2000 - 2 * 97 - 128, block=4, init_bound=0.5)
+    array = create(plain, HASHED, select("reference"))
+    assert embedding.weights == 2000 - 2 * 97
+    array.memory[...] = embedding.memory[128:]
+    oracle, own, hot = Oracle(), {}, set()
+
+    def tail(token):
+        """What the array says: an id below 16 is another one there, since these are the rows."""
+        ids = np.zeros((1, 3), np.uint32)
+        ids[0, token >> 32] = token % 2**32 + 2**31 * (token % 2**32 < 16)
+        return ids
+
+    for number, (ids, gradients) in enumerate(trace(data)):
+        tokens = [(f << 32) + int(ids[b, f]) for b, f in np.ndindex(ids.shape)]
+        for token, found in zip(tokens, looked_up(embedding, ids).reshape(-1, 8), strict=True):
+            cold = looked_up(array, tail(token))[0, token >> 32]
+            np.testing.assert_array_equal(found, own.get(token, cold))
+        embedding.update(ids, gradients, 0.5)
+        for token, gradient in zip(tokens, gradients.reshape(-1, 8), strict=True):
+            if token in own:
+                own[token] -= np.float32(0.5) * gradient
+            else:
+                d_vectors = np.zeros((1, 3, 8), np.float32)
+                d_vectors[0, token >> 32] = gradient
+                array.update(tail(token), d_vectors, 0.5)
+        oracle.batch(tokens, [1] * len(tokens), number // 5)
+        own = {t: own[t] if t in own else looked_up(array, tail(t))[0, t >> 32] for t in oracle.rows()}
+        np.testing.assert_array_equal(embedding.memory[128:], array.memory)
+        hot |= own.keys()
+    assert len(own) == 16 < len(hot)
 
 
 @pytest.mark.parametrize("memory", ["int8", "int3"])
@@ -317,6 +360,12 @@ def test_what_it_refuses():
     with pytest.raises(ConfigError, match="feature 1 has 10 rows, but an id of the data is 10"):
         made(data=NUMBERED).check(np.array([[999, 10, 5]], np.uint32))
     made(hot_share=0).update(*next(trace()), 0.1)
+    with pytest.raises(ConfigError, match="--half-life 5 is for --online; without it the dictionary says"):
+        made(data=NUMBERED, **HOT_ROWS, half_life=5)
+    with pytest.raises(ConfigError, match="--memory fp16 of --method hot is for inference where a sketch"):
+        made(**HOT_ROWS, memory="fp16")
+    with pytest.raises(ConfigError, match=r"--hot-share 1 leaves .* less than a block of 4; give more"):
+        made(**HOT_ROWS | {"hot_share": 1.0, "weights": 163})
 
 
 def test_a_sketch_that_no_training_leaves_is_noticed():
@@ -349,10 +398,10 @@ def test_a_converted_sketch_finds_the_same_ids(memory):
     assert 0 < off <= lost["largest_error"] < 0.01
 
 
-def cafe(optimizer="adagrad", **changes):
-    embedding = {"weights": 700, "hot_share": 0.4, "half_life": 4} | changes
-    optimizer = OptimizerConfig(optimizer, 0.1)
-    return dataclasses.replace(config(), embedding=EmbeddingConfig("cafe", **embedding), optimizer=optimizer)
+def trained(**changes):
+    embedding = {"method": "cafe", "weights": 700, "hot_share": 0.4, "half_life": 4} | changes
+    optimizer = OptimizerConfig("adagrad", 0.1)
+    return dataclasses.replace(config(), embedding=EmbeddingConfig(**embedding), optimizer=optimizer)
 
 
 MANY = dataclasses.replace(DATA, cardinalities=(200, 40))
@@ -365,10 +414,14 @@ def many_rows():
     return found
 
 
-@pytest.mark.parametrize("changes", [{}, {"importance": "count"}, {"memory": "int3"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"importance": "count"}, {"memory": "int3"}, {"method": "hot"}, {"method": "hot", "memory": "int3"}],
+    ids=str,
+)
 def test_a_run_stopped_anywhere_ends_as_if_it_had_not(changes, tmp_path):
     """Weights, sketch and all; evaluations disturb nothing; and settings survive JSON."""
-    settings = cafe(**changes)
+    settings = trained(**changes)
     assert from_json(json.loads(json.dumps(dataclasses.asdict(settings)))) == settings
     whole = train(settings, MANY, many_rows(), tmp_path / "whole")
     assert 0 < whole["hot"]["in_use"]

@@ -15,8 +15,7 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig, budget
 from robe.embeddings.hot import share_of
-from robe.embeddings.robe import token_base
-from robe.embeddings.sketched import HOT, SketchedEmbedding, SketchedWeights, weights_of_a_set
+from robe.embeddings.sketched import HOT, SketchedEmbedding, SketchedWeights, sketch_facts, weights_of_a_set
 from robe.embeddings.tables import capped_rows, initial_array, initial_bounds, whole
 from robe.kernels.parts.hashing import slot_map
 
@@ -52,9 +51,6 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
         optimizer=config.optimizer,
         backend=backend,
         **whole(config, data),
-        tokens=to_device(token_base(config, data)),
-        scale=to_device(shared.astype(np.float32)),
-        by_count=settings.importance == "count",
-        half_life=settings.half_life,
+        **sketch_facts(config, data, backend, shared),
         cold=lambda features, ids: first[features] + ids % modulo[features],
     )

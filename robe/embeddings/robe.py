@@ -58,11 +58,12 @@ def array_of_blocks(
     dtype: str,
     family: str,
     exact: int = 0,
+    kind: type[ArrayEmbedding] = ArrayEmbedding,
     **facts: Any,
 ) -> ArrayEmbedding:
     """An array that is read by a map of that family, and starts uniform in (-bound, bound), `bounds` (T,).
 
-    exact: of slot_map; facts: what else an ArrayEmbedding is told.
+    exact: of slot_map; kind: the class to make; facts: what else it is told.
     """
     settings = config.embedding
     how = family, config.model.width, settings.block, weights.count, settings.hash_seed, settings.sign
@@ -70,7 +71,7 @@ def array_of_blocks(
         where = slot_map(*how, exact)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return ArrayEmbedding(
+    return kind(
         method=settings.method,
         **initial_array(weights, bounds, config, backend, dtype),
         weights=weights.count,

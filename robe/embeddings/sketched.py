@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from robe.config import TrainConfig
+from robe.backend import Backend
+from robe.config import DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding, description
 from robe.embeddings.declared import Array, Weights
 from robe.kernels.parts.cache import hash_token, set_of
@@ -24,6 +25,7 @@ from robe.kernels.space_saving import EMPTY, HOT, WAYS
 from robe.optim import RULES
 
 SKETCH = "embedding sketch"
+RETURNED = 0.0
 STORED = ("tags", "importance", "halved")  # the arrays of the sketch
 
 
@@ -57,6 +59,16 @@ class SketchedWeights(Weights):
 def weights_of_a_set(width: int) -> int:
     """How many weights take as many bytes as the rows of a set and its part of the sketch."""
     return HOT * width + 3 * WAYS + 1
+
+
+def sketch_facts(config: TrainConfig, data: DataSpec, backend: Backend, watched) -> dict[str, Any]:
+    """What a SketchedEmbedding is told of its sketch; watched (F,): the features whose ids may be hot."""
+    return {
+        "tokens": backend.to_device(np.arange(len(watched), dtype=np.uint64) << S32),
+        "scale": backend.to_device(watched.astype(np.float32)),
+        "by_count": config.embedding.importance == "count",
+        "half_life": config.embedding.half_life,
+    }
 
 
 @dataclass
@@ -113,23 +125,44 @@ class SketchedEmbedding(ArrayEmbedding):
         kernels.space_saving(*batch, self.tags, self.importance, self.halved, moved, left)
         changed = self.backend.xp.flatnonzero(moved >= 0)
         if changed.size:
-            self._move(moved[changed])
+            self._move(moved[changed], left[changed])
 
     def changing(self) -> tuple:
         """The period of the next update."""
         return (np.uint32(self.steps // self.half_life),)
 
-    def _move(self, rows) -> None:
-        """Give hot rows (n,) to the ids that the sketch names; those that had them fall back to the array."""
+    def _move(self, rows, left) -> None:
+        """Give hot rows (n,) to the ids that the sketch names; those that had them, left (n,), fall back."""
+        if RETURNED:
+            self._give_back(rows, left)
         to, where = self._slots(self.tags[:, :HOT].reshape(-1)[rows]), self.slot_map
         for kept, read_as in ((self.stepped, where), *((s, where._replace(signed=False)) for s in self.sums)):
-            own = kept[: self.tags.shape[0] * HOT * self.width].reshape(-1, self.width)
-            found = self.backend.empty((len(rows), 1, self.width), kept.dtype)
-            self.backend.kernels.gather(kept, *to, read_as, found)
-            own[rows] = found[:, 0]
+            self._own(kept)[rows] = self._cold_vectors(kept, to, read_as)
         if self.master is not None:
-            numbers = rows.astype("uint32")[:, None]
-            self.backend.kernels.quantise_touched(numbers, self.tokens[:1], where, self.master, self.memory)
+            self._fill_up()
+            self.backend.kernels.quantise_touched(
+                rows.astype("uint32")[:, None], self.tokens[:1], where, self.master, self.memory
+            )
+
+    def _give_back(self, rows, left) -> None:
+        known = self.backend.xp.flatnonzero(left != EMPTY)
+        if known.size:
+            to = self._slots(left[known])
+            lost = self._own(self.stepped)[rows[known]] - self._cold_vectors(self.stepped, to, self.slot_map)
+            self.backend.kernels.scatter_add(lost[:, None], *to, self.slot_map, RETURNED, self.stepped)
+            if self.master is not None:
+                self._fill_up()
+                self.backend.kernels.quantise_touched(*to, self.slot_map, self.master, self.memory)
+
+    def _own(self, kept):
+        """The rows of hot ids (sets * HOT, D), a view of an array like the weights."""
+        return kept[: self.tags.shape[0] * HOT * self.width].reshape(-1, self.width)
+
+    def _cold_vectors(self, kept, slots: tuple, slot_map):
+        """What an array like the weights has for cold ids (n, D)."""
+        found = self.backend.empty((len(slots[0]), 1, self.width), kept.dtype)
+        self.backend.kernels.gather(kept, *slots, slot_map, found)
+        return found[:, 0]
 
     def _slots(self, tokens) -> tuple:
         """Rows (n, 1) and base (1,) of cold ids, for a kernel; tokens (n,) of the sketch."""
