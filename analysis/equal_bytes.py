@@ -22,7 +22,7 @@ difference from the float32 array, and then there are as many, up to --most, as 
 than --resolution, where t is Student's for the first stage. So an interval has its 95%, whatever s is.
 
     python analysis/equal_bytes.py [--quick] [--data PREPARED] [--seeds N] [--most N] [--resolution X]
-                                   [--jobs N]
+                                   [--jobs N] [--ways WAY...] [--compressions X...]
 
 Trainings are kept in analysis/out/equal_bytes, see analysis/trainings.py; whoever stops the study and starts
 it again loses at most one of them.
@@ -144,6 +144,12 @@ class EqualBytesOptions(StudyOptions):
     jobs: int | None = None
     """Trainings at a time, each on one core. Default: as many as there are cores."""
 
+    ways: tuple[str, ...] | None = None
+    """What to compare, by the names in WAYS and AFTERWARDS. Default: all."""
+
+    compressions: tuple[int, ...] | None = None
+    """How many times fewer bytes than the full table's. Default: 10, 100, 1000 and 10000."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -207,6 +213,8 @@ def fitted(embedding: EmbeddingConfig, spec: DataSpec, size: int) -> EmbeddingCo
 
 def plan(study: Sizes, spec: DataSpec) -> Iterator[Point]:
     """The points of a study: the full table, then each way at each size that can be so small."""
+    if unknown := [way for way in study.ways if way not in Sizes.ways]:
+        raise ConfigError(f"--ways {unknown[0]!r}: not among {', '.join(Sizes.ways)}")
     if study.seeds < 2:
         raise ConfigError(f"{study.seeds} seeds: an interval needs 2")
     full = EmbeddingConfig("full")
@@ -303,6 +311,8 @@ def measure(
     passes: int | None = None,
     batch: int | None = None,
     jobs: int | None = None,
+    ways: tuple[str, ...] | None = None,
+    compressions: tuple[int, ...] | None = None,
     study: Sizes | None = None,
     cache: Path = CACHE,
     say: Callable[[str], None] = print,
@@ -321,6 +331,8 @@ def measure(
         "passes": passes,
         "batch": batch,
         "jobs": jobs,
+        "ways": ways,
+        "compressions": compressions,
     }
     study = study.given(**given)
     manifest = open_folder(study.data or synthetic_data(study, cache, dense="zscore"))
