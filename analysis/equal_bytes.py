@@ -81,6 +81,7 @@ WAYS = {
     "hashing": EmbeddingConfig("hashing"),
     "compositional": EmbeddingConfig("compositional"),
     "CAFE": EmbeddingConfig("cafe"),
+    "AdaEmbed": EmbeddingConfig("adaembed"),
     "quotient-remainder": EmbeddingConfig("quotient_remainder"),
     "tensor train": EmbeddingConfig("tensor_train"),
 }

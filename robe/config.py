@@ -76,7 +76,7 @@ class Method:
 CODE_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}  # of a weight, besides scales and biases
 SIZE = ("weights", "megabytes", "compression")
 TABLE = ("init_bound", "memory")
-SKETCH = ("hot_share", "importance", "half_life")
+SKETCH = ("importance", "half_life")
 COUNTED_IDS = ("modulo", "dictionary")  # ids that count from 0, and so can number the rows of a table
 
 METHODS = {
@@ -85,7 +85,9 @@ METHODS = {
         (*SIZE, *TABLE, "block", "hash", "sign", "hash_seed"),
         halves=True,
     ),
-    "hot": Method("hot", (*SIZE, *TABLE, "block", "sign", "hash_seed", *SKETCH, "online"), halves=True),
+    "hot": Method(
+        "hot", (*SIZE, *TABLE, "block", "sign", "hash_seed", "hot_share", *SKETCH, "online"), halves=True
+    ),
     "full": Method("full", TABLE, ids=COUNTED_IDS),
     "mixed_precision": Method(
         "mixed_precision", ("init_bound", "bits", "cache", "policy", "rounding"), ids=COUNTED_IDS
@@ -99,7 +101,8 @@ METHODS = {
     "tensor_train": Method("tensor_train", (*SIZE, *TABLE), ids=COUNTED_IDS, captured=False),
     "compositional": Method("compositional", (*SIZE, *TABLE, "chunks", "hash_seed")),
     # The host has to know how many rows change hands.
-    "cafe": Method("cafe", (*SIZE, *TABLE, *SKETCH), captured=False),
+    "cafe": Method("cafe", (*SIZE, *TABLE, "hot_share", *SKETCH), captured=False),
+    "adaembed": Method("adaembed", (*SIZE, *TABLE, *SKETCH), captured=False),
 }
 # Methods whose ids have to count from 0.
 NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
@@ -130,8 +133,9 @@ class EmbeddingConfig:
     hashing: ids modulo the rows of a smaller table; quotient_remainder: two rows make a vector; frequency:
     rare values share a row; tensor_train: a vector is a product of three small matrices; compositional: each
     chunk of a vector is hashed by itself; cafe: ids that a sketch finds to be hot have rows of their own, all
-    others are hashed. All but robe, hot, none, hashing, compositional and cafe need data prepared with --ids
-    dictionary. An option below that the method does not use is refused."""
+    others are hashed; adaembed: only such ids have rows, all others of a feature share one. Data prepared
+    with --ids dictionary are needed by full, mixed_precision, quotient_remainder, frequency and
+    tensor_train. An option below that the method does not use is refused."""
 
     weights: int | None = None
     """Number of weights to store (M); rivals of robe store at most so many. Give one of weights,
@@ -297,7 +301,7 @@ class TrainConfig:
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 # Of its settings, those that came after the format of checkpoints.
-LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", *SKETCH, "online")
+LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", "hot_share", *SKETCH, "online")
 
 
 @dataclass(frozen=True)
