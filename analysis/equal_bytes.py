@@ -86,6 +86,7 @@ WAYS = {
     "hashing": EmbeddingConfig("hashing"),
     "compositional": EmbeddingConfig("compositional"),
     "CAFE": EmbeddingConfig("cafe"),
+    "AdaEmbed": EmbeddingConfig("adaembed"),
     "quotient-remainder": EmbeddingConfig("quotient_remainder"),
     "tensor train": EmbeddingConfig("tensor_train"),
     # Each id has an entry of the dictionary, and a weight at least, or an index: these end at 8 times fewer

@@ -220,12 +220,15 @@ def tradeoff() -> str:
 
 
 def equal_bytes() -> str:
-    """AUC by stored bytes: results/equal_bytes.json is the analysis/out/equal_bytes.json of a full study."""
-    return study.overview(json.loads((RESULTS / "equal_bytes.json").read_text()))
+    """AUC by stored bytes: results/equal_bytes.json is the analysis/out/equal_bytes.json of a full study.
+    Nothing without it."""
+    path = RESULTS / "equal_bytes.json"
+    return study.overview(json.loads(path.read_text())) if path.exists() else ""
 
 
 def whole_equal_bytes() -> str:
-    return study.table(json.loads((RESULTS / "equal_bytes.json").read_text()))
+    path = RESULTS / "equal_bytes.json"
+    return study.table(json.loads(path.read_text())) if path.exists() else ""
 
 
 def methods() -> str:
@@ -261,5 +264,5 @@ if __name__ == "__main__":
         page.write_text(fill(page))
     RATES.write_text(json.dumps(measured(RESULTS), indent=1) + "\n")
     for name, draw in (("methods", plot), ("equal_bytes", study.draw)):
-        found = json.loads((RESULTS / f"{name}.json").read_text())
-        draw(found).savefig(ROOT / "docs" / f"{name}.png", dpi=100)
+        if (path := RESULTS / f"{name}.json").exists():
+            draw(json.loads(path.read_text())).savefig(ROOT / "docs" / f"{name}.png", dpi=100)

@@ -78,7 +78,7 @@ LEAN = ("int8", "int4")  # of these, what --master none can train
 SIZE = ("weights", "megabytes", "compression")
 TABLE = ("init_bound", "memory")
 ONE_ARRAY = (*TABLE, "master", "rounding")
-SKETCH = ("hot_share", "importance", "half_life")
+SKETCH = ("importance", "half_life")
 COUNTED_IDS = ("modulo", "dictionary")  # ids that count from 0, and so can number the rows of a table
 
 METHODS = {
@@ -87,7 +87,9 @@ METHODS = {
         (*SIZE, *ONE_ARRAY, "block", "hash", "sign", "hash_seed"),
         halves=True,
     ),
-    "hot": Method("hot", (*SIZE, *TABLE, "block", "sign", "hash_seed", *SKETCH, "online"), halves=True),
+    "hot": Method(
+        "hot", (*SIZE, *TABLE, "block", "sign", "hash_seed", "hot_share", *SKETCH, "online"), halves=True
+    ),
     "full": Method("full", ONE_ARRAY, ids=COUNTED_IDS),
     "mixed_precision": Method(
         "mixed_precision", ("init_bound", "bits", "cache", "policy", "rounding"), ids=COUNTED_IDS
@@ -103,7 +105,8 @@ METHODS = {
     "mixed_dimension": Method("mixed_dimension", (*SIZE, *TABLE, "alpha"), ids=COUNTED_IDS, captured=False),
     "cce": Method("cce", (*SIZE, *TABLE, "chunks", "hash_seed"), ids=COUNTED_IDS),
     # The host has to know how many rows change hands.
-    "cafe": Method("cafe", (*SIZE, *TABLE, *SKETCH), captured=False),
+    "cafe": Method("cafe", (*SIZE, *TABLE, "hot_share", *SKETCH), captured=False),
+    "adaembed": Method("adaembed", (*SIZE, *TABLE, *SKETCH), captured=False),
 }
 # Methods whose ids have to count from 0.
 NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
@@ -135,9 +138,10 @@ class EmbeddingConfig:
     rare values share a row; tensor_train: a vector is a product of three small matrices; compositional: each
     chunk of a vector is hashed by itself; mixed_dimension: rows are the shorter the more ids a feature has;
     cce: each chunk is the sum of a row that is learned by clustering and a hashed one; cafe: ids that a
-    sketch finds to be hot have rows of their own, all others are hashed. All but robe, hot, none, hashing,
-    compositional and cafe need data prepared with --ids dictionary. An option below that the method does not
-    use is refused."""
+    sketch finds to be hot have rows of their own, all others are hashed; adaembed: only such ids have rows,
+    all others of a feature share one. Data prepared with --ids dictionary are needed by full,
+    mixed_precision, quotient_remainder, frequency, tensor_train, mixed_dimension and cce. An option below
+    that the method does not use is refused."""
 
     weights: int | None = None
     """Number of weights to store (M); rivals of robe store at most so many. Give one of weights,
@@ -313,7 +317,10 @@ class TrainConfig:
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 # Of its settings, those that came after the format of checkpoints.
-LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", "alpha", "master", *SKETCH, "online")
+LATER = (
+    *("fresh_embeddings", "patience", "teacher", "teacher_weight"),
+    *("hot_share", *SKETCH, "online", "alpha", "master"),
+)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from analysis import (
     convergence,
     hash_quality,
     hash_variance,
+    hot_drift,
     memory_fetches,
     report,
     sample_tables,
@@ -33,7 +34,7 @@ from robe.kernels.parts.hashing import slot_map, slots_reference
 ROOT = Path(__file__).parents[1]
 NAMES = (
     *("hash_variance", "approximation_bounds", "memory_fetches", "hash_quality", "convergence"),
-    *("stochastic_rounding", "cache_hits"),
+    *("stochastic_rounding", "cache_hits", "hot_drift"),
 )
 
 
@@ -69,8 +70,8 @@ def test_all_claims_hold(analysis):
 def test_the_report_is_complete_in_itself(analysis):
     results, out = analysis
     page = (out / "report.html").read_text()
-    assert "All 7 claims hold" in page
-    assert page.count("data:image/png;base64,") == 7
+    assert "All 8 claims hold" in page
+    assert page.count("data:image/png;base64,") == 8
     assert not re.search(r'(src|href)="https?:', page)
     for name, result in results.items():
         assert (out / f"{name}.csv").read_text().count("\n") == len(result.rows) + 1
@@ -494,6 +495,29 @@ def test_a_cache_that_lost_half_of_its_ways_is_found(monkeypatch):
         parts = cache_hits.hit_rates(p, sets, "LRU", 1, 8000, "warm", np.random.default_rng(0))
         assert abs(claim.z_mean(parts, rate)) < claim.RIGHT
         assert abs(claim.z_mean(parts, other)) > claim.WRONG
+
+
+# hot_drift
+
+
+def test_the_best_that_rows_can_serve_is_counted_by_sets():
+    """By hand: of ids that all have one set, HOT are served, whatever the number of rows."""
+    ids = np.arange(4000, dtype=np.uint32)
+    same = ids[hot_drift.set_of(hot_drift.hash_token(ids.astype(np.uint64)), 2) == 1][:100]
+    p = np.arange(100.0, 0, -1) / 5050
+    limit, in_sets = hot_drift.best(p, same, 2)
+    assert limit == pytest.approx(p[:16].sum())
+    assert in_sets == pytest.approx(p[:8].sum())
+
+
+@pytest.mark.parametrize("other", [hot_drift.NEVER, hot_drift.FIRST])
+def test_rows_that_do_not_follow_a_drift_are_found(other, analysis):
+    """What the sketch served, and what the others did, change places."""
+    names = {hot_drift.SKETCH: other, other: hot_drift.SKETCH}
+    rows = [row | {"of": names.get(row["of"], row["of"])} for row in analysis[0]["hot_drift"].rows]
+    bad = failed(hot_drift, rows)
+    assert any(what.startswith(f"rejected: {other} would do (abrupt)") for what in bad)
+    assert any("half-lives later as before" in what for what in bad)
 
 
 # The command

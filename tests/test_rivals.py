@@ -424,7 +424,7 @@ def test_only_some_take_hashed_ids():
         embedding = make(rival, "cpu", data=hashed)
         embedding.check(ids)
         assert np.isfinite(looked_up(embedding, ids)).all()
-    for rival in ("frequency", "product", "tensor_train", "hot", "mixed_dimension", "cce"):
+    for rival in ("frequency", "product", "tensor_train", "mixed_dimension", "cce"):
         with pytest.raises(ConfigError, match=r"the ids of these data \(hash\); .* --ids dictionary"):
             make(rival, data=hashed)
     modulo = dataclasses.replace(DATA, dialect="modulo")

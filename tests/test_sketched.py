@@ -178,11 +178,16 @@ def looked_up(embedding, ids):
 
 @pytest.mark.kernels
 @pytest.mark.parametrize("data", [HASHED, NUMBERED], ids=["hash", "dictionary"])
+@pytest.mark.parametrize("method", ["cafe", "adaembed"])
 @pytest.mark.parametrize("name", ["reference", *VERSIONS])
-def test_cafe_is_that_of_the_oracle(name, data):
+def test_rows_and_what_is_hashed_behind_them_are_those_of_the_oracle(name, method, data):
     """Hot ids are trained by themselves, from their hashed row on; others in the row of id modulo rows."""
-    embedding = made(name, data, importance="count", half_life=5)
-    tail = capped_rows(embedding_settings(method="hashing", weights=2000 - 2 * (8 * 8 + 97)), data).tolist()
+    size = CAFE if method == "cafe" else {"weights": 400, "init_bound": 0.5}
+    embedding = made(name, data, **size | {"method": method}, importance="count", half_life=5)
+    tail = [1, 1, 1]
+    if method == "cafe":
+        hashing = embedding_settings(method="hashing", weights=2000 - 2 * (8 * 8 + 97))
+        tail = capped_rows(hashing, data).tolist()
     assert embedding.weights == (16 + sum(tail)) * 8
     first, oracle, own = np.cumsum([16, *tail]), Oracle(), {}
     shared = np.split(embedding.memory.reshape(-1, 8).copy(), first[:-1])[1:]
@@ -202,7 +207,7 @@ def test_cafe_is_that_of_the_oracle(name, data):
             f, i = token >> 32, token % 2**32
             (own[token] if token in own else shared[f][i % tail[f]])[...] -= np.float32(0.5) * gradient
         whole = [data.dialect != "hash" and tail[f] == data.cardinalities[f] for f in range(3)]
-        assert whole == [False, data.dialect != "hash", False]
+        assert whole == [False, data.dialect != "hash" and method == "cafe", False]
         oracle.batch(tokens, [not whole[token >> 32] for token in tokens], number // 5)
         own = {
             t: own[t] if t in own else shared[t >> 32][t % 2**32 % tail[t >> 32]].copy()
@@ -359,6 +364,8 @@ def test_what_it_refuses():
         made(weights=20)
     with pytest.raises(ConfigError, match="feature 1 has 10 rows, but an id of the data is 10"):
         made(data=NUMBERED).check(np.array([[999, 10, 5]], np.uint32))
+    with pytest.raises(ConfigError, match="--method adaembed takes at least 185 weights"):
+        made(method="adaembed", weights=184)
     made(hot_share=0).update(*next(trace()), 0.1)
     with pytest.raises(ConfigError, match="--half-life 5 is for --online; without it the dictionary says"):
         made(data=NUMBERED, **HOT_ROWS, half_life=5)

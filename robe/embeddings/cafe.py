@@ -37,13 +37,19 @@ def declare(config: TrainConfig, data: DataSpec) -> dict[str, SketchedWeights]:
 
 
 def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> SketchedEmbedding:
-    settings, weights = config.embedding, declare(config, data)[""]
+    return hashed_behind(declare(config, data)[""], config, data, backend, dtype)
+
+
+def hashed_behind(
+    weights: SketchedWeights, config: TrainConfig, data: DataSpec, backend: Backend, dtype: str
+) -> SketchedEmbedding:
+    """Rows of hot ids, and behind them a table for each feature that all its other ids are hashed to."""
     to_device, tail = backend.to_device, weights.rows[1:]
     first = to_device(np.cumsum(weights.rows)[:-1].astype(np.uint32))
     modulo = to_device(tail.astype(np.uint32))
     shared = (tail < data.cardinalities) | (data.dialect == "hash")
     return SketchedEmbedding(
-        method=settings.method,
+        method=config.embedding.method,
         **initial_array(weights, [0, *initial_bounds(config, data)], config, backend, dtype),
         weights=weights.count,
         base=to_device(np.zeros(len(tail), np.uint64)),
