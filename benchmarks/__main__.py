@@ -1,6 +1,6 @@
 """Measure everything on the CPU and write benchmarks/results/cpu.json; for a GPU see gpu.py.
 
-    python -m benchmarks [--only limits|embedding|mixed|step] [--quick]
+    python -m benchmarks [--only limits|embedding|mixed|codes|step] [--quick]
 
 `python -m benchmarks.readme` then writes the tables of docs/speed.md from the results.
 """
@@ -16,7 +16,7 @@ from typing import Literal
 
 import tyro
 
-from benchmarks import embedding, limits, mixed, step
+from benchmarks import codes, embedding, limits, mixed, step
 from benchmarks.measure import QUICK, Effort, cpu_seconds_of_others, machine
 from benchmarks.peer import torch_here
 from robe.errors import RobeError
@@ -32,12 +32,13 @@ def sections(backend: Backend, effort: Effort) -> dict[str, Callable[[], Iterato
         "limits": lambda: limits.run(backend, effort),
         "embedding": lambda: embedding.run(backend, effort),
         "mixed": lambda: mixed.run(backend, effort),
+        "codes": lambda: codes.run(backend, effort),
         "step": lambda: step.run(backend, effort),
     }
 
 
 def measure(
-    only: Literal["limits", "embedding", "mixed", "step"] | None = None,
+    only: Literal["limits", "embedding", "mixed", "codes", "step"] | None = None,
     quick: bool = False,
     out: Path | None = None,
 ) -> None:

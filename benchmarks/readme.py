@@ -93,7 +93,7 @@ PEERS = re.compile(r"26 EmbeddingBags|published|PyTorch eager")
 
 def shown(row: dict) -> bool:
     """Whether this row is told first: codes, or ROBE on uniform ids beside what PyTorch offers instead."""
-    if row["what"].startswith(("mixed precision", "codes")):
+    if row["what"].startswith(("mixed precision", "codes", "training in codes")):
         return True
     ours = "ROBE" in row["what"] and not row["what"].startswith("mlperf ids")
     return ours and PEERS.match(row["peer"]) is not None and row.get("model", SHOWN[0]) in SHOWN
@@ -155,7 +155,7 @@ def speed_table(results: dict, shown: Callable[[dict], bool]) -> str:
     """The ratios of one results file that are `shown`, under what it was measured on."""
     machine = results["step"]["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    parts = {name: results[name] for name in ("embedding", "mixed", "step") if name in results}
+    parts = {name: results[name] for name in ("embedding", "mixed", "codes", "step") if name in results}
     rows = [row for part in parts.values() for row in part["rows"] if "ratio" in row]
     repeats = sorted({row["ratio"]["repeats"] for row in rows})
     dates = "; ".join(f"{name}: {part['machine']['date']}" for name, part in parts.items())

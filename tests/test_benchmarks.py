@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import embedding, gpu, limits, loader, measure, mixed, prepare, rates, step
+from benchmarks import codes, embedding, gpu, limits, loader, measure, mixed, prepare, rates, step
 from benchmarks.measure import QUICK, BenchmarkError
 from benchmarks.peer import check, environment, torch_here
 from benchmarks.readme import PAGES, fill, gpu_section, prepare_table, shown, speed_table
@@ -169,6 +169,7 @@ def test_quick_run_on_every_backend(backend, without_peers):
     if backend.name == "cpu":
         rows += [*limits.run(backend, QUICK), *mixed.run(backend, QUICK)]
         rows += step.run(backend, QUICK, step.CASES[:1])
+        rows += codes.run(backend, once, codes.CASES[1:2])
     for row in rows:
         values = row["ratio"] if "ratio" in row else row
         assert 0 < values["range"][0] <= values["median"] <= values["range"][1]
