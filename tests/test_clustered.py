@@ -116,6 +116,17 @@ def test_a_clustering_puts_the_mean_of_its_ids_into_each_row(memory):
     assert not rows("helper", "accumulator").any()
 
 
+def test_where_all_features_have_rows_for_their_ids_nothing_is_clustered():
+    embedding = make("cce", "cpu", weights=253 * WIDTH, optimizer="adagrad")
+    assert embedding.beside["index.rows"].shape == (0, 4)
+    embedding.update(EVERY[:50], looked_up(embedding, EVERY[:50]), 0.1)
+    before = {name: array.copy() for name, array in embedding.state().items()}
+    embedding.halfway()
+    before["embedding.index.clusterings"] += 1
+    for name, array in embedding.state().items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
 def test_converted_it_keeps_what_it_learned():
     config = settings("cce", optimizer="adagrad", weights=720)
     source = create(config, DATA, select("cpu"))
