@@ -12,16 +12,17 @@ dictionary (4 bytes an id) of those ways that number the rows of tables. A secon
 needs of memory: master weights, gradients and sums besides.
 
 Conditions: the DLRM of the preset `small`, Adagrad, each pass but the first with a fresh embedding;
-SYNTHETIC rows of a planted law with z-scored numbers, or the rows given by --data. Every point has its rate
-tuned alike: of RATES the one with the best validation AUC, with a seed that is not used again. A seed draws
-initial weights, order of rows and hash, so points of equal seeds are paired; the rows are always the same, so
-other data may differ by more.
+SYNTHETIC rows of a planted law with z-scored numbers, or the rows given by --data. Every way has its rate
+tuned alike: of RATES the one with the best validation AUC at 100 times fewer bytes, with a seed that is not
+used again. A seed draws initial weights, order of rows and hash, so points of equal seeds are paired; the
+rows are always the same, so other data may differ by more.
 
 How many seeds there are follows Stein's rule (1945): those of the first stage tell the deviation s of each
 difference from the float32 array, and then there are as many, up to --most, as make t s / sqrt(n) no larger
 than --resolution, where t is Student's for the first stage. So an interval has its 95%, whatever s is.
 
     python analysis/equal_bytes.py [--quick] [--data PREPARED] [--seeds N] [--most N] [--resolution X]
+                                   [--jobs N] [--ways WAY...] [--compressions X...]
 
 Trainings are kept in analysis/out/equal_bytes, see analysis/trainings.py; whoever stops the study and starts
 it again loses at most one of them.
@@ -29,7 +30,8 @@ it again loses at most one of them.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,8 @@ from robe.model import DLRM, build
 from robe.train import predict, versions
 
 CACHE = claim.OUT / "equal_bytes"
-COMPRESSIONS = (4, 10, 100, 1000, 10000)
+COMPRESSIONS = (10, 100, 1000, 10000)
+TUNED_AT = 100
 GAINS = {100: 0.002, 1000: 0.01}  # of the best few-bit array over float32, at least
 WITHIN = 0.001  # of the full table's best, at 100x
 LEVEL = 0.95
@@ -78,8 +81,11 @@ FLOAT = "ROBE"
 WAYS = {
     FLOAT: EmbeddingConfig(),
     **{f"ROBE in {bits} bits": EmbeddingConfig(memory=f"int{bits}") for bits in (8, 4, 3, 2, 1)},
+    "exact rows and ROBE": EmbeddingConfig("hot"),
+    "exact rows and ROBE, online": EmbeddingConfig("hot", online=True),
     "hashing": EmbeddingConfig("hashing"),
     "compositional": EmbeddingConfig("compositional"),
+    "CAFE": EmbeddingConfig("cafe"),
     "quotient-remainder": EmbeddingConfig("quotient_remainder"),
     "tensor train": EmbeddingConfig("tensor_train"),
     # Each id has an entry of the dictionary, and a weight at least, or an index: these end at 8 times fewer
@@ -106,8 +112,7 @@ class Sizes(Study):
     most: seeds. resolution: half the interval to come to.
     """
 
-    rows: int = 3_600_000
-    passes: int = 4
+    passes: int = 2
     most: int = 16
     resolution: float = 0.0005
     ways: tuple[str, ...] = (*WAYS, *AFTERWARDS, QUANTISED, PRUNED)
@@ -124,6 +129,7 @@ QUICK = Sizes(
     most=3,
     ways=(FLOAT, "ROBE in 4 bits", "hashing"),
     compressions=(100,),
+    jobs=1,
 )
 
 
@@ -134,6 +140,15 @@ class EqualBytesOptions(StudyOptions):
 
     resolution: float | None = None
     """Half the interval that differences in AUC are to be told to."""
+
+    jobs: int | None = None
+    """Trainings at a time, each on one core. Default: as many as there are cores."""
+
+    ways: tuple[str, ...] | None = None
+    """What to compare, by the names in WAYS and AFTERWARDS. Default: all."""
+
+    compressions: tuple[int, ...] | None = None
+    """How many times fewer bytes than the full table's. Default: 10, 100, 1000 and 10000."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +189,8 @@ class Point:
 def stored_bytes(embedding: EmbeddingConfig, spec: DataSpec) -> int:
     """What is kept to serve: the arrays of an embedding that is not trained, and the dictionary it needs."""
     config = resolve(TrainConfig(embedding=embedding, optimizer=OptimizerConfig("none")))
-    ids = ID * sum(spec.cardinalities) if embedding.method in NUMBERED else 0
+    by_count = embedding.method == "hot" and spec.dialect == "dictionary" and not embedding.online
+    ids = ID * sum(spec.cardinalities) if by_count or embedding.method in NUMBERED else 0
     return sum(planned_bytes(config, spec).values()) + ids
 
 
@@ -197,6 +213,8 @@ def fitted(embedding: EmbeddingConfig, spec: DataSpec, size: int) -> EmbeddingCo
 
 def plan(study: Sizes, spec: DataSpec) -> Iterator[Point]:
     """The points of a study: the full table, then each way at each size that can be so small."""
+    if unknown := [way for way in study.ways if way not in Sizes.ways]:
+        raise ConfigError(f"--ways {unknown[0]!r}: not among {', '.join(Sizes.ways)}")
     if study.seeds < 2:
         raise ConfigError(f"{study.seeds} seeds: an interval needs 2")
     full = EmbeddingConfig("full")
@@ -292,6 +310,9 @@ def measure(
     resolution: float | None = None,
     passes: int | None = None,
     batch: int | None = None,
+    jobs: int | None = None,
+    ways: tuple[str, ...] | None = None,
+    compressions: tuple[int, ...] | None = None,
     study: Sizes | None = None,
     cache: Path = CACHE,
     say: Callable[[str], None] = print,
@@ -309,35 +330,50 @@ def measure(
         "resolution": resolution,
         "passes": passes,
         "batch": batch,
+        "jobs": jobs,
+        "ways": ways,
+        "compressions": compressions,
     }
     study = study.given(**given)
     manifest = open_folder(study.data or synthetic_data(study, cache, dense="zscore"))
     say(f"data: {manifest.describe()}")
     trainings = PointTrainings(manifest, study.batch, cache, say)
     points = list(plan(study, trainings.spec))
-    rates = {}
-    for point in points:
-        rates[point] = study.rates[0]
-        if len(study.rates) > 1:
-            tuned = {rate: trainings.run(point, rate, TUNING_SEED, study.passes) for rate in study.rates}
-            rates[point] = max(tuned, key=lambda rate: tuned[rate]["validation"]["auc"])
+    jobs = study.jobs or len(os.sched_getaffinity(0))
+    rates = tuned(trainings, study, points, jobs)
 
-    def row(point: Point, seed: int) -> dict:
-        test = trainings.run(point, rates[point], seed, study.passes)["test"]
-        facts = {"way": point.way, "compression": point.compression, **trainings.sizes(point)}
-        facts |= {"rate": rates[point], "seed": seed, "first_stage": seed <= TUNING_SEED + study.seeds}
-        return facts | {"auc": test["auc"], "log_loss": test["log_loss"]}
+    def of(seeds: Iterable[int]) -> Rows:
+        # Seed by seed, so that a study cut short has all points.
+        each = [(point, rates[point.way], seed, study.passes) for seed in seeds for point in points]
+        return [
+            {
+                **{"way": point.way, "compression": point.compression, **trainings.sizes(point)},
+                **{"rate": rate, "seed": seed, "first_stage": seed <= TUNING_SEED + study.seeds},
+                **{"auc": found["test"]["auc"], "log_loss": found["test"]["log_loss"]},
+            }
+            for (point, rate, seed, _), found in zip(each, trainings.runs(each, jobs), strict=True)
+        ]
 
     first = range(TUNING_SEED + 1, TUNING_SEED + 1 + study.seeds)
-    # Seed by seed, so that a study cut short has all points.
-    rows = [row(point, seed) for seed in first for point in points]
+    rows = of(first)
     best = manifest.synthetic and manifest.synthetic["bayes"]
     seeds_wanted = min(study.most, wanted(rows, study.resolution))
     say(f"{seeds_wanted} seeds tell differences to {study.resolution:g}, or are the most that were asked for")
-    rows += [
-        row(point, seed) for seed in range(first.stop, TUNING_SEED + 1 + seeds_wanted) for point in points
-    ]
+    rows += of(range(first.stop, TUNING_SEED + 1 + seeds_wanted))
     return [one | {"best_auc": best["test"]["auc"]} for one in rows] if best else rows
+
+
+def tuned(trainings: PointTrainings, study: Sizes, points: list[Point], jobs: int) -> dict[str, float]:
+    """Way -> the rate that is best at TUNED_AT, or else at the size of its next to it."""
+    at = {
+        point.way: point for point in sorted(points, key=lambda p: -abs(math.log(p.compression / TUNED_AT)))
+    }
+    if len(study.rates) == 1:
+        return dict.fromkeys(at, study.rates[0])
+    each = [(point, rate, TUNING_SEED, study.passes) for point in at.values() for rate in study.rates]
+    found = zip(each, trainings.runs(each, jobs), strict=True)
+    auc = {(point.way, rate): scores["validation"]["auc"] for (point, rate, *_), scores in found}
+    return {way: max(study.rates, key=lambda rate: auc[way, rate]) for way in at}
 
 
 def wanted(rows: Rows, resolution: float) -> int:
@@ -477,34 +513,57 @@ def table(summary: dict) -> str:
     return "\n".join(lines)
 
 
+def overview(summary: dict) -> str:
+    """A line for each way and a column for each size: AUC and its interval, then log loss. The best AUC of a
+    size is bold."""
+    points = {(point["way"], point["compression"]): point for point in summary["points"]}
+    ways, sizes = (list(dict.fromkeys(key)) for key in zip(*points, strict=True))
+    best = {size: max(point["auc"][0] for (_, of), point in points.items() if of == size) for size in sizes}
+    stored = {size: max(p["stored_bytes"] for (_, of), p in points.items() if of == size) for size in sizes}
+
+    def cell(way: str, size: int) -> str:
+        if (point := points.get((way, size))) is None:
+            return ""
+        auc = "{:.4f} ± {:.4f}".format(*point["auc"])
+        return f"{f'**{auc}**' if point['auc'][0] == best[size] else auc}, {point['log_loss'][0]:.4f}"
+
+    header = ["AUC, log loss", *(f"{stored[size]:,} B ({size:,}x)" for size in sizes)]
+    lines = [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
+    lines += [f"| {' | '.join([way, *(cell(way, size) for size in sizes)])} |" for way in ways]
+    return "\n".join(lines)
+
+
 def plot(rows: Rows):
+    return draw(summarise(rows))
+
+
+def draw(summary: dict):
     """Test AUC and log loss against stored bytes, a line for each way; ways at a size stand side by side."""
-    source = "SYNTHETIC data" if "best_auc" in rows[0] else "real data"
-    seeds = len({row["seed"] for row in rows})
-    figure, axes = claim.figure(1, 2, f"DLRM, {source}; bars: 95% intervals over {seeds} seeds")
-    small = [row for row in rows if row["compression"] > 1]
-    ways = list(dict.fromkeys(row["way"] for row in small))
+    source = "SYNTHETIC data" if summary["best_auc"] else "real data"
+    figure, axes = claim.figure(1, 2, f"DLRM, {source}; bars: 95% intervals over {summary['seeds']} seeds")
+    small = [point for point in summary["points"] if point["compression"] > 1]
+    ways = list(dict.fromkeys(point["way"] for point in small))
     sizes: dict[int, int] = {}  # compression -> bytes
-    for row in small:
-        sizes[row["compression"]] = max(sizes.get(row["compression"], 0), row["stored_bytes"])
+    for point in small:
+        sizes[point["compression"]] = max(sizes.get(point["compression"], 0), point["stored_bytes"])
     colors = colormaps["tab20"](np.arange(len(ways)) % 20)
     for ax, score, name in zip(axes, ("auc", "log_loss"), ("AUC", "log loss"), strict=True):
         for i, (way, color) in enumerate(zip(ways, colors, strict=True)):
-            found = {c: [row[score] for row in where(small, way=way, compression=c)] for c in sizes}
-            found = {c: scores for c, scores in found.items() if scores}
-            middle, half = np.array([claim.mean_interval(scores, LEVEL) for scores in found.values()]).T
             beside = 1.06 ** (i - (len(ways) - 1) / 2)
-            at = [beside * sizes[compression] for compression in found]
+            found = where(small, way=way)
+            middle, half = np.array([point[score] for point in found]).T
+            at = [beside * sizes[point["compression"]] for point in found]
             ax.errorbar(at, middle, half, label=way, color=color, marker="o", capsize=3)
-        if whole := where(rows, way=FULL):
-            ax.axhline(np.mean([row[score] for row in whole]), color="grey", linewidth=1, label=FULL)
+        for whole in where(summary["points"], way=FULL):
+            ax.axhline(whole[score][0], color="grey", linewidth=1, label=FULL)
         ax.set(xscale="log", xlabel="stored bytes", ylabel=f"test {name}")
         ax.set_xlim(min(sizes.values()) / 3, 3 * max(sizes.values()))
         ax.set_xticks(list(sizes.values()), [f"{size:,}" for size in sizes.values()])
         ax.minorticks_off()
-    if "best_auc" in rows[0]:
-        best = rows[0]["best_auc"]
-        axes[0].axhline(best, color="black", linestyle="--", linewidth=1, label="best possible")
+    if summary["best_auc"]:
+        axes[0].axhline(
+            summary["best_auc"], color="black", linestyle="--", linewidth=1, label="best possible"
+        )
     axes[0].legend(fontsize="small")
     return figure
 

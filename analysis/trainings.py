@@ -8,10 +8,16 @@ cannot be told from new ones: delete the folder after a change.
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +25,7 @@ import numpy as np
 from analysis.claim import Options, Rows, where
 from data_pipeline import batches, synthetic
 from data_pipeline.dialects import Order
+from data_pipeline.folders import open_folder
 from data_pipeline.manifest import Manifest
 from data_pipeline.prepare import PrepareConfig, prepare
 from data_pipeline.schema import Dense
@@ -51,6 +58,7 @@ class Study:
     data: a prepared folder, instead of synthetic data.
     seeds: trainings of each point whose scores are reported. passes: over the training rows.
     batch: rows per step. rates: learning rates that tuning chooses from.
+    jobs: trainings at a time, each on one core; None: as many as there are cores.
     """
 
     rows: int = 1_000_000
@@ -62,6 +70,7 @@ class Study:
     passes: int = 3
     batch: int = 512
     rates: tuple[float, ...] = RATES
+    jobs: int | None = None
 
     def given(self, **options) -> Self:
         """This study with what was asked for; options that are None leave it as it is."""
@@ -92,7 +101,8 @@ class Trainings:
     """
 
     def __init__(self, manifest: Manifest, batch: int, cache: Path, say: Callable[[str], None]):
-        self.spec, self.batch, self.cache, self.say = DataSpec.of(manifest), batch, cache, say
+        self.spec, self.folder = DataSpec.of(manifest), manifest.folder
+        self.batch, self.cache, self.say = batch, cache, say
         days = [day.sha256 for day in manifest.days]
         self.fingerprint = [manifest.fingerprint(), days, manifest.split]
         # The training loop logs the AUC of the split that it calls validation. Here the curves are to be
@@ -132,6 +142,72 @@ class Trainings:
         took = "cached" if cached else f"{summary['seconds']:.1f} s"
         self.say(f"{name}: AUC {log[-1]['auc']:.4f} ({took})")
         return summary, log
+
+    def run(self, *task) -> Any:
+        """What is kept of one training."""
+        raise NotImplementedError
+
+    def runs(self, tasks: Iterable[tuple], jobs: int) -> list:
+        """`run(*task)` of each, up to `jobs` at a time, each of these in a process of one thread.
+
+        A second thread hardly speeds up models as small as these, so this takes little more than 1 / jobs of
+        the time. (Where a product of matrices has other bits with other threads, so has the training.)
+        """
+        tasks = list(tasks)
+        if jobs == 1 or len(tasks) < 2:
+            return [self.run(*task) for task in tasks]
+        run = partial(_run, type(self), self.folder, self.batch, self.cache)
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(min(jobs, len(tasks)), spawn, initializer=_end_with_the_parent)
+        found = []
+        try:
+            with one_thread():
+                results = pool.map(run, tasks)  # starts the processes
+            for lines, result in results:
+                for line in lines:
+                    self.say(line)
+                found.append(result)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Processes that are started meanwhile compute with one thread."""
+    before = os.environ.get("NUMBA_NUM_THREADS")
+    os.environ["NUMBA_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["NUMBA_NUM_THREADS"]
+        if before is not None:
+            os.environ["NUMBA_NUM_THREADS"] = before
+
+
+def _end_with_the_parent() -> None:
+    """In a process of `runs`: a study that is killed leaves no process that trains on."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+@cache
+def _opened(kind: type[Trainings], folder: Path, batch: int, kept: Path) -> tuple[Trainings, list[str]]:
+    """In a process of `runs`: its trainings, and the lines that they say."""
+    lines: list[str] = []
+    return kind(open_folder(folder), batch, kept, lines.append), lines
+
+
+def _run(kind: type[Trainings], folder: Path, batch: int, kept: Path, task: tuple) -> tuple[list[str], Any]:
+    trainings, lines = _opened(kind, folder, batch, kept)
+    lines.clear()
+    return lines, trainings.run(*task)
 
 
 def synthetic_data(study: Study, cache: Path, order: Order = "first", dense: Dense = "log1p") -> Path:

@@ -3,8 +3,8 @@
     python -m benchmarks.readme
 
 What stands between `<!-- begin NAME -->` and `<!-- end NAME -->` is what the function of that name returns;
-PAGES says which page has it. Also draws docs/methods.png, and writes robe/rates.json, which `run.py plan`
-estimates with.
+PAGES says which page has it. Also draws docs/methods.png and docs/equal_bytes.png, and writes
+robe/rates.json, which `run.py plan` estimates with.
 """
 
 import json
@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from analysis import equal_bytes as study
 from analysis.tradeoff import tables as tradeoff_tables
 from benchmarks.gpu import FIRST, PARTS
 from benchmarks.methods import plot
@@ -218,6 +219,15 @@ def tradeoff() -> str:
     return tradeoff_tables(json.loads((RESULTS / "tradeoff.json").read_text()))
 
 
+def equal_bytes() -> str:
+    """AUC by stored bytes: results/equal_bytes.json is the analysis/out/equal_bytes.json of a full study."""
+    return study.overview(json.loads((RESULTS / "equal_bytes.json").read_text()))
+
+
+def whole_equal_bytes() -> str:
+    return study.table(json.loads((RESULTS / "equal_bytes.json").read_text()))
+
+
 def methods() -> str:
     """Ways to store embeddings at equal bytes: results/methods.json is what its benchmark wrote."""
     return methods_table(json.loads((RESULTS / "methods.json").read_text()))
@@ -229,9 +239,9 @@ def quality() -> str:
 
 
 PAGES = {
-    ROOT / "README.md": (demonstration, gpu),
+    ROOT / "README.md": (demonstration, equal_bytes, gpu),
     ROOT / "docs" / "speed.md": (speed, whole_gpu, prepare, loader, whole_speed),
-    ROOT / "docs" / "results.md": (tradeoff, methods, quality),
+    ROOT / "docs" / "results.md": (whole_equal_bytes, tradeoff, methods, quality),
 }
 
 
@@ -250,4 +260,6 @@ if __name__ == "__main__":
     for page in PAGES:
         page.write_text(fill(page))
     RATES.write_text(json.dumps(measured(RESULTS), indent=1) + "\n")
-    plot(json.loads((RESULTS / "methods.json").read_text())).savefig(ROOT / "docs" / "methods.png", dpi=100)
+    for name, draw in (("methods", plot), ("equal_bytes", study.draw)):
+        found = json.loads((RESULTS / f"{name}.json").read_text())
+        draw(found).savefig(ROOT / "docs" / f"{name}.png", dpi=100)

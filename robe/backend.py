@@ -28,7 +28,7 @@ from robe.timeline import no_phase
 
 NAMES = ("auto", "reference", "cpu", "cuda")
 # Operations whose CUDA version adds floats atomically, in no fixed order, and has one that repeats to a bit.
-ATOMIC = ("scatter_add", "interaction_scatter", "gather_interaction_backward")
+ATOMIC = ("scatter_add", "code_step", "interaction_scatter", "gather_interaction_backward")
 
 
 class BackendError(RobeError):

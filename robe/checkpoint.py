@@ -35,7 +35,7 @@ FORMAT, VERSION = "robe-dlrm-checkpoint", 1
 PART = 2**28  # bytes read at a time
 DTYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16"},
-    **{"I64": "int64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
+    **{"I64": "int64", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
 }
 STATE, WEIGHTS = "state.json", "weights.safetensors"
 REMOVED = ".removed"  # what a checkpoint is called while it is removed

@@ -74,30 +74,36 @@ class Method:
 
 
 CODE_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}  # of a weight, besides scales and biases
+LEAN = ("int8", "int4")  # of these, what --master none can train
 SIZE = ("weights", "megabytes", "compression")
 TABLE = ("init_bound", "memory")
+ONE_ARRAY = (*TABLE, "master", "rounding")
+SKETCH = ("hot_share", "importance", "half_life")
 COUNTED_IDS = ("modulo", "dictionary")  # ids that count from 0, and so can number the rows of a table
 
 METHODS = {
     "robe": Method(
         "robe",
-        (*SIZE, *TABLE, "block", "hash", "sign", "hash_seed"),
+        (*SIZE, *ONE_ARRAY, "block", "hash", "sign", "hash_seed"),
         halves=True,
     ),
-    "full": Method("full", TABLE, ids=COUNTED_IDS),
+    "hot": Method("hot", (*SIZE, *TABLE, "block", "sign", "hash_seed", *SKETCH, "online"), halves=True),
+    "full": Method("full", ONE_ARRAY, ids=COUNTED_IDS),
     "mixed_precision": Method(
         "mixed_precision", ("init_bound", "bits", "cache", "policy", "rounding"), ids=COUNTED_IDS
     ),
     "none": Method("full", (), categorical=False),
-    "hashing": Method("modulo", (*SIZE, *TABLE)),
+    "hashing": Method("modulo", (*SIZE, *ONE_ARRAY)),
     "quotient_remainder": Method("quotient_remainder", (*SIZE, *TABLE, "combine"), ids=COUNTED_IDS),
     # The order of ids modulo a number says nothing of their frequency.
-    "frequency": Method("frequency", (*SIZE, *TABLE), ids=("dictionary",)),
+    "frequency": Method("frequency", (*SIZE, *ONE_ARRAY), ids=("dictionary",)),
     # CuPy computes its products, by a cuBLAS that cannot be captured.
     "tensor_train": Method("tensor_train", (*SIZE, *TABLE), ids=COUNTED_IDS, captured=False),
-    "compositional": Method("compositional", (*SIZE, *TABLE, "chunks", "hash_seed")),
+    "compositional": Method("compositional", (*SIZE, *ONE_ARRAY, "chunks", "hash_seed")),
     "mixed_dimension": Method("mixed_dimension", (*SIZE, *TABLE, "alpha"), ids=COUNTED_IDS, captured=False),
     "cce": Method("cce", (*SIZE, *TABLE, "chunks", "hash_seed"), ids=COUNTED_IDS),
+    # The host has to know how many rows change hands.
+    "cafe": Method("cafe", (*SIZE, *TABLE, *SKETCH), captured=False),
 }
 # Methods whose ids have to count from 0.
 NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
@@ -122,14 +128,16 @@ Memory = Literal["fp32", "fp16", "int8", "int4", "int3", "int2", "int1"]
 @dataclass(frozen=True)
 class EmbeddingConfig:
     method: MethodName = "robe"
-    """robe: one shared array read in hashed blocks; full: one table per feature; mixed_precision: such tables
-    in few bits, and a cache of float32 rows in which they are trained; none: no categorical features at all,
-    a baseline. Rivals of robe: hashing: ids modulo the rows of a smaller table; quotient_remainder: two rows
-    make a vector; frequency: rare values share a row; tensor_train: a vector is a product of three small
-    matrices; compositional: each chunk of a vector is hashed by itself; mixed_dimension: rows are the shorter
-    the more ids a feature has; cce: each chunk is the sum of a row that is learned by clustering and a hashed
-    one. All but robe, none, hashing and compositional need data prepared with --ids dictionary. An option
-    below that the method does not use is refused."""
+    """robe: one shared array read in hashed blocks; hot: such an array, and rows of their own for the most
+    frequent values; full: one table per feature; mixed_precision: such tables in few bits, and a cache of
+    float32 rows in which they are trained; none: no categorical features at all, a baseline. Rivals of robe:
+    hashing: ids modulo the rows of a smaller table; quotient_remainder: two rows make a vector; frequency:
+    rare values share a row; tensor_train: a vector is a product of three small matrices; compositional: each
+    chunk of a vector is hashed by itself; mixed_dimension: rows are the shorter the more ids a feature has;
+    cce: each chunk is the sum of a row that is learned by clustering and a hashed one; cafe: ids that a
+    sketch finds to be hot have rows of their own, all others are hashed. All but robe, hot, none, hashing,
+    compositional and cafe need data prepared with --ids dictionary. An option below that the method does not
+    use is refused."""
 
     weights: int | None = None
     """Number of weights to store (M); rivals of robe store at most so many. Give one of weights,
@@ -163,9 +171,14 @@ class EmbeddingConfig:
     """What a weight is stored in. fp16, of robe, takes 2 bytes instead of 4; it is read as float32, and
     rounded at random when a step has changed it, up or down so that its mean is right. int8 to int1 are
     codes of so many bits, with a scale and a bias for 64 weights of robe or for a row of a table. Look-ups
-    read the codes in training too, and steps change float32 weights behind them, which only training holds.
-    `convert` keeps the codes alone, and makes codes, or fp16 of any method, from other runs, for inference.
-    mixed_precision has --bits instead."""
+    read the codes in training too, and steps change float32 weights behind them, which only training holds
+    (--master). `convert` keeps the codes alone, and makes codes, or fp16 of any method, from other runs, for
+    inference. mixed_precision has --bits instead."""
+
+    master: Literal["fp32", "none"] = "fp32"
+    """What stands behind the codes of int8 and int4 in training. fp32: weights that steps change, and whose
+    codes look-ups read. none: nothing, and training takes few bytes too: a step changes the codes of the
+    groups that it touches, rounded as --rounding says. Adagrad then keeps one sum for a group."""
 
     bits: Literal[4, 8, 16] = 8
     """Bits of a weight of mixed_precision: 4 or 8, with a scale and a bias per row, or 16 (a half)."""
@@ -179,7 +192,8 @@ class EmbeddingConfig:
     lfu keeps the frequent rows where a batch wants more rows than the cache holds; lru follows a drift."""
 
     rounding: Literal["stochastic", "nearest"] = "stochastic"
-    """How mixed_precision rounds: at random, so that the mean is right, or to the nearest."""
+    """How mixed_precision and --master none round: at random, so that the mean is right, or to the nearest,
+    which loses small steps."""
 
     combine: Literal["multiply", "add"] = "multiply"
     """What quotient_remainder does to its two rows."""
@@ -190,6 +204,21 @@ class EmbeddingConfig:
     alpha: float = 0.3
     """How fast the width of the rows of mixed_dimension falls with the ids n of a feature: as n^-alpha. From
     0, all rows alike short, to 1."""
+
+    hot_share: float | None = None
+    """Share of the weights of hot that are rows of the most frequent values; of cafe, the sketch that finds
+    them is in it. Default: 0.5 at a compression of 10 or less, 0.7 at 100, 0.8 at 1000, 0.9 at 10000 or more,
+    and numbers between these between."""
+
+    importance: Literal["gradient", "count"] = "gradient"
+    """What makes an id hot: the norms of the gradients of its look-ups, or how many there were."""
+
+    half_life: int = 1000
+    """Steps after which a look-up counts half as much for what is hot."""
+
+    online: bool = False
+    """Find the ids of hot in the stream, by a sketch, although a dictionary knows the frequent ones. Without
+    a dictionary it is always so."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +313,7 @@ class TrainConfig:
 
 PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 # Of its settings, those that came after the format of checkpoints.
-LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", "alpha")
+LATER = ("fresh_embeddings", "patience", "teacher", "teacher_weight", "alpha", "master", *SKETCH, "online")
 
 
 @dataclass(frozen=True)
@@ -313,7 +342,7 @@ LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 # Settings that must be positive where they are given.
 POSITIVE = {
     *("batch", "epochs", "eval_every", "checkpoint_every", "patience", "width", "bottom", "top", "lr", "eps"),
-    *("weights", "megabytes", "compression", "block", "init_bound", "chunks"),
+    *("weights", "megabytes", "compression", "block", "init_bound", "chunks", "half_life"),
 }
 
 
@@ -359,6 +388,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("block", config.embedding.block, 1, MOST_WEIGHTS),
         ("chunks", config.embedding.chunks, 1, LARGEST_LAYER),
         ("alpha", config.embedding.alpha, 0, 1),
+        ("half-life", config.embedding.half_life, 1, 2**31 - 1),
         # Larger numbers are endless in float32, and smaller ones 0.
         ("init-bound", config.embedding.init_bound or 1, 0, 1e38),
         ("lr", optimizer.lr, 0, 1e38),
@@ -368,6 +398,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("decay-steps", optimizer.decay_steps, 0, 2**63 - 1),
         ("target-auc", config.target_auc or 1, 0, 1),
         ("cache", config.embedding.cache or 0, 0, 1),
+        ("hot-share", config.embedding.hot_share or 0, 0, 1),
     ):
         if not least <= value <= most:
             raise ConfigError(f"--{name} must be from {least} to {most}, not {value}")
@@ -380,8 +411,22 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.fresh_embeddings and config.epochs < 2:
         raise ConfigError("--fresh-embeddings needs --epochs of 2 or more; those of the first pass are fresh")
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
+    require_lean(config.embedding)
     refuse_unused(optimizer, "optimizer", {name: (*SCHEDULE, *own) for name, own in OPTIMIZERS.items()})
     return config
+
+
+def require_lean(embedding: EmbeddingConfig) -> None:
+    """Raise ConfigError for --master none of weights that are not trained in codes, or for --rounding of
+    weights that are not rounded in training."""
+    if embedding.master == "none" and embedding.memory not in LEAN:
+        raise ConfigError(
+            f"--master none is for --memory {' and '.join(LEAN)}, not {embedding.memory}: in fewer bits most "
+            "steps are lost in the noise of rounding, and other memory has no weights behind it"
+        )
+    takes = embedding.master == "none" or "bits" in METHODS[embedding.method].options
+    if embedding.rounding == "nearest" and not takes:
+        raise ConfigError("--rounding nearest is for --method mixed_precision and for --master none")
 
 
 def refuse_unused(part: Any, kind: str, options: dict[str, Sequence[str]]) -> None:
@@ -428,7 +473,7 @@ def budget(config: EmbeddingConfig, width: int, cardinalities: tuple[int, ...]) 
     if config.weights is not None:
         weights = config.weights
     elif config.megabytes is not None and config.memory in CODE_BITS:
-        if config.method != "robe":  # the rows of tables are of many widths, and so are their groups
+        if "block" not in METHODS[config.method].options:  # rows are of many widths, and so are their groups
             raise ConfigError(
                 f"--megabytes does not count --memory {config.memory} of --method {config.method}; give "
                 "--weights or --compression"

@@ -92,7 +92,7 @@ def converted_config(
     elif settings.memory == to and not (to in CODE_BITS and config.optimizer.optimizer != "none"):
         raise ConfigError(f"its embedding is stored in {to} already")
     else:
-        new = dataclasses.replace(settings, memory=to)
+        new = dataclasses.replace(settings, memory=to, master="fp32", rounding="stochastic")
         if settings.megabytes is not None:  # which would be other weights now
             weights = budget(settings, config.model.width, data.cardinalities)
             new = dataclasses.replace(new, megabytes=None, weights=weights)
@@ -149,6 +149,8 @@ def convert_embedding(
     assert not isinstance(target, MixedPrecisionEmbedding), "nothing is converted to a table that is trained"
     for one, other in zip(sources, target.parts.values(), strict=True):
         copied = one.copy_codes(other.memory)
+        for name in other.carried:
+            getattr(other, name)[...] = getattr(one, name)
         for start, weights in chunks(one):
             if not copied:
                 other.write(start, weights)

@@ -17,7 +17,7 @@ class Rule:
         base, slot_map, rate, *options, gradient, *state, out); None where gradients are added to weights at
         once.
     state: the names of what it keeps, each one number a parameter, 0 at first.
-    rounded: whether half_step and cached_step, which step weights in few bits, know it.
+    rounded: whether half_step, cached_step and code_step, which step weights in few bits, know it.
     """
 
     dense: str | None = None
@@ -44,8 +44,8 @@ def rounded_rule(config: OptimizerConfig) -> Rule:
     if not rule.rounded:
         known = ", ".join(name for name, other in RULES.items() if other.rounded and other.dense)
         raise ConfigError(
-            f"--optimizer {config.optimizer} cannot step weights in few bits (--memory fp16, --method "
-            f"mixed_precision); choose of {known}"
+            f"--optimizer {config.optimizer} cannot step weights in few bits (--memory fp16, --master "
+            f"none, --method mixed_precision); choose of {known}"
         )
     return rule
 

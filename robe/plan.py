@@ -29,6 +29,8 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
     embedding = planned_bytes(config, data)
     if again:
         embedding["embedding gradient scratch"] = again.count * FLOAT
+    if config.backend == "cuda" and config.embedding.master == "none":
+        embedding["embedding gradient scratch"] = _sums_of_codes(config, data)
     memory = {
         **embedding,
         "dense weights": dense * FLOAT,
@@ -62,13 +64,22 @@ def _summed_apart(config: TrainConfig, data: DataSpec) -> Weights | None:
     weights = _trained(config, data).get("")
     if config.backend != "cuda" or config.deterministic or config.embedding.memory in CODE_BITS:
         return None
-    if weights is None or weights.chunks > 1:
+    if weights is None or not weights.summable:
         return None
     arrays, width = weights.arrays(config), config.model.width
     sizes = width, weights.block or width, weights.count, np.dtype(arrays["memory"].dtype).itemsize
     features = len(used_data(config, data).cardinalities)
     adds = not arrays["gradient"].nbytes
     return weights if Interaction.gathers_again("gather", config.batch, features, *sizes, adds) else None
+
+
+def _sums_of_codes(config: TrainConfig, data: DataSpec) -> int:
+    """Bytes of what `code_step` keeps on a GPU: sums of whole groups, a list of them, and a bit for each."""
+    sizes = 0
+    for held in _trained(config, data).values():
+        groups = held.arrays(config)["memory"].shape[0]
+        sizes += groups * (held.group or held.width) * FLOAT + (groups + groups // 32 + 2) * INT
+    return sizes
 
 
 def _of_a_gpu(config: TrainConfig, data: DataSpec) -> dict[str, int]:

@@ -82,8 +82,11 @@ OTHER = {
     **{"weights": 1000, "megabytes": 1.0, "compression": 100.0, "init_bound": 0.5, "memory": "fp16"},
     **{"block": 7, "hash": "affine", "sign": False, "hash_seed": 3},
     **{"bits": 4, "cache": 0.1, "policy": "lru", "rounding": "nearest", "combine": "add", "chunks": 2},
-    "alpha": 0.5,
+    **{"hot_share": 0.5, "importance": "count", "half_life": 50, "online": True},
+    **{"alpha": 0.5, "master": "none"},
 }
+# Option -> what it needs besides, of the methods that have that.
+NEEDED = {"master": {"memory": "int8"}, "rounding": {"memory": "int8", "master": "none"}}
 
 
 def test_every_option_of_an_embedding_has_a_method():
@@ -94,7 +97,8 @@ def test_every_option_of_an_embedding_has_a_method():
 @pytest.mark.parametrize("option", OTHER)
 @pytest.mark.parametrize("method", c.METHODS)
 def test_options_are_refused_by_the_methods_that_do_not_use_them(method, option):
-    given = TrainConfig(embedding=EmbeddingConfig(method, **{option: OTHER[option]}))
+    needed = {n: x for n, x in NEEDED.get(option, {}).items() if n in c.METHODS[method].options}
+    given = TrainConfig(embedding=EmbeddingConfig(method, **{option: OTHER[option]}, **needed))
     takers = [name for name, other in c.METHODS.items() if option in other.options]
     if method in takers:
         assert resolve(resolve(given)) == resolve(given)
@@ -107,12 +111,23 @@ def test_options_are_refused_by_the_methods_that_do_not_use_them(method, option)
 
 def test_what_a_method_uses():
     """By hand, so that a row that is wrong in the list is seen."""
-    assert set(c.METHODS["full"].options) == {"init_bound", "memory"}
+    assert set(c.METHODS["full"].options) == {"init_bound", "memory", "master", "rounding"}
     assert set(c.METHODS["robe"].options) >= {"compression", "block", "hash", "sign", "hash_seed"}
     assert set(c.METHODS["mixed_precision"].options) >= {"bits", "cache", "policy", "rounding"}
     assert "memory" not in c.METHODS["mixed_precision"].options
     assert c.METHODS["none"].options == ()
     assert [name for name in c.METHODS if "chunks" in c.METHODS[name].options] == ["compositional", "cce"]
+
+
+@pytest.mark.parametrize("memory", ["fp32", "fp16", "int3", "int1"])
+def test_codes_alone_are_trained_in_8_bits_and_4(memory):
+    with pytest.raises(ConfigError, match=rf"^--master none is for --memory int8 and int4, not {memory}: "):
+        resolve(TrainConfig(embedding=EmbeddingConfig(memory=memory, master="none")))
+
+
+def test_what_is_not_rounded_in_training_has_no_rounding():
+    with pytest.raises(ConfigError, match="is for --method mixed_precision and for --master none"):
+        resolve(TrainConfig(embedding=EmbeddingConfig(memory="int8", rounding="nearest")))
 
 
 def test_options_of_the_optimizer():
@@ -174,12 +189,11 @@ def test_settings_that_came_later_stand_in_files_only_where_they_are_used():
     config = resolve(TrainConfig())
     assert not c.to_json(config).keys() & set(c.LATER)
     assert not c.to_json(config)["embedding"].keys() & set(c.LATER)
-    embedding = dataclasses.replace(config.embedding, method="mixed_dimension", alpha=0.5)
-    later = dataclasses.replace(config, embedding=embedding, patience=3)
-    stored = c.to_json(config)
-    stored["embedding"] |= {"method": "mixed_dimension", "alpha": 0.5}
-    assert c.to_json(later) == stored | {"patience": 3}
-    for each in (config, later):
+    hot = dataclasses.replace(config, embedding=EmbeddingConfig("hot", hot_share=0.5))
+    assert c.to_json(hot)["embedding"] == c.to_json(config)["embedding"] | {"method": "hot", "hot_share": 0.5}
+    later = dataclasses.replace(hot, patience=3)
+    assert c.to_json(later) == c.to_json(hot) | {"patience": 3}
+    for each in (config, hot, later):
         assert c.from_json(json.loads(json.dumps(c.to_json(each)))) == each
 
 

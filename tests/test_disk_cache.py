@@ -84,6 +84,13 @@ def kept(tmp_path_factory):
     return folder
 
 
+def copy_of_the_sources(folder):
+    for package in ("robe", "data_pipeline"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT.parents[1] / package, folder / package, ignore=ignore)
+    return folder
+
+
 def flip(data):
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
@@ -106,6 +113,14 @@ def test_a_damaged_kernel_is_compiled_anew(kept, suffix, damage):
     complaint = f"{path.parents[1]}: held damaged kernels, which are compiled anew\n"
     assert run(kept) == (STEPPED, complaint, False)
     assert run(kept) == (STEPPED, "", True)
+
+
+def test_the_same_sources_elsewhere_share_what_was_compiled(kept, tmp_path):
+    copy = copy_of_the_sources(tmp_path)
+    assert run(kept, sources=copy) == (STEPPED, "", True)
+    with (copy / "robe/kernels/parts/hashing.py").open("a") as file:
+        file.write("# edited\n")
+    assert run(kept, sources=copy) == (STEPPED, "", False)
 
 
 def test_kernels_of_one_walk_do_not_collide(tmp_path):
@@ -154,15 +169,12 @@ def test_a_damaged_cuda_kernel_is_compiled_anew(kept_cuda):
 
 @needs_compiler
 def test_an_edit_of_the_hash_is_noticed(kept_cuda, tmp_path):
-    """All kernels are compiled anew, though their own files are as they were."""
-    for package in ("robe", "data_pipeline"):
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT.parents[1] / package, tmp_path / package, ignore=ignore)
-    assert run(tmp_path / "kept", CUDA_PROGRAM, tmp_path)[0] == ["0 2"]
-    assert run(tmp_path / "kept", NO_COMPILER, tmp_path)[0] == ["2 0"]
-    with (tmp_path / "robe/kernels/parts/hashing.py").open("a") as file:
+    """All kernels are compiled anew, though their own files are as they were; in a copy of them none is."""
+    copy = copy_of_the_sources(tmp_path)
+    assert run(kept_cuda, NO_COMPILER, copy)[0] == ["2 0"]
+    with (copy / "robe/kernels/parts/hashing.py").open("a") as file:
         file.write("# edited\n")
-    assert run(tmp_path / "kept", CUDA_PROGRAM, tmp_path)[0] == ["0 2"]
+    assert run(kept_cuda, CUDA_PROGRAM, copy)[0] == ["0 2"]
 
 
 @needs_compiler

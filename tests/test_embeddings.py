@@ -162,6 +162,7 @@ def test_plan_is_what_is_allocated(method, memory, optimizer):
         ("none", {"weights": 104, "memory": "int8"}),
         ("sgd", {"weights": 104, "memory": "int4"}),
         ("sgd", {"method": "full"}),
+        ("adagrad", {"method": "hot", "weights": 104, "memory": "fp16"}),
         ("sgd", {"method": "compositional", "chunks": 2, "compression": 2}),
         ("sgd", {"method": "quotient_remainder", "weights": 900}),
         ("sgd", {"method": "mixed_dimension", "weights": 2000}),

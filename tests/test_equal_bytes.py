@@ -2,6 +2,12 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +111,47 @@ def test_points_of_a_size_take_equal_bytes_and_the_same_seeds(cache):
     assert {tuple(row["seed"] for row in rows if row["way"] == way) for way in sizes} == {(1, 2)}
     training = {row["way"]: row["training_bytes"] for row in rows}
     assert training[AFTER] > 3 * training[FLOAT]
+
+
+def test_trainings_at_a_time_are_those_one_after_the_other(cache, tmp_path):
+    """At this batch no product is worth a second thread, so weights are the same; evaluations have larger
+    batches, where the threads cut float32 products elsewhere."""
+    folder, rows = cache
+    for data in folder.glob("data-*"):
+        shutil.copytree(data, tmp_path / data.name)
+    found = measure(tmp_path, ways=(FLOAT,), jobs=2)
+    alone = [row for row in rows if row["way"] in (FULL, FLOAT)]
+    assert [row["auc"] for row in found] == [row["auc"] for row in alone]
+    assert [row["log_loss"] for row in found] == pytest.approx([row["log_loss"] for row in alone], rel=1e-6)
+    assert "NUMBA_NUM_THREADS" not in os.environ
+
+
+def test_a_study_that_is_killed_leaves_no_process(tmp_path):
+    program = tmp_path / "study.py"
+    program.write_text(
+        "import multiprocessing, time\n"
+        "from analysis.trainings import _end_with_the_parent\n"
+        "def work(started):\n"
+        "    _end_with_the_parent()\n"
+        "    started.set()\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    spawn = multiprocessing.get_context('spawn')\n"
+        "    started = spawn.Event()\n"
+        "    process = spawn.Process(target=work, args=(started,))\n"
+        "    process.start()\n"
+        "    started.wait()\n"
+        "    print(process.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(claim.FOLDER.parent)}
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, env=environment) as study:
+        process = int(study.stdout.readline())
+        study.kill()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{process}").exists()
 
 
 def test_what_is_stored_afterwards_is_what_is_scored(cache, monkeypatch):

@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 import pytest
-from conftest import each_version, needs_simulator
+from conftest import each_version, needs_simulator, without_simulator
 
 from robe.kernels import adagrad, gather, gather_interaction, interaction_scatter, scatter_add
 from robe.kernels.interaction import out_width
@@ -59,6 +59,7 @@ def test_gather_into_a_strided_view_leaves_the_rest_alone(case, run, dtype):
     assert np.isnan(wide[:, 0]).all()
 
 
+@without_simulator
 @each_case
 def test_prefetching_changes_nothing(case, monkeypatch):
     """As large arrays are looked up: the same vectors, whichever of them lie ahead."""
@@ -73,6 +74,7 @@ def test_prefetching_changes_nothing(case, monkeypatch):
         np.testing.assert_allclose(found["out"], expected["out"], rtol=1e-4, atol=1e-4)
 
 
+@without_simulator
 @pytest.mark.parametrize("case", [c for c in CASES if c.rows > 1], ids=lambda c: c.name)
 def test_what_is_prefetched_is_what_will_be_read(case, monkeypatch):
     """Of the vectors AHEAD of each, in the same row of the batch or the next one."""
@@ -86,6 +88,7 @@ def test_what_is_prefetched_is_what_will_be_read(case, monkeypatch):
     assert found == expected.ravel().tolist()
 
 
+@without_simulator
 @pytest.mark.parametrize("case", [c for c in CASES if c.memory_type in BITS], ids=lambda c: c.name)
 def test_all_cache_lines_of_codes_are_prefetched(case, monkeypatch):
     """Those of the codes of a run, and of the scales and biases of its groups."""
@@ -106,6 +109,7 @@ def test_all_cache_lines_of_codes_are_prefetched(case, monkeypatch):
             assert {(row + s % length * bits // 8) // 64, (row + size - 4) // 64} <= lines
 
 
+@without_simulator
 @pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
 @pytest.mark.parametrize("block", [1, 7, 16, 20, 64, 100])
 def test_codes_are_read_from_every_slot(block, bits, rng):
@@ -219,6 +223,7 @@ def test_a_gradient_that_gathers_again_is_that_of_the_vectors_kept(run, rng):
     np.testing.assert_array_equal(memory, kept)
 
 
+@without_simulator
 @each_case
 def test_cpu_scatter_adds_in_the_order_of_the_batch(case, reference, rng):
     """Real-valued sums depend on their order; one thread after the other is `np.add.at`, bit for bit."""

@@ -32,6 +32,7 @@ METHODS = {
     "ROBE": {"weights": 40, "block": 4},
     "ROBE, fp16": {"weights": 40, "block": 4, "memory": "fp16"},
     "ROBE, int3": {"weights": 40, "block": 4, "memory": "int3"},
+    "hot": {"method": "hot", "weights": 140, "block": 4, "hot_share": 0.5},
     "full": {"method": "full"},
     # One set of 32 rows, fewer than the training reads: so some leave it, and are rounded.
     "mixed precision": {"method": "mixed_precision", "bits": 8, "cache": 0.4},

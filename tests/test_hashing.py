@@ -16,7 +16,6 @@ from numba import cuda, njit
 from robe.kernels.parts import hashing
 from robe.kernels.parts.hashing import P, slot_map, slots_reference, span_at
 
-pytestmark = pytest.mark.kernels
 GOLDEN = json.loads((Path(__file__).parent / "golden_hash.json").read_text())
 K1, K2, K3, KS = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD1B54A32D192ED03
 WORD = 2**64
@@ -78,9 +77,10 @@ def random_cases(count, seed):
         yield family, width, block, memory, int(rng.integers(0, 2**32)), int(rng.integers(0, 2**38)), rng
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda c: f"{c['family']}-D{c['D']}-Z{c['Z']}-i{c['element']}")
 def test_golden_vectors(case):
-    where = slot_map(case["family"], case["D"], case["Z"], case["M"], case["seed"])
+    where = slot_map(*(case[key] for key in ("family", "D", "Z", "M", "seed")), exact=case.get("exact", 0))
     token = np.uint64(case["feature"] * 2**32 + case["id"] if "feature" in case else case["token"])
     slots, signs = slots_reference(where, np.array([token]))
     assert slots[0, case["element"]] == case["slot"]
@@ -122,6 +122,34 @@ def test_runs_cover_the_row_and_agree_with_slots():
         assert element == width
 
 
+def test_exact_rows_lie_in_front_of_a_ring_that_is_an_array_of_mix():
+    rng = np.random.default_rng(4)
+    for _ in range(100):
+        width, block, exact = (int(rng.integers(1, most)) for most in (80, 150, 40))
+        front = -(-exact * width // 64) * 64
+        ring, seed = block + int(rng.integers(0, (50, 10**6)[rng.integers(2)])), int(rng.integers(0, 2**32))
+        where = slot_map("hot", width, block, front + ring, seed, exact=exact)
+        rows = exact - 1, exact, 2**32 - 1, *(int(row) for row in rng.integers(0, 2 * exact, 5))
+        tokens = [(feature << 32) + row for feature in (0, 3) for row in rows]
+        slots, signs = slots_reference(where, np.array(tokens, np.uint64))
+        for t, token in enumerate(tokens):
+            element = 0
+            while element < width:
+                span = compiled_slot_and_sign(where, np.uint64(token), np.uint64(element))
+                slot, length, bits = map(int, span)
+                for k in range(length):
+                    i, row = element + k, token % 2**32
+                    if row < exact:
+                        expected = row * width + i, 1
+                    else:
+                        found = slot_and_sign_oracle("mix", token, i, width, block, ring, seed)
+                        expected = front + found[0], found[1]
+                    assert (slots[t, i], signs[t, i]) == expected
+                    assert (slot + k, 1 - 2 * (bits >> k & 1)) == expected
+                element += length
+            assert element == width
+
+
 def test_compiled_arithmetic_stays_unsigned():
     mix = njit(hashing.mix64)
     high = njit(hashing.multiply_high)
@@ -154,6 +182,12 @@ def test_division_without_a_division():
 def test_impossible_maps_are_refused(width, block, memory):
     with pytest.raises(ValueError, match="1 <= block <= memory"):
         slot_map("mix", width, block, memory)
+
+
+def test_a_ring_that_no_block_fits_into_is_refused():
+    slot_map("hot", 10, 8, 72, exact=6)
+    with pytest.raises(ValueError, match="block=8, memory=71 of which 64 are in front"):
+        slot_map("hot", 10, 8, 71, exact=6)
 
 
 def test_affine_refuses_more_weights_than_its_modulus():

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from robe.kernels.parts import disk_cache
+
 ROOT = Path(__file__).parents[1]
 BUILD = "from setuptools import build_meta as b; import sys; b.build_sdist(sys.argv[1])"
 
@@ -80,16 +82,20 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
 
 def test_the_command_trains_without_a_clone(wheel, tmp_path):
     fresh = tmp_path / "environment"
-    venv.create(fresh, with_pip=True)
-    run(fresh / "bin/pip", "install", "-q", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    venv.create(fresh)
+    pip = wheel.parent / "builder/bin/pip", "--python", fresh / "bin/python"
+    run(*pip, "install", "-q", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     site = next((fresh / "lib").glob("python*/site-packages"))
     # Behind the fresh environment's own packages; a path, so that no .pth there brings in a clone.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     work = tmp_path / "work"
     work.mkdir()
 
+    # Of the same sources, which is all that compiled kernels depend on.
+    kept = {"NUMBA_CACHE_DIR": str(disk_cache.folder().parent)}
+
     def robe(*arguments):
-        return run(fresh / "bin/robe", *arguments, cwd=work)
+        return run(fresh / "bin/robe", *arguments, cwd=work, **kept)
 
     where = run(fresh / "bin/python", "-c", "import robe; print(robe.__file__)", cwd=work)
     assert Path(where.strip()).is_relative_to(site)

@@ -6,10 +6,10 @@ from functools import partial
 import numpy as np
 import pytest
 import threadpoolctl
-from conftest import VERSIONS, needs_simulator
+from conftest import EVERY, VERSIONS, needs_simulator
 
 from robe import checkpoint
-from robe.backend import select
+from robe.backend import select, simulator
 from robe.checkpoint import Position
 from robe.config import DataSpec, EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
 from robe.interaction import gathering_again_pays
@@ -196,7 +196,7 @@ def test_training_is_the_same_on_every_backend(kind, optimizer, version):
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("version", ["reference", *VERSIONS])
+@pytest.mark.parametrize("version", EVERY)
 def test_a_target_is_learned_and_the_losses_are_those_of_the_labels(version):
     """Against steps whose labels are the targets, and whose losses are not asked."""
     taught, plain, soft = (make(version, "float32", "adagrad", block=2) for _ in range(3))
@@ -385,8 +385,8 @@ def test_vectors_are_gathered_again_where_that_moves_fewer_bytes(rows, megabytes
 )
 def test_who_may_gather_again(name, changes, again, monkeypatch):
     """A GPU, one look-up of weights that are trained, and no order of additions to be kept."""
-    if name not in ("reference", *VERSIONS):
-        pytest.skip("needs the simulator")
+    if name not in EVERY:
+        pytest.skip(f"{name} is tested {'without' if simulator() else 'in'} the simulator")
     monkeypatch.setattr("robe.interaction.gathering_again_pays", lambda *sizes: True)
     optimizer = "none" if "memory" in changes else "sgd"
     config, data = settings(optimizer, **changes)
@@ -397,7 +397,7 @@ def test_who_may_gather_again(name, changes, again, monkeypatch):
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("name", ["reference", *VERSIONS])
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("kind", KINDS)
 def test_predict_is_forward(kind, name):
     """Inference, which keeps no vectors, gives the logits that training sees."""

@@ -1,23 +1,24 @@
-"""The rivals to ROBE: what their vectors are made of, their gradients, steps and sizes."""
+"""The rivals to ROBE, and its array with exact rows: what vectors are made of, gradients, steps and sizes."""
 
 import dataclasses
 import json
 
 import numpy as np
 import pytest
-from conftest import VERSIONS, resolved
+from conftest import EVERY, VERSIONS, resolved
 
 from robe import checkpoint
 from robe.backend import select
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, from_json
 from robe.embeddings import create, declared, stored_weights
+from robe.embeddings.hot import exact_rows, share_of
 from robe.embeddings.mixed_dimension import widths
 from robe.embeddings.quotient_remainder import divisor, divisors
 from robe.embeddings.tables import capped_rows
 from robe.embeddings.tensor_train import best_rank, core_weights, digits, factors
 from robe.interaction import Interaction
-from robe.kernels.parts.hashing import K1, mix64, slot_map
+from robe.kernels.parts.hashing import K1, mix64, slot_map, slots_reference
 from robe.model import build
 from robe.plan import plan
 
@@ -32,11 +33,13 @@ RIVALS = {
     "product": {"method": "quotient_remainder"},
     "sum": {"method": "quotient_remainder", "combine": "add"},
     "tensor_train": {"method": "tensor_train"},
+    "hot": {"method": "hot", "hot_share": 0.6},
     "mixed_dimension": {"method": "mixed_dimension"},
     "low dimension": {"method": "mixed_dimension", "alpha": 0.0},
     "cce": {"method": "cce"},
 }
 each_rival = pytest.mark.parametrize("rival", RIVALS)
+each_of_tables = pytest.mark.parametrize("rival", sorted(RIVALS.keys() - {"hot"}))
 
 
 def settings(rival, optimizer="sgd", **embedding):
@@ -91,6 +94,50 @@ def test_rare_values_share_the_last_row():
     tables, vectors = split(embedding, rows), looked_up(embedding, ids)
     for (b, f), i in np.ndenumerate(ids):
         np.testing.assert_array_equal(vectors[b, f], tables[f][min(int(i), int(rows[f]) - 1)])
+
+
+def test_first_ids_have_rows_and_all_others_are_read_from_the_ring():
+    embedding, (ids, _) = make("hot", hash_seed=5, block=4), draw()
+    rows = exact_rows(settings("hot"), DATA, WEIGHTS)
+    assert rows.tolist() == [14, 3, 13, 1, 9]  # 40 rows of 8: 320 of the 360 weights are a multiple of 64
+    ids[:2, [0, 2]] = rows[[0, 2]] - 1, rows[[0, 2]]
+    tables = np.split(embedding.memory[:320].reshape(40, WIDTH), np.cumsum(rows)[:-1])
+    ring, vectors = embedding.memory[320:], looked_up(embedding, ids)
+    where = slot_map("mix", WIDTH, 4, WEIGHTS - 320, seed=5)
+    for (b, f), i in np.ndenumerate(ids):
+        if i < rows[f]:
+            expected = tables[f][i]
+        else:
+            slots, signs = slots_reference(where, np.array([(f << 32) + 40 + int(i)], np.uint64))
+            expected = (signs * ring[slots])[0]
+        np.testing.assert_array_equal(vectors[b, f], expected)
+
+
+def test_exact_rows_start_as_those_of_tables_and_the_ring_as_an_array():
+    data = dataclasses.replace(DATA, cardinalities=(4000, 3, 900))
+    config = settings("hot", weights=20_000, init_bound=None)
+    memory = abs(create(config, data, select("cpu"), "float64").memory)
+    ends = np.cumsum(exact_rows(config, data, 20_000) * WIDTH)
+    bounds = 4000**-0.5, 3**-0.5, 900**-0.5, (3 / 4903) ** 0.5
+    for weights, bound in zip(np.split(memory, ends), bounds, strict=True):
+        assert 0.9 * bound < weights.max() <= bound
+
+
+@pytest.mark.parametrize(
+    ("compression", "share"), [(2, 0.5), (10, 0.5), (10**1.5, 0.6), (100, 0.7), (1000, 0.8), (10**5, 0.9)]
+)
+def test_the_share_of_exact_rows_follows_the_compression(compression, share):
+    data = dataclasses.replace(DATA, cardinalities=(10_000_000,))
+    given = round(8 * 10_000_000 / compression)
+    assert share_of(settings("hot", hot_share=None), data, given) == pytest.approx(share, abs=1e-3)
+    asked = settings("hot", hot_share=0.25)
+    assert int(exact_rows(asked, data, given).sum()) * WIDTH == given // 4 // 64 * 64
+
+
+def test_a_ring_without_room_for_a_block_is_refused():
+    make("hot", weights=80, hot_share=1.0)
+    with pytest.raises(ConfigError, match=r"1 leaves 15 of 79 weights .* less than a block of 16"):
+        make("hot", weights=79, hot_share=1.0)
 
 
 def test_chunks_are_hashed_by_themselves():
@@ -225,7 +272,7 @@ def test_without_alpha_all_rows_have_one_width():
 
 @pytest.mark.kernels
 @each_rival
-@pytest.mark.parametrize("name", ["reference", *VERSIONS])
+@pytest.mark.parametrize("name", EVERY)
 def test_a_step_follows_the_gradient(rival, name):
     """What SGD takes off, over the rate, is the central difference of <vectors, d>, by every weight."""
     embedding = make(rival, name)
@@ -250,7 +297,7 @@ def test_a_step_follows_the_gradient(rival, name):
 
 @pytest.mark.kernels
 @each_rival
-@pytest.mark.parametrize("name", ["reference", *VERSIONS])
+@pytest.mark.parametrize("name", EVERY)
 def test_adagrad_steps_by_the_sum_over_the_batch(rival, name):
     """Its steps are those of the formula, for the gradients that SGD takes of the same weights."""
     embedding, expected = make(rival, name, optimizer="adagrad"), make(rival)
@@ -332,7 +379,7 @@ def test_planned_bytes_are_those_of_the_arrays(rival, optimizer):
     assert planned["checkpoint"]["weights and optimizer state"] == everything
 
 
-@each_rival
+@each_of_tables
 def test_sizes_keep_to_the_budget_and_use_it(rival):
     """A table more or a rank more would be too large; with enough all tables are whole."""
     given = range(480, 4000, 7)
@@ -346,7 +393,7 @@ def test_sizes_keep_to_the_budget_and_use_it(rival):
         assert (left[sizes < sizes[-1]] < WIDTH).all()
 
 
-@each_rival
+@each_of_tables
 def test_too_few_weights_are_refused(rival):
     method = RIVALS[rival]["method"]
     with pytest.raises(ConfigError, match=f"--method {method} takes at least .* is given 39; give more"):
@@ -354,8 +401,8 @@ def test_too_few_weights_are_refused(rival):
 
 
 @pytest.mark.parametrize(
-    "rival", sorted(RIVALS.keys() - {"frequency"})
-)  # of which one row stands for many ids
+    "rival", sorted(RIVALS.keys() - {"frequency", "hot"})
+)  # of which one row stands for many ids, or weights for several features
 def test_vectors_start_as_those_of_full_tables(rival):
     """Their elements have the variance a^2 / 3 = 1 / (3 n) of a feature of n values, whatever makes them."""
     data = dataclasses.replace(DATA, cardinalities=(3000, 3, 2000, 1, 900))
@@ -377,7 +424,7 @@ def test_only_some_take_hashed_ids():
         embedding = make(rival, "cpu", data=hashed)
         embedding.check(ids)
         assert np.isfinite(looked_up(embedding, ids)).all()
-    for rival in ("frequency", "product", "tensor_train", "mixed_dimension", "cce"):
+    for rival in ("frequency", "product", "tensor_train", "hot", "mixed_dimension", "cce"):
         with pytest.raises(ConfigError, match=r"the ids of these data \(hash\); .* --ids dictionary"):
             make(rival, data=hashed)
     modulo = dataclasses.replace(DATA, dialect="modulo")

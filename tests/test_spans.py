@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robe.kernels.parts.hashing import slot_map, slots_reference
+from robe.kernels.parts.hashing import front_of, slot_map, slots_reference
 from robe.kernels.parts.spans import find_spans, most_spans
 
 
@@ -14,9 +14,11 @@ def test_runs_are_the_slot_map_and_no_more_than_foreseen(data):
     width = data.draw(st.integers(1, 200))
     block = data.draw(st.integers(1, 300))
     memory = data.draw(st.integers(block, block + 40) | st.integers(block, 5000))
-    family = data.draw(st.sampled_from(["mix", "affine"]))
-    where = slot_map(family, width, block, memory, data.draw(st.integers(0, 9)), data.draw(st.booleans()))
-    ids = np.array([data.draw(st.integers(0, 2**32 - 1)) for _ in range(2)], np.uint32)
+    family = data.draw(st.sampled_from(["mix", "affine", "hot"]))
+    exact = data.draw(st.integers(0, 5)) if family == "hot" else 0
+    seed, signed = data.draw(st.integers(0, 9)), data.draw(st.booleans())
+    where = slot_map(family, width, block, front_of(exact, width) + memory, seed, signed, exact)
+    ids = np.array([data.draw(st.integers(0, 2**32 - 1) | st.integers(0, 5)) for _ in range(2)], np.uint32)
     base = np.array([0, 2**32], np.uint64)
 
     most = 2 * most_spans(where)

@@ -48,7 +48,8 @@ class ArrayEmbedding(Declared):
     """`memory` (M,) read through `slot_map`; a row is token = base[f] + id.
 
     Where it is trained in codes, `memory` (R, S) is what look-ups read, and gradients go straight through to
-    the weights behind it, `master`; after each step the groups that it touched are quantised again.
+    the weights behind it, `master`; after each step the groups that it touched are quantised again. Where
+    nothing is behind the codes, a step changes them, rounded as `rounding` says.
 
     arrays: of Weights.arrays; those besides `memory` are made here.
     weights: how many are stored.
@@ -58,7 +59,9 @@ class ArrayEmbedding(Declared):
     chunks: rows that make a vector, one behind the other.
     draw: number of a pass, from 0 on -> its initial weights in pieces, (first slot, (n,) float32); None for
         weights in codes, which a converted checkpoint brings.
-    seed, steps: what halves are rounded by; steps, the updates so far, is set by who resumes a training.
+    rounding: of codes that are trained alone, stochastic or nearest; else None.
+    seed, steps: what halves and codes are rounded by; steps, the updates so far, is set by who resumes a
+        training.
     held: what `changing` gives, in arrays (1,) on the device, where an update is to read them there.
     """
 
@@ -76,12 +79,15 @@ class ArrayEmbedding(Declared):
     row_of: Callable[[Any], Any] | None = None
     chunks: int = 1
     draw: Callable[[int], Iterator[tuple[int, np.ndarray]]] | None = None
+    rounding: str | None = None
     seed: int = 0
     steps: int = field(init=False, default=0)
     held: Sequence = field(init=False, default=())
     master: Any = field(init=False, default=None)  # (R, G) float32, the last group filled up; None without
     stepped: Any = field(init=False)  # (M,) the weights that the optimizer steps: `memory`, or of `master`
-    accumulator: Any = field(init=False)  # (M,) sum of squared gradients, for Adagrad; else (0,)
+    lean: Form | None = field(init=False, default=None)  # of codes that are trained alone
+    # (M,) sum of squared gradients, or (R,) of groups that are trained alone, for Adagrad; else (0,)
+    accumulator: Any = field(init=False)
     gradient: Any = field(init=False)  # (M,) scratch, all 0 between steps, where sums come first; else (0,)
 
     def __post_init__(self):
@@ -90,9 +96,12 @@ class ArrayEmbedding(Declared):
         self.rule, self.options = RULES[self.optimizer.optimizer], kernel_options(self.optimizer)
         self.sums = tuple(getattr(self, name) for name in self.rule.state)
         self.halves = self.memory.dtype == "float16"
+        if self.rounding is not None:
+            form = form_of(self.memory, self.slot_map)
+            self.lean = form._replace(stochastic=self.rounding == "stochastic")
         # Whether gradients are added to weights at once, with nothing between sum and step; and whether these
         # weights are `memory`, with nothing to do after it.
-        self.adds_up = self.rule.touched is None and not self.halves
+        self.adds_up = self.rule.touched is None and not self.halves and self.lean is None
         self.adds = self.adds_up and self.master is None
         if self.draw is not None:
             self.begin(0)
@@ -104,6 +113,9 @@ class ArrayEmbedding(Declared):
     def restart(self, pieces: Iterable[tuple[int, np.ndarray]]) -> None:
         """Go on with other weights, (first slot, (n,)) each, and forget what the optimizer kept."""
         for start, drawn in pieces:
+            if self.lean is not None:
+                self.write(start, drawn)
+                continue
             drawn = drawn.astype(self.stepped.dtype, copy=False)
             self.stepped[start : start + drawn.size] = self.backend.to_device(drawn)
         for kept in self.sums:
@@ -155,7 +167,10 @@ class ArrayEmbedding(Declared):
     def update(self, ids, d_vectors, rate: float) -> None:
         """One optimizer step on the weights that `ids` (B, F) touch; d_vectors (B, F, D)."""
         kernels, slots, d_vectors = self.backend.kernels, self.slots(ids), self._in_chunks(d_vectors)
-        if self.adds_up:
+        if self.lean is not None:
+            (key,), state = self.held or self.changing(), (self.accumulator, self.memory)
+            kernels.code_step(d_vectors, *slots, rate, self.optimizer.eps, key, self.lean, *state)
+        elif self.adds_up:
             kernels.scatter_add(d_vectors, *slots, -rate, self.stepped)
         else:
             kernels.scatter_add(d_vectors, *slots, 1, self.gradient)
@@ -183,7 +198,8 @@ class ArrayEmbedding(Declared):
 
     def changing(self) -> tuple:
         """What the next update takes that is another number each time: the key of rounding, if it rounds."""
-        return (rounding_key(self.seed, self.steps),) if self.halves else ()
+        rounds = self.halves or self.lean is not None
+        return (rounding_key(self.seed, self.steps),) if rounds else ()
 
     @property
     def summable(self) -> bool:
@@ -230,7 +246,7 @@ class ArrayEmbedding(Declared):
         if quantised(memory):
             form = form_of(memory, self.slot_map)
             groups = memory[start // int(form.width) :]
-            store_groups(weights, form, self.backend.kernels.quantise, groups)
+            store_groups(weights, form, self.backend.kernels.quantise, groups, self.backend.to_device)
         else:
             if memory.dtype == np.float16:
                 weights = np.clip(weights, -LARGEST_HALF, LARGEST_HALF)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -36,8 +36,10 @@ class Array(NamedTuple):
 
 
 def group_form(config: EmbeddingConfig, length: int) -> Form | None:
-    """How groups of `length` weights are stored, to the nearest; None where weights are floats."""
-    return Form(CODE_BITS[config.memory], False, length) if config.memory in CODE_BITS else None
+    """How groups of `length` weights are stored, and rounded where codes alone are trained; None where
+    weights are floats."""
+    stochastic = config.master == "none" and config.rounding == "stochastic"
+    return Form(CODE_BITS[config.memory], stochastic, length) if config.memory in CODE_BITS else None
 
 
 @dataclass(frozen=True)
@@ -59,29 +61,37 @@ class Weights:
     def count(self) -> int:
         return int(sum(self.rows)) * self.width
 
+    @property
+    def summable(self) -> bool:
+        """Whether a step on a GPU may sum the gradients of these weights while it makes them."""
+        return self.chunks == 1
+
     def arrays(self, config: TrainConfig, dtype="float32") -> dict[str, Array]:
         """Name -> each array that these weights and their optimizer take; dtype: of floats but halves."""
         count, halves = self.count, config.embedding.memory == "fp16"
-        rule = rounded_rule(config.optimizer) if halves else RULES[config.optimizer.optimizer]
+        lean, name = config.embedding.master == "none", config.optimizer.optimizer
+        rule = rounded_rule(config.optimizer) if halves or lean else RULES[name]
         memory = Array((count,), dtype, "embedding weights")
-        form, master = group_form(config.embedding, self.group or self.width), {}
+        form, master, sums = group_form(config.embedding, self.group or self.width), {}, count
         if form is not None:
             groups = -(-count // form.width)
             memory = memory._replace(shape=(groups, row_bytes(form)), dtype="uint8")
-            if rule.dense:  # it is trained, and not for inference
+            if lean:
+                sums = groups
+            elif rule.dense:  # it is trained, and not for inference
                 master = {"master": Array((groups, form.width), "float32", "embedding master weights")}
         elif halves:
             memory = memory._replace(dtype="float16")
         read = "float32" if halves or form else dtype
-        summed = bool(rule.dense if halves else rule.touched)
+        summed = bool(rule.dense if halves else rule.touched) and not lean
         return {
             "memory": memory,
             **master,
             **{
                 state: Array(
-                    (count * (state in rule.state),), read, "embedding optimizer state", state in rule.state
+                    (sums * (state in rule.state),), read, "embedding optimizer state", state in rule.state
                 )
-                # half_step takes an accumulator, an empty one for SGD.
+                # half_step and code_step take an accumulator, an empty one for SGD.
                 for state in dict.fromkeys((*rule.state, "accumulator"))
             },
             "gradient": Array((count * summed,), read, "embedding gradient scratch", kept=False),
@@ -93,6 +103,7 @@ class Declared:
 
     arrays: dict[str, Array]
     backend: Backend
+    carried: ClassVar[tuple[str, ...]] = ()  # arrays besides the weights that `convert` copies as they are
 
     def make_arrays(self) -> None:
         """Make all arrays but those that have been given."""

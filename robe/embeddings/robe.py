@@ -1,6 +1,7 @@
 """The ROBE array (Desai et al., arXiv 2108.02191): M shared weights for every element of every table."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from robe.backend import Backend
 from robe.config import ConfigError, DataSpec, TrainConfig, robe_weights
 from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.declared import Weights
-from robe.embeddings.tables import initial_array
+from robe.embeddings.tables import initial_array, whole
 from robe.kernels.parts.groups import GROUP
 from robe.kernels.parts.hashing import slot_map
 
@@ -42,23 +43,42 @@ def declare(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:
 
 
 def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) -> ArrayEmbedding:
-    settings, width, weights = config.embedding, config.model.width, declare(config, data)[""]
-    bound = settings.init_bound or initial_bound(data.cardinalities)
+    bounds = [config.embedding.init_bound or initial_bound(data.cardinalities)]
+    weights = declare(config, data)[""]
+    facts = whole(config, data) | {"rows": None}  # any id can be looked up
+    return array_of_blocks(weights, bounds, config, data, backend, dtype, config.embedding.hash, **facts)
+
+
+def array_of_blocks(
+    weights: Weights,
+    bounds,
+    config: TrainConfig,
+    data: DataSpec,
+    backend: Backend,
+    dtype: str,
+    family: str,
+    exact: int = 0,
+    kind: type[ArrayEmbedding] = ArrayEmbedding,
+    **facts: Any,
+) -> ArrayEmbedding:
+    """An array that is read by a map of that family, and starts uniform in (-bound, bound), `bounds` (T,).
+
+    exact: of slot_map; kind: the class to make; facts: what else it is told.
+    """
+    settings = config.embedding
+    how = family, config.model.width, settings.block, weights.count, settings.hash_seed, settings.sign
     try:
-        where = slot_map(
-            settings.hash, width, settings.block, weights.count, settings.hash_seed, settings.sign
-        )
+        where = slot_map(*how, exact)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return ArrayEmbedding(
+    return kind(
         method=settings.method,
-        **initial_array(weights, [bound], config, backend, dtype),
+        **initial_array(weights, bounds, config, backend, dtype),
         weights=weights.count,
         base=backend.to_device(token_base(config, data)),
         slot_map=where,
         optimizer=config.optimizer,
         backend=backend,
-        table_weights=sum(data.cardinalities) * width,
-        table_note=f"{sum(data.cardinalities):,} rows ({data.note})",
         seed=config.seed,
+        **facts,
     )

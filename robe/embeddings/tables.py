@@ -11,6 +11,7 @@ from robe.config import ConfigError, DataSpec, TrainConfig, budget
 from robe.embeddings.array import ArrayEmbedding
 from robe.embeddings.declared import Weights
 from robe.kernels.parts.hashing import slot_map
+from robe.optim import RULES
 
 CHUNK = 2**27  # weights drawn at a time
 
@@ -39,6 +40,7 @@ def tables(
         backend=backend,
         row_of=row_of,
         chunks=weights.chunks,
+        seed=config.seed,
         **whole(config, data),
     )
 
@@ -46,12 +48,12 @@ def tables(
 def initial_array(
     weights: Weights, bounds, config: TrainConfig, backend: Backend, dtype: str, stream: int = 1
 ) -> dict[str, Any]:
-    """`memory`, `arrays` and `draw` of an ArrayEmbedding whose tables start uniform in (-bound, bound)."""
+    """What an ArrayEmbedding whose tables start uniform in (-bound, bound) takes of its arrays."""
     arrays = weights.arrays(config, dtype)
     declared = arrays["memory"]
     in_codes = declared.dtype == "uint8"
     memory = declared.make(backend.xp) if in_codes else backend.empty(declared.shape, declared.dtype)
-    if in_codes and "master" not in arrays:  # a converted checkpoint is loaded into it
+    if in_codes and not RULES[config.optimizer.optimizer].dense:  # a converted checkpoint is loaded into it
         return {"memory": memory, "arrays": arrays}
 
     def draw(number: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -59,7 +61,8 @@ def initial_array(
         for start, drawn in initial_rows(weights.rows, bounds, weights.width, rng):
             yield start * weights.width, drawn.reshape(-1)
 
-    return {"memory": memory, "arrays": arrays, "draw": draw}
+    rounding = config.embedding.rounding if config.embedding.master == "none" else None
+    return {"memory": memory, "arrays": arrays, "draw": draw, "rounding": rounding}
 
 
 def initial_random(config: TrainConfig, stream: int, number: int) -> np.random.Generator:
@@ -106,28 +109,38 @@ def initial_bounds(config: TrainConfig, data: DataSpec) -> np.ndarray:
     return np.array([config.embedding.init_bound or 1 / np.sqrt(n) for n in data.cardinalities])
 
 
+def given(least: int, config: TrainConfig, data: DataSpec) -> int:
+    """The budget in weights; raises ConfigError if it is below `least`."""
+    weights = budget(config.embedding, config.model.width, data.cardinalities)
+    if weights < least:
+        raise ConfigError(
+            f"--method {config.embedding.method} takes at least {least:,} weights for these data, and is "
+            f"given {weights:,}; give more, or train --method robe"
+        )
+    return weights
+
+
 def largest(size: Callable[[int], int], most: int, config: TrainConfig, data: DataSpec) -> int:
     """The largest n in 1 .. most whose size(n), in weights, fits the budget; size must not decrease.
 
     Raises ConfigError if size(1) does not fit.
     """
-    weights = budget(config.embedding, config.model.width, data.cardinalities)
-    if not (found := bisect_right(range(1, most + 1), weights, key=size)):
-        raise ConfigError(
-            f"--method {config.embedding.method} takes at least {size(1):,} weights for these data, and is "
-            f"given {weights:,}; give more, or train --method robe"
-        )
-    return found
+    return bisect_right(range(1, most + 1), given(size(1), config, data), key=size)
+
+
+def cut(full: np.ndarray, most: int) -> np.ndarray:
+    """(F,) rows of tables that have `most` rows together, of `full` (F,): the largest ones are all cut to as
+    many rows, to within one."""
+    cap = bisect_right(range(1, int(full.max()) + 1), most, key=lambda cap: int(np.minimum(full, cap).sum()))
+    rows = np.minimum(full, cap)
+    rows[np.flatnonzero(full > cap)[: most - int(rows.sum())]] += 1
+    return rows
 
 
 def capped_rows(config: TrainConfig, data: DataSpec) -> np.ndarray:
-    """(F,) rows of tables within the budget: the largest ones are all cut to as many rows, to within one."""
-    full, width = np.array(data.cardinalities), config.model.width
-    cap = largest(lambda cap: int(np.minimum(full, cap).sum()) * width, int(full.max()), config, data)
-    rows = np.minimum(full, cap)
-    left = budget(config.embedding, width, data.cardinalities) // width - int(rows.sum())
-    rows[np.flatnonzero(full > cap)[:left]] += 1
-    return rows
+    """(F,) rows of tables within the budget."""
+    width = config.model.width
+    return cut(np.array(data.cardinalities), given(len(data.cardinalities) * width, config, data) // width)
 
 
 def capped_tables(config: TrainConfig, data: DataSpec) -> dict[str, Weights]:

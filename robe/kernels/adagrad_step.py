@@ -70,7 +70,7 @@ def _begin(state):
 @register_jitable
 def _step_piece(state, slot_map, b, column, slot, bits):
     gradient, rate, eps, accumulator, out = state
-    slot = around(slot, out.size)
+    slot = around(slot, slot_map)
     taken = take(gradient, slot).view(out.dtype)
     if taken != 0:
         step_weight(slot, taken, rate, eps, accumulator, out)

@@ -87,7 +87,7 @@ def _begin(state):
 @register_jitable
 def _step_piece(state, slot_map, b, column, slot, bits):
     gradient, rate, eps, key, accumulator, out = state
-    slot = around(slot, out.size)
+    slot = around(slot, slot_map)
     taken = take(gradient, slot).view(np.float32)
     if taken != 0:
         step = descent(slot, taken, rate, eps, accumulator) if accumulator.size > 0 else rate * taken

@@ -132,14 +132,14 @@ def gather_interaction_backward_cuda_deterministic(*arguments):
 
 @register_jitable
 def _scatter_sum(state, b, i, d, total):
-    hashed, pieces, shift, scale, d_out, d_first, out = state
+    hashed, pieces, slot_map, shift, scale, d_out, d_first, out = state
     if i == U32(0):
         d_first[b, d] = number(d_out[b, d]) + total
     else:
         part = U32(d >> shift)
         p = U32((i - U32(1)) * U32(d_first.shape[1] >> shift) + part)
         k, bits = U32(d - (part << shift)), hashed[U32(pieces + p)]
-        cuda.atomic.add(out, around(hashed[p] + U64(k), out.size), scale * flip(total, bits, k))
+        cuda.atomic.add(out, around(hashed[p] + U64(k), slot_map), scale * flip(total, bits, k))
 
 
 scatter_sums = staged_sums(_scatter_sum)
@@ -175,7 +175,7 @@ def scattering(stage_vectors):
             vectors = staged[stage_factors(d_out, n, width, b, staged, thread, threads) :]
             stage_vectors(source, slot_map, hashed, pieces, shift, b, vectors, thread, threads)
             cuda.syncthreads()
-            state = (hashed, pieces, shift, scale, d_out, d_first, out)
+            state = (hashed, pieces, slot_map, shift, scale, d_out, d_first, out)
             scatter_sums(staged, n, width, sums, factors, thread, threads, b, state)
             cuda.syncthreads()  # the next row takes the same memory
             b = U32(b + U32(cuda.gridDim.x))

@@ -32,7 +32,7 @@ from robe.kernels.parts.codes import (
     team_shape,
 )
 from robe.kernels.parts.cost import Cost
-from robe.kernels.parts.groups import form_of, group_of
+from robe.kernels.parts.groups import SHIFT, form_of, group_of
 from robe.kernels.parts.half import rounding_key
 from robe.kernels.parts.hashing import ONE, TABLE, U64, ZERO, slots_reference
 from robe.kernels.parts.lanes import prefetch_span
@@ -121,14 +121,14 @@ def quantise_touched_cpu(ids, base, slot_map, weights, memory):
 
 
 @register_jitable
-def _note_groups(slot_map, slot, length, groups, at):
+def note_groups(slot_map, slot, length, groups, at):
     """List the groups of a piece: that of its first slot, of the last before the end of the array, and of
-    those that go on at its beginning."""
+    those that go on at the beginning of the ring, which begins a group."""
     end = slot + U64(length) - ONE
     first, _ = group_of(slot_map, slot)
     last, _ = group_of(slot_map, min(end, slot_map.memory - ONE))
     groups[at], groups[at + 1] = first, last
-    groups[at + 2] = U32(0) if end >= slot_map.memory else NO_ROW
+    groups[at + 2] = U32(slot_map.front >> SHIFT) if end >= slot_map.memory else NO_ROW
 
 
 def _listed(store):
@@ -150,7 +150,7 @@ def _listed(store):
                 slot, _, _, _, element = piece_at(piece, ids, base, slot_map, shift)
                 # A row of a table is one group, which its first piece stands for.
                 if slot_map.family != TABLE or element == 0:
-                    _note_groups(slot_map, slot, U32(1) << shift, groups, at)
+                    note_groups(slot_map, slot, U32(1) << shift, groups, at)
             cuda.syncthreads()
             last = NO_ROW
             for i in range(GROUPS * threads):

@@ -109,7 +109,7 @@ def _begin(state):
 @register_jitable
 def _add_piece(state, slot_map, b, column, slot, bits):
     d_vectors, scale, out = state  # d_vectors (B, F * D)
-    add(out, around(slot, out.size), scale * flip(d_vectors[b, column], bits, 0))
+    add(out, around(slot, slot_map), scale * flip(d_vectors[b, column], bits, 0))
 
 
 _scatter_add_kernel = pieces(_add_piece, _begin)
@@ -151,7 +151,7 @@ def _largest_kernel(d_vectors, largest):
 @register_jitable
 def _add_units(state, slot_map, b, column, slot, bits):
     d_vectors, largest, digits, scale, sums, out = state
-    x, slot = flip(d_vectors[b, column], bits, 0), around(slot, out.size)
+    x, slot = flip(d_vectors[b, column], bits, 0), around(slot, slot_map)
     if size_bits(x) < INFINITE:
         add(sums, slot, to_units(x, largest[0], digits))
     else:
@@ -180,7 +180,7 @@ def _add_sums_kernel(largest, digits, scale, sums, out):
 @register_jitable
 def _take_sum(state, slot_map, b, column, slot, bits):
     largest, digits, scale, sums, out = state
-    slot = around(slot, out.size)
+    slot = around(slot, slot_map)
     if sums[slot] != 0:
         total = take(sums, slot).view(np.int64)
         if total != 0:
@@ -294,7 +294,7 @@ def _add_bins_kernel(ids, base, slot_map, shift, listed, ends, d_vectors, larges
                     x1 = gradient_at(d_vectors, signs, rows, columns, shift, min(e1, last))
                     x2 = gradient_at(d_vectors, signs, rows, columns, shift, min(e2, last))
                     x3 = gradient_at(d_vectors, signs, rows, columns, shift, min(e3, last))
-                    state = (slots, shift, begin, size, digits, scale, low, high, out)
+                    state = (slots, slot_map, shift, begin, size, digits, scale, low, high, out)
                     keep(state, e, last, x0)
                     keep(state, e1, last, x1)
                     keep(state, e2, last, x2)
@@ -306,7 +306,7 @@ def _add_bins_kernel(ids, base, slot_map, shift, listed, ends, d_vectors, larges
             while s < U32(KEPT):
                 total = (np.int64(high[s]) << np.int64(HALF)) + np.int64(low[s])
                 if total != 0:
-                    cuda.atomic.add(sums, around(begin + U64(s), out.size), total)
+                    cuda.atomic.add(sums, around(begin + U64(s), slot_map), total)
                     low[s], high[s] = 0, 0
                 s = U32(s + threads)
             cuda.syncthreads()
@@ -324,7 +324,7 @@ def gradient_at(d_vectors, signs, rows, columns, shift, e):
 @register_jitable
 def keep(state, e, last, x):
     """Add element e of the pieces in shared memory to the sums there, in two halves, which need no carry."""
-    slots, shift, begin, size, digits, scale, low, high, out = state
+    slots, slot_map, shift, begin, size, digits, scale, low, high, out = state
     if e <= last:
         p = U32(e >> shift)
         s = slots[p] + U64(e - (p << shift))
@@ -333,7 +333,7 @@ def keep(state, e, last, x):
             cuda.atomic.add(low, s, U32(units & np.int64((1 << HALF) - 1)))
             cuda.atomic.add(high, s, np.int32(units >> np.int64(HALF)))
         else:
-            cuda.atomic.add(out, around(begin + s, out.size), value_of(scale) * x)
+            cuda.atomic.add(out, around(begin + s, slot_map), value_of(scale) * x)
 
 
 def add_bins(d_vectors, ids, base, slot_map, largest, digits, scale, sums, out):

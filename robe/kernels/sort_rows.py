@@ -11,8 +11,9 @@ the lowest on (radix sort), in one thread.
 
 import numpy as np
 from numba import cuda, njit
+from numba.extending import register_jitable
 
-from robe.kernels.parts.cache import hash_row, row_at
+from robe.kernels.parts.cache import hash_token, look_up_at
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
 
@@ -26,38 +27,48 @@ def sort_rows_cost(ids, base, keys, order) -> Cost:
 
 
 def sort_rows_reference(ids, base, keys, order):
-    hashed = hash_row(base + ids.astype(np.uint64)).ravel()
+    hashed = hash_token(base + ids.astype(np.uint64)).ravel()
     order[...] = np.argsort(hashed, kind="stable")
     keys[...] = hashed[order]
 
 
-@njit(nogil=True, cache=True)
-def _sort_rows(ids, base, keys, order):
-    rows, features = ids.shape
-    counts = np.zeros((3, 1 << DIGIT), np.int64)
-    first, digit = np.empty((keys.size, 2), np.uint32), np.uint32((1 << DIGIT) - 1)
-    second = np.empty_like(first)
-    for b in range(rows):
-        for f in range(features):
-            a = b * features + f
-            key = np.uint32(hash_row(base[f] + np.uint64(ids[b, f])))
-            first[a, 0], first[a, 1] = key, a
-            for turn in range(3):
-                counts[turn, key >> np.uint32(DIGIT * turn) & digit] += 1
-    for turn in range(3):
+@register_jitable
+def sort_pairs(pairs, turns):
+    """Pairs (n, 2) uint32 by the lowest `turns` * DIGIT bits of their first numbers, equal ones in order.
+
+    Returns them in `pairs` itself or in another array.
+    """
+    counts, digit = np.zeros((turns, 1 << DIGIT), np.int64), np.uint32((1 << DIGIT) - 1)
+    other = np.empty_like(pairs)
+    for a in range(len(pairs)):
+        for turn in range(turns):
+            counts[turn, pairs[a, 0] >> np.uint32(DIGIT * turn) & digit] += 1
+    for turn in range(turns):
         start = 0
         for value in range(1 << DIGIT):
             count = counts[turn, value]
             counts[turn, value] = start
             start += count
-        for a in range(keys.size):
-            value = first[a, 0] >> np.uint32(DIGIT * turn) & digit
+        for a in range(len(pairs)):
+            value = pairs[a, 0] >> np.uint32(DIGIT * turn) & digit
             target = counts[turn, value]
             counts[turn, value] = target + 1
-            second[target, 0], second[target, 1] = first[a, 0], first[a, 1]
-        first, second = second, first
+            other[target, 0], other[target, 1] = pairs[a, 0], pairs[a, 1]
+        pairs, other = other, pairs
+    return pairs
+
+
+@njit(nogil=True, cache=True)
+def _sort_rows(ids, base, keys, order):
+    rows, features = ids.shape
+    pairs = np.empty((keys.size, 2), np.uint32)
+    for b in range(rows):
+        for f in range(features):
+            a = b * features + f
+            pairs[a, 0], pairs[a, 1] = hash_token(base[f] + np.uint64(ids[b, f])), a
+    pairs = sort_pairs(pairs, 3)
     for a in range(keys.size):
-        keys[a], order[a] = first[a, 0], first[a, 1]
+        keys[a], order[a] = pairs[a, 0], pairs[a, 1]
 
 
 def sort_rows_cpu(ids, base, keys, order):
@@ -68,8 +79,8 @@ def sort_rows_cpu(ids, base, keys, order):
 def _hash_rows_kernel(ids, base, hashed):
     p = U32(cuda.grid(1))
     while p < U32(hashed.size):
-        row, _ = row_at(ids, base, p)
-        hashed[p] = hash_row(row)
+        b, f = look_up_at(p, ids.shape[1])
+        hashed[p] = hash_token(base[f] + np.uint64(ids[b, f]))
         p = U32(p + cuda.gridsize(1))
 
 

@@ -26,11 +26,16 @@ U32 = np.uint32
 
 
 @register_jitable
+def look_up_at(look_up, features):
+    """(b, f) of a look-up, b * F + f."""
+    b = U32(U32(look_up) // U32(features))
+    return b, U32(U32(look_up) - U32(b * U32(features)))
+
+
+@register_jitable
 def row_at(ids, base, look_up):
     """(row, feature) of a look-up, b * F + f."""
-    features = U32(ids.shape[1])
-    b = U32(U32(look_up) // features)
-    f = U32(U32(look_up) - U32(b * features))
+    b, f = look_up_at(look_up, ids.shape[1])
     return U32(base[f] + U64(ids[b, f])), f
 
 
@@ -41,6 +46,13 @@ def hash_row(row):
     h = ((h ^ (h >> S16)) * M1) & LOW32
     h = ((h ^ (h >> S13)) * M2) & LOW32
     return h ^ (h >> S16)
+
+
+@register_jitable
+def hash_token(token):
+    """32 bits of a token of up to 64, whose upper half is folded in; of a row, its hash."""
+    token = U64(token)
+    return hash_row((token ^ ((token >> S32) * M2)) & LOW32)
 
 
 @register_jitable

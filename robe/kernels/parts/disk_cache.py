@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import numba
 import numba.core.dispatcher
 from numba.core.caching import (
     CompileResultCacheImpl,
@@ -26,17 +27,19 @@ from numba.core.caching import (
 )
 
 KERNELS = Path(__file__).parents[1]
+HOME = KERNELS.parents[1]  # of the packages
 # Analyses have compiled functions too, which call the kernels' functions.
-SERVED = (KERNELS, KERNELS.parents[1] / "analysis")
+SERVED = (KERNELS, HOME / "analysis")
 DIGEST = hashlib.sha256().digest_size
 REMEDY = "they are compiled anew each time; set NUMBA_CACHE_DIR to a folder with room that you may write"
 
 
 @cache
 def folder() -> Path | None:
-    """The folder of compiled kernels, one for each state of their sources; None if it can be made nowhere."""
+    """The folder of compiled kernels, one for each state of their sources and each version of Numba; None if
+    it can be made nowhere."""
     sources = b"".join(path.read_bytes() for path in sorted(KERNELS.rglob("*.py")))
-    name = f"kernels-{hashlib.sha256(sources).hexdigest()[:16]}"
+    name = f"kernels-{hashlib.sha256(sources + numba.__version__.encode()).hexdigest()[:16]}"
     for home in _homes():
         if _writable(home / name):
             return home / name
@@ -81,11 +84,14 @@ def _say(text: str) -> None:
 
 
 class _Locator(InTreeCacheLocator):
-    """Tells Numba the folder, and leaves it to be made when there is something to keep."""
+    """Tells Numba the folder, and leaves it to be made when there is something to keep.
+
+    Numba would have the files of each installation apart. Here those with the same sources share them.
+    """
 
     def __init__(self, function, file):
         super().__init__(function, file)
-        self._cache_path = str(folder() / self.get_suitable_cache_subpath(file))
+        self._cache_path = str(folder() / ".".join(Path(file).parent.relative_to(HOME).parts))
 
     @classmethod
     def from_function(cls, function, file):

@@ -40,14 +40,15 @@ def stored_weight_bytes(memory, slot_map) -> float:
     return codes / together + 4 / block
 
 
-def store_groups(weights, form, quantise, groups) -> None:
+def store_groups(weights, form, quantise, groups, to_device=np.asarray) -> None:
     """Write weights (n,) float32 to the first of `groups` (R, S), with a version of `quantise`.
 
-    The last group is filled up with copies of the last weight, which change no scale.
+    The last group is filled up with copies of the last weight, which change no scale. to_device: brings
+    arrays to where `groups` are.
     """
     rows = np.pad(weights, (0, -weights.size % form.width), "edge").reshape(-1, form.width)
     numbers = np.arange(len(rows), dtype=np.uint32)
-    quantise(rows, numbers, rounding_key(0, 0), form, groups)
+    quantise(to_device(rows), to_device(numbers), rounding_key(0, 0), form, groups)
 
 
 @register_jitable

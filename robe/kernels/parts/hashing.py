@@ -4,7 +4,7 @@ The functions below are plain Python on uint64. NumPy runs them on arrays, `njit
 them into the kernels that call them, and the CUDA simulator and the debugger step through them.
 
 A row of the virtual table is a *token* (feature and id in one number); its element i lies at `position`
-p of a block of Z elements, and blocks are placed in `memory` (M weights) as a whole. Three families:
+p of a block of Z elements, and blocks are placed in `memory` (M weights) as a whole. Four families:
 
     mix     e = token * D + i,  block = e // Z,  p = e mod Z                             (any 1 <= Z <= M)
             word  = mix64(mix64(seed + K1) + block * K1)
@@ -14,6 +14,10 @@ p of a block of Z elements, and blocks are placed in `memory` (M weights) as a w
             start = ((token * A + c * B + C) mod P) mod (M - Z + 1)
             slot  = start + p                                                        (not circular)
     table   no hash: slot = token * D + i, the ordinary full table, M = rows * D; its block is a row
+    hot     `exact` rows in front, and from slot `front` on a ROBE array, the ring; row = token mod 2^32
+            slot  = row * D + i                      where row < exact, without signs
+            slot  = front + the slot that `mix` finds in an array of M - front weights             elsewhere
+            (front is a multiple of 64, so that no group of codes of groups.py holds weights of both)
 
 The sign of an element is -1 where bit (p mod 64) of mix64(word + (p // 64 + 1) * KS) is set, if the map
 is signed. `affine` has signs only as an experiment (the published code has none); its word is then that
@@ -28,8 +32,9 @@ from typing import NamedTuple
 import numpy as np
 from numba.extending import register_jitable
 
-MIX, AFFINE, TABLE = 0, 1, 2
-FAMILIES = {"mix": MIX, "affine": AFFINE, "table": TABLE}
+MIX, AFFINE, TABLE, HOT = 0, 1, 2, 3
+FAMILIES = {"mix": MIX, "affine": AFFINE, "table": TABLE, "hot": HOT}
+ALIGNED = 64  # weights: `front` is a multiple
 
 # Every constant is an explicit uint64: one signed operand turns a sum into int64 (Numba) or float64 (NumPy).
 U64 = np.uint64
@@ -61,12 +66,27 @@ class SlotMap(NamedTuple):
     memory: np.uint64  # M
     starts: np.uint64  # M - Z + 1, how many starts `affine` has
     starts_reciprocal: np.uint64
+    exact: np.uint64  # rows in front of the ring, of `hot`
+    front: np.uint64  # weights in front of the ring, of `hot`; else 0
 
 
-def slot_map(family: str, width: int, block: int, memory: int, seed: int = 0, signed: bool = True) -> SlotMap:
-    """The map of one array of `memory` weights; ValueError for a block that does not fit."""
-    if width < 1 or not 1 <= block <= memory:
-        raise ValueError(f"need width >= 1 and 1 <= block <= memory, not {width=}, {block=}, {memory=}")
+def slot_map(
+    family: str,
+    width: int,
+    block: int,
+    memory: int,
+    seed: int = 0,
+    signed: bool = True,
+    exact: int = 0,
+) -> SlotMap:
+    """The map of one array of `memory` weights; ValueError for a block that does not fit.
+
+    exact: rows of `hot` in front of its ring.
+    """
+    front = front_of(exact, width)
+    if width < 1 or not 1 <= block <= memory - front:
+        given = f"{width=}, {block=}, {memory=}" + (f" of which {front} are in front" if front else "")
+        raise ValueError(f"need width >= 1 and 1 <= block <= memory, not {given}")
     if family == "affine" and memory > P:
         raise ValueError(f"the affine hash reaches {P} weights at most, not {memory}; use the hash `mix`")
     starts = memory - block + 1
@@ -87,7 +107,14 @@ def slot_map(family: str, width: int, block: int, memory: int, seed: int = 0, si
         memory=U64(memory),
         starts=U64(starts),
         starts_reciprocal=reciprocal(starts),
+        exact=U64(exact),
+        front=U64(front),
     )
+
+
+def front_of(exact: int, width: int) -> int:
+    """How many weights `exact` rows of `width` take in front of the ring."""
+    return -(-exact * width // ALIGNED) * ALIGNED
 
 
 def reciprocal(divisor: int) -> np.uint64:
@@ -137,7 +164,7 @@ def divide(x, divisor, reciprocal):
 @register_jitable
 def block_of(slot_map, token, element):
     """(number of the block an element is in, its position there); the next block has the next number."""
-    if slot_map.family == MIX:
+    if slot_map.family == MIX or slot_map.family == HOT:
         index = token * slot_map.width + element
         return divide(index, slot_map.block, slot_map.block_reciprocal)
     if slot_map.family == AFFINE:
@@ -157,6 +184,12 @@ def block_start(slot_map, token, block):
         _, start = divide(token_modulo * slot_map.a + block * slot_map.b + slot_map.c, P, P_RECIPROCAL)
         _, start = divide(start, slot_map.starts, slot_map.starts_reciprocal)
         return start, word_of(slot_map.key, token * slot_map.width + block)
+    if slot_map.family == HOT:
+        word, row = word_of(slot_map.key, block), token & LOW32
+        start = slot_map.front + multiply_high(word, slot_map.memory - slot_map.front)
+        # Blocks are counted over all tokens, and exact rows lie as if the rows below 2^32 were all.
+        own = block * slot_map.block - (token - row) * slot_map.width
+        return start + U64(row < slot_map.exact) * (own - start), word
     return token * slot_map.width, ZERO * token
 
 
@@ -179,8 +212,8 @@ def span_at(slot_map, token, element):
     """The longest span of elements from `element` on whose slots are consecutive and share a sign word.
 
     Returns (slot, length, bits): element + k lies at slot + k and is negated where bit k of `bits` is
-    set, for k < length. A span ends with the row, its block, the array (`mix` goes on at slot 0), or 64
-    positions of a block.
+    set, for k < length. A span ends with the row, its block, the array (`mix` goes on at slot 0, `hot` where
+    its ring begins), or 64 positions of a block.
     """
     start, word, position = locate(slot_map, token, element)
     return span_from(slot_map, start, word, position, element)
@@ -195,9 +228,9 @@ def span_from(slot_map, start, word, position, element):
         length = min(length, slot_map.block - position)
     slot = start + position
     if slot >= slot_map.memory:
-        slot -= slot_map.memory
+        slot -= slot_map.memory - slot_map.front
     length = min(length, slot_map.memory - slot)
-    if slot_map.signed:
+    if slot_map.signed and slot >= slot_map.front:
         bit = position % WORD_BITS
         length = min(length, WORD_BITS - bit)
         bits = sign_bits(word, position) >> bit
@@ -216,8 +249,10 @@ def slots_reference(slot_map: SlotMap, tokens: np.ndarray) -> tuple[np.ndarray, 
     """Slots (int64) and signs (int8, +1 or -1) of all elements of the rows; both of shape (..., D)."""
     element = np.arange(slot_map.width, dtype=np.uint64)
     start, word, position = locate(slot_map, tokens.astype(np.uint64)[..., None], element)
-    slots = (start + position) % slot_map.memory
+    slots = start + position
+    slots -= (slot_map.memory - slot_map.front) * (slots >= slot_map.memory)
     signs = np.ones(slots.shape, np.int8)
     if slot_map.signed:
-        signs[(sign_bits(word, position) >> (position % WORD_BITS)) & ONE == ONE] = -1
+        negative = (sign_bits(word, position) >> (position % WORD_BITS)) & ONE == ONE
+        signs[negative & (slots >= slot_map.front)] = -1
     return slots.astype(np.int64), signs

@@ -2,8 +2,8 @@
 
 A piece is R = gcd(Z, D, 64) consecutive elements of a row, the first of them a multiple of R; of a full
 table, which has no blocks, gcd(D, 64). So it lies in one block and under one word of signs, and one hash
-locates all of it: element k lies at slot + k, which goes on at 0 behind the end of the array, and bit k of
-the sign bits is its sign. R is a power of two, 2^shift, so a shift finds the piece of an element.
+locates all of it: element k lies at slot + k, which goes on behind the end of the array as `around` says, and
+bit k of the sign bits is its sign. R is a power of two, 2^shift, so a shift finds the piece of an element.
 
 Thread blocks work on tiles of TILE pieces: each thread hashes one into shared memory, all wait for each
 other, and then they share the elements of the tile. Pieces are numbered row after row: piece p is part
@@ -47,12 +47,12 @@ def piece_at(piece, ids, base, slot_map, shift):
 
 
 @register_jitable
-def around(slot, size):
-    """A slot less than a piece behind the end of an array is one at its beginning."""
-    return slot - U64(size) if slot >= U64(size) else slot
+def around(slot, slot_map):
+    """A slot less than a piece behind the end of an array is one at the beginning of its ring."""
+    return slot - (slot_map.memory - slot_map.front) if slot >= slot_map.memory else slot
 
 
 @register_jitable
 def weight(memory, slot_map, slot, bits, k):
     """Element k of a piece."""
-    return flip(fetch(memory, slot_map, around(slot + U64(k), slot_map.memory)), bits, k)
+    return flip(fetch(memory, slot_map, around(slot + U64(k), slot_map)), bits, k)

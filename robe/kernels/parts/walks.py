@@ -149,9 +149,9 @@ def pieces(visit, begin=same, together=1):
     """Kernel for `walk_pieces`: on a GPU, each element of the batch, or `together` neighbours at a time.
 
     visit(state, layout, b, column, slot, bits): of the F * D elements of row b, column + k lies at
-    around(slot + k, M), with the sign of bit k. begin(state) makes the state that it gets, once in a thread,
-    so that numbers that lie on the device are not read for each element. A thread block hashes a tile of
-    pieces into shared memory, and then shares out their elements.
+    around(slot + k, layout), with the sign of bit k. begin(state) makes the state that it gets, once in a
+    thread, so that numbers that lie on the device are not read for each element. A thread block hashes a tile
+    of pieces into shared memory, and then shares out their elements.
     """
 
     @cuda.jit(cache=True)

@@ -13,6 +13,9 @@ from robe.kernels.parts.half import rounding_key
 from robe.kernels.parts.hashing import SlotMap, slot_map, slots_reference
 from robe.kernels.quantise import quantise_reference
 from robe.kernels.sort_rows import sort_rows_reference
+from robe.kernels.space_saving import EMPTY as NO_TOKEN
+from robe.kernels.space_saving import WAYS as SKETCHED
+from robe.kernels.space_saving import space_saving_reference
 
 BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}
 # Operation -> its arguments that CUDA versions take as words of bfloat16, too.
@@ -39,9 +42,10 @@ class Case(NamedTuple):
     signed: bool = True
     memory_type: str = "float32"  # or "float16", or one of BITS, of what a look-up reads
     ids: str = "random"  # or "repeated": every row the same; or "largest": all 2^32 - 1
+    exact: int = 0  # rows of `hot` in front of its ring; half of the random ids name such a row
 
     def slot_map(self) -> SlotMap:
-        return slot_map(self.family, self.width, self.block, self.memory, seed=7, signed=self.signed)
+        return slot_map(self.family, self.width, self.block, self.memory, 7, self.signed, self.exact)
 
     def form(self) -> Form:
         """Of groups of codes, INT8 where the case has none."""
@@ -68,6 +72,7 @@ class Case(NamedTuple):
         if self.ids == "largest":
             return np.full(shape, 2**32 - 1, np.uint32)
         limit = self.memory // (self.width * max(self.features, 1)) if self.family == "table" else 2**32
+        limit = 2 * self.exact or limit
         ids = rng.integers(0, limit, shape, dtype=np.uint64).astype(np.uint32)
         return np.repeat(ids[:1], self.rows, axis=0) if self.ids == "repeated" else ids
 
@@ -115,6 +120,28 @@ CASES = [
     ),
     Case(
         "full table", rows=8, features=3, width=16, block=1, memory=3 * 10 * 16, family="table", signed=False
+    ),
+    Case("hot, Z = D", rows=6, features=4, width=16, block=16, memory=1000, family="hot", exact=20),
+    Case(
+        "hot, Z does not divide D, the ring is barely above Z, and weights before it are unused",
+        rows=5,
+        features=3,
+        width=24,
+        block=10,
+        memory=203,
+        family="hot",
+        exact=7,
+    ),
+    Case(
+        "hot, unsigned, Z > D",
+        rows=5,
+        features=3,
+        width=16,
+        block=40,
+        memory=300,
+        family="hot",
+        signed=False,
+        exact=9,
     ),
     Case("halves, Z = 1", rows=5, features=3, width=8, block=1, memory=50, memory_type="float16"),
     Case("halves, Z = D", rows=6, features=4, width=16, block=16, memory=1000, memory_type="float16"),
@@ -180,6 +207,17 @@ CASES = [
     Case("INT3, every block wraps", rows=4, features=3, width=70, block=70, memory=70, memory_type="int3"),
     Case("INT2, Z = D", rows=6, features=4, width=32, block=32, memory=1000, memory_type="int2"),
     Case("INT1, Z does not divide D", rows=5, features=3, width=45, block=19, memory=509, memory_type="int1"),
+    Case(
+        "INT3, hot, Z = 64, and only what wraps lies in a group of the ring",
+        rows=3,
+        features=3,
+        width=64,
+        block=64,
+        memory=292,
+        family="hot",
+        memory_type="int3",
+        exact=3,
+    ),
     Case(
         "INT3, full table, D odd",
         rows=8,
@@ -313,6 +351,38 @@ def cached_calls(case: Case, rng) -> dict[str, Call]:
     }
 
 
+def sketch_calls(case: Case, rng) -> dict[str, Call]:
+    """Calls on a sketch of hot ids, filled by an earlier batch; it has no set where ids are the largest."""
+    sets = 0 if case.ids == "largest" else 1 + case.rows // 3
+    ids, base = case.draw_ids() % np.uint32(40), case.base()
+    keys, order = np.empty((2, ids.size), np.uint32)
+    moved, left = np.full(ids.size, 7), np.full(ids.size, 7, np.uint64)
+    arrays = {
+        "tags": np.full((sets, SKETCHED), NO_TOKEN),
+        "importance": np.zeros((sets, SKETCHED), np.float32),
+        "halved": np.zeros(sets, np.uint32),
+        "moved": moved,
+        "left": left,
+    }
+    # Squares here are exact, fused with a sum or not, so that all versions come to the same bits.
+    batch = {
+        "d_vectors": rng.integers(-4, 5, (case.rows, case.features, case.width)).astype(np.float32),
+        "scale": rng.integers(0, 3, case.features).astype(np.float32),
+        "by_count": case.rows % 2 == 0,
+    }
+    for earlier, period in ((ids // 2, 1), (ids, 3)):
+        sort_rows_reference(earlier, base, keys, order)
+        noted = call(
+            tuple(arrays), keys=keys, order=order, ids=earlier, base=base, **batch, period=period, **arrays
+        )
+        if period == 1:
+            space_saving_reference(*noted.arguments.values())
+    return {
+        "hot_rows": call(("out",), ids=ids, base=base, tags=arrays["tags"], out=np.zeros_like(ids)),
+        "space_saving": noted,
+    }
+
+
 def calls(case: Case, seed: int = 0) -> dict[str, Call]:
     """Operation -> a call on the sizes of a case, with outputs full of NaN where they are only written."""
     rng = np.random.default_rng(seed)
@@ -329,6 +399,9 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
     memory, touched = numbers(case.memory), np.zeros(case.memory, np.float32)
     looked_up, form = case.stored(memory), case.form()
     grouped = np.pad(memory, (0, -memory.size % form.width), "edge").reshape(-1, form.width)
+    stepped = form._replace(bits=max(4, form.bits), stochastic=True)
+    codes = np.zeros((len(grouped), row_bytes(stepped)), np.uint8)
+    store_groups(memory, stepped._replace(stochastic=False), quantise_reference, codes)
     slots, _ = slots_reference(rows["slot_map"], rows["base"] + rows["ids"].astype(np.uint64))
     touched[slots] = rng.integers(-4, 5, slots.shape)
     matrix = (case.rows, case.width)
@@ -362,6 +435,18 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             **rows,
             weights=grouped,
             memory=np.zeros((len(grouped), row_bytes(form)), np.uint8),
+        ),
+        # In 4 bits and 8, of other cases too; gradients of integers, as in half_step.
+        "code_step": call(
+            ("accumulator", "memory"),
+            d_vectors=rng.integers(-4, 5, vectors).astype(np.float32),
+            **rows,
+            rate=0.125,
+            eps=1e-8,
+            key=rounding_key(seed, 5),
+            form=stepped,
+            accumulator=np.ones(len(grouped) * (case.rows % 2), np.float32),
+            memory=codes,
         ),
         "interaction": call(("out",), vectors=numbers(*interacted), out=nan(case.rows, columns)),
         "interaction_backward": call(
@@ -415,4 +500,5 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             parameters=memory,
         ),
         **cached_calls(case, rng),
+        **sketch_calls(case, rng),
     }
