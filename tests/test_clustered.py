@@ -20,7 +20,7 @@ from robe.kernels.parts.hashing import K1, mix64, slot_map
 EVERY = np.stack([np.arange(200) % n for n in CARDINALITIES], axis=1).astype(np.uint32)
 
 
-@pytest.mark.parametrize("dimensions", [2, 7])  # SciPy has a way for few, and one for more
+@pytest.mark.parametrize("dimensions", [2, 7])
 def test_clusters_that_lie_apart_are_found(dimensions, rng, monkeypatch):
     monkeypatch.setattr("robe.embeddings.clusters.AT_ONCE", 100)
     centres = 10 * rng.permutation(np.eye(dimensions, dtype=np.float32))
@@ -35,6 +35,19 @@ def test_clusters_that_lie_apart_are_found(dimensions, rng, monkeypatch):
     centroids = means(points, found[dimensions:], np.zeros_like(centres))
     distances = np.linalg.norm(points[:, None] - centroids, axis=2)
     np.testing.assert_array_equal(nearest(points, centroids), distances.argmin(axis=1))
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid):RuntimeWarning")  # which a training ignores too
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_a_training_that_diverged_is_clustered_without_an_error(value):
+    """It ends at its next log, in a line."""
+    embedding = make("cce", "cpu", "float32", weights=720)
+    embedding.parts["tables"].memory[:50] = value
+    embedding.halfway()
+    assert embedding.flaw() is None
+    embedding.parts["tables"].memory[:] = value
+    embedding.halfway()
+    assert embedding.flaw() is None
 
 
 def test_means_of_clusters_and_of_none():
@@ -114,6 +127,17 @@ def test_a_clustering_puts_the_mean_of_its_ids_into_each_row(memory):
     np.testing.assert_array_equal(rows("tables", "stepped")[4 * k :], lost)
     assert not rows("helper", "stepped").any()
     assert not rows("helper", "accumulator").any()
+
+
+def test_where_all_features_have_rows_for_their_ids_nothing_is_clustered():
+    embedding = make("cce", "cpu", weights=253 * WIDTH, optimizer="adagrad")
+    assert embedding.beside["index.rows"].shape == (0, 4)
+    embedding.update(EVERY[:50], looked_up(embedding, EVERY[:50]), 0.1)
+    before = {name: array.copy() for name, array in embedding.state().items()}
+    embedding.halfway()
+    before["embedding.index.clusterings"] += 1
+    for name, array in embedding.state().items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
 def test_converted_it_keeps_what_it_learned():

@@ -116,7 +116,7 @@ class ClusteredEmbedding(ComposedEmbedding):
         chunks, width, number = table.chunks, int(table.slot_map.width), 1 + int(clusterings[0])
         rng = np.random.default_rng([self.seed, DRAWS, number])
         rows, first = to_host(index).copy(), to_host(table.base).reshape(-1, chunks)[self.clustered]
-        helped = to_host(helper.stepped).reshape(len(first), chunks, -1, width)
+        helped = to_host(helper.stepped).reshape(-1, chunks, self.k, width)
         weights, *sums = (to_host(a).reshape(-1, width).copy() for a in (table.stepped, *table.sums))
         for c, ids, where in self._ids_clustered():
             hashes = self.hashed_rows(number, c, ids)

@@ -1,7 +1,6 @@
 """Clusters of points, by Lloyd's algorithm (k-means)."""
 
 import numpy as np
-from scipy.cluster.vq import vq
 
 ROUNDS = 10
 SAMPLE = 256  # points per cluster that the rounds look at, as FAISS does
@@ -18,10 +17,11 @@ def clustered(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarra
 
 
 def nearest(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """(n,) int32: the first of the nearest centroids (k, d) of each point (n, d)."""
-    step = max(1, AT_ONCE // len(centroids))
-    found = [vq(points[i : i + step], centroids)[0] for i in range(0, len(points), step)]
-    return np.concatenate(found)
+    """(n,) the number of the nearest centroid (k, d) of each point (n, d); any where they are not finite."""
+    # SciPy's vq does the same, but returns numbers beyond k where points are not finite.
+    step, lengths = max(1, AT_ONCE // len(centroids)), (centroids**2).sum(axis=1)
+    parts = (points[start : start + step] for start in range(0, len(points), step))
+    return np.concatenate([(lengths - 2 * part @ centroids.T).argmin(axis=1) for part in parts])
 
 
 def means(values: np.ndarray, clusters: np.ndarray, empty: np.ndarray) -> np.ndarray:
