@@ -54,10 +54,10 @@ class Sketch:
         rows, (keys, order) = np.empty_like(ids), np.empty((2, ids.size), np.uint32)
         self.kernels.hot_rows(ids, self.base, self.tags, rows)
         self.kernels.sort_rows(ids, self.base, keys, order)
-        moved, left = np.empty(ids.size, np.int64), np.empty(ids.size, np.uint64)
+        moved = np.empty(ids.size, np.int64)
         nothing, period = np.zeros((*ids.shape, 1), np.float32), np.uint32(self.batches // self.half_life)
         batch = keys, order, ids, self.base, nothing, self.scale, True, period
-        self.kernels.space_saving(*batch, self.tags, self.importance, self.halved, moved, left)
+        self.kernels.space_saving(*batch, self.tags, self.importance, self.halved, moved)
         self.batches += 1
         return float((rows != NO_ROW).mean())
 

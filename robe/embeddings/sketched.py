@@ -5,6 +5,11 @@ A step first trains the rows that its look-ups read. Then the sketch takes note 
 from what the array behind says of it, in weights and in what the optimizer keeps: sums of squares that began
 at 0 would make its first steps as long as those of a new model, where the weights are trained already.
 
+An id that cools falls back to what the array says, and what its row learned since is lost. The array could be
+given the difference, so that the id went on to read what its row had; but the ids that share these weights
+would read it too. On a synthetic stream whose hot ids change (8 features of 20,000 ids, 400 batches of 256,
+six seeds) that cost `hot` 0.020 of AUC at a compression of 1,000, with every seed, and 0.002 at 100.
+
 A look-up changes nothing. Tags and importances are kept to serve, and counted as 4 bytes a weight.
 """
 
@@ -25,7 +30,6 @@ from robe.kernels.space_saving import EMPTY, HOT, WAYS
 from robe.optim import RULES
 
 SKETCH = "embedding sketch"
-RETURNED = 0.0
 STORED = ("tags", "importance", "halved")  # the arrays of the sketch
 
 
@@ -52,7 +56,6 @@ class SketchedWeights(Weights):
             "halved": Array((self.sets,), "uint32", SKETCH),
             "sorted": Array((2, look_ups), "uint32", scratch, kept=False),
             "moved": Array((look_ups,), "int64", scratch, kept=False),
-            "left": Array((look_ups,), "uint64", scratch, kept=False),
         }
 
 
@@ -92,7 +95,6 @@ class SketchedEmbedding(ArrayEmbedding):
     halved: Any = field(init=False)  # (sets,) uint32
     sorted: Any = field(init=False)  # (2, B * F) uint32, scratch: hashes and look-ups of a batch
     moved: Any = field(init=False)  # (B * F,) int64, scratch: rows that it gives to other ids
-    left: Any = field(init=False)  # (B * F,) uint64, scratch: whose they were
 
     carried: ClassVar[tuple[str, ...]] = STORED
     summable: ClassVar[Literal[False]] = False
@@ -119,22 +121,20 @@ class SketchedEmbedding(ArrayEmbedding):
         (period,) = self.held or self.changing()
         super().update(ids, d_vectors, rate)
         kernels, (keys, order) = self.backend.kernels, self.sorted[:, : ids.size]
-        moved, left = self.moved[: ids.size], self.left[: ids.size]
+        moved = self.moved[: ids.size]
         kernels.sort_rows(ids, self.tokens, keys, order)
         batch = keys, order, ids, self.tokens, d_vectors, self.scale, self.by_count, period
-        kernels.space_saving(*batch, self.tags, self.importance, self.halved, moved, left)
+        kernels.space_saving(*batch, self.tags, self.importance, self.halved, moved)
         changed = self.backend.xp.flatnonzero(moved >= 0)
         if changed.size:
-            self._move(moved[changed], left[changed])
+            self._move(moved[changed])
 
     def changing(self) -> tuple:
         """The period of the next update."""
         return (np.uint32(self.steps // self.half_life),)
 
-    def _move(self, rows, left) -> None:
-        """Give hot rows (n,) to the ids that the sketch names; those that had them, left (n,), fall back."""
-        if RETURNED:
-            self._give_back(rows, left)
+    def _move(self, rows) -> None:
+        """Give hot rows (n,) to the ids that the sketch names."""
         to, where = self._slots(self.tags[:, :HOT].reshape(-1)[rows]), self.slot_map
         for kept, read_as in ((self.stepped, where), *((s, where._replace(signed=False)) for s in self.sums)):
             self._own(kept)[rows] = self._cold_vectors(kept, to, read_as)
@@ -143,16 +143,6 @@ class SketchedEmbedding(ArrayEmbedding):
             self.backend.kernels.quantise_touched(
                 rows.astype("uint32")[:, None], self.tokens[:1], where, self.master, self.memory
             )
-
-    def _give_back(self, rows, left) -> None:
-        known = self.backend.xp.flatnonzero(left != EMPTY)
-        if known.size:
-            to = self._slots(left[known])
-            lost = self._own(self.stepped)[rows[known]] - self._cold_vectors(self.stepped, to, self.slot_map)
-            self.backend.kernels.scatter_add(lost[:, None], *to, self.slot_map, RETURNED, self.stepped)
-            if self.master is not None:
-                self._fill_up()
-                self.backend.kernels.quantise_touched(*to, self.slot_map, self.master, self.memory)
 
     def _own(self, kept):
         """The rows of hot ids (sets * HOT, D), a view of an array like the weights."""

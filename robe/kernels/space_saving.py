@@ -21,7 +21,6 @@ and hold its most important tokens; the others are candidates, whose importance 
     by_count                         each look-up is as important as another; else the norm of its gradient
     period     uint32                all importances are halved from one period to the next
     moved      (B * F,) int64        rows that have another token now, each once; NOWHERE for the rest
-    left       (B * F,) uint64       there: the token that had the row, or EMPTY
 
 A set takes its look-ups in the order of their hashes. A token that the set holds gains the importance of the
 look-up. One that it does not hold takes the place of the least important candidate (of several the first),
@@ -109,19 +108,19 @@ def hot_rows_cuda(ids, base, tags, out):
 
 
 def space_saving_cost(
-    keys, order, ids, base, d_vectors, scale, by_count, period, tags, importance, halved, moved, left
+    keys, order, ids, base, d_vectors, scale, by_count, period, tags, importance, halved, moved
 ) -> Cost:
     """The sorted look-ups and gradients read, what moved written; the buckets of a set read for each."""
     gradients = 0 if by_count else d_vectors.nbytes
     buckets = keys.size * WAYS * (tags.itemsize + importance.itemsize)
-    moved_bytes = keys.nbytes + order.nbytes + ids.nbytes + moved.nbytes + left.nbytes
+    moved_bytes = keys.nbytes + order.nbytes + ids.nbytes + moved.nbytes
     return Cost(moved_bytes + gradients + buckets, 0 if by_count else 2 * d_vectors.size)
 
 
 def space_saving_reference(
-    keys, order, ids, base, d_vectors, scale, by_count, period, tags, importance, halved, moved, left
+    keys, order, ids, base, d_vectors, scale, by_count, period, tags, importance, halved, moved
 ):
-    moved[...], left[...] = NOWHERE, EMPTY
+    moved[...] = NOWHERE
     features, sets = ids.shape[1], len(tags)
     of = set_of(keys, sets)
     for s in np.unique(of).tolist() if sets else []:
@@ -143,7 +142,7 @@ def space_saving_reference(
             way, candidate = int(importance[s, :HOT].argmin()), HOT + int(importance[s, HOT:].argmax())
             if importance[s, candidate] <= importance[s, way]:
                 break
-            moved[p], left[p] = s * HOT + way, tags[s, way]
+            moved[p] = s * HOT + way
             for array in (tags[s], importance[s]):
                 array[[way, candidate]] = array[[candidate, way]]
 
@@ -178,7 +177,7 @@ def holder(tags, importance, s, token):
 
 
 @register_jitable
-def promote(p, tags, importance, s, moved, left):
+def promote(p, tags, importance, s, moved):
     """Give one candidate the row of a less important token, and note it at p; whether there was one."""
     way, candidate = 0, HOT
     for other in range(1, HOT):
@@ -189,7 +188,7 @@ def promote(p, tags, importance, s, moved, left):
             candidate = other
     if not importance[s, candidate] > importance[s, way]:
         return False
-    moved[p], left[p] = s * HOT + way, tags[s, way]
+    moved[p] = s * HOT + way
     token, much = tags[s, candidate], importance[s, candidate]
     tags[s, candidate], importance[s, candidate] = tags[s, way], importance[s, way]
     tags[s, way], importance[s, way] = token, much
@@ -212,7 +211,6 @@ def note_set(
     importance,
     halved,
     moved,
-    left,
 ):
     """The look-ups `first` to `last`, all of one set."""
     s = set_of(keys[first], tags.shape[0])
@@ -220,7 +218,7 @@ def note_set(
         halve(importance, s, U32(period - halved[s]))
         halved[s] = period
     for p in range(first, last):
-        moved[p], left[p] = NOWHERE, EMPTY
+        moved[p] = NOWHERE
         b, f = look_up_at(order[p], ids.shape[1])
         weight = scale[f]
         if not by_count:
@@ -231,7 +229,7 @@ def note_set(
             tags[s, way] = token
             importance[s, way] += weight
     p = first
-    while p < last and promote(p, tags, importance, s, moved, left):
+    while p < last and promote(p, tags, importance, s, moved):
         p += 1
 
 
@@ -246,7 +244,7 @@ def set_end(keys, p, sets):
 
 @njit(parallel=True, nogil=True, cache=True)
 def _space_saving(
-    keys, order, ids, base, d_vectors, scale, by_count, period, owners, tags, importance, halved, moved, left
+    keys, order, ids, base, d_vectors, scale, by_count, period, owners, tags, importance, halved, moved
 ):
     sets, n = tags.shape[0], keys.size
     for owner in prange(owners):
@@ -271,25 +269,24 @@ def _space_saving(
                 importance,
                 halved,
                 moved,
-                left,
             )
             p = end
 
 
 def space_saving_cpu(
-    keys, order, ids, base, d_vectors, scale, by_count, period, tags, importance, halved, moved, left
+    keys, order, ids, base, d_vectors, scale, by_count, period, tags, importance, halved, moved
 ):
     if not len(tags):
-        moved[...], left[...] = NOWHERE, EMPTY
+        moved[...] = NOWHERE
         return
     # The number of owners is an argument since Numba cannot cache a kernel that asks for it.
     batch = (keys, order, ids, base, d_vectors, scale, by_count, period, get_num_threads())
-    _space_saving(*batch, tags, importance, halved, moved, left)
+    _space_saving(*batch, tags, importance, halved, moved)
 
 
 @cuda.jit(cache=True)
 def _space_saving_kernel(
-    keys, order, ids, base, d_vectors, scale, by_count, period, tags, importance, halved, moved, left
+    keys, order, ids, base, d_vectors, scale, by_count, period, tags, importance, halved, moved
 ):
     sets, n, period = tags.shape[0], keys.size, value_of(period)
     p = cuda.grid(1)
@@ -310,16 +307,15 @@ def _space_saving_kernel(
                 importance,
                 halved,
                 moved,
-                left,
             )
         p += cuda.gridsize(1)
 
 
 def space_saving_cuda(
-    keys, order, ids, base, d_vectors, scale, by_count, period, tags, importance, halved, moved, left
+    keys, order, ids, base, d_vectors, scale, by_count, period, tags, importance, halved, moved
 ):
     if not len(tags):
-        moved[...], left[...] = NOWHERE, EMPTY
+        moved[...] = NOWHERE
         return
     batch = (keys, order, ids, base, d_vectors, scale, by_count, typed(period, halved.dtype))
-    launch(_space_saving_kernel, keys.shape, *batch, tags, importance, halved, moved, left)
+    launch(_space_saving_kernel, keys.shape, *batch, tags, importance, halved, moved)

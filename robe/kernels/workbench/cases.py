@@ -356,13 +356,11 @@ def sketch_calls(case: Case, rng) -> dict[str, Call]:
     sets = 0 if case.ids == "largest" else 1 + case.rows // 3
     ids, base = case.draw_ids() % np.uint32(40), case.base()
     keys, order = np.empty((2, ids.size), np.uint32)
-    moved, left = np.full(ids.size, 7), np.full(ids.size, 7, np.uint64)
     arrays = {
         "tags": np.full((sets, SKETCHED), NO_TOKEN),
         "importance": np.zeros((sets, SKETCHED), np.float32),
         "halved": np.zeros(sets, np.uint32),
-        "moved": moved,
-        "left": left,
+        "moved": np.full(ids.size, 7),
     }
     # Squares here are exact, fused with a sum or not, so that all versions come to the same bits.
     batch = {
