@@ -103,13 +103,18 @@ class Trainings:
         self.backend = select()
 
     def trained(
-        self, config: TrainConfig, name: str, found: Callable[[DLRM], dict] = lambda model: {}, **also
+        self,
+        config: TrainConfig,
+        name: str,
+        found: Callable[[DLRM], dict] = lambda model: {},
+        change: Callable[[DLRM], None] = lambda model: None,
+        **also,
     ) -> tuple[dict, list[dict]]:
         """The summary of a training and its evaluations; trains where they are not kept yet.
 
         What they call validation is the test half, and what they call test is the validation half.
-        name: for the line that is printed. found: what the summary is to tell of the model besides, which
-        depends on `also`.
+        name: for the line that is printed. found: what the summary is to tell of the model besides; change:
+        what is done to the model before it is trained. Both depend on `also`.
         """
         what = {"config": to_json(config), "rows": self.fingerprint, **also}
         run = self.cache / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
@@ -119,6 +124,7 @@ class Trainings:
                 summary = json.loads(done.read_text())
             else:
                 model = build(config, self.spec, self.backend)
+                change(model)
                 summary = train(model, config, self.spec, self.rows, run)
                 summary |= found(model)
                 write_json(done, summary | what)

@@ -17,6 +17,7 @@ from analysis import (
     cache_hits,
     claim,
     convergence,
+    dqrm,
     hash_quality,
     hash_variance,
     memory_fetches,
@@ -33,7 +34,7 @@ from robe.kernels.parts.hashing import slot_map, slots_reference
 ROOT = Path(__file__).parents[1]
 NAMES = (
     *("hash_variance", "approximation_bounds", "memory_fetches", "hash_quality", "convergence"),
-    *("stochastic_rounding", "cache_hits"),
+    *("stochastic_rounding", "cache_hits", "dqrm"),
 )
 
 
@@ -69,8 +70,8 @@ def test_all_claims_hold(analysis):
 def test_the_report_is_complete_in_itself(analysis):
     results, out = analysis
     page = (out / "report.html").read_text()
-    assert "All 7 claims hold" in page
-    assert page.count("data:image/png;base64,") == 7
+    assert "All 8 claims hold" in page
+    assert page.count("data:image/png;base64,") == 8
     assert not re.search(r'(src|href)="https?:', page)
     for name, result in results.items():
         assert (out / f"{name}.csv").read_text().count("\n") == len(result.rows) + 1
@@ -435,6 +436,32 @@ def test_without_ids_that_count_the_rows_are_synthetic(tmp_path):
         manifest = stochastic_rounding.rows_of(tiny, tmp_path, said.append)
         assert (manifest.ids.dialect, sum(day.rows for day in manifest.days)) == ("dictionary", rows)
     assert [text.split(":")[0] for text in said] == [str(folders["hash"])]
+
+
+# dqrm
+
+
+@pytest.mark.parametrize(
+    ("point", "change", "told"),
+    [
+        ("INT4", {"auc": 0.5}, "INT4 loses less"),
+        ("INT4, gradients in INT8", {"auc": 0.5}, "INT4, gradients in INT8 loses less"),
+        ("INT1", {"auc": 0.9}, "rejected: one bit"),
+        ("INT4", {"bytes": 1000}, "tables are"),
+    ],
+)
+def test_a_loss_in_few_bits_is_found(point, change, told, analysis):
+    rows = [row | change if row["point"] == point else row for row in analysis[0]["dqrm"].rows]
+    assert any(what.startswith(told) for what in failed(dqrm, rows))
+
+
+def test_gradients_are_sent_in_255_levels():
+    gradients = np.random.default_rng(0).standard_normal((50, 3, 8)).astype(np.float32)
+    sent = dqrm.in_int8(gradients)
+    scale = abs(gradients).max() / 127
+    assert abs(sent - gradients).max() <= scale / 2 * 1.001
+    assert 100 < np.unique(sent).size <= 255
+    np.testing.assert_array_equal(dqrm.in_int8(0 * gradients), 0 * gradients)
 
 
 # cache_hits
