@@ -438,6 +438,20 @@ def test_without_ids_that_count_the_rows_are_synthetic(tmp_path):
     assert [text.split(":")[0] for text in said] == [str(folders["hash"])]
 
 
+def test_what_arrays_of_codes_lose_is_told():
+    level = np.array([0.75, 0.76, 0.74, 0.75])
+    noise = np.array([0.001, -0.001, 0.0005, -0.0005])
+    auc = {stochastic_rounding.ARRAY: level}
+    for bits, lost in ((8, 0), (4, 0.02)):
+        for rounding in stochastic_rounding.ROUNDINGS:
+            auc[f"array, {stochastic_rounding.name_of(bits, rounding)}"] = level + noise - lost
+    assert all(check.holds for check in stochastic_rounding.checks_of_arrays(auc))
+    for point, change in (("array, INT8 stochastic", -0.01), ("array, INT4 stochastic", 0.03)):
+        changed = auc | {point: auc[point] + change}
+        assert sum(not check.holds for check in stochastic_rounding.checks_of_arrays(changed)) == 1
+    assert stochastic_rounding.points((8, 4)).keys() >= auc.keys()
+
+
 # dqrm
 
 
