@@ -1,6 +1,7 @@
 """Rounding at random keeps the steps that rounding to the nearest loses.
 
-Claims (our derivation), for the table of mixed_precision (robe/embeddings/mixed_precision.py):
+Claims (our derivation), for the table of mixed_precision (robe/embeddings/mixed_precision.py), and for ROBE
+arrays whose codes are trained with no weights behind them (--master none, robe/kernels/code_step.py):
 
 1. One weight. It lies on a grid of width h, takes N steps of s, 0 < s < h, and is rounded after each. To the
    nearest it moves by N h where s >= h/2, and never where s < h/2, however large N. At random it goes up by h
@@ -8,6 +9,8 @@ Claims (our derivation), for the table of mixed_precision (robe/embeddings/mixed
    mean is N s, and its variance N p (1 - p) h^2 = N s (h - s).
 2. Training. What is lost is worth AUC: at INT4 and at INT8 a DLRM whose rows are rounded at random ends above
    the same rounded to the nearest, with every seed, and more so at INT4, whose grid is 17 times as wide.
+3. Arrays. An array in INT8 alone is not told to lose MARGIN of AUC against one of float32 with as many
+   weights; one in INT4 is. (How far they are from the same rounded to the nearest is printed beside it.)
 
 Conditions: of the first, that the ends of the row stay, and with them its scale and bias, and that the weight
 begins on the grid. In training neither holds, but there too each rounding is right on average, given all
@@ -49,6 +52,7 @@ from robe.kernels.parts.half import rounding_key
 CACHE = claim.OUT / "stochastic_rounding"
 STUDY = Study(rows=1_000_000, scale=0.02, zipf=1.2, decay=0.5, seeds=5, passes=1)
 QUICK = dataclasses.replace(STUDY, rows=40_000, scale=0.0003, seeds=4, batch=128)
+MARGIN = 0.0005  # of AUC
 RATES = {"adagrad": 0.03, "sgd": 1.0}
 EVALUATIONS = 10  # per pass
 
@@ -58,7 +62,8 @@ WIDTH = 64
 GRID, BIAS = 2.0**-6, -1.5  # of INT8 and INT4; halves hold them, and float32 all sums of steps
 HALVES, FIRST_HALF = 2.0**-10, 1.0
 ROUNDINGS = ("stochastic", "nearest")
-FULL = "full table"
+FULL, ARRAY = "full table", "array"
+COMPRESSION = 100  # of the arrays
 
 
 def bound(steps: int, step: float, grid: float, rounding: str) -> tuple[float, float]:
@@ -103,8 +108,8 @@ def measure(
 ) -> claim.Rows:
     """Rows of two kinds: moved, of weights, and test_auc, of trainings, after `step` steps.
 
-    quick: INT4 only is trained. seed: of the weights' roundings; data, seeds, passes and batch replace what
-    the study says.
+    quick: INT4 only is trained, and no array. seed: of the weights' roundings; data, seeds, passes and batch
+    replace what the study says.
     """
     study = study or (QUICK if quick else STUDY)
     study = study.given(data=data, seeds=seeds, passes=passes, batch=batch)
@@ -173,6 +178,14 @@ def points(bits: tuple[int, ...]) -> dict[str, EmbeddingConfig]:
         for rounding in ROUNDINGS:
             embedding = EmbeddingConfig("mixed_precision", bits=b, cache=0.0, rounding=rounding)
             found[name_of(b, rounding)] = embedding
+    if 8 not in bits:
+        return found
+    array = EmbeddingConfig("robe", compression=COMPRESSION)
+    found[ARRAY] = array
+    for b in bits:
+        for rounding in ROUNDINGS:
+            alone = dataclasses.replace(array, memory=f"int{b}", master="none", rounding=rounding)
+            found[f"{ARRAY}, {name_of(b, rounding)}"] = alone
     return found
 
 
@@ -268,9 +281,21 @@ def checks(rows: claim.Rows) -> Iterator[Check]:
         mean, half = mean_interval(swapped[0] - swapped[1])
         what = f"rejected: the same of INT{bits} with its names mixed up"
         yield Check(what, not beats(*swapped), f"AUC {mean:+.4f} ± {half:.4f}")
+    if ARRAY in auc:
+        yield from checks_of_arrays(auc)
     if len(gaps) == 2:
         mean, half = mean_interval(gaps[4] - gaps[8])
         yield Check("it matters more at INT4", mean > half, f"AUC {mean:+.4f} ± {half:.4f} more")
+
+
+def checks_of_arrays(auc: dict[str, np.ndarray]) -> Iterator[Check]:
+    for bits, loses, what in ((8, False, ""), (4, True, "rejected: ")):
+        random, nearest = (auc[f"{ARRAY}, {name_of(bits, rounding)}"] for rounding in ROUNDINGS)
+        mean, half = mean_interval(random - auc[ARRAY])
+        found = f"AUC {mean:+.4f} ± {half:.4f}; against the nearest {{:+.4f}} ± {{:.4f}}"
+        found = found.format(*mean_interval(random - nearest))
+        told = mean + half < -MARGIN
+        yield Check(f"{what}an array in INT{bits} alone is not told to lose {MARGIN:g}", told == loses, found)
 
 
 def plot(rows: claim.Rows):
@@ -291,7 +316,11 @@ def plot(rows: claim.Rows):
     path.set(xlabel=f"steps of h / {1 / min(STEPS):g}", ylabel="moved, in units of the grid h")
     path.set_title("one weight (INT8)")
 
-    colors = {FULL: "k"} | {name_of(b, r): c for b, c in ((8, "C0"), (4, "C1")) for r in ROUNDINGS}
+    colors = {FULL: "k", ARRAY: "C7"}
+    for before, chosen in (("", ("C0", "C1")), (f"{ARRAY}, ", ("C2", "C4"))):
+        colors |= {
+            f"{before}{name_of(b, r)}": c for b, c in zip((8, 4), chosen, strict=True) for r in ROUNDINGS
+        }
     for point in final(rows):
         steps, _, curves = curve(rows, point)
         middle, half = np.array([mean_interval(at) for at in curves.T]).T
@@ -300,7 +329,7 @@ def plot(rows: claim.Rows):
         training.fill_between(steps, middle - half, middle + half, color=colors[point], alpha=0.15)
     source = "SYNTHETIC data" if where(rows, kind="test_auc")[0]["synthetic"] else "real data"
     training.set(xlabel="training steps", ylabel="test AUC")
-    training.set_title(f"DLRM without a cache, {source}, {len(curves)} seeds, 95%")
+    training.set_title(f"Tables without a cache, and arrays, {source}, {len(curves)} seeds, 95%")
     for axes in (path, training):
         axes.legend(fontsize="small")
     return figure

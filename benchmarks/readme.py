@@ -93,7 +93,7 @@ PEERS = re.compile(r"26 EmbeddingBags|published|PyTorch eager")
 
 def shown(row: dict) -> bool:
     """Whether this row is told first: codes, or ROBE on uniform ids beside what PyTorch offers instead."""
-    if row["what"].startswith(("mixed precision", "codes", "training in codes")):
+    if row["what"].startswith(("mixed precision", "codes")):
         return True
     ours = "ROBE" in row["what"] and not row["what"].startswith("mlperf ids")
     return ours and PEERS.match(row["peer"]) is not None and row.get("model", SHOWN[0]) in SHOWN

@@ -17,6 +17,7 @@ from analysis import (
     cache_hits,
     claim,
     convergence,
+    dqrm,
     hash_quality,
     hash_variance,
     hot_drift,
@@ -34,7 +35,7 @@ from robe.kernels.parts.hashing import slot_map, slots_reference
 ROOT = Path(__file__).parents[1]
 NAMES = (
     *("hash_variance", "approximation_bounds", "memory_fetches", "hash_quality", "convergence"),
-    *("stochastic_rounding", "cache_hits", "hot_drift"),
+    *("stochastic_rounding", "cache_hits", "hot_drift", "dqrm"),
 )
 
 
@@ -436,6 +437,46 @@ def test_without_ids_that_count_the_rows_are_synthetic(tmp_path):
         manifest = stochastic_rounding.rows_of(tiny, tmp_path, said.append)
         assert (manifest.ids.dialect, sum(day.rows for day in manifest.days)) == ("dictionary", rows)
     assert [text.split(":")[0] for text in said] == [str(folders["hash"])]
+
+
+def test_what_arrays_of_codes_lose_is_told():
+    level = np.array([0.75, 0.76, 0.74, 0.75])
+    noise = np.array([0.001, -0.001, 0.0005, -0.0005])
+    auc = {stochastic_rounding.ARRAY: level}
+    for bits, lost in ((8, 0), (4, 0.02)):
+        for rounding in stochastic_rounding.ROUNDINGS:
+            auc[f"array, {stochastic_rounding.name_of(bits, rounding)}"] = level + noise - lost
+    assert all(check.holds for check in stochastic_rounding.checks_of_arrays(auc))
+    for point, change in (("array, INT8 stochastic", -0.01), ("array, INT4 stochastic", 0.03)):
+        changed = auc | {point: auc[point] + change}
+        assert sum(not check.holds for check in stochastic_rounding.checks_of_arrays(changed)) == 1
+    assert stochastic_rounding.points((8, 4)).keys() >= auc.keys()
+
+
+# dqrm
+
+
+@pytest.mark.parametrize(
+    ("point", "change", "told"),
+    [
+        ("INT4", {"auc": 0.5}, "INT4 loses less"),
+        ("INT4, gradients in INT8", {"auc": 0.5}, "INT4, gradients in INT8 loses less"),
+        ("INT1", {"auc": 0.9}, "rejected: one bit"),
+        ("INT4", {"bytes": 1000}, "tables are"),
+    ],
+)
+def test_a_loss_in_few_bits_is_found(point, change, told, analysis):
+    rows = [row | change if row["point"] == point else row for row in analysis[0]["dqrm"].rows]
+    assert any(what.startswith(told) for what in failed(dqrm, rows))
+
+
+def test_gradients_are_sent_in_255_levels():
+    gradients = np.random.default_rng(0).standard_normal((50, 3, 8)).astype(np.float32)
+    sent = dqrm.in_int8(gradients)
+    scale = abs(gradients).max() / 127
+    assert abs(sent - gradients).max() <= scale / 2 * 1.001
+    assert 100 < np.unique(sent).size <= 255
+    np.testing.assert_array_equal(dqrm.in_int8(0 * gradients), 0 * gradients)
 
 
 # cache_hits
