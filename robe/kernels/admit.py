@@ -195,7 +195,7 @@ def _admit(keys, order, ids, base, least_used, step, owners, tags, used, counter
 
 def admit_cpu(keys, order, ids, base, least_used, step, tags, used, counters, entry, before):
     # The number of owners is an argument since Numba cannot cache a kernel that asks for it.
-    owners = get_num_threads()
+    owners, step = get_num_threads(), typed(step, used.dtype)
     _admit(keys, order, ids, base, least_used, step, owners, tags, used, counters, entry, before)
 
 
