@@ -32,7 +32,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from scipy import stats
 
+from data_pipeline.schema import DataError
 from data_pipeline.whole_files import write_figure, write_whole
+from robe.errors import RobeError
 
 FOLDER = Path(__file__).parent
 OUT = FOLDER / "out"
@@ -130,10 +132,17 @@ class RunOptions(SeededOptions):
 
 
 def asked(options: type[Options]) -> Result:
-    """Carry out the script that Python was started with, as its command line says."""
+    """Carry out the script that Python was started with, as its command line says.
+
+    Ends with code 2, and the reason in a line, where options or data cannot be used.
+    """
     script = sys.modules["__main__"]
     given = vars(tyro.cli(options, description=script.__doc__.split("\n")[0]))
-    return carry_out(script, **given)
+    try:
+        return carry_out(script, **given)
+    except (RobeError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def main(options: type[Options] = SeededOptions) -> None:

@@ -193,6 +193,20 @@ def test_a_study_without_intervals_is_refused(cache):
         measure(cache[0], seeds=1)
 
 
+def test_a_way_that_is_not_known_is_refused(cache):
+    with pytest.raises(ConfigError, match=r"^--ways 'nothing': not among ROBE, ROBE in 8 bits, "):
+        measure(cache[0], ways=("nothing",))
+
+
+def test_a_script_tells_in_a_line_what_it_cannot_use(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "__main__", equal_bytes)
+    monkeypatch.setattr(sys, "argv", ["equal_bytes.py", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit) as exit:
+        equal_bytes.main()
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/manifest.json: not found; ")
+
+
 GOOD = {
     (FULL, 1): 0.790,
     (FLOAT, 100): 0.780,
