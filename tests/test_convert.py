@@ -38,7 +38,7 @@ METHODS = {
     "robe": {"weights": 1001},  # the last group is not full
     "full": {},
     "hashing": {"compression": 3},
-    "hot": {"weights": 251, "block": 4},
+    "hot": {"weights": 251, "block": 4, "init_bound": 0.1},  # else a group would hold rows of several laws
     "frequency": {"compression": 3},
     "compositional": {"compression": 3, "chunks": 2},
     "quotient_remainder": {"compression": 2},
