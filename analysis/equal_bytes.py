@@ -215,7 +215,7 @@ def fitted(embedding: EmbeddingConfig, spec: DataSpec, size: int) -> EmbeddingCo
 def plan(study: Sizes, spec: DataSpec) -> Iterator[Point]:
     """The points of a study: the full table, then each way at each size that can be so small."""
     if unknown := [way for way in study.ways if way not in Sizes.ways]:
-        raise ConfigError(f"--ways {unknown[0]!r}: not among {', '.join(Sizes.ways)}")
+        raise ConfigError(f"{unknown[0]!r} is no way of this study; there are {', '.join(Sizes.ways)}")
     if study.seeds < 2:
         raise ConfigError(f"{study.seeds} seeds: an interval needs 2")
     full = EmbeddingConfig("full")

@@ -9,6 +9,9 @@ from robe.config import DataSpec, TrainConfig
 from robe.embeddings import stored_weights
 from robe.train import read_log
 
+# What is kept to serve, of the embedding.
+SERVED = ("weights", "cache", "index", "sketch")
+
 
 def finish(run: Path, summary: dict) -> str:
     """Write summary.json and curves.png of a finished run; returns the summary in a few lines.
@@ -167,7 +170,7 @@ def plan_text(plan: dict[str, dict[str, int]], config: TrainConfig, data: DataSp
     lines.append(
         f"the full table: {sum(data.cardinalities):,} rows of {config.model.width} ({data.note}): {table:,} B"
     )
-    stored = plan["memory"]["embedding weights"] + plan["memory"].get("embedding cache", 0)
+    stored = sum(plan["memory"].get(f"embedding {item}", 0) for item in SERVED)
     if "embedding cache" in plan["memory"]:
         lines.append(f"compression of the table and its cache against it: {table / stored:.2f}x in bytes")
     elif stored:

@@ -12,7 +12,7 @@ from cublas_by_numpy import Blas, BlasLt, Shared
 
 from robe import backend
 from robe.backend import select, simulator
-from robe.kernels import interaction_scatter, scatter_add
+from robe.kernels import code_step, interaction_scatter, scatter_add
 from robe.kernels.operations import OPERATIONS, version
 from robe.packages import extra
 
@@ -23,6 +23,7 @@ def fixed_order(monkeypatch):
     kernels = {}
     for module, name in (
         (scatter_add, "scatter_add"),
+        (code_step, "code_step"),
         (interaction_scatter, "interaction_scatter"),
         (interaction_scatter, "gather_interaction_backward"),
     ):

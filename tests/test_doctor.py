@@ -122,5 +122,5 @@ def test_a_gpu_is_told_what_its_graphs_hold(monkeypatch, tmp_path):
         told = {check.name: check.text for check in doctor.installation(tmp_path)}
         assert {"GPU", "CUDA graphs"} & told.keys() == expected
         assert told["GPU"] == "cuda (a card)"
-        plain = "not of tensor_train, mixed_dimension"
+        plain = "not of tensor_train, mixed_dimension, cafe, adaembed"
         assert told.get("CUDA graphs", plain).endswith(plain)

@@ -312,9 +312,9 @@ def test_what_is_no_batch_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"metod": "robe"}, "metod is no setting of a model; there are backend, batch, "),
+        ({"metod": "robe"}, "metod is no setting of a model; there are alpha, backend, batch, "),
         ({"epochs": 3}, "epochs is no setting"),
-        ({"method": "rob"}, "method must be one of robe, full"),
+        ({"method": "rob"}, "method must be one of robe, hot, full"),
         ({"lr": "fast"}, "lr must be a number, not 'fast'"),
         ({"batch": 2.5}, "batch must be an integer, not 2.5"),
         ({"sign": 1}, "sign must be True or False, not 1"),
