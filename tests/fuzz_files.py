@@ -39,7 +39,8 @@ RUNS = {
     "mixed": ("dictionary", "--method mixed_precision --cache 0.1", None),
     "mixed16": ("modulo", "--method mixed_precision --bits 16 --policy lru", None),
     "robe": ("hash", "--method robe --memory fp16 --compression 20 --block 4 --no-sign --hash-seed 3", None),
-    "tables": ("dictionary", "--method tensor_train --compression 2", None),
+    "index": ("dictionary", "--method cce --compression 3", None),
+    "sketch": ("hash", "--method hot --memory int3 --compression 10 --block 4", None),
     "int8": ("hash", "--method hashing --compression 10", "int8"),
     "int4": ("hash", "--method robe --compression 10 --block 4", "int4"),
 }
