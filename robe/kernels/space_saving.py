@@ -93,18 +93,15 @@ def hot_rows_cpu(ids, base, tags, out):
 
 @cuda.jit(cache=True)
 def _hot_rows_kernel(ids, base, tags, out):
-    f, first = cuda.grid(2)
-    step_f, step_b = cuda.gridsize(2)
-    while f < ids.shape[1]:
-        b = first
-        while b < ids.shape[0]:
-            out[b, f] = row_of(tags, base[f] + U64(ids[b, f]))
-            b += step_b
-        f += step_f
+    p = U32(cuda.grid(1))
+    while p < U32(ids.size):
+        b, f = look_up_at(p, ids.shape[1])
+        out[b, f] = row_of(tags, base[f] + U64(ids[b, f]))
+        p = U32(p + cuda.gridsize(1))
 
 
 def hot_rows_cuda(ids, base, tags, out):
-    launch(_hot_rows_kernel, ids.shape[::-1], ids, base, tags, out)
+    launch(_hot_rows_kernel, (ids.size,), ids, base, tags, out)
 
 
 def space_saving_cost(
