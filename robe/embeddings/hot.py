@@ -99,6 +99,7 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
     rows = weights.rows[:-1] // config.model.width
     exact, shift = int(rows.sum()), table_base(rows)
     bound = config.embedding.init_bound or initial_bound(data.cardinalities)
+    made, facts = (config, data, backend, dtype, "hot", exact), whole(config, data)
     if isinstance(weights, SketchedWeights):
         last = xp.uint32(2**31)
 
@@ -106,22 +107,8 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
             # The map takes the numbers below `exact` for rows, so ids there have others.
             return xp.where(ids < exact, ids ^ last, ids)
 
-        facts = sketch_facts(config, data, backend, np.ones(len(data.cardinalities), bool)) | whole(
-            config, data
-        )
-        return array_of_blocks(
-            weights,
-            [0, bound],
-            config,
-            data,
-            backend,
-            dtype,
-            "hot",
-            exact,
-            SketchedEmbedding,
-            cold=cold,
-            **facts,
-        )
+        facts |= sketch_facts(config, data, backend, np.ones(len(data.cardinalities), bool))
+        return array_of_blocks(weights, [0, bound], *made, SketchedEmbedding, cold=cold, **facts)
     bounds = np.append(initial_bounds(config, data), bound)
     rows, shift = (backend.to_device(each.astype(np.uint32)) for each in (rows, shift))
     behind = xp.uint32(exact)
@@ -129,6 +116,4 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
     def row_of(ids):
         return xp.where(ids < rows, ids + shift, ids + behind)
 
-    return array_of_blocks(
-        weights, bounds, config, data, backend, dtype, "hot", exact, row_of=row_of, **whole(config, data)
-    )
+    return array_of_blocks(weights, bounds, *made, row_of=row_of, **facts)
