@@ -17,12 +17,14 @@ tuned alike: of RATES the one with the best validation AUC at 100 times fewer by
 used again. A seed draws initial weights, order of rows and hash, so points of equal seeds are paired; the
 rows are always the same, so other data may differ by more.
 
-How many seeds there are follows Stein's rule (1945): those of the first stage tell the deviation s of each
-difference from the float32 array, and then there are as many, up to --most, as make t s / sqrt(n) no larger
-than --resolution, where t is Student's for the first stage. So an interval has its 95%, whatever s is.
+How many seeds there are: all ways have --heat of them, and one that these tell to be worse than the best of
+its size goes no further, unless it is the float32 array. The others have --seeds, which tell the deviation s
+of each difference from that array. By Stein's rule (1945) there are then as many as make t s / sqrt(n) no
+larger than --resolution, where t is Student's for --seeds, but no more than --most. So an interval has its
+95%, whatever s is; it is over the seeds that both ways have.
 
-    python analysis/equal_bytes.py [--quick] [--data PREPARED] [--seeds N] [--most N] [--resolution X]
-                                   [--jobs N] [--ways WAY...] [--compressions X...]
+    python analysis/equal_bytes.py [--quick] [--data PREPARED] [--heat N] [--seeds N] [--most N]
+                                   [--resolution X] [--jobs N] [--ways WAY...] [--compressions X...]
 
 Trainings are kept in analysis/out/equal_bytes, see analysis/trainings.py; whoever stops the study and starts
 it again loses at most one of them.
@@ -82,6 +84,7 @@ WAYS = {
     FLOAT: EmbeddingConfig(),
     **{f"ROBE in {bits} bits": EmbeddingConfig(memory=f"int{bits}") for bits in (8, 4, 3, 2, 1)},
     "exact rows and ROBE": EmbeddingConfig("hot"),
+    "exact rows and ROBE in 3 bits": EmbeddingConfig("hot", memory="int3"),
     "exact rows and ROBE, online": EmbeddingConfig("hot", online=True),
     "hashing": EmbeddingConfig("hashing"),
     "compositional": EmbeddingConfig("compositional"),
@@ -96,7 +99,7 @@ WAYS = {
     "CCE": EmbeddingConfig("cce"),
     "CCE in two chunks": EmbeddingConfig("cce", chunks=2),
 }
-FEW_BITS = tuple(name for name in WAYS if name.startswith(f"{FLOAT} in"))
+FEW_BITS = tuple(name for name in WAYS if f"{FLOAT} in" in name)
 # Trained in float32, and stored in these bits by `convert`.
 AFTERWARDS = {
     f"{name}, {bits} bits after training": (name, bits) for name in (FLOAT, "hashing") for bits in (8, 4)
@@ -110,9 +113,12 @@ PRUNED = f"{FULL}, pruned in training"
 class Sizes(Study):
     """What to train; the defaults are the full study.
 
-    most: seeds. resolution: half the interval to come to.
+    heat: seeds of all ways. seeds: of those that are not told to be worse by then. most: seeds.
+    resolution: half the interval to come to.
     """
 
+    heat: int = 4
+    seeds: int = 8
     passes: int = 2
     most: int = 16
     resolution: float = 0.0005
@@ -123,6 +129,7 @@ class Sizes(Study):
 QUICK = Sizes(
     rows=16_000,
     scale=0.02,
+    heat=3,
     seeds=3,
     passes=1,
     batch=320,
@@ -136,6 +143,9 @@ QUICK = Sizes(
 
 @dataclass(frozen=True)
 class EqualBytesOptions(StudyOptions):
+    heat: int | None = None
+    """Seeds of all ways, of which the clearly worse ones go no further."""
+
     most: int | None = None
     """Seeds at most, however wide the intervals are."""
 
@@ -216,8 +226,8 @@ def plan(study: Sizes, spec: DataSpec) -> Iterator[Point]:
     """The points of a study: the full table, then each way at each size that can be so small."""
     if unknown := [way for way in study.ways if way not in Sizes.ways]:
         raise ConfigError(f"{unknown[0]!r} is no way of this study; there are {', '.join(Sizes.ways)}")
-    if study.seeds < 2:
-        raise ConfigError(f"{study.seeds} seeds: an interval needs 2")
+    if min(study.heat, study.seeds) < 2:
+        raise ConfigError(f"{min(study.heat, study.seeds)} seeds: an interval needs 2")
     full = EmbeddingConfig("full")
     table = stored_bytes(full, spec) - ID * sum(spec.cardinalities)
     if spec.dialect in METHODS["full"].ids:
@@ -306,6 +316,7 @@ class PointTrainings(Trainings):
 def measure(
     quick: bool = False,
     data: Path | None = None,
+    heat: int | None = None,
     seeds: int | None = None,
     most: int | None = None,
     resolution: float | None = None,
@@ -326,6 +337,7 @@ def measure(
     study = study or (QUICK if quick else Sizes())
     given = {
         "data": data,
+        "heat": heat,
         "seeds": seeds,
         "most": most,
         "resolution": resolution,
@@ -343,7 +355,7 @@ def measure(
     jobs = study.jobs or len(os.sched_getaffinity(0))
     rates = tuned(trainings, study, points, jobs)
 
-    def of(seeds: Iterable[int]) -> Rows:
+    def of(points: list[Point], seeds: Iterable[int]) -> Rows:
         # Seed by seed, so that a study cut short has all points.
         each = [(point, rates[point.way], seed, study.passes) for seed in seeds for point in points]
         return [
@@ -355,12 +367,16 @@ def measure(
             for (point, rate, seed, _), found in zip(each, trainings.runs(each, jobs), strict=True)
         ]
 
-    first = range(TUNING_SEED + 1, TUNING_SEED + 1 + study.seeds)
-    rows = of(first)
+    heat = min(study.heat, study.seeds)
+    seeds = range(TUNING_SEED + 1, TUNING_SEED + 1 + max(study.seeds, study.most))
+    rows = of(points, seeds[:heat])
+    points = [point for point in points if point.way in ahead(rows, point.compression)]
+    say(f"{len(points)} points go on after {heat} seeds")
+    rows += of(points, seeds[heat : study.seeds])
+    told = min(study.most, wanted(rows, study.resolution))
+    say(f"{told} seeds tell differences to {study.resolution:g}, or are the most that were asked for")
+    rows += of(points, seeds[study.seeds : told])
     best = manifest.synthetic and manifest.synthetic["bayes"]
-    seeds_wanted = min(study.most, wanted(rows, study.resolution))
-    say(f"{seeds_wanted} seeds tell differences to {study.resolution:g}, or are the most that were asked for")
-    rows += of(range(first.stop, TUNING_SEED + 1 + seeds_wanted))
     return [one | {"best_auc": best["test"]["auc"]} for one in rows] if best else rows
 
 
@@ -377,16 +393,24 @@ def tuned(trainings: PointTrainings, study: Sizes, points: list[Point], jobs: in
     return {way: max(study.rates, key=lambda rate: auc[way, rate]) for way in at}
 
 
+def ahead(rows: Rows, compression: int) -> list[str]:
+    """FLOAT, and the ways of a size that are not told to be worse than its best one."""
+    ways = ways_at(rows, compression)
+    best = max(ways, key=lambda way: auc_of(rows, (way, compression)).mean())
+    less = {way: interval(rows, (way, compression), (best, compression)) for way in ways}
+    return [way for way, (mean, half) in less.items() if way == FLOAT or mean + half >= 0]
+
+
 def wanted(rows: Rows, resolution: float) -> int:
-    """Seeds by Stein's rule, so that each point's difference from FLOAT at its size is told."""
-    most = 0
+    """Seeds by Stein's rule, so that each point's difference from FLOAT at its size is told; points that went
+    no further than the heat do not count."""
+    first = len({row["seed"] for row in rows})
+    most = first
     for compression in sorted({row["compression"] for row in rows} - {1}):
         for way in ways_at(rows, compression):
-            if way != FLOAT:
-                less = differences(rows, (way, compression), (FLOAT, compression))
-                most = max(
-                    most, math.ceil((student(len(less)) * less.std(ddof=1) / resolution) ** 2), len(less)
-                )
+            less = differences(rows, (way, compression), (FLOAT, compression))
+            if way != FLOAT and len(less) == first:
+                most = max(most, math.ceil((student(first) * less.std(ddof=1) / resolution) ** 2))
     return most
 
 
@@ -405,12 +429,14 @@ def auc_of(rows: Rows, point: tuple[str, int]) -> np.ndarray:
 
 
 def differences(rows: Rows, a: tuple[str, int], b: tuple[str, int]) -> np.ndarray:
-    """Test AUC of one point less that of another, seed by seed."""
-    return auc_of(rows, a) - auc_of(rows, b)
+    """Test AUC of one point less that of another, seed by seed, of the seeds that both have."""
+    pairs = zip(auc_of(rows, a), auc_of(rows, b), strict=False)  # which are the first ones
+    return np.array([one - other for one, other in pairs])
 
 
 def stein(less: np.ndarray, first: int) -> tuple[float, float]:
     """Mean, and half the interval, by the deviation of the first stage, which the number of seeds follows."""
+    first = min(first, len(less))
     return float(less.mean()), student(first) * float(less[:first].std(ddof=1)) / math.sqrt(len(less))
 
 
@@ -473,6 +499,7 @@ def summarise(rows: Rows) -> dict:
         }
         loss = claim.mean_interval([row["log_loss"] for row in found], LEVEL)
         kept |= {"auc": claim.mean_interval(auc_of(rows, point), LEVEL), "log_loss": loss}
+        kept["seeds"] = len(found)
         if compression > 1 and FLOAT in ways_at(rows, compression) and way != FLOAT:
             kept["less_float"] = interval(rows, point, (FLOAT, compression))
         return kept
@@ -493,11 +520,11 @@ def table(summary: dict) -> str:
     for point in points:
         best[point["compression"]] = max(best.get(point["compression"], 0.0), point["auc"][0])
     lines = [
-        f"{summary['seeds']} seeds"
+        f"Up to {summary['seeds']} seeds"
         + (f"; the best possible test AUC is {summary['best_auc']:.4f}." if summary["best_auc"] else "."),
         "",
-        "| fewer bytes | way | stored bytes | bytes in training | AUC | against ROBE in float32 | log loss |",
-        "| --- " * 7 + "|",
+        "| fewer bytes | way | stored bytes | training bytes | seeds | AUC | against fp32 ROBE | log loss |",
+        "| --- " * 8 + "|",
     ]
     for point in points:
         auc = "{:.4f} ± {:.4f}".format(*point["auc"])
@@ -506,6 +533,7 @@ def table(summary: dict) -> str:
             point["way"],
             f"{point['stored_bytes']:,}",
             f"{point['training_bytes']:,}",
+            str(point["seeds"]),
             f"**{auc}**" if point["auc"][0] == best[point["compression"]] else auc,
             "{:+.4f} ± {:.4f}".format(*point["less_float"]) if "less_float" in point else "",
             "{:.4f} ± {:.4f}".format(*point["log_loss"]),
@@ -541,7 +569,8 @@ def plot(rows: Rows):
 def draw(summary: dict):
     """Test AUC and log loss against stored bytes, a line for each way; ways at a size stand side by side."""
     source = "SYNTHETIC data" if summary["best_auc"] else "real data"
-    figure, axes = claim.figure(1, 2, f"DLRM, {source}; bars: 95% intervals over {summary['seeds']} seeds")
+    bars = f"bars: 95% intervals over up to {summary['seeds']} seeds"
+    figure, axes = claim.figure(1, 2, f"DLRM, {source}; {bars}")
     small = [point for point in summary["points"] if point["compression"] > 1]
     ways = list(dict.fromkeys(point["way"] for point in small))
     sizes: dict[int, int] = {}  # compression -> bytes

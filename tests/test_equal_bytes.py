@@ -280,9 +280,9 @@ def test_steins_rule_has_its_level_whatever_the_deviation(rng):
 
 def wanted_for(less, resolution):
     rows = [
-        {"way": way, "compression": 10, "auc": value * (way == "hashing")}
+        {"way": way, "compression": 10, "seed": seed, "auc": value * (way == "hashing")}
         for way in (FLOAT, "hashing")
-        for value in less
+        for seed, value in enumerate(less)
     ]
     return equal_bytes.wanted(rows, resolution)
 
@@ -298,11 +298,30 @@ def test_more_seeds_are_trained_until_differences_are_told(cache, monkeypatch):
     assert made == []
 
 
+def test_a_way_that_is_told_to_be_worse_goes_no_further(cache, monkeypatch):
+    """hashing has the seeds of the heat alone; float32 goes on, although it is worse than 8 bits."""
+    folder, _ = cache
+    ways = FLOAT, "ROBE in 8 bits", "hashing"
+    auc = {way: iter([good, good + 1e-4, good]) for way, good in zip(ways, (0.77, 0.78, 0.76), strict=True)}
+
+    def run(self, point, rate, seed, passes):
+        half = {"auc": next(auc[point.way]) if point.way in auc else 0.79, "log_loss": 0.5}
+        return {"test": half, "validation": half}
+
+    monkeypatch.setattr(equal_bytes.PointTrainings, "run", run)
+    rows = measure(folder, heat=2, seeds=3, most=3, ways=ways)
+    seeds = {way: [row["seed"] for row in rows if row["way"] == way] for way in (FULL, *ways)}
+    assert seeds == {FULL: [1, 2, 3], FLOAT: [1, 2, 3], "ROBE in 8 bits": [1, 2, 3], "hashing": [1, 2]}
+    points = {point["way"]: point for point in equal_bytes.summarise(rows)["points"]}
+    assert points["hashing"]["seeds"] == 2
+    assert points["hashing"]["less_float"] == pytest.approx((-0.01, 0.0), abs=1e-9)  # of the two alone
+
+
 def test_table_and_figure_tell_the_best_of_each_size(tmp_path):
     rows = planted()
     summary = json.loads(json.dumps(equal_bytes.summarise(rows)))
     table = equal_bytes.table(summary).splitlines()
-    assert table[0] == "4 seeds; the best possible test AUC is 0.8000."
+    assert table[0] == "Up to 4 seeds; the best possible test AUC is 0.8000."
     bold = [line.split(" | ")[1] for line in table if "**" in line]
     assert bold == [FULL, "ROBE in 3 bits", "ROBE in 3 bits"]
     assert len(table) == 4 + len(GOOD)
