@@ -326,7 +326,24 @@ def test_without_data_a_demonstration_is_made(tmp_path, monkeypatch, capsys):
     assert "SYNTHETIC" in out.splitlines()[0]
     assert "the same model without categorical features" in out
     again = run("train", *TINY, "--out", "second", capsys=capsys)[1]
-    assert again.splitlines()[0].startswith("data: data/demo/hash: SYNTHETIC")
+    assert again.splitlines()[0].startswith("data: data/demo/hash_zscore: SYNTHETIC")
+
+
+def test_the_default_command_trains_what_won_at_equal_bytes(tmp_path, monkeypatch, capsys):
+    """Its line names options that make the same run of the same rows."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command_line, "DEMO_ROWS", 3000)
+    code, out, err = run("train", "--seed", 3, "--out", "demo", capsys=capsys)
+    assert code == 0, err
+    options = out.splitlines()[0].partition("as with ")[2].split()
+    data = "--data", "data/demo/hash_zscore"
+    code, _, err = run("train", *data, *options, "--seed", 3, "--out", "told", capsys=capsys)
+    assert code == 0, err
+    demo, told = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("demo", "told"))
+    assert demo["test"] == told["test"]
+    assert demo["embedding_bytes"] == told["embedding_bytes"]
+    weights = json.loads((tmp_path / "demo" / "config.json").read_text())["config"]["embedding"]
+    assert (weights["memory"], weights["compression"]) == ("int4", 14)
 
 
 def test_plan_prints_bytes(folder, capsys):
