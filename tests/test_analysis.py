@@ -26,6 +26,7 @@ from analysis import (
     sample_tables,
     sketch,
     stochastic_rounding,
+    trainings,
 )
 from robe import cli as command_line
 from robe.backend import select
@@ -434,7 +435,7 @@ def test_without_ids_that_count_the_rows_are_synthetic(tmp_path):
     said = []
     for ids, rows in (("dictionary", 2000), ("hash", 900)):
         tiny = dataclasses.replace(stochastic_rounding.QUICK, rows=900, data=folders[ids])
-        manifest = stochastic_rounding.rows_of(tiny, tmp_path, said.append)
+        manifest = trainings.rows_of(tiny, tmp_path, said.append)
         assert (manifest.ids.dialect, sum(day.rows for day in manifest.days)) == ("dictionary", rows)
     assert [text.split(":")[0] for text in said] == [str(folders["hash"])]
 
