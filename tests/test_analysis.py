@@ -582,7 +582,7 @@ def test_an_unknown_analysis_is_refused_by_name(tmp_path, capsys):
 
 
 def test_scripts_are_found_by_their_file_alone(tmp_path, monkeypatch):
-    assert {*NAMES, "equal_bytes", "pruned_rows", "tradeoff"} == set(
+    assert {*NAMES, "equal_bytes", "pruned_rows", "tradeoff", "tried"} == set(
         claim.scripts()
     )  # which .ci/run carries out
     (tmp_path / "mine.py").write_text("\ndef verdict(rows):\n    return True, ''\n")
