@@ -30,9 +30,9 @@ import numpy as np
 
 from analysis import claim
 from analysis.claim import Check, mean_interval, where
-from analysis.stochastic_rounding import RATES, rows_of
+from analysis.stochastic_rounding import RATES
 from analysis.trainings import WIDTH, Study, StudyOptions, Trainings
-from robe.config import ConfigError, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
+from robe.config import EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
 from robe.model import DLRM
 
 CACHE = claim.OUT / "dqrm"
@@ -62,15 +62,11 @@ def measure(
 ) -> claim.Rows:
     """A row for each training: its AUC on the test half, and the bytes of its tables."""
     study = (study or (QUICK if quick else STUDY)).given(data=data, seeds=seeds, passes=passes, batch=batch)
-    if study.seeds < 2:
-        raise ConfigError(f"{study.seeds} seeds: an interval needs 2")
     return list(trainings(study, QUICK_MARGIN if quick else MARGIN, cache, say))
 
 
 def trainings(study: Study, margin: float, cache: Path, say: Callable[[str], None]) -> Iterator[dict]:
-    manifest = rows_of(study, cache, say)
-    say(f"data: {manifest.describe()}")
-    made = SentTrainings(manifest, study.batch, cache, say)
+    made = SentTrainings.of(study, cache, say)
     for seed in range(1, study.seeds + 1):
         for point, memory in POINTS.items():
             config = TrainConfig(
@@ -85,7 +81,7 @@ def trainings(study: Study, margin: float, cache: Path, say: Callable[[str], Non
             also = {"gradients": 8} if point == SENT else {}
             summary, log = made.trained(resolve(config), f"{point}, seed {seed}", **also)
             row = {"point": point, "seed": seed, "auc": log[-1]["auc"], "bytes": summary["embedding_bytes"]}
-            yield row | {"margin": margin, "synthetic": bool(manifest.synthetic)}
+            yield row | {"margin": margin, "synthetic": bool(made.manifest.synthetic)}
 
 
 class SentTrainings(Trainings):

@@ -32,10 +32,9 @@ import numpy as np
 
 from analysis import claim
 from analysis.claim import Check, Rows, Verdict, conclude, mean_interval, where
-from analysis.stochastic_rounding import rows_of
 from analysis.trainings import WIDTH, Study, StudyOptions, Trainings
 from robe.backend import Backend
-from robe.config import ConfigError, DataSpec, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
+from robe.config import DataSpec, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
 from robe.embeddings import ArrayEmbedding, create
 from robe.model import DLRM
 
@@ -152,14 +151,10 @@ def measure(
     """A row for each training. quick: of one share; data, seeds, passes and batch replace the study's."""
     study = study or (QUICK if quick else STUDY)
     study = study.given(data=data, seeds=seeds, passes=passes, batch=batch)
-    if study.seeds < 2:
-        raise ConfigError(f"{study.seeds} seeds: an interval needs 2")
-    manifest = rows_of(study, cache, say)
-    say(f"data: {manifest.describe()}")
-    made = PrunedTrainings(manifest, study.batch, cache, say)
+    made = PrunedTrainings.of(study, cache, say)
     shares = (SHARE,) if quick else (SHARE, LESS)
     points = [(FULL, 1.0), *product((UTILITY, RANDOM), shares)]
-    synthetic = {"synthetic": bool(manifest.synthetic)}
+    synthetic = {"synthetic": bool(made.manifest.synthetic)}
     return [
         made.row(by, share, seed, study.passes) | synthetic
         for seed in range(1, study.seeds + 1)

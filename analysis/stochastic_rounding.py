@@ -40,11 +40,9 @@ import numpy as np
 from analysis import claim
 from analysis.claim import RIGHT, WRONG, Check, mean_interval, where
 from analysis.sketch import trials
-from analysis.trainings import Study, StudyOptions, Trainings, curve, synthetic_data
-from data_pipeline.folders import open_folder
-from data_pipeline.manifest import Manifest
+from analysis.trainings import Study, StudyOptions, Trainings, curve
 from robe.backend import select
-from robe.config import ConfigError, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
+from robe.config import EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
 from robe.kernels.parts.cache import EMPTY, WAYS
 from robe.kernels.parts.codes import Form, row_bytes
 from robe.kernels.parts.half import rounding_key
@@ -195,11 +193,7 @@ def name_of(bits: int, rounding: str) -> str:
 
 def trainings(study: Study, optimizer: str, bits: tuple[int, ...], cache: Path, say: Callable[[str], None]):
     """Rows of the test AUC on the way, seed by seed."""
-    if study.seeds < 2:
-        raise ConfigError(f"{study.seeds} seeds: an interval needs 2")
-    manifest = rows_of(study, cache, say)
-    say(f"data: {manifest.describe()}")
-    made = Trainings(manifest, study.batch, cache, say)
+    made = Trainings.of(study, cache, say)
     every = max(1, made.steps_per_pass // EVALUATIONS)
     for seed in range(1, study.seeds + 1):
         for point, embedding in points(bits).items():
@@ -214,19 +208,9 @@ def trainings(study: Study, optimizer: str, bits: tuple[int, ...], cache: Path, 
             )
             _, log = made.trained(resolve(config), f"{point}, seed {seed}")
             for e in log:
-                row = {"kind": "test_auc", "synthetic": bool(manifest.synthetic), "point": point}
+                row = {"kind": "test_auc", "synthetic": bool(made.manifest.synthetic), "point": point}
                 row |= {"seed": seed, "step": e["step"], "passes": e["step"] / made.steps_per_pass}
                 yield row | {"value": e["auc"]}
-
-
-def rows_of(study: Study, cache: Path, say: Callable[[str], None]) -> Manifest:
-    """The data of a study, or the synthetic ones where no table can have their ids."""
-    if study.data is not None:
-        manifest = open_folder(study.data)
-        if manifest.ids.dialect != "hash":
-            return manifest
-        say(f"{study.data}: a table needs ids that count (prepare --ids dictionary); synthetic rows instead")
-    return open_folder(synthetic_data(study, cache))
 
 
 def final(rows: claim.Rows) -> dict[str, np.ndarray]:

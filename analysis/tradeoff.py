@@ -46,10 +46,9 @@ from analysis.trainings import (
     Trainings,
     curve,
     seeded,
-    synthetic_data,
 )
-from data_pipeline.folders import open_folder
 from robe.config import (
+    METHODS,
     ConfigError,
     DataSpec,
     EmbeddingConfig,
@@ -129,9 +128,7 @@ def measure(
     """
     study = study or (QUICK if quick else Sizes())
     study = study.given(data=data, seeds=seeds, passes=passes, batch=batch)
-    manifest = open_folder(study.data or synthetic_data(study, cache))
-    say(f"data: {manifest.describe()}")
-    trainings = PointTrainings(manifest, study.batch, cache, say)
+    trainings = PointTrainings.of(study, cache, say, dialects=METHODS["robe"].ids)
     points = list(plan(study, trainings.spec))
     rows, tuned = [], {}
     for point in points:
@@ -149,6 +146,7 @@ def measure(
     say(f"timing the steps of each point, {study.timed} turns")
     for point, times in zip(points, trainings.times(points, study.timed), strict=True):
         rows += [trainings.row("step_ms", point, ms, rate=tuned[point]) for ms in times.tolist()]
+    manifest = trainings.manifest
     rows += [trainings.row(f"{half}_rows", points[0], manifest.rows(half)) for half in ("train", "test")]
     if bayes := manifest.synthetic and manifest.synthetic["bayes"]:
         rows.append(trainings.row("best_auc", points[0], bayes["test"]["auc"]))
@@ -158,10 +156,10 @@ def measure(
 def plan(study: Sizes, spec: DataSpec) -> Iterator[Point]:
     """The points of a study: the sizes, the largest first, then the ways to hash."""
     full, default = sum(spec.cardinalities) * WIDTH, EmbeddingConfig()
-    if study.seeds < 2 or full < max(COMPRESSIONS) * default.block:
+    if full < max(COMPRESSIONS) * default.block:
         raise ConfigError(
-            f"{study.seeds} seeds, {full:,} weights: an interval needs 2 seeds, and the smallest array, "
-            f"{max(COMPRESSIONS):,} times smaller than the full table, must hold a block of {default.block}"
+            f"{full:,} weights: the smallest array, {max(COMPRESSIONS):,} times smaller than the full table, "
+            f"must hold a block of {default.block}"
         )
     for compression in COMPRESSIONS:
         if compression == 1 and spec.dialect == "dictionary":

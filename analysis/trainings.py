@@ -11,14 +11,14 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from threading import Thread
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from data_pipeline.schema import Dense
 from data_pipeline.synthetic import SyntheticConfig
 from data_pipeline.whole_files import write_json
 from robe.backend import select
-from robe.config import METHODS, PRESETS, DataSpec, EmbeddingConfig, TrainConfig, to_json
+from robe.config import METHODS, PRESETS, ConfigError, DataSpec, EmbeddingConfig, TrainConfig, to_json
 from robe.files import alone
 from robe.model import DLRM, build
 from robe.train import read_log, train
@@ -98,10 +98,14 @@ class Trainings:
     """The trainings on one prepared folder, each made once.
 
     rows: split -> its rows, where what the training loop calls validation is the test half, and vice versa.
+    resumes: whether a training that was killed goes on; one of a model that its configuration does not tell
+    begins anew.
     """
 
+    resumes: ClassVar[bool] = True
+
     def __init__(self, manifest: Manifest, batch: int, cache: Path, say: Callable[[str], None]):
-        self.spec, self.folder = DataSpec.of(manifest), manifest.folder
+        self.spec, self.manifest = DataSpec.of(manifest), manifest
         self.batch, self.cache, self.say = batch, cache, say
         days = [day.sha256 for day in manifest.days]
         self.fingerprint = [manifest.fingerprint(), days, manifest.split]
@@ -111,6 +115,15 @@ class Trainings:
         self.rows = {name: batches.Rows(manifest, split) for name, split in halves.items()}
         self.steps_per_pass = self.rows["train"].steps(self.batch)
         self.backend = select()
+
+    @classmethod
+    def of(cls, study: Study, cache: Path, say: Callable[[str], None], **how: Any) -> Self:
+        """Those of a study, on its rows, which are named; how: as of `rows_of`."""
+        if study.seeds < 2:
+            raise ConfigError(f"{study.seeds} seeds: an interval needs 2 seeds")
+        manifest = rows_of(study, cache, say, **how)
+        say(f"data: {manifest.describe()}")
+        return cls(manifest, study.batch, cache, say)
 
     def made(self, config: TrainConfig, **also: Any) -> DLRM:
         """The model to train; also: as of `trained`."""
@@ -132,6 +145,8 @@ class Trainings:
             if cached := done.exists():
                 summary = json.loads(done.read_text())
             else:
+                if not self.resumes:
+                    shutil.rmtree(run / "checkpoints", ignore_errors=True)
                 model = self.made(config, **also)
                 summary = train(model, config, self.spec, self.rows, run)
                 summary |= found(model)
@@ -156,7 +171,7 @@ class Trainings:
         tasks = list(tasks)
         if jobs == 1 or len(tasks) < 2:
             return [self.run(*task) for task in tasks]
-        run = partial(_run, type(self), self.folder, self.batch, self.cache)
+        run = partial(_run, type(self), self.manifest.folder, self.batch, self.cache)
         spawn = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(min(jobs, len(tasks)), spawn, initializer=_end_with_the_parent)
         found = []
@@ -208,6 +223,22 @@ def _run(kind: type[Trainings], folder: Path, batch: int, kept: Path, task: tupl
     trainings, lines = _opened(kind, folder, batch, kept)
     lines.clear()
     return lines, trainings.run(*task)
+
+
+def rows_of(
+    study: Study,
+    cache: Path,
+    say: Callable[[str], None],
+    dialects: Container[str] = METHODS["full"].ids,
+    dense: Dense = "log1p",
+) -> Manifest:
+    """The data of a study, or the synthetic ones where it has none or their ids are of no such dialect."""
+    if study.data is not None:
+        manifest = open_folder(study.data)
+        if manifest.ids.dialect in dialects:
+            return manifest
+        say(f"{study.data}: a table needs ids that count (prepare --ids dictionary); synthetic rows instead")
+    return open_folder(synthetic_data(study, cache, dense=dense))
 
 
 def synthetic_data(study: Study, cache: Path, order: Order = "first", dense: Dense = "log1p") -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from analysis import equal_bytes as study
 from analysis.tradeoff import tables as tradeoff_tables
+from analysis.tried import table as tried_table
 from benchmarks.gpu import FIRST, PARTS
 from benchmarks.methods import plot
 from benchmarks.methods import table as methods_table
@@ -231,6 +232,13 @@ def whole_equal_bytes() -> str:
     return study.table(json.loads(path.read_text())) if path.exists() else ""
 
 
+def tried() -> str:
+    """Ways to make more of an array: results/tried.json is the analysis/out/tried.json of a full study.
+    Nothing without it."""
+    path = RESULTS / "tried.json"
+    return tried_table(json.loads(path.read_text())) if path.exists() else ""
+
+
 def methods() -> str:
     """Ways to store embeddings at equal bytes: results/methods.json is what its benchmark wrote."""
     return methods_table(json.loads((RESULTS / "methods.json").read_text()))
@@ -244,7 +252,7 @@ def quality() -> str:
 PAGES = {
     ROOT / "README.md": (demonstration, equal_bytes, gpu),
     ROOT / "docs" / "speed.md": (speed, whole_gpu, prepare, loader, whole_speed),
-    ROOT / "docs" / "results.md": (whole_equal_bytes, tradeoff, methods, quality),
+    ROOT / "docs" / "results.md": (whole_equal_bytes, tried, tradeoff, methods, quality),
 }
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from robe.config import CODE_BITS, METHODS, DataSpec, TrainConfig, used_data
 from robe.embeddings import Weights, declared, declared_arrays, planned_bytes
+from robe.embeddings.sketched import SketchedWeights
 from robe.interaction import Interaction
 from robe.model import EVALUATION_BATCH, buffer_rows, layer_shapes
 from robe.optim import RULES
@@ -91,8 +92,12 @@ def _of_a_gpu(config: TrainConfig, data: DataSpec) -> dict[str, int]:
         # Arrays of one size share their sums.
         sizes = {weights.count for weights in _trained(config, data).values()}
         items["embedding gradients as integers"] = sum(sizes) * SUM
-    if METHODS[config.embedding.method].captured:
-        inputs, learned = data.dense + features, 1 + (config.teacher is not None)
-        numbers = config.batch * (learned + inputs) + EVALUATION_BATCH * inputs
+    inputs, learned = data.dense + features, 1 + (config.teacher is not None)
+    captured = METHODS[config.embedding.method].captured
+    # A step that asks the host which rows change hands is no graph, but its look-ups alone are.
+    sketched = any(isinstance(held, SketchedWeights) for held in declared(config, data).values())
+    numbers = EVALUATION_BATCH * inputs * (captured or sketched)
+    numbers += config.batch * (learned + inputs) * (captured and not sketched)
+    if numbers:
         items["batches of CUDA graphs"] = numbers * FLOAT
     return items

@@ -26,6 +26,7 @@ from analysis import (
     sample_tables,
     sketch,
     stochastic_rounding,
+    trainings,
 )
 from robe import cli as command_line
 from robe.backend import select
@@ -434,7 +435,7 @@ def test_without_ids_that_count_the_rows_are_synthetic(tmp_path):
     said = []
     for ids, rows in (("dictionary", 2000), ("hash", 900)):
         tiny = dataclasses.replace(stochastic_rounding.QUICK, rows=900, data=folders[ids])
-        manifest = stochastic_rounding.rows_of(tiny, tmp_path, said.append)
+        manifest = trainings.rows_of(tiny, tmp_path, said.append)
         assert (manifest.ids.dialect, sum(day.rows for day in manifest.days)) == ("dictionary", rows)
     assert [text.split(":")[0] for text in said] == [str(folders["hash"])]
 
@@ -581,7 +582,7 @@ def test_an_unknown_analysis_is_refused_by_name(tmp_path, capsys):
 
 
 def test_scripts_are_found_by_their_file_alone(tmp_path, monkeypatch):
-    assert {*NAMES, "equal_bytes", "pruned_rows", "tradeoff"} == set(
+    assert {*NAMES, "equal_bytes", "pruned_rows", "tradeoff", "tried"} == set(
         claim.scripts()
     )  # which .ci/run carries out
     (tmp_path / "mine.py").write_text("\ndef verdict(rows):\n    return True, ''\n")

@@ -79,6 +79,22 @@ def test_a_full_table_refuses_hashed_ids():
         create(settings(method="full"), HASHED, select("cpu"))
 
 
+@pytest.mark.parametrize("dialect", ["hash", "dictionary"])
+@pytest.mark.parametrize("method", METHODS)
+def test_data_without_categorical_features_are_refused_by_all_methods_alike(method, dialect):
+    config, data = settings(method=method), DataSpec(13, (), dialect, "", "test")
+    makes = (lambda: build(config, data, select("cpu")), lambda: plan(config, data, 1))
+    for make in makes:
+        if method == "none":
+            make()
+            continue
+        with pytest.raises(ConfigError) as refused:
+            make()
+        assert str(refused.value) == (
+            f"--method {method} is for categorical features, and these data have none; train --method none"
+        )
+
+
 def test_ids_beyond_a_table_are_refused():
     """They would be read from another feature's rows, or from beyond the array."""
     embedding = create(settings(method="full"), NUMBERED, select("cpu"))

@@ -126,6 +126,32 @@ def test_a_plan_counts_the_batches_that_graphs_read(teacher, monkeypatch):
 
 
 @needs_simulator
+@pytest.mark.parametrize(
+    "embedding",
+    [
+        {"method": "hot", "weights": 300, "block": 4, "online": True},
+        {"method": "cafe", "weights": 300},
+        {"method": "adaembed", "weights": 300},
+    ],
+    ids=lambda embedding: embedding["method"],
+)
+def test_a_plan_counts_no_batches_of_steps_that_are_no_graphs(embedding, monkeypatch):
+    """A card refuses to capture a step that asks which rows change hands; the recorder has to be told."""
+    monkeypatch.setattr("robe.plan.EVALUATION_BATCH", 8)
+    monkeypatch.setitem(METHODS, "sketched", embedding)
+    config, (graphs, _) = settings("sketched", "sgd"), recording(monkeypatch)
+    model, (label, dense, ids) = build(config, DATA, graphs), next(ROWS["train"].batches(8))
+    model.graphs.refused.add("training")
+    with np.errstate(divide="ignore"):  # what has not been computed yet is 0, numbers to divide by too
+        for _ in range(2):
+            model.step(label, dense, ids, 0.1)
+            model.predict(dense, ids)
+    read = [array.nbytes for replayed in model.graphs.replayed.values() for array in replayed.inputs]
+    assert len(read) == 2
+    assert plan(config, DATA, 1)["memory"]["batches of CUDA graphs"] == sum(read)
+
+
+@needs_simulator
 def test_steps_with_a_teacher_agree_too(monkeypatch):
     graphs, plain = recording(monkeypatch)
     models = [build(settings("ROBE", "sgd"), DATA, backend) for backend in (graphs, plain)]

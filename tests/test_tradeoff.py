@@ -8,6 +8,7 @@ import pytest
 from trainings_made import trained
 
 from analysis import tradeoff
+from analysis.trainings import synthetic_data
 from data_pipeline.manifest import Manifest
 from robe.config import ConfigError
 from robe.model import DLRM
@@ -53,7 +54,7 @@ def test_other_rows_are_other_trainings(cache, monkeypatch):
     """Even where the configuration and all that a model knows of its data are the same."""
     folder, _ = cache
     made = trained(monkeypatch)
-    manifest = Manifest.load(tradeoff.synthetic_data(TINY, folder))
+    manifest = Manifest.load(synthetic_data(TINY, folder))
     first, *days = manifest.days
     other = dataclasses.replace(manifest, days=(dataclasses.replace(first, sha256={"labels": "0"}), *days))
     for rows, count in ((manifest, 0), (other, 1)):
@@ -65,7 +66,7 @@ def test_other_rows_are_other_trainings(cache, monkeypatch):
 
 def test_seeds_draw_the_hash_too(cache):
     folder, _ = cache
-    manifest = Manifest.load(tradeoff.synthetic_data(TINY, folder))
+    manifest = Manifest.load(synthetic_data(TINY, folder))
     of = tradeoff.PointTrainings(manifest, TINY.batch, folder, print)
     *_, mix, affine = tradeoff.plan(TINY, of.spec)
     assert [of.config(mix, 0.1, seed, 1).embedding.hash_seed for seed in (1, 2)] == [1, 2]
@@ -81,7 +82,7 @@ def test_all_points_are_seen_at_the_same_steps(cache):
 
 def test_a_killed_training_goes_on_and_ends_the_same(cache, tmp_path, monkeypatch):
     folder, rows = cache
-    data = tradeoff.synthetic_data(TINY, folder)
+    data = synthetic_data(TINY, folder)
     steps_per_pass = -(-TINY.rows * 9 // 10 // TINY.batch)
     kill_at, steps, step = steps_per_pass + 5, [], DLRM.step
 

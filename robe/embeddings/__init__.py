@@ -55,6 +55,10 @@ def module(config: TrainConfig) -> ModuleType:
 
 def _require_ids(config: TrainConfig, data: DataSpec) -> None:
     method = config.embedding.method
+    if METHODS[method].categorical and not data.cardinalities:
+        raise ConfigError(
+            f"--method {method} is for categorical features, and these data have none; train --method none"
+        )
     if data.dialect not in METHODS[method].ids:
         raise ConfigError(
             f"--method {method} cannot use the ids of these data ({data.dialect}); prepare them with "
