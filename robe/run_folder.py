@@ -123,7 +123,7 @@ def learned_data(run: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The model of a run, to be used from Python.
+    """The model of a run, to be used from Python, and from any number of threads at once.
 
     run: its folder.
     config, data: resolved settings, and what the model knows of its data.
@@ -166,10 +166,11 @@ class TrainedModel:
         column = self._reader.schema.categorical.index(feature)
         out = np.empty((len(ids), embedding.width), np.float32)
         found = backend.empty((EVALUATION_BATCH, embedding.features, embedding.width), "float32")
-        for start in range(0, len(ids), EVALUATION_BATCH):
-            part = ids[start : start + EVALUATION_BATCH]
-            embedding.lookup(backend.to_device(part), found[: len(part)])
-            out[start : start + len(part)] = backend.to_host(found[: len(part), column])
+        with self.model.lock:
+            for start in range(0, len(ids), EVALUATION_BATCH):
+                part = ids[start : start + EVALUATION_BATCH]
+                embedding.lookup(backend.to_device(part), found[: len(part)])
+                out[start : start + len(part)] = backend.to_host(found[: len(part), column])
         return out
 
     @cached_property
