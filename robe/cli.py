@@ -1,6 +1,8 @@
 """The commands: `python run.py COMMAND` in a clone, `robe COMMAND` where the package is installed."""
 
-import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
+from robe.threads import share_cores
+
+share_cores()  # before anything that loads NumPy
 
 import dataclasses
 import json

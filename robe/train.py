@@ -462,7 +462,7 @@ def _warnings(
         elif loss < metrics.entropy(found["base_rate"]) and not metrics.is_constant(found):
             remedy = (
                 f"of the training rows something was learned (loss {loss:.4g}): try more rows, fewer "
-                "--epochs, a smaller model, or a --split whose parts are more alike"
+                "--epochs, a smaller model, or `robe prepare --split` with parts that are more alike"
             )
         else:
             remedy = (

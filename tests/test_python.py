@@ -361,10 +361,16 @@ def test_importing_is_cheap(tmp_path):
 
 
 def test_numpy_may_come_first(tmp_path):
-    """And the name of a thing is enough to get it."""
+    """And the name of a thing is enough to get it. How threads wait is left alone until that is asked for."""
     model = "DLRM([9], 0, weights=16).predict(numpy.empty((1, 0)), [[3]])"
-    code = f"import numpy; from robe import *; print({model}.shape)"
-    assert python(code, tmp_path) == "(1,)\n"
+    parts = "robe.run_folder, robe.train, robe.doctor, data_pipeline.prepare, data_pipeline.frames"
+    code = (
+        f"import os, numpy; from robe import *; print({model}.shape)\n"
+        f"import {parts}; from robe.threads import share_cores, THREAD_POLICY\n"
+        "print(THREAD_POLICY.keys() & os.environ); share_cores()\n"
+        "print(THREAD_POLICY.items() <= os.environ.items())"
+    )
+    assert python(code, tmp_path).split("\n") == ["(1,)", "set()", "True", ""]
 
 
 def test_the_page_runs_from_top_to_bottom(tmp_path):
