@@ -5,7 +5,9 @@
 `python -m benchmarks.readme` then writes the tables of docs/speed.md from the results.
 """
 
-import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
+from robe.threads import share_cores
+
+share_cores()  # before anything that loads NumPy
 
 import json
 import sys
@@ -19,9 +21,9 @@ import tyro
 from benchmarks import codes, embedding, limits, mixed, step
 from benchmarks.measure import QUICK, Effort, cpu_seconds_of_others, machine
 from benchmarks.peer import torch_here
-from robe.errors import RobeError
-from robe.backend import Backend, select
 from data_pipeline.whole_files import write_json
+from robe.backend import Backend, select
+from robe.errors import RobeError
 from robe.packages import extra
 
 RESULTS = Path(__file__).parent / "results"

@@ -6,8 +6,6 @@ that are compared have, and nothing of benchmarks/.
     python -P benchmarks/against_worker.py kernels,steps SECONDS [quick]
 """
 
-import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
-
 import dataclasses
 import json
 import sys

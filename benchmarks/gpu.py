@@ -8,7 +8,9 @@ leaves what it had; parts for which there was no time are listed. `python -m ben
 tables.
 """
 
-import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
+from robe.threads import share_cores
+
+share_cores()  # before anything that loads NumPy
 
 import json
 import os

@@ -11,7 +11,9 @@ Beside it, in one thread each, as they are commonly written:
 Writes benchmarks/results/loader.json, from which the table in docs/speed.md is made.
 """
 
-import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
+from robe.threads import share_cores
+
+share_cores()  # before anything that loads NumPy
 
 import re
 import subprocess

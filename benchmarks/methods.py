@@ -14,7 +14,9 @@ goes on, and a method or a size more trains that alone. Writes benchmarks/result
 `python -m benchmarks.readme` then writes the table and the figure.
 """
 
-import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
+from robe.threads import share_cores
+
+share_cores()  # before anything that loads NumPy
 
 import dataclasses
 import sys
@@ -33,7 +35,7 @@ from benchmarks.measure import QUICK, Effort, machine, rotate, rounds, spread
 from data_pipeline.dialects import DICTIONARY
 from data_pipeline.folders import open_folder
 from data_pipeline.schema import DataError
-from robe.errors import RobeError
+from data_pipeline.whole_files import write_json
 from robe.config import (
     NUMBERED,
     ConfigError,
@@ -43,7 +45,7 @@ from robe.config import (
     TrainConfig,
     resolve,
 )
-from data_pipeline.whole_files import write_json
+from robe.errors import RobeError
 from robe.model import build
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"

@@ -12,7 +12,9 @@ Trainings are kept in analysis/out/quality, see analysis/trainings.py. Writes
 benchmarks/results/quality.json; `python -m benchmarks.readme` then writes the table.
 """
 
-import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
+from robe.threads import share_cores
+
+share_cores()  # before anything that loads NumPy
 
 import sys
 from collections.abc import Callable
@@ -27,9 +29,9 @@ from benchmarks.measure import machine
 from benchmarks.methods import Asked, settings
 from data_pipeline.folders import open_folder
 from data_pipeline.schema import DataError
-from robe.errors import RobeError
 from robe.config import EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
 from robe.embeddings import planned_bytes
+from robe.errors import RobeError
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 CACHE = claim.OUT / "quality"

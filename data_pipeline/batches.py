@@ -36,7 +36,7 @@ from data_pipeline.folders import CHECKED, valid
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, Manifest, Stretch
 from data_pipeline.npy import NpyFile
-from data_pipeline.schema import DataError
+from data_pipeline.schema import DataError, Schema
 
 BLOCK_ROWS = 4096
 WINDOW_BLOCKS = 64
@@ -260,23 +260,72 @@ def require_recipe(manifest: Manifest, what: Path | str) -> None:
         )
 
 
-def raw_batches(path: Path | str, manifest: Manifest, batch_size: int) -> Generator[Batch, None, None]:
-    """Yield the rows of a log in order, in batches of `batch_size` rows; the last may be shorter.
+def raw_batches(
+    paths: Path | str | Sequence[Path],
+    manifest: Manifest,
+    batch_size: int,
+    *,
+    schema: Schema | None = None,
+    on_bad: Callable[[int, str], None] | None = None,
+) -> Generator[Batch, None, None]:
+    """Yield the rows of logs, one behind the other, in batches of `batch_size` rows; the last may be shorter.
 
     manifest: of the folder that the model was trained on; it tells how values become inputs of the model.
+    schema: how the logs are read, where that is not as the manifest says.
+    on_bad: is told of each line that breaks the rules: which row it is, from 0 over all logs, and where and
+        why, before its batch comes, in which zeros stand for it. By default it is an error.
 
-    The log, raw or a table, may lack the label column; it is not read, and the labels are NaN. Raises
-    DataError for a log that cannot be read or breaks the rules, and for a manifest of a TorchRec folder.
+    The logs, raw or tables, may lack the label column; it is not read, and the labels are NaN. Raises
+    DataError for a log that cannot be read or breaks the rules, for a manifest of a TorchRec folder, and for
+    a schema of other inputs.
     """
-    require_recipe(manifest, path)
+    paths = [Path(paths)] if isinstance(paths, Path | str) else list(paths)
+    require_recipe(manifest, paths[0])
+    if schema is not None and schema.inputs() != manifest.schema.inputs():
+        raise DataError(
+            f"schema {schema.name}: has other columns, kinds or transforms than the model was trained on; "
+            "only label, threshold, missing, missing_in, dense_missing and quote may differ"
+        )
     encode = encoder(manifest)
     scale = scaler(manifest.schema, manifest.dense_transform, manifest.measured)
 
     def windows() -> Generator[Batch, None, None]:
-        for chunk in read_log(path, manifest.schema, labelled=None, dense=manifest.dense_transform):
-            yield Batch(np.full(len(chunk.ids), np.nan, np.float32), scale(chunk.dense), encode(chunk.ids))
+        before = 0
+        for path in paths:
+            bad: list[int] = []
+
+            def reject(line: int, reason: str, text: bytes, path=path, bad=bad, before=before) -> None:
+                bad.append(line)
+                on_bad(before + line - 1, f"{path}, row {line}: {reason}")
+
+            count = 0
+            for chunk in read_log(
+                path,
+                schema or manifest.schema,
+                labelled=None,
+                bad_rows="error" if on_bad is None else "skip",
+                on_reject=reject,
+                dense=manifest.dense_transform,
+            ):
+                dense, ids = scale(chunk.dense), encode(chunk.ids)
+                if bad:
+                    dense, ids = _with_gaps(dense, ids, chunk.line, bad)
+                    bad.clear()
+                count += len(ids)
+                yield Batch(np.full(len(ids), np.nan, np.float32), dense, ids)
+            before += count
 
     return _cut(windows(), batch_size)
+
+
+def _with_gaps(dense, ids, line: np.ndarray, bad: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n,) of these lines, with rows of zeros where the bad lines stand between them."""
+    at = np.searchsorted(np.sort(np.concatenate([line, bad])), line)
+    spread = []
+    for rows in (dense, ids):
+        spread.append(np.zeros((len(line) + len(bad), rows.shape[1]), rows.dtype))
+        spread[-1][at] = rows
+    return spread[0], spread[1]
 
 
 def _permutation(n: int, seed: int, *key: int) -> np.ndarray:

@@ -3,9 +3,10 @@
 A row becomes bit for bit what it would become if it were read from a file (`batches.raw_batches`).
 """
 
-from collections.abc import Callable, Mapping
+import io
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ import polars as pl
 from data_pipeline.batches import require_recipe
 from data_pipeline.columns import frame_values, matrix
 from data_pipeline.dialects import dense_values, encoder, scaler
+from data_pipeline.formats import SUFFIXES
 from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
 
@@ -64,6 +66,25 @@ class RowReader:
                 "columns that the model was trained on"
             )
         return frame_values(frame.select(names), self.schema, TABLE)
+
+
+def number_writer(path: Path, name: str) -> Callable[[BinaryIO, Iterator[np.ndarray]], None] | None:
+    """What writes parts of a column of numbers as Parquet or Arrow, as the path asks for; None for text.
+
+    NaN becomes a missing value. All numbers are in memory until the end.
+    """
+    form = SUFFIXES.get(path.suffix.lower(), "raw")
+    if form not in ("parquet", "arrow"):
+        return None
+
+    def written(file: BinaryIO, parts: Iterator[np.ndarray]) -> None:
+        numbers = pl.Series(name, np.concatenate([np.empty(0), *parts])).fill_nan(None)
+        packed = io.BytesIO()  # Polars would hide why a write failed
+        table = pl.DataFrame([numbers])
+        table.write_parquet(packed) if form == "parquet" else table.write_ipc(packed)
+        file.write(packed.getbuffer())
+
+    return written
 
 
 def to_frame(table: Any) -> pl.DataFrame:

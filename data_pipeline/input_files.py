@@ -1,8 +1,14 @@
 """Which files a preparation reads, and in which order; the last one tests."""
 
+import glob
 import os
 import re
+import shutil
+import sys
+import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -43,6 +49,34 @@ def input_files(inputs: tuple[Path, ...], order: InputOrder = "names") -> list[P
             raise DataError(f"{path}: is the same file as {seen[file]}; name each file once")
         seen[file] = path
     return in_order(list(inputs)) if order == "names" else list(inputs)
+
+
+@contextmanager
+def standard_input() -> Iterator[Path]:
+    """A file that holds what comes from standard input, as long as it is needed: a format takes two looks."""
+    with tempfile.TemporaryDirectory(prefix="robe-") as folder:
+        path = Path(folder) / "standard input"
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield path
+
+
+def matched(inputs: tuple[Path, ...]) -> list[Path]:
+    """The files; instead of a pattern such as `day_*` those that match it, by the numbers in their names.
+
+    A file of that very name is meant itself. Raises DataError for a pattern that nothing matches.
+    """
+    found: list[Path] = []
+    for path in inputs:
+        if path.exists() or not glob.has_magic(str(path)):
+            found.append(path)
+            continue
+        matches = [Path(name) for name in glob.glob(str(path), recursive=True)]
+        if not matches:
+            raise DataError(f"{path}: no file matches; check the path")
+        # Text and number take turns in the parts of a name.
+        found += sorted(matches, key=lambda p: [int(s) if s.isdigit() else s for s in _parts(p)])
+    return found
 
 
 def _days_of(folder: Path) -> list[Path]:

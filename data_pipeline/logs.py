@@ -36,7 +36,7 @@ def read_log(
     """Yield the rows of a log in order, some at a time.
 
     labelled: whether the log has the label column. With None it may have one, which is not read; and an error
-        names no option of `prepare`.
+        names what `predict` has, not `prepare`.
     bad_rows: `error` raises DataError at the first line that breaks the rules; `skip` leaves such lines
         out and hands each to `on_reject(line number, reason, the line without its end)`.
     dense: what becomes of the dense values, a name in dialects.TRANSFORMS.
@@ -92,11 +92,11 @@ def has_rows(path: Path, schema: Schema) -> bool:
 
 
 def _remedy(bad: Rejected, table: bool, preparing: bool) -> str:
-    """What to do about a row; only `prepare` can take another schema or leave the row out."""
-    words = "correct it" if table else "correct the line"
-    if preparing:
-        words += " or the schema" * table
-        words += f", or leave such {'rows' if table else 'lines'} out with --bad-rows skip"
+    """What to do about a row, as `prepare` can or as `predict` can."""
+    words, rows = ("correct it", "rows") if table else ("correct the line", "lines")
+    words += " or the schema" * (table and preparing)
+    skipped = f"leave such {rows} out" if preparing else f"have no probabilities of such {rows}"
+    words += f", or {skipped} with --bad-rows skip"
     if bad.reason == NOT_UTF8:
         return f"{FROM_GBK}; {words}"
     if bad.reason == columns.QUOTES and preparing:

@@ -71,6 +71,10 @@ class Schema:
         names = [each.name for each in fields(self)]
         return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(plain, name)}
 
+    def inputs(self) -> tuple:
+        """What a model is given: columns, kinds and transforms, but not how a file tells their values."""
+        return self.dense, self.categorical, self.kinds, self.transforms
+
     def fingerprint(self) -> str:
         """A short hash of the columns, their order and rules, stored wherever the schema must match."""
         rules = self.rules()

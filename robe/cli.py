@@ -1,6 +1,8 @@
 """The commands: `python run.py COMMAND` in a clone, `robe COMMAND` where the package is installed."""
 
-import robe.threads  # noqa: F401, I001  (before anything that loads NumPy)
+from robe.threads import share_cores
+
+share_cores()  # before anything that loads NumPy
 
 import dataclasses
 import json
@@ -21,6 +23,7 @@ from tyro.conf import Positional as Argument
 from data_pipeline.batches import Rows
 from data_pipeline.dialects import Dialect
 from data_pipeline.folders import open_folder
+from data_pipeline.logs import BadRows
 from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.names import shown
 from data_pipeline.prepare import PrepareConfig
@@ -38,9 +41,13 @@ from data_pipeline.synthetic import SyntheticConfig
 from data_pipeline.whole_files import told
 from robe.config import (
     NUMBERED,
+    PRESETS,
     ConfigError,
     DataSpec,
     EmbeddingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    Preset,
     TrainConfig,
     require_trainable,
     resolve,
@@ -73,6 +80,16 @@ DEMO_SETTINGS = {
     "epochs": 2,
     "fresh_embeddings": True,
 }
+
+
+def show_presets(kind: type) -> None:
+    """Have the help of settings that are left to the preset tell what each preset sets."""
+    for name in (field.name for field in dataclasses.fields(Preset)):
+        if name in kind.__annotations__:
+            values = {preset: getattr(found, name) for preset, found in PRESETS.items()}
+            words = (f"{k} {' '.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in values.items())
+            hint = tyro.conf.arg(help_behavior_hint=f"(default: of the preset; {'; '.join(words)})")
+            kind.__annotations__[name] = Annotated[kind.__annotations__[name], hint]
 
 
 def synth(config: Flat[SyntheticConfig]) -> None:
@@ -191,8 +208,11 @@ def train(
     baseline: bool = False,
     profile: bool = False,
     graph: bool = True,
+    max_steps: int | None = None,
 ) -> None:
     """Train, evaluate and save a model; without --data, on synthetic data made for the purpose.
+
+    A terminal shows a bar; a file or a pipe gets a line for each evaluation.
 
     Args:
         data: A folder made by `prepare`. Without one, --baseline is on; and unless you choose the model,
@@ -204,6 +224,7 @@ def train(
             products would allow, and write RUN/trace.json for chrome://tracing. It takes no graphs.
         graph: On a GPU, start a whole step as one CUDA graph. Without, each kernel is launched by itself, as
             debuggers want it; the results are the same.
+        max_steps: End after this step, with an evaluation and a checkpoint; --resume goes on from there.
     """
     from robe import report, run_folder
     from robe.backend import select
@@ -229,6 +250,8 @@ def train(
         if config.teacher is not None:
             teacher = Path(config.teacher)
     require_trainable(config)
+    if max_steps is not None and max_steps < 1:
+        raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
     data = data or demo_data("dictionary" if config.embedding.method in NUMBERED else "hash")
     manifest = open_folder(data)
     print(shown(f"data: {data}: {manifest.describe()}"))
@@ -258,7 +281,7 @@ def train(
 
     def fit(config, model, run, phase=no_phase):
         with progress_bar(f"train {config.embedding.method}", "rows") as update:
-            return run_folder.fit(model, config, manifest, rows, run, update, phase)
+            return run_folder.fit(model, config, manifest, rows, run, update, phase, max_steps)
 
     with alone(run):
         try:
@@ -335,28 +358,44 @@ def watched_evaluation(
 
 def predict(
     run: Argument[Path],
-    file: Argument[Path],
+    files: Argument[tuple[Path, ...]],
     out: Path,
+    schema: Path | None = None,
+    bad_rows: BadRows = "error",
     backend: BackendName = "auto",
     graph: bool = True,
 ) -> None:
-    """Write one click probability per input row, in the order of the input, as text.
+    """Write one click probability per input row, in the order of the input.
 
     Args:
         run: The folder of a run.
-        file: A raw log or a table, with or without its label column; or a prepared folder.
-        out: The file to write.
+        files: Raw logs or tables, with or without their label column, one behind the other; patterns such as
+            'day_*'; - for what comes from standard input; or one prepared folder.
+        out: The file to write: Parquet or Arrow if it is called .parquet, .arrow, .ipc or .feather, with a
+            column `probability`; else text, one number a line.
+        schema: A schema of the same columns, where these files have other texts for missing values, or
+            quotes, than those of the training; default: that of the training.
+        bad_rows: skip: a row that breaks the rules gets no probability (nan, or a missing value).
         backend: Where to compute.
         graph: On a GPU, start an inference as one CUDA graph; as of `train`.
     """
+    from data_pipeline.input_files import matched, standard_input
     from robe import run_folder
     from robe.progress import progress_bar
 
     if out == Path("-"):
         raise ConfigError("--out -: probabilities are written to a file that appears whole; name one")
-    with progress_bar("predict", "rows") as update:
+    if not files:
+        raise ConfigError("name the files to predict for, or - for standard input")
+    reading, skip = None if schema is None else load_schema(schema), bad_rows == "skip"
+    with progress_bar("predict", "rows") as update, ExitStack() as spool:
         notices: list[str] = []
-        count = run_folder.predict_file(run, file, out, backend, update, notices.append, graph)
+        inputs = [
+            spool.enter_context(standard_input()) if path == Path("-") else path for path in matched(files)
+        ]
+        count = run_folder.predict_files(
+            *(run, inputs, out, backend, update, notices.append, graph), schema=reading, skip=skip
+        )
     warn(notices)
     print(shown(f"{out}: {count:,} probabilities"))
 
@@ -556,6 +595,8 @@ def demo_data(dialect: Dialect) -> Path:
     return prepared
 
 
+for kind in (TrainConfig, ModelConfig, OptimizerConfig):
+    show_presets(kind)
 COMMANDS = {
     f.__name__: f
     for f in (

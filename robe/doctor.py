@@ -44,7 +44,7 @@ def installation(folder: Path) -> Iterator[Check]:
     # The first parallel kernel starts the threads; their layer is known only then.
     yield Check("kernels agree", *_kernels_agree())
     yield Check("numba", None, f"{numba.get_num_threads()} threads, layer {numba.threading_layer()}")
-    policy = {name: os.environ[name] for name in THREAD_POLICY}
+    policy = {name: os.environ.get(name, "unset") for name in THREAD_POLICY}
     text = ", ".join(f"{name}={value}" for name, value in policy.items())
     good = policy == THREAD_POLICY
     yield Check("threads wait", good, text + ("" if good else "; unset them: idle threads take the cores"))
@@ -95,7 +95,8 @@ def data_set(
     alike = " and ".join(split for split, rate in rates.items() if rate in (0, 1))
     text = ", ".join(f"{rate:.4f} of the {split} rows" for split, rate in rates.items())
     if alike:
-        text += f"; all labels to {alike} are the same: name another label column, or another --split"
+        remedy = "name another label column, or another --split when preparing"
+        text += f"; all labels to {alike} are the same: {remedy}"
     else:
         text += f"; predicting the rate of training costs {metrics.entropy(rates['train']):.4f}"
     yield Check("clicks", not alike, text)

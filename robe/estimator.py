@@ -27,7 +27,7 @@ from robe.config import (
     require_trainable,
     resolve,
 )
-from robe.errors import RobeError
+from robe.errors import ArrayError
 from robe.model import DLRM as Network
 from robe.model import EVALUATION_BATCH, buffer_rows, build
 from robe.optim import learning_rate
@@ -45,10 +45,6 @@ LOOP = {
     "patience",
 }
 READ_EVERY = 100  # steps; to read a loss is to wait for a GPU
-
-
-class ArrayError(RobeError, ValueError):
-    """An array that does not fit the model."""
 
 
 class DLRM:
@@ -103,8 +99,9 @@ class DLRM:
         try:
             for _, (label, dense, ids) in fed(model, checked(), most):
                 rate = learning_rate(self.config.optimizer, self._steps)
-                losses = model.step(label, dense, ids, rate)
-                sums.append(model.backend.xp.sum(losses, dtype="float64"))
+                with model.lock:
+                    losses = model.step(label, dense, ids, rate)
+                    sums.append(model.backend.xp.sum(losses, dtype="float64"))
                 counts.append(len(label))
                 self._steps += 1
                 if len(counts) == READ_EVERY:
@@ -158,10 +155,11 @@ def predict(model: Network, data: DataSpec, dense: ArrayLike, ids: ArrayLike) ->
 
 
 def predicted(model: Network, dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """The same for arrays that fit: float32 and uint32."""
+    """The same for arrays that fit: float32 and uint32. Threads that share the model take turns."""
     starts = range(0, len(ids), EVALUATION_BATCH)
     batches = ((dense[s : s + EVALUATION_BATCH], ids[s : s + EVALUATION_BATCH]) for s in starts)
-    return np.concatenate([np.empty(0), *probabilities(model, batches)])
+    with model.lock:
+        return np.concatenate([np.empty(0), *probabilities(model, batches)])
 
 
 def _rows(data: DataSpec, dense, ids, rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ products and the gradients by them are float32: they are read from float32 weigh
 """
 
 import math
+import threading
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig, used_data
 from robe.embeddings import Embedding, create, declared_state
+from robe.errors import ArrayError
 from robe.graph import Graphs
 from robe.interaction import Interaction
 from robe.layers import MLP
@@ -78,7 +80,11 @@ def build(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32"
 
 
 class DLRM:
-    """A DLRM whose dense weights start as the configuration's seed says, around a given embedding."""
+    """A DLRM whose dense weights start as the configuration's seed says, around a given embedding.
+
+    All calls share the buffers, so threads that share a model hold `lock` from a call until they have read
+    its result.
+    """
 
     def __init__(
         self,
@@ -88,8 +94,9 @@ class DLRM:
         backend: Backend,
         dtype="float32",
     ):
-        self.embedding, self.backend = embedding, backend
+        self.embedding, self.backend, self.lock = embedding, backend, threading.Lock()
         xp, batch = backend.xp, buffer_rows(config)
+        self.rows, self.columns = batch, data.dense
         shapes = parameter_shapes(config, data)
         stored = {name: _stored(name, shape, backend) for name, shape in shapes.items()}
         self.largest_product = 2 * max(math.prod(shape) for shape in shapes.values())
@@ -128,7 +135,11 @@ class DLRM:
         self.graphs = Graphs(backend)
 
     def predict(self, dense, ids):
-        """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call."""
+        """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call.
+
+        Raises ArrayError for other shapes and types. That each id has a row, `embedding.check` makes sure.
+        """
+        self._require_fit(dense, ids)
         return self.graphs("inference", self._predict, dense, ids)
 
     def _predict(self, dense, ids):
@@ -169,8 +180,9 @@ class DLRM:
     def step(self, label, dense, ids, rate: float, phase: Phase = no_phase, target=None):
         """One training step on a batch; returns the losses (B,) before it, valid until the next.
 
-        target: as of `backward`.
+        target: as of `backward`. Raises ArrayError as `predict` does.
         """
+        self._require_fit(dense, ids, label)
         batch = (label, dense, ids, *(() if target is None else (target,)))
         if self.backend.graph is None or phase is not no_phase:  # a graph has no phases
             return self._step(*batch, rate=rate, phase=phase)
@@ -190,6 +202,18 @@ class DLRM:
         with phase("update"):
             self.optimizer.update(self.dense_gradient, rate)
         return losses
+
+    def _require_fit(self, dense, ids, *label) -> None:
+        """Raise ArrayError for arrays whose end the kernels would read past, or that they would misread."""
+        rows = len(ids)
+        shapes = (rows, self.columns), (rows, self.embedding.features), (rows,)
+        for name, array, shape in zip(("dense", "ids", "label"), (dense, ids, *label), shapes, strict=False):
+            if array.shape != shape:
+                raise ArrayError(f"{name}: has shape {array.shape}, but must have {shape}")
+        if rows > self.rows:
+            raise ArrayError(f"a batch has {rows} rows, but the buffers of the model are for {self.rows}")
+        if ids.dtype != "uint32":
+            raise ArrayError(f"ids: holds {ids.dtype}, but must hold uint32")
 
     def _shorten(self) -> None:
         """Round the dense parameters, as they are now, for the products that follow."""

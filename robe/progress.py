@@ -1,6 +1,7 @@
-"""A progress bar on a terminal, nothing in a pipe."""
+"""A progress bar on a terminal; in a pipe or a file the lines that are worth keeping."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -11,15 +12,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 Update = Callable[..., None]
 
 
-def unwatched(done: int, total: int | None, note: str = "") -> None:
+def unwatched(done: int, total: int | None, note: str = "", line: str | None = None) -> None:
     """An `update` that shows nothing."""
 
 
 @contextmanager
 def progress_bar(description: str, unit: str) -> Iterator[Update]:
-    """Gives `update(done, total, note="")`, which is cheap enough to call at every step.
+    """Gives `update(done, total, note="", line=None)`, which is cheap enough to call at every step.
 
-    The bar shows the rate in `unit` per second and, where the total is known, the remaining time.
+    The bar shows the rate in `unit` per second and, where the total is known, the remaining time. A line is
+    printed where the output, or the bar, is not on a terminal.
     """
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -30,13 +32,15 @@ def progress_bar(description: str, unit: str) -> Iterator[Update]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    console = Console(stderr=True)
+    console, output = Console(stderr=True), sys.stdout  # which a bar has print above it
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(description, rate="", note="", total=None)
         shown = 0.0
 
-        def update(done: int, total: int | None, note: str = "") -> None:
+        def update(done: int, total: int | None, note: str = "", line: str | None = None) -> None:
             nonlocal shown
+            if line is not None and (progress.disable or not output.isatty()):
+                print(line, file=output, flush=True)
             if progress.disable or (done < (total or math.inf) and time.monotonic() < shown + 0.1):
                 return
             shown = time.monotonic()

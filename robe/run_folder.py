@@ -10,7 +10,7 @@ This is where models and data meet: it stands above both `robe` and `data_pipeli
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,10 +24,10 @@ from data_pipeline.appearing import appearing
 from data_pipeline.batches import Rows, raw_batches
 from data_pipeline.dialects import DICTIONARY
 from data_pipeline.folders import CHECKED, open_folder
-from data_pipeline.frames import RowReader
+from data_pipeline.frames import RowReader, number_writer
 from data_pipeline.manifest import MANIFEST, Manifest, Stretch
 from data_pipeline.npy import NpyFile
-from data_pipeline.schema import DataError
+from data_pipeline.schema import DataError, Schema
 from data_pipeline.whole_files import copy_whole, new_file, read_text, sync, write_json
 from robe import checkpoint, estimator, metrics, report
 from robe import convert as conversion
@@ -38,6 +38,7 @@ from robe.timeline import Phase, no_phase
 from robe.train import (
     EVALUATION_BATCH,
     TrainingError,
+    as_lines,
     predict,
     probabilities,
     train,
@@ -123,7 +124,7 @@ def learned_data(run: Path) -> Manifest:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """The model of a run, to be used from Python.
+    """The model of a run, to be used from Python, and from any number of threads at once.
 
     run: its folder.
     config, data: resolved settings, and what the model knows of its data.
@@ -166,10 +167,11 @@ class TrainedModel:
         column = self._reader.schema.categorical.index(feature)
         out = np.empty((len(ids), embedding.width), np.float32)
         found = backend.empty((EVALUATION_BATCH, embedding.features, embedding.width), "float32")
-        for start in range(0, len(ids), EVALUATION_BATCH):
-            part = ids[start : start + EVALUATION_BATCH]
-            embedding.lookup(backend.to_device(part), found[: len(part)])
-            out[start : start + len(part)] = backend.to_host(found[: len(part), column])
+        with self.model.lock:
+            for start in range(0, len(ids), EVALUATION_BATCH):
+                part = ids[start : start + EVALUATION_BATCH]
+                embedding.lookup(backend.to_device(part), found[: len(part)])
+                out[start : start + len(part)] = backend.to_host(found[: len(part), column])
         return out
 
     @cached_property
@@ -214,14 +216,15 @@ def fit(
     run: Path,
     update: Update = unwatched,
     phase: Phase = no_phase,
+    max_steps: int | None = None,
 ) -> dict:
     """Train a model, or go on where `run` stands; returns the summary with what is known of the data.
 
-    rows: the splits `train`, `validation` and `test`; update, phase: as in robe.train.train.
+    rows: the splits `train`, `validation` and `test`; update, phase, max_steps: as in robe.train.train.
     Raises DataError, not TrainingError, where a number of the training rows is not finite.
     """
     try:
-        summary = train(model, config, DataSpec.of(manifest), rows, run, update, phase)
+        summary = train(model, config, DataSpec.of(manifest), rows, run, update, phase, max_steps)
     except TrainingError:
         rows["train"].require_possible("dense")
         raise
@@ -339,33 +342,56 @@ def evaluate(
     return manifest, watched.pace(), metrics.summary(label, logits)
 
 
-def predict_file(
+def predict_files(
     run: Path,
-    file: Path,
+    files: Sequence[Path],
     out: Path,
     backend: str,
     update: Update = unwatched,
     notice: Callable[[str], None] = lambda line: None,
     graph: bool = True,
+    *,
+    schema: Schema | None = None,
+    skip: bool = False,
 ) -> int:
-    """Write a click probability per row of a raw log, a table or a prepared folder; returns how many.
+    """Write a click probability per row of raw logs or tables, or of one prepared folder; returns how many.
 
-    `out` is text, one number a line, and appears whole. notice: is told, in a line, that the model gives
-    every row the same. Raises DataError for a bad row.
+    `out` appears whole: a Parquet or Arrow file with the column `probability` if it is called so, else text,
+    one number a line. notice: is told, in a line, that the model gives every row the same, and of bad rows.
+    schema: as of `raw_batches`. skip: a bad row gets no probability (NaN, or a missing value); else it is a
+    DataError.
     """
     trained = load(run, backend, graph)
-    if out.exists() and file.exists() and out.samefile(file):
-        raise ConfigError(f"{out}: is the input; choose another --out")
-    if file.is_dir():
-        manifest = open_folder(file)
-        trained.data.require(manifest.fingerprint(), str(file))
+    for file in files:
+        if out.exists() and file.exists() and out.samefile(file):
+            raise ConfigError(f"{out}: is the input; choose another --out")
+        if file.is_dir() and len(files) > 1:
+            raise ConfigError(f"{file}: is a folder; name logs or tables, or one prepared folder alone")
+    absent: list[int] = []
+
+    def bad(row: int, what: str) -> None:
+        if not absent:
+            notice(f"{what}; such rows get no probability")
+        absent.append(row)
+
+    if files[0].is_dir():
+        if schema is not None or skip:
+            raise ConfigError(f"{files[0]}: is prepared; --schema and --bad-rows are for logs and tables")
+        manifest = open_folder(files[0])
+        trained.data.require(manifest.fingerprint(), str(files[0]))
         rows = Rows(manifest, None, checking=update)
         rows.require_possible("dense")
         batches, total = rows.batches, rows.count
     else:
-        batches, total = partial(raw_batches, file, learned_data(run)), None
-    watched = Watched(batches, total, update)
-    return write_probabilities(trained.model, watched.batches(EVALUATION_BATCH), out, notice)
+        on_bad = bad if skip else None
+        batches = partial(raw_batches, files, learned_data(run), schema=schema, on_bad=on_bad)
+        total = None
+    watched = Watched(batches, total, update).batches(EVALUATION_BATCH)
+    write = number_writer(out, "probability") or as_lines
+    count = write_probabilities(trained.model, watched, out, notice, absent, write)
+    if absent:
+        notice(f"{len(absent):,} of {count:,} rows were bad, and got no probability")
+    return count
 
 
 def convert(

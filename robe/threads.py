@@ -6,7 +6,8 @@ BLAS spin for 2^16 ticks of the clock, some 25 microseconds, instead of 2^26. At
 that made a step of the MLPerf model 1.14 times as fast, of Kaggle's 1.05 times; with 2^4, small batches are
 slower.
 
-The libraries read it when they are loaded, so programs import this module before NumPy.
+The libraries read it when they are loaded, so the commands call `share_cores` before they import NumPy. A
+program that imports robe may do the same; else its threads wait as their libraries have it.
 """
 
 import os
@@ -17,14 +18,6 @@ from functools import cache
 from robe.errors import RobeError
 
 THREAD_POLICY = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_THREAD_TIMEOUT": "16"}
-for _name, _value in THREAD_POLICY.items():
-    os.environ.setdefault(_name, _value)
-# Numba and Polars would end in a traceback when they are imported.
-for _name in ("NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"):
-    if re.fullmatch(r"-\d+|0+", _value := os.environ.get(_name, "")):
-        print(f"{_name}={_value}: must be at least 1, so all cores are used", file=sys.stderr)
-        del os.environ[_name]
-
 # Below about 0.2 ms of one core's arithmetic a matrix product is not worth waking a second thread, and
 # waiting for it costs milliseconds where other programs use the cores. The kernels of a step, which do less
 # than its products, are not worth it until those are ten times as large.
@@ -33,6 +26,20 @@ SMALL_PRODUCT, SMALL_STEP = 2e7, 2e8
 
 class ThreadsError(RobeError):
     """The library of threads that is asked for cannot be loaded."""
+
+
+def share_cores() -> None:
+    """Set how threads wait, where the environment does not say, and mend numbers of threads that cannot be.
+
+    For the whole process, and those that it starts; before NumPy, Numba and Polars are imported.
+    """
+    for name, value in THREAD_POLICY.items():
+        os.environ.setdefault(name, value)
+    # Numba and Polars would end in a traceback when they are imported.
+    for name in ("NUMBA_NUM_THREADS", "POLARS_MAX_THREADS"):
+        if re.fullmatch(r"-\d+|0+", value := os.environ.get(name, "")):
+            print(f"{name}={value}: must be at least 1, so all cores are used", file=sys.stderr)
+            del os.environ[name]
 
 
 def limit_threads(flops: float) -> None:

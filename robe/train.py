@@ -11,12 +11,14 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, BinaryIO, Protocol, TypedDict
 
 import msgspec
 import numpy as np
@@ -28,6 +30,7 @@ from robe.config import ConfigError, DataSpec, TrainConfig
 from robe.errors import RobeError
 from robe.model import DLRM, EVALUATION_BATCH
 from robe.optim import learning_rate
+from robe.progress import Update, unwatched
 from robe.timeline import Phase, no_phase
 from robe.version import __version__
 
@@ -62,12 +65,14 @@ def train(
     data: DataSpec,
     rows: Mapping[str, Rows],
     run: Path,
-    progress: Callable[..., None] = lambda done, total, note="": None,
+    progress: Update = unwatched,
     phase: Phase = no_phase,
+    max_steps: int | None = None,
 ) -> dict:
     """Train a new model to the end of its configuration, from the newest checkpoint of `run` if it has one.
 
-    rows: the splits `train`, `validation` and `test`; phase: times the parts of the loop. Returns the summary
+    rows: the splits `train`, `validation` and `test`; phase: times the parts of the loop; max_steps: ends it
+    after this step, from where another call goes on. Returns the summary
     of the run; its `warnings`, a line each, tell what makes the model useless, and `diverged` whether that is
     because the losses grew. With `patience` the model, and the newest checkpoint, are then those of the best
     evaluation, `best_step`.
@@ -75,7 +80,8 @@ def train(
     up to an evaluation that found the model of use.
     """
     steps_per_epoch = math.ceil(rows["train"].count / config.batch)
-    total = steps_per_epoch * config.epochs
+    whole = steps_per_epoch * config.epochs
+    total = min(whole, max_steps or whole)
     evaluate_every = config.eval_every or max(1, steps_per_epoch // EVALUATIONS_PER_EPOCH)
     checkpoint_every = config.checkpoint_every or evaluate_every
     log_every = max(1, evaluate_every // LOGS_PER_EVALUATION)
@@ -92,6 +98,7 @@ def train(
     # Read back for a log only, so that a GPU has its next step queued before it is done with this one.
     sums, counts = model.backend.xp.empty(min(log_every, total), "float64"), []
     to_come = _to_come(rows["train"], config, position)
+    began, seen = (position.step, time.perf_counter()), ""
     with closing(fed(model, to_come, config.batch, phase)) as batches:
         while not stopped and position.step < total:
             if config.fresh_embeddings and position.epoch and position.epoch_step == 0:
@@ -110,7 +117,7 @@ def train(
                 loss = _mean_loss(model.backend.to_host(sums[: len(counts)]), counts, step, config, log)
                 counts = []
                 log.write(kind="train", step=step, loss=loss, lr=rate, seconds=time.perf_counter() - started)
-            progress(step * config.batch, total * config.batch, f"loss {loss:.4f}")
+            progress(step * config.batch, total * config.batch, f"loss {loss:.4f}{seen}")
             if evaluates:
                 with phase("evaluate"):
                     validation = metrics.summary(*predict(model, rows["validation"]))
@@ -118,6 +125,9 @@ def train(
                 log.write(
                     kind="validation", step=step, seconds=seconds, **validation, **model.embedding.counts()
                 )
+                seen = _seen(validation)
+                line = _milestone(step, total, config.batch, *began) + f", loss {loss:.4f}{seen}"
+                progress(step * config.batch, total * config.batch, f"loss {loss:.4f}{seen}", line)
                 stopped = log.stopped(config)
                 saves |= stopped is not None or log.kept_step(config) == step
             if saves:
@@ -137,8 +147,9 @@ def train(
     training_loss = log.training_loss(kept_step)
     test_loss = math.inf if test["log_loss"] is None else test["log_loss"]
     diverged = test_loss > ABSURD or min(test_loss, training_loss) > DIVERGED
+    ended = "all epochs done" if position.step == whole else f"--max-steps {total} reached"
     return {
-        "stopped": stopped or "all epochs done",
+        "stopped": stopped or ended,
         "steps": position.step,
         **({"best_step": kept_step} if config.patience else {}),
         "rows_trained": rows_trained,
@@ -154,6 +165,21 @@ def train(
         "backend": model.backend.description,
         "versions": versions(),
     }
+
+
+def _seen(validation: dict) -> str:
+    """What an evaluation found, behind the loss of the training rows."""
+    found = [(name, validation[key]) for name, key in (("AUC", "auc"), ("log loss", "log_loss"))]
+    known = [f"{name} {value:.4f}" for name, value in found if value is not None]
+    return f", validation {', '.join(known)}" if known else ""
+
+
+def _milestone(step: int, total: int, batch: int, first: int, began: float) -> str:
+    """How far a training is, how fast it went since step `first` at time `began`, and when it may end."""
+    seconds = time.perf_counter() - began
+    left = timedelta(seconds=round(seconds / (step - first) * (total - step)))
+    pace = f"{(step - first) * batch / seconds:,.0f} rows/s"
+    return f"step {step:,} of {total:,}, {step * batch:,} rows, {pace}, {left} left"
 
 
 def resumed(
@@ -221,29 +247,49 @@ def probabilities(model: DLRM, batches: Iterable) -> Iterator[np.ndarray]:
         yield metrics.probability(logits)
 
 
+def as_lines(file: BinaryIO, parts: Iterable[np.ndarray]) -> None:
+    """Write numbers as text, one a line."""
+    for part in parts:
+        file.write("".join(f"{p:.9g}\n" for p in part.tolist()).encode())
+
+
 def write_probabilities(
-    model: DLRM, batches: Iterable, out: Path, notice: Callable[[str], None] = lambda line: None
+    model: DLRM,
+    batches: Iterable,
+    out: Path,
+    notice: Callable[[str], None] = lambda line: None,
+    absent: Sequence[int] = (),
+    write: Callable[[BinaryIO, Iterator[np.ndarray]], None] = as_lines,
 ) -> int:
-    """Write the `probabilities`, one a line; returns how many. `out` appears whole.
+    """Write the `probabilities`; returns how many. `out` appears whole.
 
     notice: is told, in a line, that they are all the same.
+    absent: rows that have none, from 0 on and rising, as they are known when their batch comes; they are NaN.
+    write: writes them, (n,) float64 in parts, to a file.
     Raises TrainingError for a probability that is not finite.
     """
     out = out.resolve()
     if out.exists() and not out.is_file():
         raise ConfigError(f"{out}: is not an ordinary file; choose another --out")
     count, lowest, highest = 0, math.inf, -math.inf
+
+    def found() -> Iterator[np.ndarray]:
+        nonlocal count, lowest, highest
+        for part in probabilities(model, batches):
+            if not (finite := np.isfinite(part)).all():
+                raise TrainingError(
+                    f"row {count + np.argmin(finite)} (from 0): its probability is not finite; scale its "
+                    "numbers, or use a model that was trained with a lower --lr"
+                )
+            lowest, highest = min(lowest, part.min()), max(highest, part.max())
+            gaps = absent[bisect_left(absent, count) : bisect_left(absent, count + len(part))]
+            part[np.array(gaps, int) - count] = np.nan
+            count += len(part)
+            yield part
+
     try:
         with new_file(out) as file:
-            for part in probabilities(model, batches):
-                if not (finite := np.isfinite(part)).all():
-                    raise TrainingError(
-                        f"row {count + np.argmin(finite)} (from 0): its probability is not finite; scale its "
-                        "numbers, or use a model that was trained with a lower --lr"
-                    )
-                lowest, highest = min(lowest, part.min()), max(highest, part.max())
-                file.write("".join(f"{p:.9g}\n" for p in part.tolist()).encode())
-                count += len(part)
+            write(file, found())
         sync(out.parent)
     except OSError as error:
         if error.filename != str(out):  # of the rows that are read meanwhile
@@ -462,7 +508,7 @@ def _warnings(
         elif loss < metrics.entropy(found["base_rate"]) and not metrics.is_constant(found):
             remedy = (
                 f"of the training rows something was learned (loss {loss:.4g}): try more rows, fewer "
-                "--epochs, a smaller model, or a --split whose parts are more alike"
+                "--epochs, a smaller model, or `robe prepare --split` with parts that are more alike"
             )
         else:
             remedy = (

@@ -1,7 +1,10 @@
 """How reading is watched."""
 
 import io
+import sys
 from types import SimpleNamespace
+
+import pytest
 
 from robe.progress import Watched
 
@@ -65,3 +68,20 @@ def test_notes_are_no_markup(monkeypatch):
         update(2, 2, "day [/] [bold]x")
     assert "read [red]" in shown.getvalue()
     assert "day [/] [bold]x" in shown.getvalue()
+
+
+@pytest.mark.parametrize(("bar", "output", "printed"), [(0, 0, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0)])
+def test_lines_are_for_who_sees_no_bar(bar, output, printed, monkeypatch):
+    """bar, output: whether standard error, where the bar is, and standard output are terminals."""
+    from rich.console import Console
+
+    from robe import progress
+
+    written = io.StringIO()
+    written.isatty = lambda: bool(output)
+    monkeypatch.setattr(progress, "Console", lambda **options: Console(force_terminal=bool(bar), quiet=True))
+    monkeypatch.setattr(sys, "stdout", written)
+    with progress.progress_bar("train", "rows") as update:
+        update(1, 2, "loss 1")
+        update(2, 2, "loss 1", "step 2 of 2")
+    assert written.getvalue() == "step 2 of 2\n" * printed

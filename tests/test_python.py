@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
@@ -360,10 +361,16 @@ def test_importing_is_cheap(tmp_path):
 
 
 def test_numpy_may_come_first(tmp_path):
-    """And the name of a thing is enough to get it."""
+    """And the name of a thing is enough to get it. How threads wait is left alone until that is asked for."""
     model = "DLRM([9], 0, weights=16).predict(numpy.empty((1, 0)), [[3]])"
-    code = f"import numpy; from robe import *; print({model}.shape)"
-    assert python(code, tmp_path) == "(1,)\n"
+    parts = "robe.run_folder, robe.train, robe.doctor, data_pipeline.prepare, data_pipeline.frames"
+    code = (
+        f"import os, numpy; from robe import *; print({model}.shape)\n"
+        f"import {parts}; from robe.threads import share_cores, THREAD_POLICY\n"
+        "print(THREAD_POLICY.keys() & os.environ); share_cores()\n"
+        "print(THREAD_POLICY.items() <= os.environ.items())"
+    )
+    assert python(code, tmp_path).split("\n") == ["(1,)", "set()", "True", ""]
 
 
 def test_the_page_runs_from_top_to_bottom(tmp_path):
@@ -385,3 +392,78 @@ def test_the_page_runs_from_top_to_bottom(tmp_path):
     assert "ids, row 1, column 1: is 300, but must be from 0 to 299" in lines
     before, after = map(float, re.search(r"loss (\S+) -> (\S+)", done.stdout).groups())
     assert after < before - 0.1
+
+
+@pytest.mark.parametrize("method", ["robe", "mixed_precision"])
+def test_threads_share_a_model(trained, method):
+    """100,000 answers to 8 threads, in questions of 1 to 256 rows, and vectors meanwhile."""
+    model = robe.load(trained / method, backend="cpu")
+    table = pl.DataFrame(rows(4096, seed=2))
+    dense, ids = model._reader.rows(table)
+    alone = np.concatenate([model.predict(dense[i : i + 1], ids[i : i + 1]) for i in range(64)])
+    np.testing.assert_allclose(model.predict(dense, ids)[:64], alone, rtol=1e-6)
+    expected = {
+        size: np.concatenate(
+            [model.predict(dense[i : i + size], ids[i : i + size]) for i in range(0, 4096, size)]
+        )
+        for size in (1, 16, 256)
+    }
+    vectors = model.vectors("user", table["user"])
+
+    def ask(thread):
+        rng, wrong, asked = np.random.default_rng(thread), 0, 0
+        while asked < 6300:
+            size = int(rng.choice([1, 16, 256]))
+            start = int(rng.integers(4096 // size)) * size
+            part = slice(start, start + size)
+            found = model.predict(dense[part], ids[part])
+            wrong += int((found != expected[size][part]).sum())
+            asked += size
+            if size == 256:
+                found = model.vectors("user", table["user"][part])
+                wrong += int((found != vectors[part]).any(1).sum())
+        return wrong, asked
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ask, range(8)))
+    assert sum(asked for _, asked in found) >= 50_000
+    assert [wrong for wrong, _ in found] == [0] * 8
+
+
+def test_training_and_answering_take_turns():
+    """A model that is asked while it learns learns what it would have learned undisturbed."""
+    rng = np.random.default_rng(0)
+    batches = [
+        (rng.integers(2, size=64), rng.normal(size=(64, 2)), rng.integers(50, size=(64, 3)))
+        for _ in range(200)
+    ]
+    settings = {"width": 4, "bottom": (8,), "top": (8,), "block": 4, "batch": 64, "backend": "cpu"}
+    quiet, asked = (robe.DLRM((50,) * 3, 2, **settings, compression=2) for _ in range(2))
+    quiet.fit(batches)
+    with ThreadPoolExecutor(4) as pool:
+        learning = pool.submit(asked.fit, batches)
+        while not learning.done():
+            list(pool.map(lambda batch: asked.predict(*batch[1:]), batches[:8]))
+        learning.result()
+    assert asked.losses == quiet.losses
+    np.testing.assert_array_equal(asked.predict(*batches[0][1:]), quiet.predict(*batches[0][1:]))
+
+
+@pytest.mark.parametrize(
+    ("dense", "ids", "message"),
+    [
+        ((3, 1), (3, 2), r"dense: has shape \(3, 1\), but must have \(3, 2\)"),
+        ((4, 2), (3, 2), r"dense: has shape \(4, 2\), but must have \(3, 2\)"),
+        ((3, 2), (3, 1), r"ids: has shape \(3, 1\), but must have \(3, 2\)"),
+        ((3, 2), (6,), r"dense: has shape"),
+        ((2049, 2), (2049, 2), "a batch has 2049 rows, but the buffers of the model are for 2048"),
+        ((3, 2), np.zeros((3, 2), np.int64), "ids: holds int64, but must hold uint32"),
+    ],
+)
+def test_the_network_inside_reads_nothing_beyond_its_arrays(trained, dense, ids, message):
+    network = robe.load(trained / "robe", backend="cpu").model
+    ids = np.zeros(ids, np.uint32) if isinstance(ids, tuple) else ids
+    with pytest.raises(ArrayError, match=message):
+        network.predict(np.zeros(dense, np.float32), ids)
+    with pytest.raises(ArrayError, match=message):
+        network.step(np.zeros(len(ids), np.float32), np.zeros(dense, np.float32), ids, 0.1)

@@ -50,11 +50,56 @@ def test_every_option_that_is_named_exists(room, known):
     assert [(where, option) for where, option in named if option not in everything] == []
 
 
-def foreign(message, command, known):
-    """Options that a message names, but neither the command has nor another that the message names too."""
-    said = [command, *re.findall(r"\b(prepare|train|evaluate|convert|doctor)\b", message)]
-    allowed = set().union(*(known[one] for one in said))
-    return set(re.findall(OPTION, message)) - allowed
+def foreign(message, commands, known):
+    """Options that a message names, but neither these commands have nor another that it names too."""
+    said = [*commands, *re.findall(r"\b(prepare|train|evaluate|convert|doctor)\b", message)]
+    said += ["prepare"] * ("when preparing" in message)
+    return set(re.findall(OPTION, message)) - {"--no-"}.union(*(known[one] for one in said))
+
+
+# Whose messages a file's are, by its name or its room: all commands named must have what a message names.
+SETTINGS = "train", "plan"
+SPEAKERS = {
+    "robe/config.py": SETTINGS,
+    "robe/optim.py": SETTINGS,
+    "robe/embeddings": SETTINGS,
+    "robe/convert.py": ("convert",),
+    "robe/doctor.py": ("doctor",),
+    "robe/backend.py": ("train", "evaluate", "predict"),
+    "robe/kernels": ("kernels",),
+    "robe/train.py": ("train",),
+    "data_pipeline/describe.py": ("describe",),
+    "data_pipeline/prepare.py": ("prepare",),
+    "data_pipeline/splits.py": ("prepare",),
+    "data_pipeline/input_files.py": ("prepare",),
+    "data_pipeline/appearing.py": ("prepare", "convert"),
+    "data_pipeline/manifest.py": ("train", "evaluate", "describe"),
+    "data_pipeline/folders.py": ("train", "evaluate", "describe"),
+    "data_pipeline/batches.py": ("train", "evaluate", "predict"),
+}
+
+
+def messages(path):
+    """(line, text) of each statement's literals, joined: a message and what is put into it."""
+    tree = ast.parse(path.read_text())
+    docstrings = {id(node) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    simple = ast.Raise | ast.Return | ast.Assign | ast.Expr | ast.AugAssign
+    for node in ast.walk(tree):
+        if isinstance(node, simple) and not (id(node) in docstrings and isinstance(node.value, ast.Constant)):
+            parts = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
+            yield node.lineno, " ".join(part for part in parts if isinstance(part, str))
+
+
+@pytest.mark.parametrize("room", SPEAKERS)
+def test_what_a_file_says_fits_all_that_say_it(room, known):
+    paths = [ROOT / room] if room.endswith(".py") else sorted((ROOT / room).rglob("*.py"))
+    said = [(f"{path.name}:{line}", text) for path in paths for line, text in messages(path)]
+    wrong = {
+        where: options
+        for where, text in said
+        if (options := set.union(*(foreign(text, [command], known) for command in SPEAKERS[room])))
+    }
+    assert wrong == {}
 
 
 TRAIN = "click,user,price,city\n" + "".join(f"{i % 2},u{i % 7},{i},c{i % 3}\n" for i in range(60))
@@ -115,7 +160,7 @@ def test_predict_names_what_it_has(case, runs, tmp_path, capsys, known):
     path.write_bytes(text.encode("gbk"))
     line = refused(capsys, "predict", runs / run, path, "--out", tmp_path / "p")
     assert expected in line
-    assert foreign(line, "predict", known) == set()
+    assert foreign(line, ["predict"], known) == set()
     assert not (tmp_path / "p").exists()
 
 
@@ -184,4 +229,4 @@ def test_other_commands_name_what_they_have(command, words, runs, tmp_path, caps
         call(command, *words)
     line = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code in (1, 2)
-    assert foreign(line, command, known) == set()
+    assert foreign(line, [command], known) == set()

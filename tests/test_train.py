@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -98,6 +99,31 @@ def test_two_runs_give_the_same_bytes(tmp_path):
     assert results[0]["test"] == results[1]["test"]
     assert results[0]["steps"] == 32  # two epochs of 16 batches
     assert results[0]["rows_trained"] == 1000
+
+
+def test_it_ends_after_the_steps_it_is_given_and_goes_on_from_there(tmp_path):
+    """And it tells each evaluation in a line as it comes."""
+    lines = []
+
+    def run(name, **options):
+        def told(done, total, note="", line=None):
+            lines.extend([line] if line else [])
+
+        model = build(config(), DATA, select("cpu"))
+        return train_model(model, config(), DATA, rows(), tmp_path / name, told, **options)
+
+    first = run("parts", max_steps=7)
+    assert (first["steps"], first["stopped"]) == (7, "--max-steps 7 reached")
+    parts, whole = run("parts"), run("whole")
+    assert (parts["steps"], parts["stopped"]) == (32, "all epochs done")
+    assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
+    form = r"step (\d+) of (\d+), ([\d,]+) rows, [\d,]+ rows/s, \d:\d\d:\d\d left, "
+    form += ", ".join(f"{name} \\d\\.\\d{{4}}" for name in ("loss", "validation AUC", "log loss"))
+    found = [re.fullmatch(form, line).groups() for line in lines]
+    assert found[:3] == [("5", "7", "160"), ("7", "7", "224"), ("10", "32", "320")]
+    assert found[-1] == ("32", "32", "1,024")
+    auc, loss = (whole["validation"][name] for name in ("auc", "log_loss"))
+    assert lines[-1].endswith(f"AUC {auc:.4f}, log loss {loss:.4f}")
 
 
 @pytest.mark.parametrize("memory", ["fp32", "fp16", "int3"])

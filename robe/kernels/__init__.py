@@ -5,7 +5,6 @@ Importing the package sets, once and for the whole process, what every compiled 
 
 import numba
 
-import robe.threads  # noqa: F401  sets how OpenMP's threads wait, before a kernel starts them
 from robe.kernels.parts import disk_cache, numba_cuda
 
 # What numba-cuda raised if it is installed in vain, or None.
