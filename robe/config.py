@@ -111,7 +111,7 @@ METHODS = {
 # Methods whose ids have to count from 0.
 NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
 
-SCHEDULE = ("lr", "warmup_steps", "decay_start", "decay_steps")
+SCHEDULE = ("lr", "embedding_lr", "schedule", "warmup_steps", "decay_start", "decay_steps")
 # Optimizer -> what it uses of OptimizerConfig besides, in the order in which its kernels take it.
 OPTIMIZERS = {
     "sgd": (),
@@ -249,17 +249,25 @@ class OptimizerConfig:
     lr: float | None = None
     """Learning rate."""
 
+    embedding_lr: float | None = None
+    """Learning rate of the embedding, which follows the same schedule. Default: --lr."""
+
     eps: float = 1e-8
     """Adagrad's eps."""
+
+    schedule: Literal["polynomial", "linear", "cosine", "constant"] = "polynomial"
+    """How the rate falls, by the share s of --decay-steps that remains: polynomial: as s^2, and only where
+    --decay-start is given (MLPerf's); linear: as s; cosine: as (1 - cos(pi s)) / 2. Without --decay-start,
+    linear and cosine fall from the end of the warm-up to that of the training. constant: never."""
 
     warmup_steps: int = 0
     """Number of steps over which the rate rises linearly to --lr."""
 
     decay_start: int | None = None
-    """Step at which the rate begins to fall; without it, the rate never does."""
+    """Step at which the rate begins to fall."""
 
     decay_steps: int = 0
-    """Number of steps over which the rate falls to 0, as (remaining share)^2."""
+    """Number of steps over which the rate falls to 0, as --schedule says."""
 
 
 @dataclass(frozen=True)
@@ -320,6 +328,7 @@ PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 LATER = (
     *("fresh_embeddings", "patience", "teacher", "teacher_weight"),
     *("hot_share", *SKETCH, "online", "alpha", "master"),
+    *("embedding_lr", "schedule"),
 )
 
 
@@ -349,6 +358,7 @@ LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 # Settings that must be positive where they are given.
 POSITIVE = {
     *("batch", "epochs", "eval_every", "checkpoint_every", "patience", "width", "bottom", "top", "lr", "eps"),
+    "embedding_lr",
     *("weights", "megabytes", "compression", "block", "init_bound", "chunks", "half_life"),
 }
 
@@ -399,6 +409,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         # Larger numbers are endless in float32, and smaller ones 0.
         ("init-bound", config.embedding.init_bound or 1, 0, 1e38),
         ("lr", optimizer.lr, 0, 1e38),
+        ("embedding-lr", optimizer.embedding_lr or 1, 0, 1e38),
         ("eps", optimizer.eps, 1e-37, 1e38),
         ("warmup-steps", optimizer.warmup_steps, 0, 2**63 - 1),
         ("decay-start", optimizer.decay_start or 0, 0, 2**63 - 1),
@@ -413,6 +424,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
     if optimizer.decay_start is None and optimizer.decay_steps:
         raise ConfigError("--decay-steps needs --decay-start, the step at which the rate begins to fall")
+    if optimizer.schedule == "constant" and optimizer.decay_start is not None:
+        raise ConfigError("--schedule constant never falls; leave out --decay-start and --decay-steps")
     if config.teacher is None and config.teacher_weight != TrainConfig.teacher_weight:
         raise ConfigError(f"--teacher-weight {config.teacher_weight} needs --teacher, the run that teaches")
     if config.fresh_embeddings and config.epochs < 2:

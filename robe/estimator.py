@@ -72,6 +72,7 @@ class DLRM:
             raise ConfigError("dense must be at least 0, and there must be cardinalities, each at least 1")
         try:
             config = resolve(_config(settings))
+            learning_rate(config.optimizer, 0)  # which says if the schedule needs the end of the training
             data = DataSpec(
                 dense, cardinalities, "hash" if hashed else "dictionary", "", "as they were given"
             )

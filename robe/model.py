@@ -89,6 +89,10 @@ class DLRM:
         dtype="float32",
     ):
         self.embedding, self.backend = embedding, backend
+        # What the embedding's rate is of the other; None where they are one.
+        own_rate, self.rate_share = config.optimizer.embedding_lr, None
+        if own_rate is not None:
+            self.rate_share = own_rate / config.optimizer.lr
         xp, batch = backend.xp, buffer_rows(config)
         shapes = parameter_shapes(config, data)
         stored = {name: _stored(name, shape, backend) for name, shape in shapes.items()}
@@ -161,7 +165,8 @@ class DLRM:
                 losses += target
             d_interacted = self.top.backward(d_logits[:, None], want_input=True)
         with phase("backward, embedding"):
-            d_first = self.interaction.backward(d_interacted, ids, rate)
+            own_rate = rate if self.rate_share is None else rate * self.rate_share
+            d_first = self.interaction.backward(d_interacted, ids, own_rate)
         with phase("backward, bottom"):
             self.bottom.backward(d_first, want_input=False)
         return losses

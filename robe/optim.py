@@ -1,5 +1,7 @@
-"""Learning rate, what each optimizer keeps and steps by, and the update of the dense parameters."""
+"""Learning rates, what each optimizer keeps and steps by, and the update of the dense parameters."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,13 +52,31 @@ def rounded_rule(config: OptimizerConfig) -> Rule:
     return rule
 
 
-def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Rate of step 0, 1, ...: linear warm-up, constant, then (remaining share of decay_steps)^2."""
-    rate = config.lr
+# Schedule -> the share of the rate that is left where a share of the steps of its fall remains.
+FALLS: dict[str, Callable[[float], float]] = {
+    "polynomial": lambda remaining: remaining**2,
+    "linear": lambda remaining: remaining,
+    "cosine": lambda remaining: (1 - math.cos(math.pi * remaining)) / 2,
+}
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int | None = None) -> float:
+    """Rate of step 0, 1, ...: linear warm-up, constant, then a fall as the schedule says.
+
+    steps: how many the training has; without it, ConfigError for a fall that ends with them.
+    """
+    rate, start, length = config.lr, config.decay_start, config.decay_steps
     if step < config.warmup_steps:
         rate *= (step + 1) / config.warmup_steps
-    if config.decay_start is not None and step >= config.decay_start:
-        rate *= max(0.0, 1 - (step - config.decay_start) / config.decay_steps) ** 2
+    if start is None and config.schedule in ("linear", "cosine"):
+        if steps is None:
+            raise ConfigError(
+                f"--schedule {config.schedule} has to know where the training ends; give --decay-start and "
+                "--decay-steps"
+            )
+        start, length = config.warmup_steps, max(1, steps - config.warmup_steps)
+    if start is not None and step >= start:
+        rate *= FALLS[config.schedule](max(0.0, 1 - (step - start) / length))
     return rate
 
 

@@ -102,7 +102,7 @@ def train(
             step, at_end = position.step, position.step == total
             evaluates = step % evaluate_every == 0 or at_end
             saves = step % checkpoint_every == 0 or at_end
-            rate = learning_rate(config.optimizer, step - 1)
+            rate = learning_rate(config.optimizer, step - 1, total)
             losses = model.step(label, dense, ids, rate, phase, *target)
             model.backend.xp.sum(losses, dtype="float64", out=sums[len(counts), ...])
             counts.append(len(label))

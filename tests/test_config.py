@@ -177,6 +177,35 @@ def test_learning_rate_schedule():
     assert rates[20:] == [0.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("linear", [1, 0.75, 0.5, 0.25, 0]),
+        ("cosine", [1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0]),
+        ("polynomial", [1, 0.5625, 0.25, 0.0625, 0]),
+    ],
+)
+def test_how_the_rate_falls(schedule, shares):
+    given = OptimizerConfig("sgd", 2.0, schedule=schedule, decay_start=10, decay_steps=8)
+    assert [learning_rate(given, step) / 2 for step in range(10, 19, 2)] == pytest.approx(shares)
+    assert learning_rate(given, 9) == 2
+    # By itself from the end of the warm-up, after 4 steps, to that of a training of 12.
+    free = OptimizerConfig("sgd", 2.0, schedule=schedule, warmup_steps=4)
+    rates = [learning_rate(free, step, 12) for step in range(12)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    expected = [1] * 4 if schedule == "polynomial" else shares[:-1]
+    assert [rate / 2 for rate in rates[4::2]] == pytest.approx(expected)
+
+
+def test_a_fall_to_the_end_needs_an_end_and_constant_has_none():
+    with pytest.raises(ConfigError, match=r"^--schedule cosine has to know where the training ends; "):
+        learning_rate(OptimizerConfig("sgd", 2.0, schedule="cosine"), 0)
+    with pytest.raises(ConfigError, match=r"^--schedule constant never falls; leave out --decay-start"):
+        resolve(TrainConfig(optimizer=OptimizerConfig(schedule="constant", decay_start=1, decay_steps=2)))
+    for optimizer in OptimizerConfig("sgd", 2.0), OptimizerConfig("sgd", 2.0, schedule="constant"):
+        assert learning_rate(optimizer, 10**6, 10**7) == 2.0
+
+
 def test_configuration_survives_json():
     config = resolve(
         TrainConfig(model=ModelConfig("mlperf"), embedding=EmbeddingConfig(sign=False), target_auc=0.8)

@@ -112,6 +112,16 @@ def test_graph_and_plain_steps_agree_where_vectors_are_gathered_again(
 
 
 @needs_simulator
+def test_the_embedding_has_its_rate_in_a_graph_too(monkeypatch, tmp_path):
+    config = settings("ROBE", "adagrad")
+    own = OptimizerConfig("adagrad", 0.1, embedding_lr=0.3, schedule="cosine")
+    config = dataclasses.replace(config, optimizer=own)
+    graphs, plain = recording(monkeypatch)
+    expected = run_of(plain, config, tmp_path / "plain")
+    assert run_of(graphs, config, tmp_path / "graphs") == expected
+
+
+@needs_simulator
 @pytest.mark.parametrize("teacher", [None, "a run"])
 def test_a_plan_counts_the_batches_that_graphs_read(teacher, monkeypatch):
     monkeypatch.setattr("robe.plan.EVALUATION_BATCH", 8)

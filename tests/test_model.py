@@ -94,6 +94,24 @@ def test_gradient_of_every_parameter(kind, name):
     assert np.count_nonzero(d_memory) > 5
 
 
+@pytest.mark.parametrize("version", EVERY)
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_the_embedding_has_a_rate_of_its_own(optimizer, version):
+    """A step at 0.25 with 0.5 for the embedding: the MLPs of a step at 0.25, the embedding of one at 0.5."""
+    config, data = settings(optimizer)
+    own = dataclasses.replace(config.optimizer, lr=0.25, embedding_lr=0.5)
+    apart, slow, fast = (
+        build(dataclasses.replace(config, optimizer=chosen), data, select(version), "float32")
+        for chosen in (own, config.optimizer, config.optimizer)
+    )
+    for model, rate in ((apart, 0.25), (slow, 0.25), (fast, 0.5)):
+        model.step(*batch("float32"), rate)
+    for name, array in apart.state().items():
+        expected = (fast if name.startswith("embedding.") else slow).state()[name]
+        np.testing.assert_allclose(array, expected, rtol=1e-6, atol=1e-7, err_msg=name)
+    assert not np.allclose(apart.embedding.memory, slow.embedding.memory, atol=1e-4)
+
+
 def test_gradient_without_categorical_features():
     model = make(method="none")
     label, dense, ids = batch()

@@ -129,6 +129,23 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, fed, optimizer, memo
     ]
 
 
+RECIPES = {
+    "cosine": {"optimizer": {"lr": 0.1, "embedding_lr": 0.3, "schedule": "cosine", "warmup_steps": 4}},
+}
+
+
+@pytest.mark.parametrize("stop", [4, 17])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_any_recipe_stopped_ends_as_if_it_had_not(recipe, stop, tmp_path):
+    settings = config(**RECIPES[recipe])
+    whole = train(settings, DATA, rows(), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(settings, DATA, rows() | {"train": stopping(stop)}, tmp_path / "part")
+    resumed = train(settings, DATA, rows(), tmp_path / "part")
+    assert weights_of(tmp_path / "part") == weights_of(tmp_path / "whole")
+    assert resumed["test"] == whole["test"]
+
+
 @needs_simulator
 def test_deterministic_training_gives_the_same_bytes_and_learns_what_a_cpu_does(tmp_path):
     """The simulator's threads add in another order each time; twice they come to the same bits."""
@@ -476,7 +493,7 @@ class Spikes:
 
     def __init__(self, monkeypatch, nan_at):
         rates = {40: 1e3, nan_at: math.inf}
-        monkeypatch.setattr("robe.train.learning_rate", lambda _, step: rates.get(step + 1, 0.1))
+        monkeypatch.setattr("robe.train.learning_rate", lambda _, step, *of: rates.get(step + 1, 0.1))
 
 
 def test_the_last_good_checkpoint_is_one_that_predicts(tmp_path, monkeypatch):
@@ -529,7 +546,7 @@ def test_one_prediction_for_all_rows_is_told(tmp_path):
 
 def test_losses_that_grew_are_told(tmp_path, monkeypatch):
     """No weight is infinite, so training goes on to its end."""
-    monkeypatch.setattr("robe.train.learning_rate", lambda _, step: 100.0 if step % 2 else 0.01)
+    monkeypatch.setattr("robe.train.learning_rate", lambda _, step, *of: 100.0 if step % 2 else 0.01)
     settings = dataclasses.replace(config(epochs=1), optimizer=OptimizerConfig("adagrad", 0.03))
     result = train(settings, DATA, rows(), tmp_path)
     assert result["diverged"]
@@ -541,7 +558,7 @@ def test_losses_that_grew_are_told(tmp_path, monkeypatch):
 
 def test_an_absurd_loss_of_the_test_rows_is_enough(tmp_path, monkeypatch):
     """The last step alone spoils the weights, after its loss was taken."""
-    monkeypatch.setattr("robe.train.learning_rate", lambda _, step: 1e4 if step == 31 else 0.1)
+    monkeypatch.setattr("robe.train.learning_rate", lambda _, step, *of: 1e4 if step == 31 else 0.1)
     result = train(config(), DATA, rows(), tmp_path)
     assert result["training_loss"] < 1
     assert result["diverged"]
@@ -583,7 +600,7 @@ def test_a_probability_that_is_not_finite_is_not_written(tmp_path):
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
     """The loss of step 6 is still fine: it was taken before the step that spoils the weights."""
-    monkeypatch.setattr("robe.train.learning_rate", lambda _, step: 0.1 if step < 5 else math.inf)
+    monkeypatch.setattr("robe.train.learning_rate", lambda _, step, *of: 0.1 if step < 5 else math.inf)
     with pytest.raises(TrainingError, match=r"holds a value that is not finite in step 6; .*step_00000003"):
         train(config(eval_every=100), DATA, rows(), tmp_path / "run")
     assert checkpoint.latest(tmp_path / "run").name == "step_00000003"
