@@ -92,7 +92,9 @@ def save(
         make_folder(folder)
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir()
-        save_file({name: model.backend.to_host(array) for name, array in model.state().items()}, weights)
+        # Of a model that served a training, an inference needs fewer arrays than it has.
+        needed, to_host = state_shapes(config, data), model.backend.to_host
+        save_file({name: to_host(array) for name, array in model.state().items() if name in needed}, weights)
         state["weights_sha256"] = _sha256(weights)
         write_json(partial / "state.json", state)
         shutil.copymode(partial / "state.json", weights)  # safetensors leaves them to their owner alone

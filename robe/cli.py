@@ -261,7 +261,8 @@ def train(
                 print(timeline.text(limits(backend)))
             if baseline:
                 own = {
-                    name: getattr(TrainConfig, name) for name in ("target_auc", "teacher", "teacher_weight")
+                    name: getattr(TrainConfig, name)
+                    for name in ("average", "target_auc", "teacher", "teacher_weight")
                 }
                 plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), **own)
                 model = build(plain, DataSpec.of(manifest), backend)

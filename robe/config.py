@@ -63,6 +63,7 @@ class Method:
     halves: whether it is trained in fp16 too; else that is for inference only.
     categorical: whether it uses the categorical features at all.
     captured: whether a step on a GPU can be one CUDA graph.
+    averaged: whether the mean of its weights at several steps is the weights of such a model.
     """
 
     file: str
@@ -71,6 +72,7 @@ class Method:
     halves: bool = False
     categorical: bool = True
     captured: bool = True
+    averaged: bool = True
 
 
 CODE_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}  # of a weight, besides scales and biases
@@ -92,7 +94,10 @@ METHODS = {
     ),
     "full": Method("full", ONE_ARRAY, ids=COUNTED_IDS),
     "mixed_precision": Method(
-        "mixed_precision", ("init_bound", "bits", "cache", "policy", "rounding"), ids=COUNTED_IDS
+        "mixed_precision",
+        ("init_bound", "bits", "cache", "policy", "rounding"),
+        ids=COUNTED_IDS,
+        averaged=False,
     ),
     "none": Method("full", (), categorical=False),
     "hashing": Method("modulo", (*SIZE, *ONE_ARRAY)),
@@ -103,10 +108,10 @@ METHODS = {
     "tensor_train": Method("tensor_train", (*SIZE, *TABLE), ids=COUNTED_IDS, captured=False),
     "compositional": Method("compositional", (*SIZE, *ONE_ARRAY, "chunks", "hash_seed")),
     "mixed_dimension": Method("mixed_dimension", (*SIZE, *TABLE, "alpha"), ids=COUNTED_IDS, captured=False),
-    "cce": Method("cce", (*SIZE, *TABLE, "chunks", "hash_seed"), ids=COUNTED_IDS),
+    "cce": Method("cce", (*SIZE, *TABLE, "chunks", "hash_seed"), ids=COUNTED_IDS, averaged=False),
     # The host has to know how many rows change hands.
-    "cafe": Method("cafe", (*SIZE, *TABLE, "hot_share", *SKETCH), captured=False),
-    "adaembed": Method("adaembed", (*SIZE, *TABLE, *SKETCH), captured=False),
+    "cafe": Method("cafe", (*SIZE, *TABLE, "hot_share", *SKETCH), captured=False, averaged=False),
+    "adaembed": Method("adaembed", (*SIZE, *TABLE, *SKETCH), captured=False, averaged=False),
 }
 # Methods whose ids have to count from 0.
 NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
@@ -294,6 +299,11 @@ class TrainConfig:
     """Begin each pass with new initial weights of the embedding, and new sums of its optimizer, while the
     MLPs go on: in later passes it would otherwise learn the training rows by heart."""
 
+    average: float | None = None
+    """Average the weights from this share of the steps on: 0.5 for the second half of the training. The mean,
+    of up to 200 steps at even distances, the last one among them, is evaluated at the end besides the last
+    weights, and is the model of the folder RUN/averaged."""
+
     seed: int = 0
     """Seed of the initial weights and of the order of the rows."""
 
@@ -328,7 +338,7 @@ PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 LATER = (
     *("fresh_embeddings", "patience", "teacher", "teacher_weight"),
     *("hot_share", *SKETCH, "online", "alpha", "master"),
-    *("embedding_lr", "schedule"),
+    *("embedding_lr", "schedule", "average"),
 )
 
 
@@ -397,6 +407,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("checkpoint-every", config.checkpoint_every or 1, 1, 2**63 - 1),
         ("teacher-weight", config.teacher_weight, 0, 1),
         ("patience", config.patience or 1, 1, 2**63 - 1),
+        ("average", config.average or 0, 0, 1),
         ("width", model.width, 1, LARGEST_LAYER),
         ("bottom", max(model.bottom, default=1), 1, LARGEST_LAYER),
         ("top", max(model.top, default=1), 1, LARGEST_LAYER),
@@ -430,10 +441,35 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError(f"--teacher-weight {config.teacher_weight} needs --teacher, the run that teaches")
     if config.fresh_embeddings and config.epochs < 2:
         raise ConfigError("--fresh-embeddings needs --epochs of 2 or more; those of the first pass are fresh")
+    require_averageable(config)
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
     require_lean(config.embedding)
     refuse_unused(optimizer, "optimizer", {name: (*SCHEDULE, *own) for name, own in OPTIMIZERS.items()})
     return config
+
+
+def require_averageable(config: TrainConfig) -> None:
+    """Raise ConfigError for --average of weights that have no mean, or of a training of no known end."""
+    if config.average is None:
+        return
+    if config.embedding.master == "none":
+        raise ConfigError("--average is for weights, and --master none has codes alone; use --master fp32")
+    if not METHODS[config.embedding.method].averaged:
+        takers = ", ".join(name for name, method in METHODS.items() if method.averaged)
+        raise ConfigError(
+            f"--average is not for --method {config.embedding.method}, whose weights are rounded or come to "
+            f"stand for other ids; it is for {takers}"
+        )
+    for name in ("patience", "target_auc"):
+        if getattr(config, name) is not None:
+            raise ConfigError(
+                f"--average has to know where the training ends; leave out --{name.replace('_', '-')}"
+            )
+    if config.fresh_embeddings and config.average < 1 - 1 / config.epochs:
+        raise ConfigError(
+            "--average would be of weights before and after --fresh-embeddings drew them anew; begin in the "
+            f"last pass, at {1 - 1 / config.epochs:.3g} or later"
+        )
 
 
 def require_lean(embedding: EmbeddingConfig) -> None:

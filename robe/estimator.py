@@ -35,6 +35,7 @@ from robe.train import TrainingError, fed, probabilities
 
 # Settings of the loop over a prepared folder, which `fit` does not make.
 LOOP = {
+    "average",
     "teacher",
     "teacher_weight",
     "epochs",

@@ -25,7 +25,7 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig, used_data
-from robe.embeddings import Embedding, create, declared_state
+from robe.embeddings import ArrayEmbedding, Embedding, create, declared, declared_state
 from robe.graph import Graphs
 from robe.interaction import Interaction
 from robe.layers import MLP
@@ -33,6 +33,7 @@ from robe.optim import RULES, DenseOptimizer
 from robe.timeline import Phase, no_phase
 
 EVALUATION_BATCH = 2048
+AVERAGED = 2**22  # numbers that are averaged at a time
 
 
 def layer_shapes(config: TrainConfig, data: DataSpec) -> dict[str, list[tuple[int, int]]]:
@@ -61,10 +62,23 @@ def state_shapes(config: TrainConfig, data: DataSpec) -> dict[str, tuple[tuple[i
     parameters = parameter_shapes(config, data)
     dense = (sum(math.prod(shape) for shape in parameters.values()),)
     return {
+        **{f"average.{name}": (shape, "float32") for name, shape in averaged_shapes(config, data).items()},
         **{name: (shape, "float32") for name, shape in parameters.items()},
         **{name: (array.shape, array.dtype) for name, array in declared_state(config, data).items()},
         **{f"dense.{name}": (dense, "float32") for name in RULES[config.optimizer.optimizer].state},
     }
+
+
+def averaged_shapes(config: TrainConfig, data: DataSpec) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of each mean of weights that a training keeps, for a resolved configuration."""
+    if config.average is None:
+        return {}
+    embedding = {_of_part(part): (weights.count,) for part, weights in declared(config, data).items()}
+    return parameter_shapes(config, data) | embedding
+
+
+def _of_part(part: str) -> str:
+    return ".".join(("embedding", *filter(None, (part,))))
 
 
 def buffer_rows(config: TrainConfig) -> int:
@@ -130,6 +144,8 @@ class DLRM:
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
         self.graphs = Graphs(backend)
+        shapes = averaged_shapes(config, data)
+        self.averages = {name: xp.zeros(shape, "float32") for name, shape in shapes.items()}
 
     def predict(self, dense, ids):
         """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call."""
@@ -196,6 +212,30 @@ class DLRM:
             self.optimizer.update(self.dense_gradient, rate)
         return losses
 
+    def average(self, number: int) -> None:
+        """Take the weights as they are now into their means, the `number`-th of all, from 1 on."""
+        now = self.parameters | {part: array.stepped for part, array in self._arrays().items()}
+        for name, mean in self.averages.items():
+            flat, weights = mean.reshape(-1), now[name].reshape(-1)
+            for start in range(0, flat.size, AVERAGED):
+                piece = slice(start, start + AVERAGED)
+                difference = weights[piece] - flat[piece]
+                difference /= number
+                flat[piece] += difference
+
+    def use_averages(self) -> None:
+        """Have the means for weights. A training does not go on from here."""
+        for name, mean in self.averages.items():
+            if name in self.parameters:
+                self.parameters[name][...] = mean
+        for part, array in self._arrays().items():
+            array.restart([(0, self.averages[part])])
+
+    def _arrays(self) -> dict[str, ArrayEmbedding]:
+        """Name of its mean -> each array of the embedding whose weights can be averaged."""
+        parts = self.embedding.parts.items()
+        return {_of_part(part): array for part, array in parts if isinstance(array, ArrayEmbedding)}
+
     def _shorten(self) -> None:
         """Round the dense parameters, as they are now, for the products that follow."""
         if self.backend.short:
@@ -216,7 +256,8 @@ class DLRM:
     def state(self) -> dict[str, Any]:
         """Name -> array, everything that training changes; views, so writing to them sets the model."""
         optimizer = {f"dense.{name}": array for name, array in self.optimizer.state.items()}
-        return self.parameters | self.embedding.state() | optimizer
+        averages = {f"average.{name}": mean for name, mean in self.averages.items()}
+        return self.parameters | self.embedding.state() | optimizer | averages
 
 
 def _initial_dense(shapes: dict[str, tuple[int, ...]], rng) -> np.ndarray:

@@ -160,6 +160,38 @@ def test_one_pass_is_fresh_anyway():
     assert resolve(TrainConfig(fresh_embeddings=True, epochs=2)).fresh_embeddings
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"average": 1.5}, "--average must be from 0 to 1, not 1.5"),
+        (
+            {"average": 0.5, "patience": 2},
+            "--average has to know where the training ends; leave out --patience",
+        ),
+        ({"average": 0.5, "target_auc": 0.8}, "--average has to know .*; leave out --target-auc"),
+        (
+            {"average": 0.4, "epochs": 2, "fresh_embeddings": True},
+            "--average .* drew them anew; .* at 0.5 or",
+        ),
+        (
+            {"average": 0.5, "embedding": EmbeddingConfig("cce")},
+            "--average is not for --method cce, .*full, none",
+        ),
+        (
+            {"average": 0.5, "embedding": EmbeddingConfig("mixed_precision")},
+            "--average is not for --method mixed",
+        ),
+        (
+            {"average": 0.5, "embedding": EmbeddingConfig(memory="int8", master="none")},
+            "--average is for weights, and --master none has codes alone; use --master fp32",
+        ),
+    ],
+)
+def test_what_has_no_average(settings, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        resolve(TrainConfig(**settings))
+
+
 def test_a_weight_needs_a_teacher():
     with pytest.raises(ConfigError, match=r"--teacher-weight 0.5 needs --teacher"):
         resolve(TrainConfig(teacher_weight=0.5))

@@ -22,7 +22,15 @@ from robe.config import ConfigError, DataSpec, EmbeddingConfig, OptimizerConfig
 from robe.feed import Streams, feed, fetch
 from robe.kernels import half_step
 from robe.model import build
-from robe.train import EVALUATION_BATCH, Log, TrainingError, predict, write_probabilities
+from robe.plan import plan
+from robe.train import (
+    EVALUATION_BATCH,
+    Log,
+    TrainingError,
+    averaged_number,
+    predict,
+    write_probabilities,
+)
 from robe.train import train as train_model
 
 DATA = DataSpec(3, (20, 5), "hash", "abc", "test")
@@ -130,6 +138,8 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, fed, optimizer, memo
 
 
 RECIPES = {
+    "average": {"average": 0.3},
+    "average of codes": {"average": 0.3, "memory": "int3"},
     "cosine": {"optimizer": {"lr": 0.1, "embedding_lr": 0.3, "schedule": "cosine", "warmup_steps": 4}},
 }
 
@@ -144,6 +154,51 @@ def test_any_recipe_stopped_ends_as_if_it_had_not(recipe, stop, tmp_path):
     resumed = train(settings, DATA, rows(), tmp_path / "part")
     assert weights_of(tmp_path / "part") == weights_of(tmp_path / "whole")
     assert resumed["test"] == whole["test"]
+
+
+@pytest.mark.parametrize(("average", "total"), [(0.0, 7), (0.5, 32), (0.4, 1003), (1.0, 5), (0.999, 20)])
+def test_steps_that_are_averaged(average, total):
+    """Numbered from 1 on without a gap, at even distances, at most 200, none too early, and the last one."""
+    numbers = {step: averaged_number(config(average=average), step, total) for step in range(1, total + 1)}
+    steps = [step for step, number in numbers.items() if number]
+    assert [numbers[step] for step in steps] == list(range(1, len(steps) + 1))
+    assert steps[-1] == total
+    assert steps[0] > average * total - 1
+    assert len(set(np.diff(steps))) <= 1
+    assert min(200, math.ceil((1 - average) * total)) / 2 <= len(steps) <= 200
+
+
+@pytest.mark.parametrize("memory", ["fp32", "fp16", "int3"])
+def test_the_mean_of_the_last_weights_is_a_model_beside_the_last(memory, tmp_path):
+    """By the weights of each step; and the training is the one that it is without."""
+    settings, data, kept = config(memory, average=0.8, epochs=1, checkpoint_every=100), rows(), []
+    plain = dataclasses.replace(settings, average=None)
+    model = build(plain, DATA, select("cpu"))
+    for step, batch in enumerate(data["train"].batches(32, seed=0), 1):
+        model.step(batch[0], *batch[1:], 0.03)
+        if step > 12:  # of 16
+            kept.append([model.parameters["top.0.weight"].copy(), model.embedding.stepped.copy()])
+    result = train(settings, DATA, data, tmp_path)
+    state, named = model.state(), checkpoint.load_model(tmp_path, "cpu")[0].state()
+    averages = {name: array for name, array in named.items() if name.startswith("average.")}
+    for name in named.keys() - averages.keys():
+        np.testing.assert_array_equal(named[name], state[name], err_msg=name)
+    assert (
+        sum(array.nbytes for array in averages.values())
+        == plan(settings, DATA, 1)["memory"]["averaged weights"]
+    )
+    for name, each in zip(("top.0.weight", "embedding"), zip(*kept, strict=True), strict=True):
+        mean = np.mean(np.array(each, float), axis=0)
+        np.testing.assert_allclose(named[f"average.{name}"], mean, rtol=1e-5, atol=1e-7)
+    averaged, its_config, *_ = checkpoint.load_model(tmp_path / "averaged", "cpu")
+    assert its_config.optimizer.optimizer == "none"
+    np.testing.assert_array_equal(averaged.parameters["top.0.weight"], named["average.top.0.weight"])
+    read = averaged.embedding.read(0, 40)
+    np.testing.assert_allclose(
+        read, named["average.embedding"], atol={"fp32": 0, "fp16": 2e-4}.get(memory, 0.1)
+    )
+    assert metrics.summary(*predict(averaged, data["test"])) == result["averaged"]["test"]
+    assert result["averaged"]["test"]["log_loss"] != result["test"]["log_loss"]
 
 
 @needs_simulator
