@@ -28,6 +28,7 @@ from robe.backend import select
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve, to_json
 from robe.errors import RobeError
 from robe.model import DLRM, build, state_shapes
+from robe.optim import SQUARES
 from robe.version import __version__
 
 T = TypeVar("T")
@@ -40,7 +41,6 @@ DTYPES = {
 STATE, WEIGHTS = "state.json", "weights.safetensors"
 REMOVED = ".removed"  # what a checkpoint is called while it is removed
 STEP = re.compile(r"step_\d+")
-SUMS = "accumulator"  # how the names of arrays end whose numbers are sums of squares
 KEPT = 2  # checkpoints that stay when newer ones come; two, so that a damaged last one is no loss
 
 
@@ -229,7 +229,7 @@ def _flaw(name: str, piece: np.ndarray) -> str | None:
     """What a piece of an array of that name holds that training cannot have left, in words."""
     if piece.dtype.kind == "f" and not np.isfinite(piece).all():
         return "a value that is not finite"
-    if name.endswith(SUMS) and (piece < 0).any():
+    if name.endswith(SQUARES) and (piece < 0).any():
         return "a sum of squares that is negative"
     return None
 

@@ -117,11 +117,13 @@ METHODS = {
 NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
 
 SCHEDULE = ("lr", "embedding_lr", "schedule", "warmup_steps", "decay_start", "decay_steps")
+DECAY = ("weight_decay", "l2", "embedding_l2")
 # Optimizer -> what it uses of OptimizerConfig besides, in the order in which its kernels take it.
 OPTIMIZERS = {
     "sgd": (),
     "adagrad": ("eps",),
-    "none": ("eps",),  # a converted model keeps the settings it was trained with
+    "adam": ("beta1", "beta2", "eps"),
+    "none": ("beta1", "beta2", "eps"),  # a converted model keeps the settings it was trained with
 }
 
 if TYPE_CHECKING:  # a type checker cannot read the keys of a dict
@@ -249,7 +251,8 @@ class ModelConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     optimizer: OptimizerName | None = None
-    """sgd or adagrad; none: a model that was converted for inference, and is not trained further."""
+    """sgd, adagrad, or adam, which steps of the embedding only the weights that a batch reads; none: a model
+    that was converted for inference, and is not trained further."""
 
     lr: float | None = None
     """Learning rate."""
@@ -258,7 +261,23 @@ class OptimizerConfig:
     """Learning rate of the embedding, which follows the same schedule. Default: --lr."""
 
     eps: float = 1e-8
-    """Adagrad's eps."""
+    """Adagrad's and Adam's eps."""
+
+    beta1: float = 0.9
+    """How much of the mean of the gradients Adam keeps in a step."""
+
+    beta2: float = 0.999
+    """How much of the mean of their squares Adam keeps in a step."""
+
+    weight_decay: float = 0.0
+    """Share of each weight that a step takes away, times the rate (decoupled, as AdamW's); of the embedding
+    from weights that the batch reads, each once a step."""
+
+    l2: float = 0.0
+    """L2 penalty of the MLPs: so much times each weight is added to its gradient."""
+
+    embedding_l2: float = 0.0
+    """L2 penalty of the embedding, of the weights that a batch reads, each once a step."""
 
     schedule: Literal["polynomial", "linear", "cosine", "constant"] = "polynomial"
     """How the rate falls, by the share s of --decay-steps that remains: polynomial: as s^2, and only where
@@ -338,7 +357,7 @@ PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 LATER = (
     *("fresh_embeddings", "patience", "teacher", "teacher_weight"),
     *("hot_share", *SKETCH, "online", "alpha", "master"),
-    *("embedding_lr", "schedule", "average"),
+    *("embedding_lr", "schedule", "average", "beta1", "beta2", *DECAY),
 )
 
 
@@ -422,6 +441,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("lr", optimizer.lr, 0, 1e38),
         ("embedding-lr", optimizer.embedding_lr or 1, 0, 1e38),
         ("eps", optimizer.eps, 1e-37, 1e38),
+        *((name.replace("_", "-"), getattr(optimizer, name), 0, 1e38) for name in DECAY),
         ("warmup-steps", optimizer.warmup_steps, 0, 2**63 - 1),
         ("decay-start", optimizer.decay_start or 0, 0, 2**63 - 1),
         ("decay-steps", optimizer.decay_steps, 0, 2**63 - 1),
@@ -435,6 +455,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
     if optimizer.decay_start is None and optimizer.decay_steps:
         raise ConfigError("--decay-steps needs --decay-start, the step at which the rate begins to fall")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(optimizer, name) < 1:
+            raise ConfigError(f"--{name} must be at least 0, and less than 1, not {getattr(optimizer, name)}")
     if optimizer.schedule == "constant" and optimizer.decay_start is not None:
         raise ConfigError("--schedule constant never falls; leave out --decay-start and --decay-steps")
     if config.teacher is None and config.teacher_weight != TrainConfig.teacher_weight:
@@ -444,7 +467,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
     require_averageable(config)
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
     require_lean(config.embedding)
-    refuse_unused(optimizer, "optimizer", {name: (*SCHEDULE, *own) for name, own in OPTIMIZERS.items()})
+    refuse_unused(
+        optimizer, "optimizer", {name: (*SCHEDULE, *DECAY, *own) for name, own in OPTIMIZERS.items()}
+    )
     return config
 
 
@@ -590,7 +615,7 @@ def from_json(data: dict) -> TrainConfig:
     embedding, optimizer = config.embedding, config.optimizer
     if optimizer.decay_start is None:
         optimizer = dataclasses.replace(optimizer, decay_steps=0)
-    options = *SCHEDULE, *OPTIMIZERS[optimizer.optimizer or "none"]
+    options = *SCHEDULE, *DECAY, *OPTIMIZERS[optimizer.optimizer or "none"]
     return dataclasses.replace(
         config,
         embedding=used(embedding, "method", METHODS[embedding.method].options),

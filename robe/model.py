@@ -29,7 +29,7 @@ from robe.embeddings import ArrayEmbedding, Embedding, create, declared, declare
 from robe.graph import Graphs
 from robe.interaction import Interaction
 from robe.layers import MLP
-from robe.optim import RULES, DenseOptimizer
+from robe.optim import RULES, DenseOptimizer, corrections
 from robe.timeline import Phase, no_phase
 
 EVALUATION_BATCH = 2048
@@ -193,23 +193,26 @@ class DLRM:
         target: as of `backward`.
         """
         batch = (label, dense, ids, *(() if target is None else (target,)))
-        if self.backend.graph is None or phase is not no_phase:  # a graph has no phases
-            return self._step(*batch, rate=rate, phase=phase)
         embedding, steps = self.embedding, self.embedding.steps
-        held = self.graphs.held((self.dense_parameters.dtype.type(rate), *embedding.changing()))
-        embedding.held = held[1:]
+        corrected = corrections(self.optimizer.config, steps + 1, self.dense_parameters.dtype)
+        if self.backend.graph is None or phase is not no_phase:  # a graph has no phases
+            return self._step(*batch, rate=rate, corrected=corrected, phase=phase)
+        numbers = self.dense_parameters.dtype.type(rate), *corrected
+        held = self.graphs.held((*numbers, *embedding.changing()))
+        rate, *corrected = held[: len(numbers)]
+        embedding.held = held[len(numbers) :]
         try:
-            return self.graphs("training", partial(self._step, rate=held[0]), *batch)
+            return self.graphs("training", partial(self._step, rate=rate, corrected=corrected), *batch)
         finally:
             embedding.held, embedding.steps = (), steps + 1  # whether Python ran the step or a graph
 
-    def _step(self, label, dense, ids, target=None, *, rate, phase: Phase = no_phase):
+    def _step(self, label, dense, ids, target=None, *, rate, corrected, phase: Phase = no_phase):
         self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):
             logits = self.forward(dense, ids)
         losses = self.backward(logits, label, ids, rate, phase, target)
         with phase("update"):
-            self.optimizer.update(self.dense_gradient, rate)
+            self.optimizer.update(self.dense_gradient, rate, corrected)
         return losses
 
     def average(self, number: int) -> None:

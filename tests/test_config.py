@@ -9,6 +9,7 @@ from robe import config as c
 from robe.config import ConfigError, EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
 from robe.model import layer_shapes
 from robe.optim import learning_rate
+from robe.plan import plan
 
 CRITEO = c.DataSpec(13, (10,) * 26, "hash", "", "test")
 
@@ -134,9 +135,52 @@ def test_options_of_the_optimizer():
     for optimizer in ("adagrad", "none"):
         assert resolve(TrainConfig(optimizer=OptimizerConfig(optimizer, eps=1e-6))).optimizer.eps == 1e-6
     with pytest.raises(
-        ConfigError, match=r"^--eps 1e-06 is not for --optimizer sgd; it is for --optimizer adagrad$"
+        ConfigError, match=r"^--eps 1e-06 is not for --optimizer sgd; it is for --optimizer adagrad, adam$"
     ):
         resolve(TrainConfig(model=ModelConfig("kaggle"), optimizer=OptimizerConfig(eps=1e-6)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"optimizer": "sgd", "beta1": 0.5},
+            "--beta1 0.5 is not for --optimizer sgd; it is for --optimizer adam",
+        ),
+        ({"optimizer": "adam", "beta2": 1.0}, "--beta2 must be at least 0, and less than 1, not 1.0"),
+        ({"weight_decay": -1.0}, "--weight-decay must be from 0 to 1e.38, not -1.0"),
+        ({"embedding_l2": float("nan")}, "--embedding-l2 must be from 0 to"),
+    ],
+)
+def test_options_of_adam_and_of_decay(settings, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        resolve(TrainConfig(optimizer=OptimizerConfig(**settings)))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (
+            {"optimizer": "adam"},
+            "--optimizer adam cannot step weights in few bits .*; choose of sgd, adagrad",
+        ),
+        (
+            {"optimizer": "sgd", "weight_decay": 0.1},
+            "--weight-decay and --embedding-l2 do not reach weights in few",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "embedding", [{"memory": "fp16"}, {"memory": "int8", "master": "none"}, {"method": "mixed_precision"}]
+)
+def test_weights_in_few_bits_have_neither(embedding, optimizer, message):
+    data = c.DataSpec(13, (10,) * 26, "dictionary", "", "test")
+    size = {} if "method" in embedding else {"weights": 640}
+    config = resolve(
+        TrainConfig(embedding=EmbeddingConfig(**embedding, **size), optimizer=OptimizerConfig(**optimizer))
+    )
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        plan(config, data, 1)
 
 
 def test_runs_of_before_are_read_without_the_options_that_nothing_used():

@@ -75,6 +75,8 @@ def small_evaluations(monkeypatch):
 # Method, optimizer, whether sums have a fixed order, and precision.
 EVERY = [(method, optimizer, False, "fp32") for method in METHODS for optimizer in ("sgd", "adagrad")]
 EVERY += [
+    ("ROBE", "adam", False, "fp32"),
+    ("cce", "adam", False, "fp32"),
     ("ROBE", "sgd", True, "fp32"),
     ("compositional", "sgd", True, "fp32"),
     ("ROBE", "sgd", False, "bf16"),

@@ -138,6 +138,10 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, fed, optimizer, memo
 
 
 RECIPES = {
+    "adam": {
+        "optimizer": {"optimizer": "adam", "lr": 0.01, "embedding_l2": 1e-3, "weight_decay": 0.01, "l2": 1e-4}
+    },
+    "adagrad with decay": {"optimizer": {"optimizer": "adagrad", "lr": 0.1, "weight_decay": 0.01}},
     "average": {"average": 0.3},
     "average of codes": {"average": 0.3, "memory": "int3"},
     "cosine": {"optimizer": {"lr": 0.1, "embedding_lr": 0.3, "schedule": "cosine", "warmup_steps": 4}},

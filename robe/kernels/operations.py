@@ -11,6 +11,8 @@ OPERATIONS = {
     "gather": "gather",
     "scatter_add": "scatter_add",
     "adagrad_step": "adagrad_step",
+    "adam_step": "adam",
+    "decayed_step": "decayed_step",
     "half_step": "half_step",
     "quantise": "quantise",
     "quantise_touched": "quantise_touched",
@@ -32,6 +34,7 @@ OPERATIONS = {
     "binary_cross_entropy": "binary_cross_entropy",
     "sgd": "sgd",
     "adagrad": "adagrad",
+    "adam": "adam",
 }
 
 
