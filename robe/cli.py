@@ -262,7 +262,7 @@ def train(
             if baseline:
                 own = {
                     name: getattr(TrainConfig, name)
-                    for name in ("average", "target_auc", "teacher", "teacher_weight")
+                    for name in ("average", "recipe", "target_auc", "teacher", "teacher_weight")
                 }
                 plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), **own)
                 model = build(plain, DataSpec.of(manifest), backend)

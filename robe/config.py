@@ -126,12 +126,32 @@ OPTIMIZERS = {
     "none": ("beta1", "beta2", "eps"),  # a converted model keeps the settings it was trained with
 }
 
+# Published recipe -> its settings, by part. What they leave at its default is that of the preset.
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    # facebookresearch/dlrm: bench/run_and_time.sh, the reference of MLPerf v1; ids are modulo 40,000,000.
+    "mlperf_v1": {
+        "model": {"preset": "mlperf"},
+        "train": {"eval_every": 102_400, "target_auc": 0.8025},
+    },
+    # facebookresearch/dlrm: bench/dlrm_s_criteo_kaggle.sh.
+    "kaggle_dlrm": {"model": {"preset": "kaggle"}},
+    # BARS, DLRM_criteo_x1 of 2022 (AUC 0.8138): an evaluation each pass. Left out are its batch norm, the
+    # falls of the rate by 10 where the AUC does not rise, and the penalty of rows that a batch does not read.
+    "bars_criteo_x1": {
+        "model": {"width": 10, "bottom": (400, 400, 400), "top": (400, 400, 400), "dropout": 0.2},
+        "optimizer": {"optimizer": "adam", "lr": 1e-3, "embedding_l2": 1e-5},
+        "train": {"batch": 4096, "epochs": 100, "eval_every": 8058, "patience": 2},
+    },
+}
+
 if TYPE_CHECKING:  # a type checker cannot read the keys of a dict
     MethodName = str
     OptimizerName = str
+    RecipeName = str
 else:
     MethodName = Literal[*METHODS]
     OptimizerName = Literal[*OPTIMIZERS]
+    RecipeName = Literal[*RECIPES]
 Memory = Literal["fp32", "fp16", "int8", "int4", "int3", "int2", "int1"]
 
 
@@ -247,6 +267,13 @@ class ModelConfig:
     top: tuple[int, ...] | None = None
     """Hidden layers of the top MLP; a last layer of width 1 follows."""
 
+    dropout: float = 0.0
+    """Share of the activations of the hidden layers of the top MLP that a training step drops, other ones at
+    each step."""
+
+    bottom_dropout: float = 0.0
+    """The same of the bottom MLP."""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -318,6 +345,12 @@ class TrainConfig:
     """Begin each pass with new initial weights of the embedding, and new sums of its optimizer, while the
     MLPs go on: in later passes it would otherwise learn the training rows by heart."""
 
+    recipe: RecipeName | None = None
+    """A published recipe, for all that you leave at its default: mlperf_v1 (MLPerf's reference: SGD 1.0,
+    batch 2048, to an AUC of 0.8025), kaggle_dlrm (facebookresearch/dlrm on Criteo Kaggle: SGD 0.1, batch
+    128), bars_criteo_x1 (BARS' DLRM on Criteo_x1: Adam, L2 of the embedding, dropout and patience, but no
+    batch norm and no falls of the rate on a plateau). Sources: docs/methods.md."""
+
     average: float | None = None
     """Average the weights from this share of the steps on: 0.5 for the second half of the training. The mean,
     of up to 200 steps at even distances, the last one among them, is evaluated at the end besides the last
@@ -357,7 +390,7 @@ PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 LATER = (
     *("fresh_embeddings", "patience", "teacher", "teacher_weight"),
     *("hot_share", *SKETCH, "online", "alpha", "master"),
-    *("embedding_lr", "schedule", "average", "beta1", "beta2", *DECAY),
+    *("embedding_lr", "schedule", "average", "beta1", "beta2", *DECAY, "dropout", "bottom_dropout", "recipe"),
 )
 
 
@@ -400,7 +433,8 @@ def used_data(config: TrainConfig, data: DataSpec) -> DataSpec:
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Fill what was left open from the preset; raises ConfigError for values out of range."""
+    """Fill what was left open from the recipe and the preset; raises ConfigError for values out of range."""
+    config = follow(config)
     preset = PRESETS[config.model.preset]
 
     def fill(part, **values):
@@ -427,6 +461,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("teacher-weight", config.teacher_weight, 0, 1),
         ("patience", config.patience or 1, 1, 2**63 - 1),
         ("average", config.average or 0, 0, 1),
+        ("dropout", model.dropout, 0, 0.99),
+        ("bottom-dropout", model.bottom_dropout, 0, 0.99),
         ("width", model.width, 1, LARGEST_LAYER),
         ("bottom", max(model.bottom, default=1), 1, LARGEST_LAYER),
         ("top", max(model.top, default=1), 1, LARGEST_LAYER),
@@ -455,6 +491,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
     if optimizer.decay_start is None and optimizer.decay_steps:
         raise ConfigError("--decay-steps needs --decay-start, the step at which the rate begins to fall")
+    if (model.dropout or model.bottom_dropout) and config.precision == "bf16":
+        raise ConfigError("--dropout and --bottom-dropout are not for --precision bf16; use tf32 or fp32")
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(optimizer, name) < 1:
             raise ConfigError(f"--{name} must be at least 0, and less than 1, not {getattr(optimizer, name)}")
@@ -471,6 +509,20 @@ def resolve(config: TrainConfig) -> TrainConfig:
         optimizer, "optimizer", {name: (*SCHEDULE, *DECAY, *own) for name, own in OPTIMIZERS.items()}
     )
     return config
+
+
+def follow(config: TrainConfig) -> TrainConfig:
+    """The settings of a recipe for all that are at their defaults."""
+    recipe = RECIPES.get(config.recipe or "", {})
+
+    def filled(part: Any, values: dict[str, Any]) -> Any:
+        defaults = vars(type(part)())
+        return dataclasses.replace(
+            part, **{name: value for name, value in values.items() if getattr(part, name) == defaults[name]}
+        )
+
+    parts = {name: filled(getattr(config, name), recipe[name]) for name in PARTS if name in recipe}
+    return filled(dataclasses.replace(config, **parts), recipe.get("train", {}))
 
 
 def require_averageable(config: TrainConfig) -> None:

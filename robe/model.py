@@ -28,12 +28,14 @@ from robe.config import DataSpec, TrainConfig, used_data
 from robe.embeddings import ArrayEmbedding, Embedding, create, declared, declared_state
 from robe.graph import Graphs
 from robe.interaction import Interaction
+from robe.kernels.parts.half import rounding_key
 from robe.layers import MLP
 from robe.optim import RULES, DenseOptimizer, corrections
 from robe.timeline import Phase, no_phase
 
 EVALUATION_BATCH = 2048
 AVERAGED = 2**22  # numbers that are averaged at a time
+DROPPED = 2**63  # number of the step from which keys of dropout are counted on; keys of rounding, from 0
 
 
 def layer_shapes(config: TrainConfig, data: DataSpec) -> dict[str, list[tuple[int, int]]]:
@@ -103,6 +105,8 @@ class DLRM:
         dtype="float32",
     ):
         self.embedding, self.backend = embedding, backend
+        shares = {"bottom": config.model.bottom_dropout, "top": config.model.dropout}
+        self.dropout_seed = config.seed if any(shares.values()) else None
         # What the embedding's rate is of the other; None where they are one.
         own_rate, self.rate_share = config.optimizer.embedding_lr, None
         if own_rate is not None:
@@ -131,7 +135,10 @@ class DLRM:
         self.bottom, self.top = (
             MLP(
                 *(_layers(matrices, part), _layers(d_matrices, part), _layers(factors, part)),
-                *(batch, backend, part == "top"),
+                batch,
+                backend,
+                linear_end=part == "top",
+                dropout=shares[part],
             )
             for part in ("bottom", "top")
         )
@@ -157,11 +164,11 @@ class DLRM:
         interacted = self.interaction.predict(self.bottom.forward(self._multiplied(dense), learns=False), ids)
         return self.top.forward(interacted, learns=False)[:, 0]
 
-    def forward(self, dense, ids):
-        """As `predict`, and keeps what the gradient needs."""
+    def forward(self, dense, ids, key=None):
+        """As `predict`, and keeps what the gradient needs. key: of what is dropped; None: nothing is."""
         self._shorten()
-        self.bottom.forward(self._multiplied(dense), self.interaction.first(len(dense)))
-        return self.top.forward(self.interaction.forward(ids))[:, 0]
+        self.bottom.forward(self._multiplied(dense), self.interaction.first(len(dense)), key=key)
+        return self.top.forward(self.interaction.forward(ids), key=key)[:, 0]
 
     def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase, target=None):
         """Gradients of the mean loss by all dense parameters; returns the losses (B,).
@@ -195,21 +202,25 @@ class DLRM:
         batch = (label, dense, ids, *(() if target is None else (target,)))
         embedding, steps = self.embedding, self.embedding.steps
         corrected = corrections(self.optimizer.config, steps + 1, self.dense_parameters.dtype)
+        key = () if self.dropout_seed is None else (rounding_key(self.dropout_seed, DROPPED + steps),)
         if self.backend.graph is None or phase is not no_phase:  # a graph has no phases
-            return self._step(*batch, rate=rate, corrected=corrected, phase=phase)
-        numbers = self.dense_parameters.dtype.type(rate), *corrected
-        held = self.graphs.held((*numbers, *embedding.changing()))
-        rate, *corrected = held[: len(numbers)]
-        embedding.held = held[len(numbers) :]
+            return self._step(*batch, numbers=(rate, corrected, *key), phase=phase)
+        own = self.dense_parameters.dtype.type(rate), *corrected, *key
+        held = self.graphs.held((*own, *embedding.changing()))
+        behind = 1 + len(corrected)
+        numbers = held[0], held[1:behind], *held[behind : len(own)]
+        embedding.held = held[len(own) :]
         try:
-            return self.graphs("training", partial(self._step, rate=rate, corrected=corrected), *batch)
+            return self.graphs("training", partial(self._step, numbers=numbers), *batch)
         finally:
             embedding.held, embedding.steps = (), steps + 1  # whether Python ran the step or a graph
 
-    def _step(self, label, dense, ids, target=None, *, rate, corrected, phase: Phase = no_phase):
+    def _step(self, label, dense, ids, target=None, *, numbers, phase: Phase = no_phase):
+        """numbers: the rate, `corrections` of the optimizer, and the key of dropout if there is any."""
+        rate, corrected, *key = numbers
         self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):
-            logits = self.forward(dense, ids)
+            logits = self.forward(dense, ids, *key)
         losses = self.backward(logits, label, ids, rate, phase, target)
         with phase("update"):
             self.optimizer.update(self.dense_gradient, rate, corrected)

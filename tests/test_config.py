@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -110,6 +111,25 @@ def test_options_are_refused_by_the_methods_that_do_not_use_them(method, option)
         resolve(given)
 
 
+def test_recipes_are_the_published_settings():
+    bars = resolve(TrainConfig(recipe="bars_criteo_x1"))
+    assert (bars.model.width, bars.model.bottom, bars.model.top) == (10, (400,) * 3, (400,) * 3)
+    assert (bars.model.dropout, bars.model.bottom_dropout) == (0.2, 0)
+    assert bars.optimizer == OptimizerConfig("adam", 1e-3, embedding_l2=1e-5)
+    assert (bars.batch, bars.patience, bars.eval_every) == (4096, 2, math.ceil(33_003_326 / 4096))
+    mlperf = resolve(TrainConfig(recipe="mlperf_v1"))
+    assert (mlperf.optimizer, mlperf.batch, mlperf.target_auc) == (OptimizerConfig("sgd", 1.0), 2048, 0.8025)
+    kaggle = resolve(TrainConfig(recipe="kaggle_dlrm"))
+    assert dataclasses.replace(kaggle, recipe=None) == resolve(TrainConfig(model=ModelConfig("kaggle")))
+
+
+@pytest.mark.parametrize("recipe", c.RECIPES)
+def test_a_recipe_is_for_what_is_left_open_and_survives_json(recipe):
+    given = resolve(TrainConfig(recipe=recipe, batch=77, optimizer=OptimizerConfig(lr=0.25), eval_every=5))
+    assert (given.batch, given.optimizer.lr, given.eval_every) == (77, 0.25, 5)
+    assert resolve(given) == given == resolve(c.from_json(json.loads(json.dumps(c.to_json(given)))))
+
+
 def test_what_a_method_uses():
     """By hand, so that a row that is wrong in the list is seen."""
     assert set(c.METHODS["full"].options) == {"init_bound", "memory", "master", "rounding"}
@@ -207,6 +227,11 @@ def test_one_pass_is_fresh_anyway():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"model": ModelConfig(dropout=1.0)}, "--dropout must be from 0 to 0.99, not 1.0"),
+        (
+            {"model": ModelConfig(dropout=0.1), "precision": "bf16"},
+            "--dropout and --bottom-dropout are not for --precision bf16; ",
+        ),
         ({"average": 1.5}, "--average must be from 0 to 1, not 1.5"),
         (
             {"average": 0.5, "patience": 2},
@@ -231,7 +256,7 @@ def test_one_pass_is_fresh_anyway():
         ),
     ],
 )
-def test_what_has_no_average(settings, message):
+def test_what_has_no_average_or_dropout(settings, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
         resolve(TrainConfig(**settings))
 

@@ -114,10 +114,11 @@ def test_graph_and_plain_steps_agree_where_vectors_are_gathered_again(
 
 
 @needs_simulator
-def test_the_embedding_has_its_rate_in_a_graph_too(monkeypatch, tmp_path):
+def test_whatever_changes_with_the_step_does_so_in_a_graph_too(monkeypatch, tmp_path):
     config = settings("ROBE", "adagrad")
-    own = OptimizerConfig("adagrad", 0.1, embedding_lr=0.3, schedule="cosine")
-    config = dataclasses.replace(config, optimizer=own)
+    own = OptimizerConfig("adam", 0.1, embedding_lr=0.3, schedule="cosine", weight_decay=0.1, l2=0.01)
+    dropped = dataclasses.replace(config.model, dropout=0.3)
+    config = dataclasses.replace(config, optimizer=own, model=dropped)
     graphs, plain = recording(monkeypatch)
     expected = run_of(plain, config, tmp_path / "plain")
     assert run_of(graphs, config, tmp_path / "graphs") == expected

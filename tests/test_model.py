@@ -13,6 +13,7 @@ from robe.backend import select, simulator
 from robe.checkpoint import Position
 from robe.config import DataSpec, EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
 from robe.interaction import gathering_again_pays
+from robe.kernels.parts.half import rounding_key
 from robe.model import build
 from robe.threads import limit_threads
 
@@ -110,6 +111,35 @@ def test_the_embedding_has_a_rate_of_its_own(optimizer, version):
         expected = (fast if name.startswith("embedding.") else slow).state()[name]
         np.testing.assert_allclose(array, expected, rtol=1e-6, atol=1e-7, err_msg=name)
     assert not np.allclose(apart.embedding.memory, slow.embedding.memory, atol=1e-4)
+
+
+@pytest.mark.parametrize("version", ["reference", *VERSIONS])
+def test_gradient_of_what_is_not_dropped(version):
+    """float64 central differences of the loss while the same activations are dropped."""
+    dropped = {"dropout": 0.4, "bottom_dropout": 0.25, "bottom": (6, 5)}
+    config, data = settings()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **dropped))
+    model, key = build(config, data, select(version), "float64"), rounding_key(2, 3)
+    label, dense, ids = batch()
+
+    def loss():
+        return float(model.backward(model.forward(dense, ids, key), label, ids, 0.0).mean())
+
+    undropped = float(model.backward(model.forward(dense, ids), label, ids, 0.0).mean())
+    assert abs(loss() - undropped) > 1e-3
+    np.testing.assert_allclose(model.predict(dense, ids), model.forward(dense, ids), rtol=1e-12)
+    loss()
+    gradients = {name: gradient.copy() for name, gradient in model.gradients.items()}
+    for name, gradient in gradients.items():
+        array, numeric = model.parameters[name].reshape(-1), np.empty(gradient.size)
+        for i in range(array.size):
+            kept, losses = array[i], []
+            for moved in (1e-6, -1e-6):
+                array[i] = kept + moved
+                losses.append(loss())
+            array[i], numeric[i] = kept, (losses[0] - losses[1]) / 2e-6
+        np.testing.assert_allclose(gradient.ravel(), numeric, rtol=1e-6, atol=1e-8, err_msg=name)
+    assert not gradients["top.0.bias"].all()
 
 
 def test_gradient_without_categorical_features():

@@ -142,6 +142,7 @@ RECIPES = {
         "optimizer": {"optimizer": "adam", "lr": 0.01, "embedding_l2": 1e-3, "weight_decay": 0.01, "l2": 1e-4}
     },
     "adagrad with decay": {"optimizer": {"optimizer": "adagrad", "lr": 0.1, "weight_decay": 0.01}},
+    "dropout": {"dropout": 0.2},
     "average": {"average": 0.3},
     "average of codes": {"average": 0.3, "memory": "int3"},
     "cosine": {"optimizer": {"lr": 0.1, "embedding_lr": 0.3, "schedule": "cosine", "warmup_steps": 4}},
@@ -151,7 +152,9 @@ RECIPES = {
 @pytest.mark.parametrize("stop", [4, 17])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_any_recipe_stopped_ends_as_if_it_had_not(recipe, stop, tmp_path):
-    settings = config(**RECIPES[recipe])
+    changes = dict(RECIPES[recipe])
+    dropout, settings = changes.pop("dropout", 0.0), config(**changes)
+    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, dropout=dropout))
     whole = train(settings, DATA, rows(), tmp_path / "whole")
     with pytest.raises(Stopped):
         train(settings, DATA, rows() | {"train": stopping(stop)}, tmp_path / "part")

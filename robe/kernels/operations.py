@@ -31,6 +31,7 @@ OPERATIONS = {
     "gather_interaction_backward": "interaction_scatter",
     "bias_relu": "bias_relu",
     "bias_relu_backward": "bias_relu",
+    "dropout": "dropout",
     "binary_cross_entropy": "binary_cross_entropy",
     "sgd": "sgd",
     "adagrad": "adagrad",

@@ -504,6 +504,7 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             d=numbers(*matrix),
             d_bias=nan(case.width),
         ),
+        "dropout": call(("out",), share=0.25, key=rounding_key(seed, 5), first=2**40, out=memory),
         "binary_cross_entropy": call(
             ("loss", "d_logits"),
             logits=numbers(case.rows),
