@@ -28,6 +28,7 @@ from robe.backend import select
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve, to_json
 from robe.errors import RobeError
 from robe.model import DLRM, build, state_shapes
+from robe.optim import SQUARES
 from robe.version import __version__
 
 T = TypeVar("T")
@@ -40,7 +41,6 @@ DTYPES = {
 STATE, WEIGHTS = "state.json", "weights.safetensors"
 REMOVED = ".removed"  # what a checkpoint is called while it is removed
 STEP = re.compile(r"step_\d+")
-SUMS = "accumulator"  # how the names of arrays end whose numbers are sums of squares
 KEPT = 2  # checkpoints that stay when newer ones come; two, so that a damaged last one is no loss
 
 
@@ -92,7 +92,9 @@ def save(
         make_folder(folder)
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir()
-        save_file({name: model.backend.to_host(array) for name, array in model.state().items()}, weights)
+        # Of a model that served a training, an inference needs fewer arrays than it has.
+        needed, to_host = state_shapes(config, data), model.backend.to_host
+        save_file({name: to_host(array) for name, array in model.state().items() if name in needed}, weights)
         state["weights_sha256"] = _sha256(weights)
         write_json(partial / "state.json", state)
         shutil.copymode(partial / "state.json", weights)  # safetensors leaves them to their owner alone
@@ -227,7 +229,7 @@ def _flaw(name: str, piece: np.ndarray) -> str | None:
     """What a piece of an array of that name holds that training cannot have left, in words."""
     if piece.dtype.kind == "f" and not np.isfinite(piece).all():
         return "a value that is not finite"
-    if name.endswith(SUMS) and (piece < 0).any():
+    if name.endswith(SQUARES) and (piece < 0).any():
         return "a sum of squares that is negative"
     return None
 

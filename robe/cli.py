@@ -293,7 +293,8 @@ def train(
                 print(timeline.text(limits(backend)))
             if baseline:
                 own = {
-                    name: getattr(TrainConfig, name) for name in ("target_auc", "teacher", "teacher_weight")
+                    name: getattr(TrainConfig, name)
+                    for name in ("average", "recipe", "target_auc", "teacher", "teacher_weight")
                 }
                 plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), **own)
                 model = build(plain, DataSpec.of(manifest), backend)
@@ -575,7 +576,9 @@ def doctor(data: Path | None = None) -> None:
 def demonstrated(config: TrainConfig) -> TrainConfig:
     """The settings with DEMO_SETTINGS, if nothing of what these are about was chosen."""
     default = TrainConfig()
-    if any(getattr(config, name) != getattr(default, name) for name in ("model", "optimizer", *DEMO_SETTINGS)):
+    if any(
+        getattr(config, name) != getattr(default, name) for name in ("model", "optimizer", *DEMO_SETTINGS)
+    ):
         return config
     print(
         "no model chosen: training what won at equal bytes, as with --memory int4 --compression 14 --epochs 2 "

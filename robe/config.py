@@ -63,6 +63,7 @@ class Method:
     halves: whether it is trained in fp16 too; else that is for inference only.
     categorical: whether it uses the categorical features at all.
     captured: whether a step on a GPU can be one CUDA graph.
+    averaged: whether the mean of its weights at several steps is the weights of such a model.
     """
 
     file: str
@@ -71,6 +72,7 @@ class Method:
     halves: bool = False
     categorical: bool = True
     captured: bool = True
+    averaged: bool = True
 
 
 CODE_BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2, "int1": 1}  # of a weight, besides scales and biases
@@ -92,7 +94,10 @@ METHODS = {
     ),
     "full": Method("full", ONE_ARRAY, ids=COUNTED_IDS),
     "mixed_precision": Method(
-        "mixed_precision", ("init_bound", "bits", "cache", "policy", "rounding"), ids=COUNTED_IDS
+        "mixed_precision",
+        ("init_bound", "bits", "cache", "policy", "rounding"),
+        ids=COUNTED_IDS,
+        averaged=False,
     ),
     "none": Method("full", (), categorical=False),
     "hashing": Method("modulo", (*SIZE, *ONE_ARRAY)),
@@ -103,28 +108,50 @@ METHODS = {
     "tensor_train": Method("tensor_train", (*SIZE, *TABLE), ids=COUNTED_IDS, captured=False),
     "compositional": Method("compositional", (*SIZE, *ONE_ARRAY, "chunks", "hash_seed")),
     "mixed_dimension": Method("mixed_dimension", (*SIZE, *TABLE, "alpha"), ids=COUNTED_IDS, captured=False),
-    "cce": Method("cce", (*SIZE, *TABLE, "chunks", "hash_seed"), ids=COUNTED_IDS),
+    "cce": Method("cce", (*SIZE, *TABLE, "chunks", "hash_seed"), ids=COUNTED_IDS, averaged=False),
     # The host has to know how many rows change hands.
-    "cafe": Method("cafe", (*SIZE, *TABLE, "hot_share", *SKETCH), captured=False),
-    "adaembed": Method("adaembed", (*SIZE, *TABLE, *SKETCH), captured=False),
+    "cafe": Method("cafe", (*SIZE, *TABLE, "hot_share", *SKETCH), captured=False, averaged=False),
+    "adaembed": Method("adaembed", (*SIZE, *TABLE, *SKETCH), captured=False, averaged=False),
 }
 # Methods whose ids have to count from 0.
 NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
 
-SCHEDULE = ("lr", "warmup_steps", "decay_start", "decay_steps")
+SCHEDULE = ("lr", "embedding_lr", "schedule", "warmup_steps", "decay_start", "decay_steps")
+DECAY = ("weight_decay", "l2", "embedding_l2")
 # Optimizer -> what it uses of OptimizerConfig besides, in the order in which its kernels take it.
 OPTIMIZERS = {
     "sgd": (),
     "adagrad": ("eps",),
-    "none": ("eps",),  # a converted model keeps the settings it was trained with
+    "adam": ("beta1", "beta2", "eps"),
+    "none": ("beta1", "beta2", "eps"),  # a converted model keeps the settings it was trained with
+}
+
+# Published recipe -> its settings, by part. What they leave at its default is that of the preset.
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    # facebookresearch/dlrm: bench/run_and_time.sh, the reference of MLPerf v1; ids are modulo 40,000,000.
+    "mlperf_v1": {
+        "model": {"preset": "mlperf"},
+        "train": {"eval_every": 102_400, "target_auc": 0.8025},
+    },
+    # facebookresearch/dlrm: bench/dlrm_s_criteo_kaggle.sh.
+    "kaggle_dlrm": {"model": {"preset": "kaggle"}},
+    # BARS, DLRM_criteo_x1 of 2022 (AUC 0.8138): an evaluation each pass. Left out are its batch norm, the
+    # falls of the rate by 10 where the AUC does not rise, and the penalty of rows that a batch does not read.
+    "bars_criteo_x1": {
+        "model": {"width": 10, "bottom": (400, 400, 400), "top": (400, 400, 400), "dropout": 0.2},
+        "optimizer": {"optimizer": "adam", "lr": 1e-3, "embedding_l2": 1e-5},
+        "train": {"batch": 4096, "epochs": 100, "eval_every": 8058, "patience": 2},
+    },
 }
 
 if TYPE_CHECKING:  # a type checker cannot read the keys of a dict
     MethodName = str
     OptimizerName = str
+    RecipeName = str
 else:
     MethodName = Literal[*METHODS]
     OptimizerName = Literal[*OPTIMIZERS]
+    RecipeName = Literal[*RECIPES]
 Memory = Literal["fp32", "fp16", "int8", "int4", "int3", "int2", "int1"]
 
 
@@ -240,26 +267,58 @@ class ModelConfig:
     top: tuple[int, ...] | None = None
     """Hidden layers of the top MLP; a last layer of width 1 follows."""
 
+    dropout: float = 0.0
+    """Share of the activations of the hidden layers of the top MLP that a training step drops, other ones at
+    each step."""
+
+    bottom_dropout: float = 0.0
+    """The same of the bottom MLP."""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     optimizer: OptimizerName | None = None
-    """sgd or adagrad; none: a model that was converted for inference, and is not trained further."""
+    """sgd, adagrad, or adam, which steps of the embedding only the weights that a batch reads; none: a model
+    that was converted for inference, and is not trained further."""
 
     lr: float | None = None
     """Learning rate."""
 
+    embedding_lr: float | None = None
+    """Learning rate of the embedding, which follows the same schedule. Default: --lr."""
+
     eps: float = 1e-8
-    """Adagrad's eps."""
+    """Adagrad's and Adam's eps."""
+
+    beta1: float = 0.9
+    """How much of the mean of the gradients Adam keeps in a step."""
+
+    beta2: float = 0.999
+    """How much of the mean of their squares Adam keeps in a step."""
+
+    weight_decay: float = 0.0
+    """Share of each weight that a step takes away, times the rate (decoupled, as AdamW's); of the embedding
+    from weights that the batch reads, each once a step."""
+
+    l2: float = 0.0
+    """L2 penalty of the MLPs: so much times each weight is added to its gradient."""
+
+    embedding_l2: float = 0.0
+    """L2 penalty of the embedding, of the weights that a batch reads, each once a step."""
+
+    schedule: Literal["polynomial", "linear", "cosine", "constant"] = "polynomial"
+    """How the rate falls, by the share s of --decay-steps that remains: polynomial: as s^2, and only where
+    --decay-start is given (MLPerf's); linear: as s; cosine: as (1 - cos(pi s)) / 2. Without --decay-start,
+    linear and cosine fall from the end of the warm-up to that of the training. constant: never."""
 
     warmup_steps: int = 0
     """Number of steps over which the rate rises linearly to --lr."""
 
     decay_start: int | None = None
-    """Step at which the rate begins to fall; without it, the rate never does."""
+    """Step at which the rate begins to fall."""
 
     decay_steps: int = 0
-    """Number of steps over which the rate falls to 0, as (remaining share)^2."""
+    """Number of steps over which the rate falls to 0, as --schedule says."""
 
 
 @dataclass(frozen=True)
@@ -285,6 +344,17 @@ class TrainConfig:
     fresh_embeddings: bool = False
     """Begin each pass with new initial weights of the embedding, and new sums of its optimizer, while the
     MLPs go on: in later passes it would otherwise learn the training rows by heart."""
+
+    recipe: RecipeName | None = None
+    """A published recipe, for all that you leave at its default: mlperf_v1 (MLPerf's reference: SGD 1.0,
+    batch 2048, to an AUC of 0.8025), kaggle_dlrm (facebookresearch/dlrm on Criteo Kaggle: SGD 0.1, batch
+    128), bars_criteo_x1 (BARS' DLRM on Criteo_x1: Adam, L2 of the embedding, dropout and patience, but no
+    batch norm and no falls of the rate on a plateau). Sources: docs/methods.md."""
+
+    average: float | None = None
+    """Average the weights from this share of the steps on: 0.5 for the second half of the training. The mean,
+    of up to 200 steps at even distances, the last one among them, is evaluated at the end besides the last
+    weights, and is the model of the folder RUN/averaged."""
 
     seed: int = 0
     """Seed of the initial weights and of the order of the rows."""
@@ -320,6 +390,7 @@ PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 LATER = (
     *("fresh_embeddings", "patience", "teacher", "teacher_weight"),
     *("hot_share", *SKETCH, "online", "alpha", "master"),
+    *("embedding_lr", "schedule", "average", "beta1", "beta2", *DECAY, "dropout", "bottom_dropout", "recipe"),
 )
 
 
@@ -349,6 +420,7 @@ LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 # Settings that must be positive where they are given.
 POSITIVE = {
     *("batch", "epochs", "eval_every", "checkpoint_every", "patience", "width", "bottom", "top", "lr", "eps"),
+    "embedding_lr",
     *("weights", "megabytes", "compression", "block", "init_bound", "chunks", "half_life"),
 }
 
@@ -361,7 +433,8 @@ def used_data(config: TrainConfig, data: DataSpec) -> DataSpec:
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Fill what was left open from the preset; raises ConfigError for values out of range."""
+    """Fill what was left open from the recipe and the preset; raises ConfigError for values out of range."""
+    config = follow(config)
     preset = PRESETS[config.model.preset]
 
     def fill(part, **values):
@@ -387,6 +460,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("checkpoint-every", config.checkpoint_every or 1, 1, 2**63 - 1),
         ("teacher-weight", config.teacher_weight, 0, 1),
         ("patience", config.patience or 1, 1, 2**63 - 1),
+        ("average", config.average or 0, 0, 1),
+        ("dropout", model.dropout, 0, 0.99),
+        ("bottom-dropout", model.bottom_dropout, 0, 0.99),
         ("width", model.width, 1, LARGEST_LAYER),
         ("bottom", max(model.bottom, default=1), 1, LARGEST_LAYER),
         ("top", max(model.top, default=1), 1, LARGEST_LAYER),
@@ -399,7 +475,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
         # Larger numbers are endless in float32, and smaller ones 0.
         ("init-bound", config.embedding.init_bound or 1, 0, 1e38),
         ("lr", optimizer.lr, 0, 1e38),
+        ("embedding-lr", optimizer.embedding_lr or 1, 0, 1e38),
         ("eps", optimizer.eps, 1e-37, 1e38),
+        *((name.replace("_", "-"), getattr(optimizer, name), 0, 1e38) for name in DECAY),
         ("warmup-steps", optimizer.warmup_steps, 0, 2**63 - 1),
         ("decay-start", optimizer.decay_start or 0, 0, 2**63 - 1),
         ("decay-steps", optimizer.decay_steps, 0, 2**63 - 1),
@@ -413,14 +491,62 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError("--decay-start needs --decay-steps, the number of steps the rate takes to reach 0")
     if optimizer.decay_start is None and optimizer.decay_steps:
         raise ConfigError("--decay-steps needs --decay-start, the step at which the rate begins to fall")
+    if (model.dropout or model.bottom_dropout) and config.precision == "bf16":
+        raise ConfigError("--dropout and --bottom-dropout are not for --precision bf16; use tf32 or fp32")
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(optimizer, name) < 1:
+            raise ConfigError(f"--{name} must be at least 0, and less than 1, not {getattr(optimizer, name)}")
+    if optimizer.schedule == "constant" and optimizer.decay_start is not None:
+        raise ConfigError("--schedule constant never falls; leave out --decay-start and --decay-steps")
     if config.teacher is None and config.teacher_weight != TrainConfig.teacher_weight:
         raise ConfigError(f"--teacher-weight {config.teacher_weight} needs --teacher, the run that teaches")
     if config.fresh_embeddings and config.epochs < 2:
         raise ConfigError("--fresh-embeddings needs --epochs of 2 or more; those of the first pass are fresh")
+    require_averageable(config)
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
     require_lean(config.embedding)
-    refuse_unused(optimizer, "optimizer", {name: (*SCHEDULE, *own) for name, own in OPTIMIZERS.items()})
+    refuse_unused(
+        optimizer, "optimizer", {name: (*SCHEDULE, *DECAY, *own) for name, own in OPTIMIZERS.items()}
+    )
     return config
+
+
+def follow(config: TrainConfig) -> TrainConfig:
+    """The settings of a recipe for all that are at their defaults."""
+    recipe = RECIPES.get(config.recipe or "", {})
+
+    def filled(part: Any, values: dict[str, Any]) -> Any:
+        defaults = vars(type(part)())
+        return dataclasses.replace(
+            part, **{name: value for name, value in values.items() if getattr(part, name) == defaults[name]}
+        )
+
+    parts = {name: filled(getattr(config, name), recipe[name]) for name in PARTS if name in recipe}
+    return filled(dataclasses.replace(config, **parts), recipe.get("train", {}))
+
+
+def require_averageable(config: TrainConfig) -> None:
+    """Raise ConfigError for --average of weights that have no mean, or of a training of no known end."""
+    if config.average is None:
+        return
+    if config.embedding.master == "none":
+        raise ConfigError("--average is for weights, and --master none has codes alone; use --master fp32")
+    if not METHODS[config.embedding.method].averaged:
+        takers = ", ".join(name for name, method in METHODS.items() if method.averaged)
+        raise ConfigError(
+            f"--average is not for --method {config.embedding.method}, whose weights are rounded or come to "
+            f"stand for other ids; it is for {takers}"
+        )
+    for name in ("patience", "target_auc"):
+        if getattr(config, name) is not None:
+            raise ConfigError(
+                f"--average has to know where the training ends; leave out --{name.replace('_', '-')}"
+            )
+    if config.fresh_embeddings and config.average < 1 - 1 / config.epochs:
+        raise ConfigError(
+            "--average would be of weights before and after --fresh-embeddings drew them anew; begin in the "
+            f"last pass, at {1 - 1 / config.epochs:.3g} or later"
+        )
 
 
 def require_lean(embedding: EmbeddingConfig) -> None:
@@ -541,7 +667,7 @@ def from_json(data: dict) -> TrainConfig:
     embedding, optimizer = config.embedding, config.optimizer
     if optimizer.decay_start is None:
         optimizer = dataclasses.replace(optimizer, decay_steps=0)
-    options = *SCHEDULE, *OPTIMIZERS[optimizer.optimizer or "none"]
+    options = *SCHEDULE, *DECAY, *OPTIMIZERS[optimizer.optimizer or "none"]
     return dataclasses.replace(
         config,
         embedding=used(embedding, "method", METHODS[embedding.method].options),

@@ -35,6 +35,7 @@ from robe.train import TrainingError, fed, probabilities
 
 # Settings of the loop over a prepared folder, which `fit` does not make.
 LOOP = {
+    "average",
     "teacher",
     "teacher_weight",
     "epochs",
@@ -68,6 +69,7 @@ class DLRM:
             raise ConfigError("dense must be at least 0, and there must be cardinalities, each at least 1")
         try:
             config = resolve(_config(settings))
+            learning_rate(config.optimizer, 0)  # which says if the schedule needs the end of the training
             data = DataSpec(
                 dense, cardinalities, "hash" if hashed else "dictionary", "", "as they were given"
             )

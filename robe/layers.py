@@ -12,9 +12,14 @@ import numpy as np
 from robe.backend import Backend
 from robe.matmul import mask_bytes
 
+LAYER = 2**40  # from the number of an activation to that of the same one in the next layer
+
 
 class MLP:
     """x -> relu(x W + b) -> ... ; with `linear_end` the last layer has no rectifier.
+
+    dropout: the share of the activations of all layers but the last that are dropped where `forward` is given
+    a key; `linear_end` tells which numbers these have.
 
     parameters: a list of (weight (in, out), bias (out,)); `gradients` of the same shapes; and `factors`, the
     parameters as they are multiplied: rounded copies where the backend keeps activations short, else the
@@ -24,9 +29,17 @@ class MLP:
     """
 
     def __init__(
-        self, parameters, gradients, factors, batch: int, backend: Backend, linear_end: bool = False
+        self,
+        parameters,
+        gradients,
+        factors,
+        batch: int,
+        backend: Backend,
+        linear_end: bool = False,
+        dropout: float = 0.0,
     ):
         self.parameters, self.gradients = parameters, gradients
+        self.dropout, self.dropped = dropout, False
         # The last bias is added to float32 products.
         self.factors = [*factors[:-1], (factors[-1][0], parameters[-1][1])]
         self.backend, self.short, self.linear_end = backend, backend.short, linear_end
@@ -47,12 +60,13 @@ class MLP:
             for _, columns in shapes[:-1]
         ]
 
-    def forward(self, x, out=None, learns: bool = True):
+    def forward(self, x, out=None, learns: bool = True, key=None):
         """x (B, in) -> (B, out), in `out` if given; valid until the next call.
 
-        learns: whether `backward` will follow.
+        learns: whether `backward` will follow. key: what is dropped follows from it; None: nothing is.
         """
         xp, rows = self.backend.xp, len(x)
+        self.dropped = bool(self.dropout) and key is not None
         last = len(self.parameters) - 1
         self.activations, self.positive = [x], []
         for i, (weight, bias) in enumerate(self.factors):
@@ -62,10 +76,15 @@ class MLP:
                 self.backend.matmul(x, weight, product)
                 xp.add(product, bias, out=y)
             else:
-                mask = self.masks[i][:rows] if learns and self.backend.fused and i < last else None
+                # What is positive behind a product says nothing of what is dropped afterwards.
+                masked = learns and self.backend.fused and i < last and not self.dropped
+                mask = self.masks[i][:rows] if masked else None
                 self.positive.append(self._rectified(x, weight, bias, product, y, mask))
             if self.short and i < last:
                 self.short.settle(y)
+            if self.dropped and i < last:
+                first = LAYER * (2 * i + self.linear_end)
+                self.backend.kernels.dropout(self.dropout, key, first, y.reshape(-1))
             x = y
             self.activations.append(x)
         return x
@@ -114,6 +133,8 @@ class MLP:
         if mask is None or not self.backend.fused("gradient", d_y, weight, d, written, mask):
             sums = self._sums(d)
             self.backend.matmul(d_y, weight, sums)
+            if self.dropped:  # what was not
+                sums /= 1 - self.dropout
             self.backend.kernels.bias_relu_backward(self.activations[i + 1], sums, d_bias)
             if self.short:
                 self.short.store(sums, d)

@@ -26,15 +26,18 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig, used_data
-from robe.embeddings import Embedding, create, declared_state
+from robe.embeddings import ArrayEmbedding, Embedding, create, declared, declared_state
 from robe.errors import ArrayError
 from robe.graph import Graphs
 from robe.interaction import Interaction
+from robe.kernels.parts.half import rounding_key
 from robe.layers import MLP
-from robe.optim import RULES, DenseOptimizer
+from robe.optim import RULES, DenseOptimizer, corrections
 from robe.timeline import Phase, no_phase
 
 EVALUATION_BATCH = 2048
+AVERAGED = 2**22  # numbers that are averaged at a time
+DROPPED = 2**63  # number of the step from which keys of dropout are counted on; keys of rounding, from 0
 
 
 def layer_shapes(config: TrainConfig, data: DataSpec) -> dict[str, list[tuple[int, int]]]:
@@ -63,10 +66,23 @@ def state_shapes(config: TrainConfig, data: DataSpec) -> dict[str, tuple[tuple[i
     parameters = parameter_shapes(config, data)
     dense = (sum(math.prod(shape) for shape in parameters.values()),)
     return {
+        **{f"average.{name}": (shape, "float32") for name, shape in averaged_shapes(config, data).items()},
         **{name: (shape, "float32") for name, shape in parameters.items()},
         **{name: (array.shape, array.dtype) for name, array in declared_state(config, data).items()},
         **{f"dense.{name}": (dense, "float32") for name in RULES[config.optimizer.optimizer].state},
     }
+
+
+def averaged_shapes(config: TrainConfig, data: DataSpec) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of each mean of weights that a training keeps, for a resolved configuration."""
+    if config.average is None:
+        return {}
+    embedding = {_of_part(part): (weights.count,) for part, weights in declared(config, data).items()}
+    return parameter_shapes(config, data) | embedding
+
+
+def _of_part(part: str) -> str:
+    return ".".join(("embedding", *filter(None, (part,))))
 
 
 def buffer_rows(config: TrainConfig) -> int:
@@ -95,6 +111,12 @@ class DLRM:
         dtype="float32",
     ):
         self.embedding, self.backend, self.lock = embedding, backend, threading.Lock()
+        shares = {"bottom": config.model.bottom_dropout, "top": config.model.dropout}
+        self.dropout_seed = config.seed if any(shares.values()) else None
+        # What the embedding's rate is of the other; None where they are one.
+        own_rate, self.rate_share = config.optimizer.embedding_lr, None
+        if own_rate is not None:
+            self.rate_share = own_rate / config.optimizer.lr
         xp, batch = backend.xp, buffer_rows(config)
         self.rows, self.columns = batch, data.dense
         shapes = parameter_shapes(config, data)
@@ -120,7 +142,10 @@ class DLRM:
         self.bottom, self.top = (
             MLP(
                 *(_layers(matrices, part), _layers(d_matrices, part), _layers(factors, part)),
-                *(batch, backend, part == "top"),
+                batch,
+                backend,
+                linear_end=part == "top",
+                dropout=shares[part],
             )
             for part in ("bottom", "top")
         )
@@ -133,6 +158,8 @@ class DLRM:
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
         self.graphs = Graphs(backend)
+        shapes = averaged_shapes(config, data)
+        self.averages = {name: xp.zeros(shape, "float32") for name, shape in shapes.items()}
 
     def predict(self, dense, ids):
         """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call.
@@ -148,11 +175,11 @@ class DLRM:
         interacted = self.interaction.predict(self.bottom.forward(self._multiplied(dense), learns=False), ids)
         return self.top.forward(interacted, learns=False)[:, 0]
 
-    def forward(self, dense, ids):
-        """As `predict`, and keeps what the gradient needs."""
+    def forward(self, dense, ids, key=None):
+        """As `predict`, and keeps what the gradient needs. key: of what is dropped; None: nothing is."""
         self._shorten()
-        self.bottom.forward(self._multiplied(dense), self.interaction.first(len(dense)))
-        return self.top.forward(self.interaction.forward(ids))[:, 0]
+        self.bottom.forward(self._multiplied(dense), self.interaction.first(len(dense)), key=key)
+        return self.top.forward(self.interaction.forward(ids), key=key)[:, 0]
 
     def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase, target=None):
         """Gradients of the mean loss by all dense parameters; returns the losses (B,).
@@ -172,7 +199,8 @@ class DLRM:
                 losses += target
             d_interacted = self.top.backward(d_logits[:, None], want_input=True)
         with phase("backward, embedding"):
-            d_first = self.interaction.backward(d_interacted, ids, rate)
+            own_rate = rate if self.rate_share is None else rate * self.rate_share
+            d_first = self.interaction.backward(d_interacted, ids, own_rate)
         with phase("backward, bottom"):
             self.bottom.backward(d_first, want_input=False)
         return losses
@@ -184,23 +212,30 @@ class DLRM:
         """
         self._require_fit(dense, ids, label)
         batch = (label, dense, ids, *(() if target is None else (target,)))
-        if self.backend.graph is None or phase is not no_phase:  # a graph has no phases
-            return self._step(*batch, rate=rate, phase=phase)
         embedding, steps = self.embedding, self.embedding.steps
-        held = self.graphs.held((self.dense_parameters.dtype.type(rate), *embedding.changing()))
-        embedding.held = held[1:]
+        corrected = corrections(self.optimizer.config, steps + 1, self.dense_parameters.dtype)
+        key = () if self.dropout_seed is None else (rounding_key(self.dropout_seed, DROPPED + steps),)
+        if self.backend.graph is None or phase is not no_phase:  # a graph has no phases
+            return self._step(*batch, numbers=(rate, corrected, *key), phase=phase)
+        own = self.dense_parameters.dtype.type(rate), *corrected, *key
+        held = self.graphs.held((*own, *embedding.changing()))
+        behind = 1 + len(corrected)
+        numbers = held[0], held[1:behind], *held[behind : len(own)]
+        embedding.held = held[len(own) :]
         try:
-            return self.graphs("training", partial(self._step, rate=held[0]), *batch)
+            return self.graphs("training", partial(self._step, numbers=numbers), *batch)
         finally:
             embedding.held, embedding.steps = (), steps + 1  # whether Python ran the step or a graph
 
-    def _step(self, label, dense, ids, target=None, *, rate, phase: Phase = no_phase):
+    def _step(self, label, dense, ids, target=None, *, numbers, phase: Phase = no_phase):
+        """numbers: the rate, `corrections` of the optimizer, and the key of dropout if there is any."""
+        rate, corrected, *key = numbers
         self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):
-            logits = self.forward(dense, ids)
+            logits = self.forward(dense, ids, *key)
         losses = self.backward(logits, label, ids, rate, phase, target)
         with phase("update"):
-            self.optimizer.update(self.dense_gradient, rate)
+            self.optimizer.update(self.dense_gradient, rate, corrected)
         return losses
 
     def _require_fit(self, dense, ids, *label) -> None:
@@ -214,6 +249,30 @@ class DLRM:
             raise ArrayError(f"a batch has {rows} rows, but the buffers of the model are for {self.rows}")
         if ids.dtype != "uint32":
             raise ArrayError(f"ids: holds {ids.dtype}, but must hold uint32")
+
+    def average(self, number: int) -> None:
+        """Take the weights as they are now into their means, the `number`-th of all, from 1 on."""
+        now = self.parameters | {part: array.stepped for part, array in self._arrays().items()}
+        for name, mean in self.averages.items():
+            flat, weights = mean.reshape(-1), now[name].reshape(-1)
+            for start in range(0, flat.size, AVERAGED):
+                piece = slice(start, start + AVERAGED)
+                difference = weights[piece] - flat[piece]
+                difference /= number
+                flat[piece] += difference
+
+    def use_averages(self) -> None:
+        """Have the means for weights. A training does not go on from here."""
+        for name, mean in self.averages.items():
+            if name in self.parameters:
+                self.parameters[name][...] = mean
+        for part, array in self._arrays().items():
+            array.restart([(0, self.averages[part])])
+
+    def _arrays(self) -> dict[str, ArrayEmbedding]:
+        """Name of its mean -> each array of the embedding whose weights can be averaged."""
+        parts = self.embedding.parts.items()
+        return {_of_part(part): array for part, array in parts if isinstance(array, ArrayEmbedding)}
 
     def _shorten(self) -> None:
         """Round the dense parameters, as they are now, for the products that follow."""
@@ -235,7 +294,8 @@ class DLRM:
     def state(self) -> dict[str, Any]:
         """Name -> array, everything that training changes; views, so writing to them sets the model."""
         optimizer = {f"dense.{name}": array for name, array in self.optimizer.state.items()}
-        return self.parameters | self.embedding.state() | optimizer
+        averages = {f"average.{name}": mean for name, mean in self.averages.items()}
+        return self.parameters | self.embedding.state() | optimizer | averages
 
 
 def _initial_dense(shapes: dict[str, tuple[int, ...]], rng) -> np.ndarray:

@@ -1,7 +1,11 @@
-"""Learning rate, what each optimizer keeps and steps by, and the update of the dense parameters."""
+"""Learning rates, what each optimizer keeps and steps by, and the update of the dense parameters."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from robe.backend import Backend
 from robe.config import OPTIMIZERS, ConfigError, OptimizerConfig
@@ -18,19 +22,29 @@ class Rule:
         once.
     state: the names of what it keeps, each one number a parameter, 0 at first.
     rounded: whether half_step, cached_step and code_step, which step weights in few bits, know it.
+    decays: whether it has L2 penalty and weight decay for slots: `decayed_step` knows it, or `touched`, which
+        takes both behind the options.
+    corrections: how many numbers both operations take behind the rate, of `corrections`.
     """
 
     dense: str | None = None
     touched: str | None = None
     state: tuple[str, ...] = ()
     rounded: bool = False
+    decays: bool = False
+    corrections: int = 0
 
 
 RULES = {
-    "sgd": Rule(dense="sgd", rounded=True),
-    "adagrad": Rule(dense="adagrad", touched="adagrad_step", state=("accumulator",), rounded=True),
+    "sgd": Rule("sgd", rounded=True, decays=True),
+    "adagrad": Rule("adagrad", "adagrad_step", state=("accumulator",), rounded=True, decays=True),
+    "adam": Rule("adam", "adam_step", state=("mean", "square"), decays=True, corrections=2),
     "none": Rule(rounded=True),
 }
+
+
+# Of what rules keep: sums and means of squares, which are never negative, and have no sign to be hashed.
+SQUARES = ("accumulator", "square")
 
 
 def kernel_options(config: OptimizerConfig) -> tuple[float, ...]:
@@ -38,9 +52,48 @@ def kernel_options(config: OptimizerConfig) -> tuple[float, ...]:
     return tuple(getattr(config, name) for name in OPTIMIZERS[config.optimizer])
 
 
+def corrections(config: OptimizerConfig, step: int, dtype: Any) -> tuple[Any, ...]:
+    """What kernels of the optimizer take behind the rate in step 1, 2, ... of a training, in that dtype.
+
+    Of Adam: 1 / (1 - beta1^step) and 1 / sqrt(1 - beta2^step), which scale the means of few gradients.
+    """
+    if not RULES[config.optimizer].corrections:
+        return ()
+    number = np.dtype(dtype).type
+    return number(1 / (1 - config.beta1**step)), number(1 / math.sqrt(1 - config.beta2**step))
+
+
+def touched_step(config: OptimizerConfig) -> tuple[str | None, tuple[float, ...]]:
+    """The operation that steps the slots of a batch, and its options; None where gradients are added at once.
+
+    Raises ConfigError for L2 penalty or weight decay that no operation knows.
+    """
+    rule, options, decay = RULES[config.optimizer], kernel_options(config), decays(config)
+    if rule.touched == "adam_step":
+        return rule.touched, (*options, *decay)
+    if not any(decay) or not rule.dense:
+        return rule.touched, options
+    if not rule.decays:
+        known = ", ".join(name for name, other in RULES.items() if other.decays)
+        raise ConfigError(
+            f"--weight-decay and --embedding-l2 are not for --optimizer {config.optimizer}; choose of {known}"
+        )
+    return "decayed_step", (config.eps, *decay)
+
+
+def decays(config: OptimizerConfig) -> tuple[float, float]:
+    """The L2 penalty of the embedding and its weight decay, as kernels take them."""
+    return config.embedding_l2, config.weight_decay
+
+
 def rounded_rule(config: OptimizerConfig) -> Rule:
     """The rule of an optimizer, for weights in few bits; ConfigError if their kernels do not know it."""
     rule = RULES[config.optimizer]
+    if rule.dense and any(decays(config)):
+        raise ConfigError(
+            "--weight-decay and --embedding-l2 do not reach weights in few bits (--memory fp16, --master "
+            "none, --method mixed_precision); train in fp32, then `robe convert`"
+        )
     if not rule.rounded:
         known = ", ".join(name for name, other in RULES.items() if other.rounded and other.dense)
         raise ConfigError(
@@ -50,13 +103,31 @@ def rounded_rule(config: OptimizerConfig) -> Rule:
     return rule
 
 
-def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Rate of step 0, 1, ...: linear warm-up, constant, then (remaining share of decay_steps)^2."""
-    rate = config.lr
+# Schedule -> the share of the rate that is left where a share of the steps of its fall remains.
+FALLS: dict[str, Callable[[float], float]] = {
+    "polynomial": lambda remaining: remaining**2,
+    "linear": lambda remaining: remaining,
+    "cosine": lambda remaining: (1 - math.cos(math.pi * remaining)) / 2,
+}
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int | None = None) -> float:
+    """Rate of step 0, 1, ...: linear warm-up, constant, then a fall as the schedule says.
+
+    steps: how many the training has; without it, ConfigError for a fall that ends with them.
+    """
+    rate, start, length = config.lr, config.decay_start, config.decay_steps
     if step < config.warmup_steps:
         rate *= (step + 1) / config.warmup_steps
-    if config.decay_start is not None and step >= config.decay_start:
-        rate *= max(0.0, 1 - (step - config.decay_start) / config.decay_steps) ** 2
+    if start is None and config.schedule in ("linear", "cosine"):
+        if steps is None:
+            raise ConfigError(
+                f"--schedule {config.schedule} has to know where the training ends; give --decay-start and "
+                "--decay-steps"
+            )
+        start, length = config.warmup_steps, max(1, steps - config.warmup_steps)
+    if start is not None and step >= start:
+        rate *= FALLS[config.schedule](max(0.0, 1 - (step - start) / length))
     return rate
 
 
@@ -68,7 +139,7 @@ class DenseOptimizer:
 
     def __init__(self, config: OptimizerConfig, array: Any, pieces: list[slice], backend: Backend):
         rule, done = RULES[config.optimizer], 0
-        self.options = kernel_options(config)
+        self.config, self.options = config, kernel_options(config)
         count = sum(piece.stop - piece.start for piece in pieces)
         self.state = {name: backend.xp.zeros(count, array.dtype) for name in rule.state}
         self.step = getattr(backend.kernels, rule.dense) if rule.dense else None
@@ -79,7 +150,15 @@ class DenseOptimizer:
             self.pieces.append((piece, [*state, parameters]))
             done += parameters.size
 
-    def update(self, gradient, rate: float) -> None:
-        """One step by the gradient, which lies as the parameters do, in place."""
-        for piece, arrays in self.pieces:
-            self.step(gradient[piece], rate, *self.options, *arrays)
+    def update(self, gradient, rate: float, corrected: tuple = ()) -> None:
+        """One step by the gradient, which lies as the parameters do, in place.
+
+        corrected: of `corrections`. The gradient is overwritten.
+        """
+        l2, decay = self.config.l2, self.config.weight_decay
+        for piece, (*state, parameters) in self.pieces:
+            if l2:
+                gradient[piece] += l2 * parameters
+            if decay:
+                parameters -= rate * decay * parameters
+            self.step(gradient[piece], rate, *corrected, *self.options, *state, parameters)

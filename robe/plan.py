@@ -1,12 +1,14 @@
 """How many bytes a configuration needs, item by item, without allocating any of them."""
 
+import math
+
 import numpy as np
 
 from robe.config import CODE_BITS, METHODS, DataSpec, TrainConfig, used_data
 from robe.embeddings import Weights, declared, declared_arrays, planned_bytes
 from robe.embeddings.sketched import SketchedWeights
 from robe.interaction import Interaction
-from robe.model import EVALUATION_BATCH, buffer_rows, layer_shapes
+from robe.model import EVALUATION_BATCH, averaged_shapes, buffer_rows, layer_shapes
 from robe.optim import RULES
 
 FLOAT, INT, SUM = 4, 4, 8
@@ -40,11 +42,15 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
         "activations and their gradients": buffer_rows(config) * per_row * FLOAT,
         **_of_a_gpu(config, data),
     }
+    averaged = sum(math.prod(shape) for shape in averaged_shapes(config, data).values()) * FLOAT
+    if averaged:
+        memory["averaged weights"] = averaged
     kept = sum(array.nbytes for array in declared_arrays(config, data) if array.kept)
     dictionary = {"dictionary": sum(data.cardinalities) * INT} if data.dialect == "dictionary" else {}
     return {
         "memory": memory,
-        "checkpoint": {"weights and optimizer state": kept + (dense + dense_state) * FLOAT},
+        "checkpoint": {"weights and optimizer state": kept + (dense + dense_state) * FLOAT}
+        | ({"averaged weights": averaged} if averaged else {}),
         "disk": {
             "shards": rows * columns * FLOAT,
             **dictionary,

@@ -76,6 +76,11 @@ def text(summary: dict) -> str:
         f"test AUC {number(test['auc'])}, log loss {number(test['log_loss'])} ({test['rows']:,} rows, "
         f"base rate {test['base_rate']:.4f}); validation AUC {number(validation['auc'])}{best}",
     ]
+    if averaged := summary.get("averaged"):
+        lines.append(
+            f"averaged weights: test AUC {number(averaged['test']['auc'])}, log loss "
+            f"{number(averaged['test']['log_loss'])}; validation AUC {number(averaged['validation']['auc'])}"
+        )
     if bayes := summary["bayes"]:
         bound = bayes["test"]
         lines.append(

@@ -3,6 +3,7 @@
     RUN/config.json       the settings, the folder of the data, and whether a baseline is trained too
     RUN/data/             the manifest of that folder (and its dictionary), which later predictions need
     RUN/checkpoints/      the newest checkpoints (checkpoint.py)
+    RUN/averaged/         the folder of a run, too: of the mean of the weights, with --average
     RUN/metrics.jsonl, summary.json, curves.png      what a reader wants to know (train.py, report.py)
 
 This is where models and data meet: it stands above both `robe` and `data_pipeline`, as the commands do.
@@ -36,9 +37,11 @@ from robe.model import DLRM
 from robe.progress import Update, Watched, unwatched
 from robe.timeline import Phase, no_phase
 from robe.train import (
+    AVERAGED,
     EVALUATION_BATCH,
     TrainingError,
     as_lines,
+    averaged_config,
     predict,
     probabilities,
     train,
@@ -228,9 +231,20 @@ def fit(
     except TrainingError:
         rows["train"].require_possible("dense")
         raise
+    if AVERAGED in summary:
+        _complete(run, config)
     bayes = manifest.synthetic and manifest.synthetic["bayes"]
     warnings = one_class(rows) + summary["warnings"]
     return summary | {"data": manifest.describe(), "bayes": bayes, "warnings": warnings}
+
+
+def _complete(run: Path, config: TrainConfig) -> None:
+    """Give RUN/averaged, which holds a checkpoint, all else that the folder of a run has."""
+    folder, settings = run / AVERAGED, read(run)
+    (folder / "data").mkdir(exist_ok=True)
+    for path in (run / "data").iterdir():
+        copy_whole(path, folder / "data" / path.name)
+    settings._replace(config=averaged_config(config), baseline=False).write(folder)
 
 
 def taught(

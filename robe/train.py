@@ -2,11 +2,13 @@
 
     RUN/metrics.jsonl   one line per log or evaluation
     RUN/checkpoints/    the newest checkpoints
+    RUN/averaged/       a run of the mean of the weights, with --average
 
 Rows come from outside: any object with `count` and `batches(batch_size, seed, epoch, start_step)` that
 yields `(label, dense, ids)`; with a teacher, those that train yield `(label, probability, dense, ids)`.
 """
 
+import dataclasses
 import json
 import math
 import platform
@@ -34,6 +36,8 @@ from robe.progress import Update, unwatched
 from robe.timeline import Phase, no_phase
 from robe.version import __version__
 
+AVERAGED = "averaged"
+MOST_AVERAGED = 200  # steps whose weights are averaged
 LOGS_PER_EVALUATION = 5
 EVALUATIONS_PER_EPOCH = 10
 # Log losses that are no lack of knowledge, as to predict 1/2 for every row costs 0.69. Models that know their
@@ -109,10 +113,12 @@ def train(
             step, at_end = position.step, position.step == total
             evaluates = step % evaluate_every == 0 or at_end
             saves = step % checkpoint_every == 0 or at_end
-            rate = learning_rate(config.optimizer, step - 1)
+            rate = learning_rate(config.optimizer, step - 1, whole)
             losses = model.step(label, dense, ids, rate, phase, *target)
             model.backend.xp.sum(losses, dtype="float64", out=sums[len(counts), ...])
             counts.append(len(label))
+            if number := averaged_number(config, step, whole):
+                model.average(number)
             if step % log_every == 0 or evaluates or saves:
                 loss = _mean_loss(model.backend.to_host(sums[: len(counts)]), counts, step, config, log)
                 counts = []
@@ -145,6 +151,7 @@ def train(
     # The last evaluation is of the final weights, but not made if there was nothing left to do.
     validation = validation or metrics.summary(*predict(model, rows["validation"]))
     training_loss = log.training_loss(kept_step)
+    averaged = _averaged(model, config, data, rows, run, position) if position.step == whole else {}
     test_loss = math.inf if test["log_loss"] is None else test["log_loss"]
     diverged = test_loss > ABSURD or min(test_loss, training_loss) > DIVERGED
     ended = "all epochs done" if position.step == whole else f"--max-steps {total} reached"
@@ -158,6 +165,7 @@ def train(
         "training_loss": training_loss,
         "test": test,
         "validation": validation,
+        **averaged,
         "diverged": diverged,
         "warnings": _warnings({"test": test, "validation": validation}, training_loss, diverged, config, log),
         "dense_parameters": sum(array.size for array in model.parameters.values()),
@@ -180,6 +188,42 @@ def _milestone(step: int, total: int, batch: int, first: int, began: float) -> s
     left = timedelta(seconds=round(seconds / (step - first) * (total - step)))
     pace = f"{(step - first) * batch / seconds:,.0f} rows/s"
     return f"step {step:,} of {total:,}, {step * batch:,} rows, {pace}, {left} left"
+
+
+def averaged_number(config: TrainConfig, step: int, total: int) -> int:
+    """The how manieth of those that are averaged the weights after a step are, from 1 on; 0 for none of them.
+
+    They are at even distances, the last one at the end of the training, which has `total` steps.
+    """
+    if config.average is None:
+        return 0
+    last = min(int(config.average * total), total - 1)  # step that is not averaged
+    distance = -(-(total - last) // MOST_AVERAGED)
+    if step <= last or (total - step) % distance:
+        return 0
+    return (total - last - 1) // distance - (total - step) // distance + 1
+
+
+def _averaged(
+    model: DLRM, config: TrainConfig, data: DataSpec, rows: Mapping[str, Rows], run: Path, position: Position
+) -> dict[str, dict]:
+    """What a summary says of the mean of the weights, if there is one, which is saved as a run for inference.
+
+    The model has its last weights again afterwards.
+    """
+    if config.average is None:
+        return {}
+    model.use_averages()
+    found = {split: metrics.summary(*predict(model, rows[split])) for split in ("test", "validation")}
+    checkpoint.save(run / AVERAGED, model, averaged_config(config), data, position)
+    _load(checkpoint.of_step(run, position.step), model, position.step)
+    return {AVERAGED: found}
+
+
+def averaged_config(config: TrainConfig) -> TrainConfig:
+    """The settings of the run in RUN/averaged, which is not trained further."""
+    optimizer = dataclasses.replace(config.optimizer, optimizer="none")
+    return dataclasses.replace(config, optimizer=optimizer, average=None)
 
 
 def resumed(

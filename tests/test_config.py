@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -9,6 +10,7 @@ from robe import config as c
 from robe.config import ConfigError, EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
 from robe.model import layer_shapes
 from robe.optim import learning_rate
+from robe.plan import plan
 
 CRITEO = c.DataSpec(13, (10,) * 26, "hash", "", "test")
 
@@ -109,6 +111,25 @@ def test_options_are_refused_by_the_methods_that_do_not_use_them(method, option)
         resolve(given)
 
 
+def test_recipes_are_the_published_settings():
+    bars = resolve(TrainConfig(recipe="bars_criteo_x1"))
+    assert (bars.model.width, bars.model.bottom, bars.model.top) == (10, (400,) * 3, (400,) * 3)
+    assert (bars.model.dropout, bars.model.bottom_dropout) == (0.2, 0)
+    assert bars.optimizer == OptimizerConfig("adam", 1e-3, embedding_l2=1e-5)
+    assert (bars.batch, bars.patience, bars.eval_every) == (4096, 2, math.ceil(33_003_326 / 4096))
+    mlperf = resolve(TrainConfig(recipe="mlperf_v1"))
+    assert (mlperf.optimizer, mlperf.batch, mlperf.target_auc) == (OptimizerConfig("sgd", 1.0), 2048, 0.8025)
+    kaggle = resolve(TrainConfig(recipe="kaggle_dlrm"))
+    assert dataclasses.replace(kaggle, recipe=None) == resolve(TrainConfig(model=ModelConfig("kaggle")))
+
+
+@pytest.mark.parametrize("recipe", c.RECIPES)
+def test_a_recipe_is_for_what_is_left_open_and_survives_json(recipe):
+    given = resolve(TrainConfig(recipe=recipe, batch=77, optimizer=OptimizerConfig(lr=0.25), eval_every=5))
+    assert (given.batch, given.optimizer.lr, given.eval_every) == (77, 0.25, 5)
+    assert resolve(given) == given == resolve(c.from_json(json.loads(json.dumps(c.to_json(given)))))
+
+
 def test_what_a_method_uses():
     """By hand, so that a row that is wrong in the list is seen."""
     assert set(c.METHODS["full"].options) == {"init_bound", "memory", "master", "rounding"}
@@ -134,9 +155,52 @@ def test_options_of_the_optimizer():
     for optimizer in ("adagrad", "none"):
         assert resolve(TrainConfig(optimizer=OptimizerConfig(optimizer, eps=1e-6))).optimizer.eps == 1e-6
     with pytest.raises(
-        ConfigError, match=r"^--eps 1e-06 is not for --optimizer sgd; it is for --optimizer adagrad$"
+        ConfigError, match=r"^--eps 1e-06 is not for --optimizer sgd; it is for --optimizer adagrad, adam$"
     ):
         resolve(TrainConfig(model=ModelConfig("kaggle"), optimizer=OptimizerConfig(eps=1e-6)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"optimizer": "sgd", "beta1": 0.5},
+            "--beta1 0.5 is not for --optimizer sgd; it is for --optimizer adam",
+        ),
+        ({"optimizer": "adam", "beta2": 1.0}, "--beta2 must be at least 0, and less than 1, not 1.0"),
+        ({"weight_decay": -1.0}, "--weight-decay must be from 0 to 1e.38, not -1.0"),
+        ({"embedding_l2": float("nan")}, "--embedding-l2 must be from 0 to"),
+    ],
+)
+def test_options_of_adam_and_of_decay(settings, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        resolve(TrainConfig(optimizer=OptimizerConfig(**settings)))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (
+            {"optimizer": "adam"},
+            "--optimizer adam cannot step weights in few bits .*; choose of sgd, adagrad",
+        ),
+        (
+            {"optimizer": "sgd", "weight_decay": 0.1},
+            "--weight-decay and --embedding-l2 do not reach weights in few",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    "embedding", [{"memory": "fp16"}, {"memory": "int8", "master": "none"}, {"method": "mixed_precision"}]
+)
+def test_weights_in_few_bits_have_neither(embedding, optimizer, message):
+    data = c.DataSpec(13, (10,) * 26, "dictionary", "", "test")
+    size = {} if "method" in embedding else {"weights": 640}
+    config = resolve(
+        TrainConfig(embedding=EmbeddingConfig(**embedding, **size), optimizer=OptimizerConfig(**optimizer))
+    )
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        plan(config, data, 1)
 
 
 def test_runs_of_before_are_read_without_the_options_that_nothing_used():
@@ -160,6 +224,43 @@ def test_one_pass_is_fresh_anyway():
     assert resolve(TrainConfig(fresh_embeddings=True, epochs=2)).fresh_embeddings
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": ModelConfig(dropout=1.0)}, "--dropout must be from 0 to 0.99, not 1.0"),
+        (
+            {"model": ModelConfig(dropout=0.1), "precision": "bf16"},
+            "--dropout and --bottom-dropout are not for --precision bf16; ",
+        ),
+        ({"average": 1.5}, "--average must be from 0 to 1, not 1.5"),
+        (
+            {"average": 0.5, "patience": 2},
+            "--average has to know where the training ends; leave out --patience",
+        ),
+        ({"average": 0.5, "target_auc": 0.8}, "--average has to know .*; leave out --target-auc"),
+        (
+            {"average": 0.4, "epochs": 2, "fresh_embeddings": True},
+            "--average .* drew them anew; .* at 0.5 or",
+        ),
+        (
+            {"average": 0.5, "embedding": EmbeddingConfig("cce")},
+            "--average is not for --method cce, .*full, none",
+        ),
+        (
+            {"average": 0.5, "embedding": EmbeddingConfig("mixed_precision")},
+            "--average is not for --method mixed",
+        ),
+        (
+            {"average": 0.5, "embedding": EmbeddingConfig(memory="int8", master="none")},
+            "--average is for weights, and --master none has codes alone; use --master fp32",
+        ),
+    ],
+)
+def test_what_has_no_average_or_dropout(settings, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        resolve(TrainConfig(**settings))
+
+
 def test_a_weight_needs_a_teacher():
     with pytest.raises(ConfigError, match=r"--teacher-weight 0.5 needs --teacher"):
         resolve(TrainConfig(teacher_weight=0.5))
@@ -175,6 +276,35 @@ def test_learning_rate_schedule():
     assert rates[10] == 2.0
     assert rates[15] == pytest.approx(2.0 * 0.5**2)
     assert rates[20:] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("linear", [1, 0.75, 0.5, 0.25, 0]),
+        ("cosine", [1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0]),
+        ("polynomial", [1, 0.5625, 0.25, 0.0625, 0]),
+    ],
+)
+def test_how_the_rate_falls(schedule, shares):
+    given = OptimizerConfig("sgd", 2.0, schedule=schedule, decay_start=10, decay_steps=8)
+    assert [learning_rate(given, step) / 2 for step in range(10, 19, 2)] == pytest.approx(shares)
+    assert learning_rate(given, 9) == 2
+    # By itself from the end of the warm-up, after 4 steps, to that of a training of 12.
+    free = OptimizerConfig("sgd", 2.0, schedule=schedule, warmup_steps=4)
+    rates = [learning_rate(free, step, 12) for step in range(12)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    expected = [1] * 4 if schedule == "polynomial" else shares[:-1]
+    assert [rate / 2 for rate in rates[4::2]] == pytest.approx(expected)
+
+
+def test_a_fall_to_the_end_needs_an_end_and_constant_has_none():
+    with pytest.raises(ConfigError, match=r"^--schedule cosine has to know where the training ends; "):
+        learning_rate(OptimizerConfig("sgd", 2.0, schedule="cosine"), 0)
+    with pytest.raises(ConfigError, match=r"^--schedule constant never falls; leave out --decay-start"):
+        resolve(TrainConfig(optimizer=OptimizerConfig(schedule="constant", decay_start=1, decay_steps=2)))
+    for optimizer in OptimizerConfig("sgd", 2.0), OptimizerConfig("sgd", 2.0, schedule="constant"):
+        assert learning_rate(optimizer, 10**6, 10**7) == 2.0
 
 
 def test_configuration_survives_json():

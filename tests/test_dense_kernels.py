@@ -6,6 +6,7 @@ from conftest import each_version, needs_simulator
 
 from robe.kernels import bias_relu, gather_interaction, interaction, interaction_scatter
 from robe.kernels.operations import version
+from robe.kernels.parts.half import rounding_key
 from robe.kernels.parts.vector import load4
 from robe.kernels.workbench.cases import CASES, calls
 
@@ -172,6 +173,24 @@ def test_binary_cross_entropy_of_nan_is_nan(backend, reference):
         kernels.binary_cross_entropy(np.array([np.nan], np.float32), np.zeros(1, np.float32), loss, d_logits)
         assert np.isnan(loss[0])
         assert np.isnan(d_logits[0])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.99])
+def test_dropout(share, backend, reference):
+    """Its share within 5 standard deviations; another key, or layer, drops others."""
+    made = []
+    for kernels in (reference.kernels, backend.kernels):
+        for step, first in ((1, 0), (2, 0), (1, 2**40), (1, 100)):
+            out = np.ones(4000, np.float32)
+            kernels.dropout(share, rounding_key(3, step), first, out)
+            made.append(out)
+            assert set(np.unique(out)) <= {0, np.float32(1 / (1 - share))}
+            deviation = np.sqrt(share * (1 - share) / 4000)
+            assert abs((out == 0).mean() - share) <= 5 * deviation
+    np.testing.assert_array_equal(made[:4], made[4:])
+    np.testing.assert_array_equal(made[0][100:], made[3][:-100])
+    if share:
+        assert len({out.tobytes() for out in made[:4]}) == 4
 
 
 def test_sgd_and_adagrad(backend, reference, rng):

@@ -75,6 +75,8 @@ def small_evaluations(monkeypatch):
 # Method, optimizer, whether sums have a fixed order, and precision.
 EVERY = [(method, optimizer, False, "fp32") for method in METHODS for optimizer in ("sgd", "adagrad")]
 EVERY += [
+    ("ROBE", "adam", False, "fp32"),
+    ("cce", "adam", False, "fp32"),
     ("ROBE", "sgd", True, "fp32"),
     ("compositional", "sgd", True, "fp32"),
     ("ROBE", "sgd", False, "bf16"),
@@ -109,6 +111,17 @@ def test_graph_and_plain_steps_agree_where_vectors_are_gathered_again(
     expected = run_of(plain, config, tmp_path / "plain")
     assert run_of(graphs, config, tmp_path / "graphs") == expected
     assert [recorder.replays for recorder in Recorder.made] == [9, 6]
+
+
+@needs_simulator
+def test_whatever_changes_with_the_step_does_so_in_a_graph_too(monkeypatch, tmp_path):
+    config = settings("ROBE", "adagrad")
+    own = OptimizerConfig("adam", 0.1, embedding_lr=0.3, schedule="cosine", weight_decay=0.1, l2=0.01)
+    dropped = dataclasses.replace(config.model, dropout=0.3)
+    config = dataclasses.replace(config, optimizer=own, model=dropped)
+    graphs, plain = recording(monkeypatch)
+    expected = run_of(plain, config, tmp_path / "plain")
+    assert run_of(graphs, config, tmp_path / "graphs") == expected
 
 
 @needs_simulator

@@ -13,6 +13,7 @@ from robe.backend import select, simulator
 from robe.checkpoint import Position
 from robe.config import DataSpec, EmbeddingConfig, ModelConfig, OptimizerConfig, TrainConfig, resolve
 from robe.interaction import gathering_again_pays
+from robe.kernels.parts.half import rounding_key
 from robe.model import build
 from robe.threads import limit_threads
 
@@ -94,6 +95,53 @@ def test_gradient_of_every_parameter(kind, name):
     assert np.count_nonzero(d_memory) > 5
 
 
+@pytest.mark.parametrize("version", EVERY)
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_the_embedding_has_a_rate_of_its_own(optimizer, version):
+    """A step at 0.25 with 0.5 for the embedding: the MLPs of a step at 0.25, the embedding of one at 0.5."""
+    config, data = settings(optimizer)
+    own = dataclasses.replace(config.optimizer, lr=0.25, embedding_lr=0.5)
+    apart, slow, fast = (
+        build(dataclasses.replace(config, optimizer=chosen), data, select(version), "float32")
+        for chosen in (own, config.optimizer, config.optimizer)
+    )
+    for model, rate in ((apart, 0.25), (slow, 0.25), (fast, 0.5)):
+        model.step(*batch("float32"), rate)
+    for name, array in apart.state().items():
+        expected = (fast if name.startswith("embedding.") else slow).state()[name]
+        np.testing.assert_allclose(array, expected, rtol=1e-6, atol=1e-7, err_msg=name)
+    assert not np.allclose(apart.embedding.memory, slow.embedding.memory, atol=1e-4)
+
+
+@pytest.mark.parametrize("version", ["reference", *VERSIONS])
+def test_gradient_of_what_is_not_dropped(version):
+    """float64 central differences of the loss while the same activations are dropped."""
+    dropped = {"dropout": 0.4, "bottom_dropout": 0.25, "bottom": (6, 5)}
+    config, data = settings()
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **dropped))
+    model, key = build(config, data, select(version), "float64"), rounding_key(2, 3)
+    label, dense, ids = batch()
+
+    def loss():
+        return float(model.backward(model.forward(dense, ids, key), label, ids, 0.0).mean())
+
+    undropped = float(model.backward(model.forward(dense, ids), label, ids, 0.0).mean())
+    assert abs(loss() - undropped) > 1e-3
+    np.testing.assert_allclose(model.predict(dense, ids), model.forward(dense, ids), rtol=1e-12)
+    loss()
+    gradients = {name: gradient.copy() for name, gradient in model.gradients.items()}
+    for name, gradient in gradients.items():
+        array, numeric = model.parameters[name].reshape(-1), np.empty(gradient.size)
+        for i in range(array.size):
+            kept, losses = array[i], []
+            for moved in (1e-6, -1e-6):
+                array[i] = kept + moved
+                losses.append(loss())
+            array[i], numeric[i] = kept, (losses[0] - losses[1]) / 2e-6
+        np.testing.assert_allclose(gradient.ravel(), numeric, rtol=1e-6, atol=1e-8, err_msg=name)
+    assert not gradients["top.0.bias"].all()
+
+
 def test_gradient_without_categorical_features():
     model = make(method="none")
     label, dense, ids = batch()
@@ -135,6 +183,77 @@ def test_a_step_is_the_optimizer_applied_to_the_gradient(kind, optimizer):
                 move = move / (np.sqrt(squares + gradient**2) + 1e-8)
             # float64 sums in another order.
             np.testing.assert_allclose(after[name], before[name] - move, rtol=1e-9, atol=1e-12)
+
+
+def stepped(optimizer, t, w, g, kept):
+    """Weights after step t = 1, 2, ... of torch.optim's formulas; what is kept changes in place.
+
+    Weight decay is that of AdamW; L2 is in the gradient g.
+    """
+    w = w - optimizer.lr * optimizer.weight_decay * w
+    if optimizer.optimizer == "sgd":
+        return w - optimizer.lr * g
+    if optimizer.optimizer == "adagrad":
+        kept["accumulator"] += g**2
+        return w - optimizer.lr * g / (np.sqrt(kept["accumulator"]) + optimizer.eps)
+    kept["mean"][...] = optimizer.beta1 * kept["mean"] + (1 - optimizer.beta1) * g
+    kept["square"][...] = optimizer.beta2 * kept["square"] + (1 - optimizer.beta2) * g**2
+    mean, square = kept["mean"] / (1 - optimizer.beta1**t), kept["square"] / (1 - optimizer.beta2**t)
+    return w - optimizer.lr * mean / (np.sqrt(square) + optimizer.eps)
+
+
+DECAYS = {"weight_decay": 0.3, "l2": 0.2, "embedding_l2": 0.4}
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"optimizer": "adam"},
+        {"optimizer": "adam", "beta1": 0.5, "beta2": 0.75, "eps": 0.01, **DECAYS},
+        {"optimizer": "adagrad", "eps": 0.01, **DECAYS},
+        {"optimizer": "sgd", **DECAYS},
+    ],
+    ids=lambda chosen: " ".join(map(str, chosen.values())),
+)
+@pytest.mark.parametrize("version", ["reference", *VERSIONS])
+def test_steps_are_those_of_the_published_formulas(chosen, version):
+    """The MLPs' weights all step; of the embedding those that the batch reads, each once."""
+    config, data = settings()
+    optimizer = OptimizerConfig(lr=0.1, **chosen)
+    model = build(dataclasses.replace(config, optimizer=optimizer), data, select(version), "float64")
+    embedding, (label, dense, ids) = model.embedding, batch()
+    for t in (1, 2, 3):
+        # Other rows at each step, so that weights are read in some steps only.
+        ids = (ids + np.arange(3, dtype=np.uint32)) % np.uint32(3)
+        before = {name: array.copy() for name, array in model.state().items()}
+        model.backward(model.forward(dense, ids), label, ids, 0.0)
+        d_memory = np.zeros_like(embedding.memory)
+        rows = ids, embedding.base, embedding.slot_map
+        d_vectors = model.interaction.d_vectors[:B, 1:]
+        model.backend.kernels.scatter_add(d_vectors, *rows, 1, d_memory)
+        gradient = model.dense_gradient.copy()
+        for name, array in model.state().items():
+            array[...] = before[name]
+        embedding.steps = t - 1
+        parameters = model.dense_parameters.copy()
+        model.step(label, dense, ids, 0.1)
+        touched = d_memory != 0
+        assert t == 1 or 0 < touched.sum() < touched.size
+        for part, w, g, l2 in (
+            ("dense", parameters, gradient, optimizer.l2),
+            ("embedding", before["embedding.memory"], d_memory, optimizer.embedding_l2),
+        ):
+            where = touched if part == "embedding" else slice(None)
+            own = [name for name in before if name.startswith(f"{part}.") and name != "embedding.memory"]
+            kept = {name.split(".")[1]: before[name][where] for name in own}
+            expected = w.copy()
+            expected[where] = stepped(optimizer, t, w[where], g[where] + l2 * w[where], kept)
+            found = model.dense_parameters if part == "dense" else embedding.memory
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+            for name in own:
+                now = before[name].copy()
+                now[where] = kept[name.split(".")[1]]
+                np.testing.assert_allclose(model.state()[name], now, rtol=1e-9, atol=1e-15, err_msg=name)
 
 
 def before_offset(model, name):

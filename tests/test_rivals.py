@@ -363,7 +363,27 @@ def test_backward_is_interaction_backward_and_update(rival, optimizer, name):
 
 
 @each_rival
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_adam_corrects_by_the_number_of_the_step(rival):
+    """Of a training that goes on, too, whose parts do not know it."""
+    ids, gradient = draw()
+    one, other, late = (make(rival, optimizer="adam") for _ in range(3))
+    for step in range(2):
+        one.update(ids, gradient, 0.1)
+        if step == 0:
+            for name, array in one.state().items():
+                other.state()[name][...] = late.state()[name][...] = array
+    other.steps, late.steps = 1, 5
+    other.update(ids, gradient, 0.1)
+    late.update(ids, gradient, 0.1)
+    assert one.steps == other.steps == 2
+    for name, array in one.state().items():
+        np.testing.assert_array_equal(array, other.state()[name], err_msg=name)
+        if name.endswith("memory"):
+            assert not np.allclose(array, late.state()[name], rtol=1e-6, atol=1e-6)
+
+
+@each_rival
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam"])
 def test_planned_bytes_are_those_of_the_arrays(rival, optimizer):
     config = settings(rival, optimizer)
     model = build(config, DATA, select("cpu"))

@@ -23,7 +23,15 @@ from robe.config import ConfigError, DataSpec, EmbeddingConfig, OptimizerConfig
 from robe.feed import Streams, feed, fetch
 from robe.kernels import half_step
 from robe.model import build
-from robe.train import EVALUATION_BATCH, Log, TrainingError, predict, write_probabilities
+from robe.plan import plan
+from robe.train import (
+    EVALUATION_BATCH,
+    Log,
+    TrainingError,
+    averaged_number,
+    predict,
+    write_probabilities,
+)
 from robe.train import train as train_model
 
 DATA = DataSpec(3, (20, 5), "hash", "abc", "test")
@@ -153,6 +161,77 @@ def test_a_run_stopped_anywhere_ends_as_if_it_had_not(stop, fed, optimizer, memo
     assert [e for e in log("part") if e["kind"] == "validation"] == [
         e for e in log("whole") if e["kind"] == "validation"
     ]
+
+
+RECIPES = {
+    "adam": {
+        "optimizer": {"optimizer": "adam", "lr": 0.01, "embedding_l2": 1e-3, "weight_decay": 0.01, "l2": 1e-4}
+    },
+    "adagrad with decay": {"optimizer": {"optimizer": "adagrad", "lr": 0.1, "weight_decay": 0.01}},
+    "dropout": {"dropout": 0.2},
+    "average": {"average": 0.3},
+    "average of codes": {"average": 0.3, "memory": "int3"},
+    "cosine": {"optimizer": {"lr": 0.1, "embedding_lr": 0.3, "schedule": "cosine", "warmup_steps": 4}},
+}
+
+
+@pytest.mark.parametrize("stop", [4, 17])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_any_recipe_stopped_ends_as_if_it_had_not(recipe, stop, tmp_path):
+    changes = dict(RECIPES[recipe])
+    dropout, settings = changes.pop("dropout", 0.0), config(**changes)
+    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, dropout=dropout))
+    whole = train(settings, DATA, rows(), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(settings, DATA, rows() | {"train": stopping(stop)}, tmp_path / "part")
+    resumed = train(settings, DATA, rows(), tmp_path / "part")
+    assert weights_of(tmp_path / "part") == weights_of(tmp_path / "whole")
+    assert resumed["test"] == whole["test"]
+
+
+@pytest.mark.parametrize(("average", "total"), [(0.0, 7), (0.5, 32), (0.4, 1003), (1.0, 5), (0.999, 20)])
+def test_steps_that_are_averaged(average, total):
+    """Numbered from 1 on without a gap, at even distances, at most 200, none too early, and the last one."""
+    numbers = {step: averaged_number(config(average=average), step, total) for step in range(1, total + 1)}
+    steps = [step for step, number in numbers.items() if number]
+    assert [numbers[step] for step in steps] == list(range(1, len(steps) + 1))
+    assert steps[-1] == total
+    assert steps[0] > average * total - 1
+    assert len(set(np.diff(steps))) <= 1
+    assert min(200, math.ceil((1 - average) * total)) / 2 <= len(steps) <= 200
+
+
+@pytest.mark.parametrize("memory", ["fp32", "fp16", "int3"])
+def test_the_mean_of_the_last_weights_is_a_model_beside_the_last(memory, tmp_path):
+    """By the weights of each step; and the training is the one that it is without."""
+    settings, data, kept = config(memory, average=0.8, epochs=1, checkpoint_every=100), rows(), []
+    plain = dataclasses.replace(settings, average=None)
+    model = build(plain, DATA, select("cpu"))
+    for step, batch in enumerate(data["train"].batches(32, seed=0), 1):
+        model.step(batch[0], *batch[1:], 0.03)
+        if step > 12:  # of 16
+            kept.append([model.parameters["top.0.weight"].copy(), model.embedding.stepped.copy()])
+    result = train(settings, DATA, data, tmp_path)
+    state, named = model.state(), checkpoint.load_model(tmp_path, "cpu")[0].state()
+    averages = {name: array for name, array in named.items() if name.startswith("average.")}
+    for name in named.keys() - averages.keys():
+        np.testing.assert_array_equal(named[name], state[name], err_msg=name)
+    assert (
+        sum(array.nbytes for array in averages.values())
+        == plan(settings, DATA, 1)["memory"]["averaged weights"]
+    )
+    for name, each in zip(("top.0.weight", "embedding"), zip(*kept, strict=True), strict=True):
+        mean = np.mean(np.array(each, float), axis=0)
+        np.testing.assert_allclose(named[f"average.{name}"], mean, rtol=1e-5, atol=1e-7)
+    averaged, its_config, *_ = checkpoint.load_model(tmp_path / "averaged", "cpu")
+    assert its_config.optimizer.optimizer == "none"
+    np.testing.assert_array_equal(averaged.parameters["top.0.weight"], named["average.top.0.weight"])
+    read = averaged.embedding.read(0, 40)
+    np.testing.assert_allclose(
+        read, named["average.embedding"], atol={"fp32": 0, "fp16": 2e-4}.get(memory, 0.1)
+    )
+    assert metrics.summary(*predict(averaged, data["test"])) == result["averaged"]["test"]
+    assert result["averaged"]["test"]["log_loss"] != result["test"]["log_loss"]
 
 
 @needs_simulator
@@ -502,7 +581,7 @@ class Spikes:
 
     def __init__(self, monkeypatch, nan_at):
         rates = {40: 1e3, nan_at: math.inf}
-        monkeypatch.setattr("robe.train.learning_rate", lambda _, step: rates.get(step + 1, 0.1))
+        monkeypatch.setattr("robe.train.learning_rate", lambda _, step, *of: rates.get(step + 1, 0.1))
 
 
 def test_the_last_good_checkpoint_is_one_that_predicts(tmp_path, monkeypatch):
@@ -555,7 +634,7 @@ def test_one_prediction_for_all_rows_is_told(tmp_path):
 
 def test_losses_that_grew_are_told(tmp_path, monkeypatch):
     """No weight is infinite, so training goes on to its end."""
-    monkeypatch.setattr("robe.train.learning_rate", lambda _, step: 100.0 if step % 2 else 0.01)
+    monkeypatch.setattr("robe.train.learning_rate", lambda _, step, *of: 100.0 if step % 2 else 0.01)
     settings = dataclasses.replace(config(epochs=1), optimizer=OptimizerConfig("adagrad", 0.03))
     result = train(settings, DATA, rows(), tmp_path)
     assert result["diverged"]
@@ -567,7 +646,7 @@ def test_losses_that_grew_are_told(tmp_path, monkeypatch):
 
 def test_an_absurd_loss_of_the_test_rows_is_enough(tmp_path, monkeypatch):
     """The last step alone spoils the weights, after its loss was taken."""
-    monkeypatch.setattr("robe.train.learning_rate", lambda _, step: 1e4 if step == 31 else 0.1)
+    monkeypatch.setattr("robe.train.learning_rate", lambda _, step, *of: 1e4 if step == 31 else 0.1)
     result = train(config(), DATA, rows(), tmp_path)
     assert result["training_loss"] < 1
     assert result["diverged"]
@@ -609,7 +688,7 @@ def test_a_probability_that_is_not_finite_is_not_written(tmp_path):
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
     """The loss of step 6 is still fine: it was taken before the step that spoils the weights."""
-    monkeypatch.setattr("robe.train.learning_rate", lambda _, step: 0.1 if step < 5 else math.inf)
+    monkeypatch.setattr("robe.train.learning_rate", lambda _, step, *of: 0.1 if step < 5 else math.inf)
     with pytest.raises(TrainingError, match=r"holds a value that is not finite in step 6; .*step_00000003"):
         train(config(eval_every=100), DATA, rows(), tmp_path / "run")
     assert checkpoint.latest(tmp_path / "run").name == "step_00000003"

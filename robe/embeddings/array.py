@@ -16,7 +16,7 @@ from robe.kernels.parts.codes import Form, code_bytes
 from robe.kernels.parts.groups import expanded, form_of, group_length, quantised, store_groups
 from robe.kernels.parts.half import rounding_key
 from robe.kernels.parts.hashing import SlotMap
-from robe.optim import RULES, kernel_options
+from robe.optim import RULES, corrections, touched_step
 
 LARGEST_HALF = 65504
 FLAWS_AT_ONCE = 2**20  # rows
@@ -93,15 +93,16 @@ class ArrayEmbedding(Declared):
     def __post_init__(self):
         self.make_arrays()
         self.stepped = self.memory if self.master is None else self.master.reshape(-1)[: self.weights]
-        self.rule, self.options = RULES[self.optimizer.optimizer], kernel_options(self.optimizer)
-        self.sums = tuple(getattr(self, name) for name in self.rule.state)
+        self.rule = RULES[self.optimizer.optimizer]
+        self.touched, self.options = touched_step(self.optimizer)
+        self.sums = {name: getattr(self, name) for name in self.rule.state}
         self.halves = self.memory.dtype == "float16"
         if self.rounding is not None:
             form = form_of(self.memory, self.slot_map)
             self.lean = form._replace(stochastic=self.rounding == "stochastic")
         # Whether gradients are added to weights at once, with nothing between sum and step; and whether these
         # weights are `memory`, with nothing to do after it.
-        self.adds_up = self.rule.touched is None and not self.halves and self.lean is None
+        self.adds_up = self.touched is None and not self.halves and self.lean is None
         self.adds = self.adds_up and self.master is None
         if self.draw is not None:
             self.begin(0)
@@ -118,7 +119,7 @@ class ArrayEmbedding(Declared):
                 continue
             drawn = drawn.astype(self.stepped.dtype, copy=False)
             self.stepped[start : start + drawn.size] = self.backend.to_device(drawn)
-        for kept in self.sums:
+        for kept in self.sums.values():
             kept[...] = 0
         if self.master is not None:
             self._fill_up()
@@ -193,13 +194,18 @@ class ArrayEmbedding(Declared):
             (key,), state = self.held or self.changing(), (self.gradient, self.accumulator, self.memory)
             kernels.half_step(*slots, rate, self.optimizer.eps, key, *state)
         else:
-            step = getattr(kernels, self.rule.touched)
-            step(*slots, rate, *self.options, self.gradient, *self.sums, self.stepped)
+            corrected = (self.held or self.changing())[: self.rule.corrections]
+            # Of SGD `decayed_step` takes an accumulator, an empty one, too.
+            sums = self.sums.values() or (self.accumulator,)
+            numbers = rate, *corrected, *self.options
+            getattr(kernels, self.touched)(*slots, *numbers, self.gradient, *sums, self.stepped)
 
     def changing(self) -> tuple:
-        """What the next update takes that is another number each time: the key of rounding, if it rounds."""
-        rounds = self.halves or self.lean is not None
-        return (rounding_key(self.seed, self.steps),) if rounds else ()
+        """What the next update takes that is another number each time: the key of rounding, if it rounds,
+        or the corrections of the optimizer, if it has any."""
+        if self.halves or self.lean is not None:
+            return (rounding_key(self.seed, self.steps),)
+        return corrections(self.optimizer, self.steps + 1, self.stepped.dtype)
 
     @property
     def summable(self) -> bool:

@@ -117,7 +117,7 @@ class ClusteredEmbedding(ComposedEmbedding):
         rng = np.random.default_rng([self.seed, DRAWS, number])
         rows, first = to_host(index).copy(), to_host(table.base).reshape(-1, chunks)[self.clustered]
         helped = to_host(helper.stepped).reshape(-1, chunks, self.k, width)
-        weights, *sums = (to_host(a).reshape(-1, width).copy() for a in (table.stepped, *table.sums))
+        weights, *sums = (to_host(a).reshape(-1, width).copy() for a in (table.stepped, *table.sums.values()))
         for c, ids, where in self._ids_clustered():
             hashes = self.hashed_rows(number, c, ids)
             for j, (start, help_by) in enumerate(zip(first[c].tolist(), helped[c], strict=True)):
@@ -128,7 +128,7 @@ class ClusteredEmbedding(ComposedEmbedding):
                 for kept in sums:
                     kept[own] = means(kept[own][before], now, kept[own])
         table.restart([(0, weights.reshape(-1))])
-        for array, kept in zip(table.sums, sums, strict=True):
+        for array, kept in zip(table.sums.values(), sums, strict=True):
             array[...] = to_device(kept.reshape(-1))
         helper.restart([(0, np.zeros(helper.weights, weights.dtype))])
         index[...], clusterings[...] = to_device(rows), number

@@ -11,6 +11,7 @@ from robe.config import DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding, check_rows, description
 from robe.embeddings.declared import by_item
 from robe.embeddings.tables import whole
+from robe.optim import corrections
 
 INDEX = "embedding index"  # the line of `robe plan` that counts the bytes of what is beside the weights
 
@@ -59,12 +60,16 @@ class ComposedEmbedding:
 
     def update(self, ids, d_vectors, rate: float) -> None:
         # All gradients are those of the rows before the step.
-        found = self.gradients(self._rows(ids), d_vectors)
-        for name, gradient in zip(self.parts, found, strict=True):
-            self.parts[name].update(self._ids(name, ids), gradient, rate)
+        found, held = self.gradients(self._rows(ids), d_vectors), self.held or self.changing()
+        for (name, part), gradient in zip(self.parts.items(), found, strict=True):
+            part.held = held
+            part.update(self._ids(name, ids), gradient, rate)
+        self.steps += 1
 
     def changing(self) -> tuple:
-        return ()  # none of the parts is rounded at random
+        """The corrections of the optimizer, for all parts; none of them is rounded at random."""
+        part = next(iter(self.parts.values()))
+        return corrections(part.optimizer, self.steps + 1, part.stepped.dtype)
 
     def _rows(self, ids) -> list:
         rows = []

@@ -10,7 +10,7 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import CODE_BITS, EmbeddingConfig, TrainConfig
 from robe.kernels.parts.codes import Form, row_bytes
-from robe.optim import RULES, rounded_rule
+from robe.optim import RULES, rounded_rule, touched_step
 
 
 class Array(NamedTuple):
@@ -83,7 +83,7 @@ class Weights:
         elif halves:
             memory = memory._replace(dtype="float16")
         read = "float32" if halves or form else dtype
-        summed = bool(rule.dense if halves else rule.touched) and not lean
+        summed = bool(rule.dense if halves else touched_step(config.optimizer)[0]) and not lean
         return {
             "memory": memory,
             **master,

@@ -61,6 +61,11 @@ def sketched_weights(config: TrainConfig, data: DataSpec, weights: int) -> Sketc
             "--memory fp16 of --method hot is for inference where a sketch finds the ids; train in fp32, "
             "then `robe convert RUN --to fp16 --out NEW`"
         )
+    if config.average is not None:
+        raise ConfigError(
+            "--average is not for --method hot where a sketch finds the ids, since rows change hands; "
+            "prepare the data with --ids dictionary and leave out --online, or leave out --average"
+        )
     width, block, share = config.model.width, config.embedding.block, share_of(config, data, weights)
     sets = min(int(share * weights / weights_of_a_set(width)), -(-sum(data.cardinalities) // HOT))
     exact = sets * HOT * width

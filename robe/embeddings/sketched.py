@@ -27,7 +27,7 @@ from robe.kernels.parts.cache import hash_token, set_of
 from robe.kernels.parts.codes import NO_ROW
 from robe.kernels.parts.hashing import LOW32, S32
 from robe.kernels.space_saving import EMPTY, HOT, WAYS
-from robe.optim import RULES
+from robe.optim import RULES, SQUARES
 
 SKETCH = "embedding sketch"
 STORED = ("tags", "importance", "halved")  # the arrays of the sketch
@@ -118,7 +118,7 @@ class SketchedEmbedding(ArrayEmbedding):
         return self.backend.xp.where(rows == NO_ROW, self.cold(self.columns, ids), rows)
 
     def update(self, ids, d_vectors, rate: float) -> None:
-        (period,) = self.held or self.changing()
+        *_, period = self.held or self.changing()
         super().update(ids, d_vectors, rate)
         kernels, (keys, order) = self.backend.kernels, self.sorted[:, : ids.size]
         moved = self.moved[: ids.size]
@@ -130,13 +130,14 @@ class SketchedEmbedding(ArrayEmbedding):
             self._move(moved[changed])
 
     def changing(self) -> tuple:
-        """The period of the next update."""
-        return (np.uint32(self.steps // self.half_life),)
+        """As of ArrayEmbedding, and last the period of the next update."""
+        return *super().changing(), np.uint32(self.steps // self.half_life)
 
     def _move(self, rows) -> None:
         """Give hot rows (n,) to the ids that the sketch names."""
         to, where = self._slots(self.tags[:, :HOT].reshape(-1)[rows]), self.slot_map
-        for kept, read_as in ((self.stepped, where), *((s, where._replace(signed=False)) for s in self.sums)):
+        for name, kept in {"": self.stepped, **self.sums}.items():
+            read_as = where._replace(signed=False) if name in SQUARES else where
             self._own(kept)[rows] = self._cold_vectors(kept, to, read_as)
         if self.master is not None:
             self._fill_up()

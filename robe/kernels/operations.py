@@ -11,6 +11,8 @@ OPERATIONS = {
     "gather": "gather",
     "scatter_add": "scatter_add",
     "adagrad_step": "adagrad_step",
+    "adam_step": "adam",
+    "decayed_step": "decayed_step",
     "half_step": "half_step",
     "quantise": "quantise",
     "quantise_touched": "quantise_touched",
@@ -29,9 +31,11 @@ OPERATIONS = {
     "gather_interaction_backward": "interaction_scatter",
     "bias_relu": "bias_relu",
     "bias_relu_backward": "bias_relu",
+    "dropout": "dropout",
     "binary_cross_entropy": "binary_cross_entropy",
     "sgd": "sgd",
     "adagrad": "adagrad",
+    "adam": "adam",
 }
 
 

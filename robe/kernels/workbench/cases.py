@@ -404,6 +404,7 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
     touched[slots] = rng.integers(-4, 5, slots.shape)
     matrix = (case.rows, case.width)
     label = rng.integers(0, 2, case.rows).astype(np.float32)
+    adam = {"rate": 0.1, "first": 1.5, "second": 2.5, "beta1": 0.9, "beta2": 0.99, "eps": 1e-3}
 
     return {
         "gather": call(("out",), memory=looked_up, **rows, out=nan(*vectors)),
@@ -415,6 +416,28 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             eps=1e-8,
             gradient=touched,
             accumulator=memory**2,
+            out=memory,
+        ),
+        "adam_step": call(
+            ("gradient", "mean", "square", "out"),
+            **rows,
+            **adam,
+            l2=0.25,
+            decay=0.125,
+            gradient=touched,
+            mean=memory / 2,
+            square=memory**2,
+            out=memory,
+        ),
+        "decayed_step": call(
+            ("gradient", "accumulator", "out"),
+            **rows,
+            rate=0.1,
+            eps=1e-8,
+            l2=0.25,
+            decay=0.125,
+            gradient=touched,
+            accumulator=memory[: case.memory * (case.rows % 2)] ** 2,
             out=memory,
         ),
         # Products here are exact, fused with a sum or not, so that all versions come to the same bits.
@@ -481,6 +504,7 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             d=numbers(*matrix),
             d_bias=nan(case.width),
         ),
+        "dropout": call(("out",), share=0.25, key=rounding_key(seed, 5), first=2**40, out=memory),
         "binary_cross_entropy": call(
             ("loss", "d_logits"),
             logits=numbers(case.rows),
@@ -496,6 +520,14 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             eps=1e-8,
             accumulator=memory**2,
             parameters=memory,
+        ),
+        "adam": call(
+            ("mean", "square", "out"),
+            gradient=numbers(case.memory),
+            **adam,
+            mean=memory / 2,
+            square=memory**2,
+            out=memory,
         ),
         **cached_calls(case, rng),
         **sketch_calls(case, rng),
