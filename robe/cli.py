@@ -41,6 +41,7 @@ from data_pipeline.synthetic import SyntheticConfig
 from data_pipeline.whole_files import told
 from robe.config import (
     NUMBERED,
+    PARTS,
     PRESETS,
     ConfigError,
     DataSpec,
@@ -74,12 +75,8 @@ DESCRIPTION = (
     "tells the version."
 )
 DEMO, DEMO_ROWS = Path("data/demo"), 1_000_000
-# What won analysis/equal_bytes.py: as many bytes as float32 weights at 100x, spent on four bits each.
-DEMO_SETTINGS = {
-    "embedding": EmbeddingConfig(memory="int4", compression=14),
-    "epochs": 2,
-    "fresh_embeddings": True,
-}
+# As many bytes as float32 weights take at 100x, with codes of three bits.
+DEMO_SETTINGS = {"recipe": "best", "embedding": EmbeddingConfig(compression=11)}
 
 
 def show_presets(kind: type) -> None:
@@ -216,7 +213,7 @@ def train(
 
     Args:
         data: A folder made by `prepare`. Without one, --baseline is on; and unless you choose the model,
-            the embedding, the optimizer or the passes, they are what won at equal bytes, and are printed.
+            the embedding, the optimizer, the passes or a recipe, it is `--recipe best --compression 11`.
         out: The new folder of the run; default: runs/TIME-METHOD.
         resume: Go on with the run in this folder as if it had never stopped.
         baseline: Train the same model without categorical features too, for comparison.
@@ -575,15 +572,10 @@ def doctor(data: Path | None = None) -> None:
 
 def demonstrated(config: TrainConfig) -> TrainConfig:
     """The settings with DEMO_SETTINGS, if nothing of what these are about was chosen."""
-    default = TrainConfig()
-    if any(
-        getattr(config, name) != getattr(default, name) for name in ("model", "optimizer", *DEMO_SETTINGS)
-    ):
+    chosen = *PARTS, "epochs", "fresh_embeddings", "recipe"
+    if any(getattr(config, name) != getattr(TrainConfig(), name) for name in chosen):
         return config
-    print(
-        "no model chosen: training what won at equal bytes, as with --memory int4 --compression 14 --epochs 2 "
-        "--fresh-embeddings"
-    )
+    print("no model chosen, so it is trained as with --recipe best --compression 11")
     return dataclasses.replace(config, **DEMO_SETTINGS)
 
 

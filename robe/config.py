@@ -126,8 +126,10 @@ OPTIMIZERS = {
     "none": ("beta1", "beta2", "eps"),  # a converted model keeps the settings it was trained with
 }
 
-# Published recipe -> its settings, by part. What they leave at its default is that of the preset.
+# Recipe -> its settings, by part. What they leave at its default is that of the preset.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    # Ours: few-bit weights, and a pass with a fresh embedding (analysis/equal_bytes.py).
+    "best": {"embedding": {"memory": "int3"}, "train": {"epochs": 2, "fresh_embeddings": True}},
     # facebookresearch/dlrm: bench/run_and_time.sh, the reference of MLPerf v1; ids are modulo 40,000,000.
     "mlperf_v1": {
         "model": {"preset": "mlperf"},
@@ -346,10 +348,11 @@ class TrainConfig:
     MLPs go on: in later passes it would otherwise learn the training rows by heart."""
 
     recipe: RecipeName | None = None
-    """A published recipe, for all that you leave at its default: mlperf_v1 (MLPerf's reference: SGD 1.0,
-    batch 2048, to an AUC of 0.8025), kaggle_dlrm (facebookresearch/dlrm on Criteo Kaggle: SGD 0.1, batch
-    128), bars_criteo_x1 (BARS' DLRM on Criteo_x1: Adam, L2 of the embedding, dropout and patience, but no
-    batch norm and no falls of the rate on a plateau). Sources: docs/methods.md."""
+    """A recipe, for all that you leave at its default: best (ours: few-bit weights, and a second pass with a
+    fresh embedding), or a published one: mlperf_v1 (MLPerf's reference: SGD 1.0, batch 2048, to an AUC of
+    0.8025), kaggle_dlrm (facebookresearch/dlrm on Criteo Kaggle: SGD 0.1, batch 128), bars_criteo_x1 (BARS'
+    DLRM on Criteo_x1: Adam, L2 of the embedding, dropout and patience, but no batch norm and no falls of the
+    rate on a plateau). Sources: docs/methods.md."""
 
     average: float | None = None
     """Average the weights from this share of the steps on: 0.5 for the second half of the training. The mean,

@@ -329,8 +329,8 @@ def test_without_data_a_demonstration_is_made(tmp_path, monkeypatch, capsys):
     assert again.splitlines()[0].startswith("data: data/demo/hash_zscore: SYNTHETIC")
 
 
-def test_the_default_command_trains_what_won_at_equal_bytes(tmp_path, monkeypatch, capsys):
-    """Its line names options that make the same run of the same rows."""
+def test_the_default_command_follows_the_best_recipe(tmp_path, monkeypatch, capsys):
+    """Its line names options that make the same run of the same rows, in three bits and two passes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command_line, "DEMO_ROWS", 3000)
     code, out, err = run("train", "--seed", 3, "--out", "demo", capsys=capsys)
@@ -342,8 +342,9 @@ def test_the_default_command_trains_what_won_at_equal_bytes(tmp_path, monkeypatc
     demo, told = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("demo", "told"))
     assert demo["test"] == told["test"]
     assert demo["embedding_bytes"] == told["embedding_bytes"]
-    weights = json.loads((tmp_path / "demo" / "config.json").read_text())["config"]["embedding"]
-    assert (weights["memory"], weights["compression"]) == ("int4", 14)
+    config = json.loads((tmp_path / "demo" / "config.json").read_text())["config"]
+    assert (config["embedding"]["memory"], config["embedding"]["compression"]) == ("int3", 11)
+    assert (config["epochs"], config["fresh_embeddings"]) == (2, True)
 
 
 def test_plan_prints_bytes(folder, capsys):
