@@ -570,35 +570,48 @@ def plot(rows: Rows):
 
 
 def draw(summary: dict):
-    """Test AUC and log loss against stored bytes, a line for each way; ways at a size stand side by side."""
+    """Test AUC against stored bytes, a line for each way, and the same near the full table's."""
     source = "SYNTHETIC data" if summary["best_auc"] else "real data"
     bars = f"bars: 95% intervals over up to {summary['seeds']} seeds"
     figure, axes = claim.figure(1, 2, f"DLRM, {source}; {bars}")
+    figure.set_size_inches(14, 6)
     small = [point for point in summary["points"] if point["compression"] > 1]
-    ways = list(dict.fromkeys(point["way"] for point in small))
     sizes: dict[int, int] = {}  # compression -> bytes
     for point in small:
         sizes[point["compression"]] = max(sizes.get(point["compression"], 0), point["stored_bytes"])
-    colors = colormaps["tab20"](np.arange(len(ways)) % 20)
-    for ax, score, name in zip(axes, ("auc", "log_loss"), ("AUC", "log loss"), strict=True):
-        for i, (way, color) in enumerate(zip(ways, colors, strict=True)):
-            beside = 1.06 ** (i - (len(ways) - 1) / 2)
+    whole = [point["auc"][0] for point in summary["points"] if point["way"] == FULL]
+    for ax in axes:
+        for number, way in enumerate(ways := list(dict.fromkeys(point["way"] for point in small))):
             found = where(small, way=way)
-            middle, half = np.array([point[score] for point in found]).T
+            middle, half = np.array([point["auc"] for point in found]).T
+            beside = 1.02 ** (number - len(ways) / 2)
             at = [beside * sizes[point["compression"]] for point in found]
-            ax.errorbar(at, middle, half, label=way, color=color, marker="o", capsize=3)
-        for whole in where(summary["points"], way=FULL):
-            ax.axhline(whole[score][0], color="grey", linewidth=1, label=FULL)
-        ax.set(xscale="log", xlabel="stored bytes", ylabel=f"test {name}")
-        ax.set_xlim(min(sizes.values()) / 3, 3 * max(sizes.values()))
-        ax.set_xticks(list(sizes.values()), [f"{size:,}" for size in sizes.values()])
+            ax.errorbar(at, middle, half, label=way, capsize=3, **look(way, number))
+        for auc in whole:
+            ax.axhline(auc, color="grey", linewidth=1, label=FULL)
+        if summary["best_auc"]:
+            ax.axhline(summary["best_auc"], color="grey", linestyle="--", linewidth=1, label="best possible")
+        ax.set(xscale="log", xlabel="stored bytes", ylabel="test AUC")
+        ax.set_xlim(min(sizes.values()) / 2, 2 * max(sizes.values()))
+        ax.set_xticks(list(sizes.values()), [f"{size:,}\n{x:,}x" for x, size in sizes.items()])
         ax.minorticks_off()
-    if summary["best_auc"]:
-        axes[0].axhline(
-            summary["best_auc"], color="black", linestyle="--", linewidth=1, label="best possible"
-        )
-    axes[0].legend(fontsize="small")
+    near = max(whole or [point["auc"][0] for point in small])
+    axes[1].set_ylim(near - 0.03, near + 0.005)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     return figure
+
+
+def look(way: str, number: int) -> dict[str, Any]:
+    """How the line of a way is drawn: arrays by their bits, what was rounded after training dashed, and all
+    others dotted."""
+    if way == FLOAT:
+        return {"color": "black", "marker": "o", "linewidth": 2}
+    if way in FEW_BITS:
+        bits = next(int(word) for word in way.split() if word.isdigit())
+        color = colormaps["viridis"](0.95 - math.log2(bits) / 3.5)
+        after = {"linestyle": "--", "markerfacecolor": "white"} if way in AFTERWARDS else {}
+        return {"color": color, "marker": "o", **after}
+    return {"color": colormaps["tab20"](number % 20), "marker": "s", "linestyle": ":"}
 
 
 def main() -> None:
