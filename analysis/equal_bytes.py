@@ -373,7 +373,7 @@ def measure(
     heat = min(study.heat, study.seeds)
     seeds = range(TUNING_SEED + 1, TUNING_SEED + 1 + max(study.seeds, study.most))
     rows = of(points, seeds[:heat])
-    points = [point for point in points if point.way in ahead(rows, point.compression)]
+    points = [point for point in points if point.way in (FLOAT, *ahead(rows, point.compression))]
     say(f"{len(points)} points go on after {heat} seeds")
     rows += of(points, seeds[heat : study.seeds])
     told = min(study.most, wanted(rows, study.resolution))
@@ -397,11 +397,10 @@ def tuned(trainings: PointTrainings, study: Sizes, points: list[Point], jobs: in
 
 
 def ahead(rows: Rows, compression: int) -> list[str]:
-    """FLOAT, and the ways of a size that are not told to be worse than its best one."""
-    ways = ways_at(rows, compression)
-    best = max(ways, key=lambda way: auc_of(rows, (way, compression)).mean())
-    less = {way: interval(rows, (way, compression), (best, compression)) for way in ways}
-    return [way for way, (mean, half) in less.items() if way == FLOAT or mean + half >= 0]
+    """The ways of a size that are not told to be worse than its best one, which comes first."""
+    mean = {way: auc_of(rows, (way, compression)).mean() for way in ways_at(rows, compression)}
+    ways = sorted(mean, key=lambda way: -mean[way])
+    return [way for way in ways if sum(interval(rows, (way, compression), (ways[0], compression))) >= 0]
 
 
 def wanted(rows: Rows, resolution: float) -> int:
@@ -511,6 +510,7 @@ def summarise(rows: Rows) -> dict:
         "seeds": len({row["seed"] for row in rows}),
         "best_auc": rows[0].get("best_auc"),
         "points": [describe(point) for point in points],
+        "ahead": {compression: ahead(rows, compression) for _, compression in points},
         "checks": verdict(rows).checks,
         "versions": versions(),
     }
@@ -547,7 +547,7 @@ def table(summary: dict) -> str:
 
 def overview(summary: dict) -> str:
     """A line for each way and a column for each size: AUC and its interval, then log loss. The best AUC of a
-    size is bold."""
+    size is bold; below it stand the ways that could not be told apart from it."""
     points = {(point["way"], point["compression"]): point for point in summary["points"]}
     ways, sizes = (list(dict.fromkeys(key)) for key in zip(*points, strict=True))
     best = {size: max(point["auc"][0] for (_, of), point in points.items() if of == size) for size in sizes}
@@ -562,6 +562,10 @@ def overview(summary: dict) -> str:
     header = ["AUC, log loss", *(f"{stored[size]:,} B ({size:,}x)" for size in sizes)]
     lines = [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
     lines += [f"| {' | '.join([way, *(cell(way, size) for size in sizes)])} |" for way in ways]
+    lines.append("")
+    for size, (best_way, *others) in summary["ahead"].items():
+        if others:
+            lines.append(f"- At {int(size):,}x not told to be worse than {best_way}: {', '.join(others)}.")
     return "\n".join(lines)
 
 
