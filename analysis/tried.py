@@ -1,13 +1,14 @@
 """What was tried and stays out: ways to make more of an array's bytes, held against the array itself.
 
 Claim: at 100 and at 1,000 times fewer bytes than the float32 table has, none of these is better than a ROBE
-array of float32 weights, trained alike:
+array of the same bytes, trained alike:
 
 - two or three summed readings: each vector is the sum of rows that are hashed apart, in one array;
 - a scale per row, learned, in a second hashed array, which takes a tenth of the bytes (MEM-REC);
 - a fold instead of a hash (RANDOMFOLD): every slot has as many readers, to within one;
 - learned places for frequent ids: their blocks are clustered in the middle of a pass, and an index tells
   which they read from then on (CCE's idea on a ROBE array); index and keys, 8 bytes an id, are counted;
+- in 4 bits, scales that are learned beside the weights of a group (ALPT), against the array in 4 bits;
 - under SGD, gradients divided by the readers of a slot (STABLE-RPS), against the same array under SGD.
 
 A claim like that also holds where nothing could be told, so what is known to gain must be found to: the array
@@ -65,7 +66,7 @@ TUNED_AT = 100
 COMPRESSIONS = (TUNED_AT, 1000)
 SGD_RATES = (0.3, 1.0, 3.0)
 ROBE, ROBE_SGD, KNOWN = "ROBE", "ROBE, SGD", "ROBE in 4 bits"
-DIVIDED = "divided by readers, SGD"
+DIVIDED, STRETCHED = "divided by readers, SGD", "learned scales in 4 bits"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ WAYS = {
     "scale per row": Way(tried_embeddings.scaled),
     "fold": Way(tried_embeddings.folded),
     "learned places": Way(tried_embeddings.placed),
+    STRETCHED: Way(tried_embeddings.stretched, against=KNOWN, memory="int4"),
     ROBE_SGD: Way(optimizer="sgd", against=ROBE_SGD),
     # At TUNED_AT a slot has as many readers, so that there its steps are about as long as the array's.
     DIVIDED: Way(partial(tried_embeddings.divided, per=TUNED_AT), optimizer="sgd", against=ROBE_SGD),
@@ -180,7 +182,7 @@ class TriedTrainings(Trainings):
         """How often the slot that is read most is read, per row of the data, and the id that is seen most."""
         config = self.config(ROBE, compression, RATES[0], TUNING_SEED, 1)
         array = create(config, self.spec, select("cpu"))
-        reads, ids = np.zeros_like(array.memory), []
+        reads = np.zeros_like(array.memory)
         with closing(self.rows["train"].batches(self.batch)) as rows:
             ids = np.concatenate([ids for *_, ids in islice(rows, batches)])
         plain = array.slot_map._replace(signed=False)
@@ -191,6 +193,7 @@ class TriedTrainings(Trainings):
             "most_read": float(reads.max() / len(ids)),
             "theory": float(p + ids.shape[1] * WIDTH / array.weights),
             "p": float(p),
+            "weights": array.weights,
             "readers": float(readers_of(array, self.spec.cardinalities).mean()),
         }
 
@@ -236,7 +239,7 @@ def measure(
     if unknown := [way for way in study.ways if way not in WAYS]:
         raise ConfigError(f"{unknown[0]!r} is no way of this study; there are {', '.join(WAYS)}")
     trainings = TriedTrainings.of(study, cache, say, dense="zscore")
-    names = list(dict.fromkeys(name for way in study.ways for name in (WAYS[way].against, way)))
+    names = list(dict.fromkeys(name for way in study.ways for name in held_against(way)))
     points = [(way, compression) for compression in COMPRESSIONS for way in names]
     jobs = study.jobs or len(os.sched_getaffinity(0))
     tried = list(tunings(trainings, study, names, jobs))
@@ -262,6 +265,12 @@ def measure(
     rows += of(range(first.stop, TUNING_SEED + 1 + enough))
     read = [{"kind": "read", "compression": c} | trainings.most_read(c) for c in COMPRESSIONS]
     return [*rows, *tried, *read, {"kind": "adagrad", "apart": divided_under_adagrad(trainings.spec)}]
+
+
+def held_against(way: str) -> tuple[str, ...]:
+    """A way behind the one that it is held against, and what that is held against."""
+    against = WAYS[way].against
+    return WAYS[against].against, against, way
 
 
 def tunings(trainings: TriedTrainings, study: Sizes, names: list[str], jobs: int) -> Iterator[dict]:

@@ -7,7 +7,7 @@ configuration is one of `robe`, whose `weights` are those that the bytes allow, 
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from robe.embeddings.tables import cut, table_base, tables, whole
 from robe.kernels.parts.groups import GROUP
 from robe.kernels.parts.hashing import slots_reference
 
+T = TypeVar("T", bound=ArrayEmbedding)
 SCALES = 0.1  # of the weights, in the second array
 HEAD = 0.3  # of the bytes: index, keys and blocks of the ids whose places are learned
 KEY = 4  # bytes that tell which id an entry of the index belongs to
@@ -34,9 +35,20 @@ def with_embedding(config: TrainConfig, **changes: Any) -> TrainConfig:
 
 
 def stored_bytes(embedding: ArrayEmbedding | ComposedEmbedding) -> int:
-    """What is kept to serve: the weights of all parts, and the index with its keys."""
-    index = embedding.index_bytes if isinstance(embedding, PlacedEmbedding) else 0
-    return sum(int(part.memory.nbytes) for part in embedding.parts.values()) + index
+    """What is kept to serve: the weights of all parts, or what else the embedding says."""
+    kept = sum(int(part.memory.nbytes) for part in embedding.parts.values())
+    return getattr(embedding, "kept_bytes", kept)
+
+
+def array_of(kind: type[T], config: TrainConfig, data: DataSpec, backend: Backend, dtype) -> T:
+    """As `robe.create` makes it, of another class."""
+    return array_of_blocks(
+        robe.declare(config, data)[""],
+        [config.embedding.init_bound or initial_bound(data.cardinalities)],
+        *(config, data, backend, dtype, config.embedding.hash),
+        kind=kind,
+        **whole(config, data) | {"rows": None},
+    )
 
 
 def summed(
@@ -142,13 +154,7 @@ def divided(
     config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32", per: float = 1
 ) -> DividedEmbedding:
     """per: readers by which the rate, which is that of the MLPs too, is not divided."""
-    array = array_of_blocks(
-        robe.declare(config, data)[""],
-        [config.embedding.init_bound or initial_bound(data.cardinalities)],
-        *(config, data, backend, dtype, config.embedding.hash),
-        kind=DividedEmbedding,
-        **whole(config, data) | {"rows": None},
-    )
+    array = array_of(DividedEmbedding, config, data, backend, dtype)
     readers = readers_of(array, data.cardinalities) / per
     array.readers = backend.to_device(readers.astype(array.memory.dtype))
     return array
@@ -178,8 +184,9 @@ class PlacedEmbedding(ArrayEmbedding):
         self.adds = False
 
     @property
-    def index_bytes(self) -> int:
-        return int(self.index.nbytes) + KEY * len(self.index)
+    def kept_bytes(self) -> int:
+        """Of the weights, the index and its keys."""
+        return int(self.memory.nbytes) + int(self.index.nbytes) + KEY * len(self.index)
 
     def begin(self, number: int) -> None:
         super().begin(number)
@@ -258,3 +265,80 @@ def placed(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32
     )
     array.base = backend.to_device(np.arange(len(hot), dtype=np.uint64).repeat(chunks) << np.uint64(32))
     return array
+
+
+@dataclass(kw_only=True)
+class StretchedEmbedding(ArrayEmbedding):
+    """An array that is read in codes of 4 bits whose scales are learned (ALPT, arXiv 2212.05735, after LSQ,
+    1902.08153). A group of weights w has the levels -8 s to 7 s, in steps of
+
+        s = e^t max|w| / 7
+
+    Look-ups read the nearest level. Gradients go straight through to the weights between the outer levels,
+    and t, 0 at first, has those of the levels: of n s by t, less w between the outer ones.
+    """
+
+    shown: Any = field(init=False)  # (M,) what look-ups read
+    stretch: Any = field(init=False)  # (R, 1) t
+    squares: Any = field(init=False)  # (R, 1) sums of squared gradients of t
+    summable: ClassVar[Literal[False]] = False
+    looks_up_by: ClassVar[None] = None
+
+    def __post_init__(self):
+        self.stretch = self.backend.xp.zeros((self.groups, 1), self.memory.dtype)
+        self.squares = self.backend.xp.zeros_like(self.stretch)
+        super().__post_init__()
+        self.adds = False
+
+    @property
+    def groups(self) -> int:
+        return -(-self.weights // int(GROUP))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the codes, and a half for each scale."""
+        return self.groups * (int(GROUP) // 2 + 2)
+
+    def begin(self, number: int) -> None:
+        super().begin(number)
+        self.stretch[...] = self.squares[...] = 0
+        self._show()
+
+    def _grouped(self, values):
+        """(M,) as groups (R, G), the last filled up with 0."""
+        filled = self.backend.xp.zeros((self.groups, int(GROUP)), values.dtype)
+        filled.reshape(-1)[: self.weights] = values
+        return filled
+
+    def _levels(self) -> tuple[Any, Any, Any]:
+        """Scales (R, 1); the levels n (R, G); and w / s (R, G)."""
+        xp, weights = self.backend.xp, self._grouped(self.memory)
+        scale = xp.exp(self.stretch) * xp.maximum(abs(weights).max(axis=1, keepdims=True), 1e-30) / 7
+        exact = weights / scale
+        return scale, xp.clip(xp.rint(exact), -8, 7), exact
+
+    def _show(self) -> None:
+        scale, levels, _ = self._levels()
+        self.shown = (scale * levels).reshape(-1)[: self.weights].astype(self.memory.dtype)
+
+    def lookup(self, ids, out) -> None:
+        self.backend.kernels.gather(self.shown, *self.slots(ids), out)
+
+    def update(self, ids, d_vectors, rate: float) -> None:
+        scale, levels, exact = self._levels()
+        within = (exact >= -8) & (exact <= 7)
+        total = self.backend.xp.zeros_like(self.memory)
+        self.backend.kernels.scatter_add(d_vectors, *self.slots(ids), 1, total)
+        total = self._grouped(total)
+        by_t = (total * scale * (levels - exact * within)).sum(axis=1, keepdims=True)
+        step = self.backend.kernels.adagrad
+        total = (total * within).reshape(-1)[: self.weights]
+        step(total, rate, self.optimizer.eps, self.accumulator, self.memory)
+        step(by_t[:, 0], rate, self.optimizer.eps, self.squares[:, 0], self.stretch[:, 0])
+        self._show()
+        self.steps += 1
+
+
+def stretched(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32") -> StretchedEmbedding:
+    """Of as many weights as an array in 4 bits, whose groups have a bias besides."""
+    return array_of(StretchedEmbedding, with_embedding(config, memory="fp32"), data, backend, dtype)
