@@ -91,7 +91,8 @@ def to_frame(table: Any) -> pl.DataFrame:
     """A Polars, pandas or Arrow table, or a dict of arrays, as a Polars frame; DataError for others."""
     if isinstance(table, Mapping):
         columns = [_polars(f"{TABLE}, column {name}", pl.Series, name, part) for name, part in table.items()]
-        return _polars(TABLE, pl.DataFrame, columns)
+        # What is all missing has no type.
+        return _polars(TABLE, pl.DataFrame, columns).cast({pl.Null: pl.String})
     if isinstance(table, pl.LazyFrame):
         table = _polars(TABLE, table.collect)
     if isinstance(table, pl.DataFrame):

@@ -317,7 +317,7 @@ def train(
 def evaluate(
     run: Argument[Path],
     data: Path | None = None,
-    split: Literal["test", "validation"] = "test",
+    split: Literal["test", "validation", "all"] = "test",
     backend: BackendName = "auto",
     graph: bool = True,
 ) -> None:
@@ -327,7 +327,8 @@ def evaluate(
     Args:
         run: The folder of a run.
         data: A folder made by `prepare`; default: the one of the run.
-        split: Which rows; the line that describes the data says which these are.
+        split: Which rows; the line that describes the data says which these are. all: every row of the
+            folder, such as those of later days that were prepared by themselves.
         backend: Where to compute.
         graph: On a GPU, start an inference as one CUDA graph; as of `train`.
     """
@@ -396,6 +397,33 @@ def predict(
         )
     warn(notices)
     print(shown(f"{out}: {count:,} probabilities"))
+
+
+def serve(
+    run: Argument[Path],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    max_rows: int = 10_000,
+    max_bytes: int = 16_000_000,
+    backend: BackendName = "auto",
+) -> None:
+    """Answer questions over HTTP: JSON rows in, click probabilities out, until SIGTERM or Ctrl-C.
+
+    POST /predict takes {"rows": [{"column": value, ...}, ...]}; GET /health and /metrics tell how it is.
+    Whoever reaches the port may ask: there are no passwords and no TLS, so leave these to a proxy.
+
+    Args:
+        run: The folder of a run.
+        host: The address to listen at; the default is this machine alone.
+        port: The port to listen at; 0 takes a free one, and the first line tells which.
+        max_rows: The most rows of a request.
+        max_bytes: The most bytes of the body of a request.
+        backend: Where to compute.
+    """
+    from robe import run_folder
+    from robe.serve import serve
+
+    serve(run_folder.load(run, backend), host, port, max_rows, max_bytes)
 
 
 def convert(
@@ -595,7 +623,7 @@ for kind in (TrainConfig, ModelConfig, OptimizerConfig):
 COMMANDS = {
     f.__name__: f
     for f in (
-        *(train, evaluate, predict, convert, synth, schema, prepare, describe),
+        *(train, evaluate, predict, serve, convert, synth, schema, prepare, describe),
         *(plan, doctor, kernels, analyze),
     )
 }

@@ -154,8 +154,16 @@ class TrainedModel:
         data; others are passed over, the label too. Schema, transforms and dictionary are those of the run.
         Raises DataError that names a missing column, or the first row and column with a bad value.
         """
-        dense, ids = self._reader.rows(table)
-        return estimator.predicted(self.model, dense, ids)
+        return estimator.predicted(self.model, *self.read_table(table))
+
+    def read_table(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of a table, as of `predict_table`, as `predict` takes them."""
+        return self._reader.rows(table)
+
+    @property
+    def schema(self) -> Schema:
+        """The columns of the data it learned."""
+        return self._reader.schema
 
     def vectors(self, feature: str, values: Any) -> np.ndarray:
         """Embedding vectors (n, D) float32 of values (n,) of a categorical column, as a log has them.
@@ -339,6 +347,7 @@ def evaluate(
 ) -> tuple[Manifest, dict, dict]:
     """(the data, speed, metrics) of a run on a split of a folder, or of the folder it was trained on.
 
+    split: a name, or `all` for all rows of the folder.
     Raises ConfigError if the data do not mean what they meant in training, or are no longer the same rows.
     """
     trained = load(run, backend, graph)
@@ -349,7 +358,7 @@ def evaluate(
             f"{manifest.folder}: no longer the rows of {run}; if they are meant, name it with "
             f"`robe evaluate {run} --data {manifest.folder}`"
         )
-    rows = Rows(manifest, split, checking=update)
+    rows = Rows(manifest, None if split == "all" else split, checking=update)
     rows.require_possible("labels", "dense")
     watched = Watched(rows.batches, rows.count, update)
     label, logits = predict(trained.model, watched)

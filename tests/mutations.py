@@ -28,7 +28,7 @@ TESTS = {
     "data_pipeline/formats.py": "formats own_data",
     "data_pipeline/guesses.py": "schema own_data",
     "data_pipeline/hexadecimal.py": "raw",
-    "data_pipeline/input_files.py": "input_files prepare",
+    "data_pipeline/input_files.py": "input_files prepare predict",
     "data_pipeline/manifest.py": "prepare",
     "data_pipeline/names.py": "names describe",
     "data_pipeline/npy.py": "torchrec batches prepare",
@@ -56,7 +56,8 @@ TESTS = {
     "robe/metrics.py": "metrics",
     "robe/model.py": "model",
     "robe/optim.py": "model train",
-    "robe/run_folder.py": "run python",
+    "robe/run_folder.py": "run python predict",
+    "robe/serve.py": "serve",
     "robe/train.py": "train run",
 }
 SWAPS = {

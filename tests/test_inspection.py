@@ -295,3 +295,10 @@ def test_code_and_table_of_all_kernels():
     # 27 vectors in 132 places of 4 bytes each; 4 blocks of 64 threads fit the 64 KB of an SM with 32 warps.
     (line,) = (line for line in table if line.split()[:2] == ["_interaction_kernel", "7.5"])
     assert line.split()[5:] == ["14256", "B", "25%"]
+
+
+def test_machine_code_begins_with_its_first_instruction():
+    directives = '\t.headerflags\t@"EF_CUDA_SM90"\n\t.section\t.text.step,"ax"\n.text.step:\n'
+    code = "        /*0000*/  LDC R1, c[0x0][0x28] ;\n        /*0010*/  EXIT ;\n"
+    assert inspection.from_first_instruction(directives + code) == code
+    assert inspection.from_first_instruction(directives) == directives

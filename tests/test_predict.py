@@ -1,6 +1,7 @@
 """`predict` on what people have: several files, patterns, standard input, tables out, rows that are bad."""
 
 import io
+import json
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ import polars as pl
 import pytest
 
 from robe.cli import main
+from robe.metrics import auc
 
 ROWS = [f"u{i % 7},{i},c{i % 3}\n" for i in range(60)]
 HEADER = "user,price,city\n"
@@ -128,3 +130,12 @@ def test_what_it_cannot_read_is_named(runs, tmp_path, capsys, words, message):
     words = [word.format(runs=runs) for word in words]
     assert message in refused(capsys, "predict", runs / "own", *words, "--out", tmp_path / "p")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_all_rows_of_a_folder_are_evaluated(runs, capsys):
+    capsys.readouterr()
+    call("evaluate", runs / "own", "--split", "all")
+    found = json.loads(capsys.readouterr().out)
+    labels, probabilities = np.arange(60) % 2, np.loadtxt(runs / "own.txt")
+    assert (found["split"], found["rows"], found["base_rate"]) == ("all", 60, 0.5)
+    assert found["auc"] == pytest.approx(auc(labels, probabilities))

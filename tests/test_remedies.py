@@ -68,6 +68,7 @@ SPEAKERS = {
     "robe/backend.py": ("train", "evaluate", "predict"),
     "robe/kernels": ("kernels",),
     "robe/train.py": ("train",),
+    "robe/serve.py": ("serve",),
     "data_pipeline/describe.py": ("describe",),
     "data_pipeline/prepare.py": ("prepare",),
     "data_pipeline/splits.py": ("prepare",),

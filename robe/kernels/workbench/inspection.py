@@ -319,7 +319,17 @@ def sass(started: Started, capability: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin(started, capability)[0])
         file.flush()
-        return subprocess.run([tool, file.name], check=True, capture_output=True, text=True).stdout
+        command = [tool, "--print-code", file.name]
+        return from_first_instruction(
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        )
+
+
+def from_first_instruction(listing: str) -> str:
+    """A listing of nvdisasm without the directives in front of its first instruction."""
+    lines = listing.splitlines(keepends=True)
+    first = next((i for i, line in enumerate(lines) if line.lstrip().startswith("/*0000*/")), 0)
+    return "".join(lines[first:])
 
 
 class Timing(NamedTuple):
