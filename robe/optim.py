@@ -139,7 +139,7 @@ class DenseOptimizer:
 
     def __init__(self, config: OptimizerConfig, array: Any, pieces: list[slice], backend: Backend):
         rule, done = RULES[config.optimizer], 0
-        self.config, self.options = config, kernel_options(config)
+        self.config, self.options, self.xp = config, kernel_options(config), backend.xp
         count = sum(piece.stop - piece.start for piece in pieces)
         self.state = {name: backend.xp.zeros(count, array.dtype) for name in rule.state}
         self.step = getattr(backend.kernels, rule.dense) if rule.dense else None
@@ -156,9 +156,16 @@ class DenseOptimizer:
         corrected: of `corrections`. The gradient is overwritten.
         """
         l2, decay = self.config.l2, self.config.weight_decay
+        if self.config.clip_norm is not None:
+            self._clip(gradient, self.config.clip_norm)
         for piece, (*state, parameters) in self.pieces:
             if l2:
                 gradient[piece] += l2 * parameters
             if decay:
                 parameters -= rate * decay * parameters
             self.step(gradient[piece], rate, *corrected, *self.options, *state, parameters)
+
+    def _clip(self, gradient, longest: float) -> None:
+        """Shorten a gradient that is longer, in place; what lies between the pieces is 0."""
+        length = self.xp.sqrt(self.xp.sum(gradient * gradient))
+        gradient *= self.xp.minimum(longest / self.xp.maximum(length, 1e-30), 1)

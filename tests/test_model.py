@@ -256,6 +256,26 @@ def test_steps_are_those_of_the_published_formulas(chosen, version):
                 np.testing.assert_allclose(model.state()[name], now, rtol=1e-9, atol=1e-15, err_msg=name)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_gradient_is_shortened_to_a_length(dtype):
+    """One that is shorter keeps its bits, and so does the step of the embedding."""
+    (config, data), moved = settings(), {}
+    for clip_norm in (None, 0.01, 1e6):
+        optimizer = dataclasses.replace(config.optimizer, clip_norm=clip_norm)
+        model = build(dataclasses.replace(config, optimizer=optimizer), data, select("reference"), dtype)
+        before = model.dense_parameters.copy()
+        model.step(*batch(dtype), 0.5)
+        assert model.dense_gradient.dtype == dtype
+        moved[clip_norm] = model.dense_parameters - before, model.embedding.memory
+    for free, clipped, longest in zip(moved[None], moved[0.01], moved[1e6], strict=True):
+        np.testing.assert_array_equal(free, longest)
+        if clipped is moved[0.01][1]:
+            np.testing.assert_array_equal(free, clipped)
+    whole, shortened = moved[None][0], moved[0.01][0]
+    assert np.linalg.norm(shortened) == pytest.approx(0.5 * 0.01, rel=1e-3)
+    np.testing.assert_allclose(shortened / 0.005, whole / np.linalg.norm(whole), atol=1e-4)
+
+
 def before_offset(model, name):
     """Where a dense parameter starts in the flat array."""
     names = list(model.parameters)
