@@ -202,6 +202,11 @@ def stepped(optimizer, t, w, g, kept):
     return w - optimizer.lr * mean / (np.sqrt(square) + optimizer.eps)
 
 
+def flat(arrays):
+    """The dense parameters or gradients, without what is between them."""
+    return np.concatenate([array.ravel() for array in arrays.values()])
+
+
 DECAYS = {"weight_decay": 0.3, "l2": 0.2, "embedding_l2": 0.4}
 
 
@@ -231,11 +236,11 @@ def test_steps_are_those_of_the_published_formulas(chosen, version):
         rows = ids, embedding.base, embedding.slot_map
         d_vectors = model.interaction.d_vectors[:B, 1:]
         model.backend.kernels.scatter_add(d_vectors, *rows, 1, d_memory)
-        gradient = model.dense_gradient.copy()
+        gradient = flat(model.gradients)
         for name, array in model.state().items():
             array[...] = before[name]
         embedding.steps = t - 1
-        parameters = model.dense_parameters.copy()
+        parameters = flat(model.parameters)
         model.step(label, dense, ids, 0.1)
         touched = d_memory != 0
         assert t == 1 or 0 < touched.sum() < touched.size
@@ -248,7 +253,7 @@ def test_steps_are_those_of_the_published_formulas(chosen, version):
             kept = {name.split(".")[1]: before[name][where] for name in own}
             expected = w.copy()
             expected[where] = stepped(optimizer, t, w[where], g[where] + l2 * w[where], kept)
-            found = model.dense_parameters if part == "dense" else embedding.memory
+            found = flat(model.parameters) if part == "dense" else embedding.memory
             np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
             for name in own:
                 now = before[name].copy()
