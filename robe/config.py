@@ -118,6 +118,7 @@ NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in metho
 
 SCHEDULE = ("lr", "embedding_lr", "schedule", "warmup_steps", "decay_start", "decay_steps")
 DECAY = ("weight_decay", "l2", "embedding_l2")
+OF_ANY = (*SCHEDULE, *DECAY, "clip_norm")  # what any optimizer uses of OptimizerConfig
 # Optimizer -> what it uses of OptimizerConfig besides, in the order in which its kernels take it.
 OPTIMIZERS = {
     "sgd": (),
@@ -305,6 +306,9 @@ class OptimizerConfig:
     l2: float = 0.0
     """L2 penalty of the MLPs: so much times each weight is added to its gradient."""
 
+    clip_norm: float | None = None
+    """Longest gradient of all weights of the MLPs together; a longer one is shortened to it."""
+
     embedding_l2: float = 0.0
     """L2 penalty of the embedding, of the weights that a batch reads, each once a step."""
 
@@ -393,7 +397,8 @@ PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 LATER = (
     *("fresh_embeddings", "patience", "teacher", "teacher_weight"),
     *("hot_share", *SKETCH, "online", "alpha", "master"),
-    *("embedding_lr", "schedule", "average", "beta1", "beta2", *DECAY, "dropout", "bottom_dropout", "recipe"),
+    *("embedding_lr", "schedule", "average", "beta1", "beta2", *DECAY, "clip_norm"),
+    *("dropout", "bottom_dropout", "recipe"),
 )
 
 
@@ -423,7 +428,7 @@ LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 # Settings that must be positive where they are given.
 POSITIVE = {
     *("batch", "epochs", "eval_every", "checkpoint_every", "patience", "width", "bottom", "top", "lr", "eps"),
-    "embedding_lr",
+    *("embedding_lr", "clip_norm"),
     *("weights", "megabytes", "compression", "block", "init_bound", "chunks", "half_life"),
 }
 
@@ -508,9 +513,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     require_averageable(config)
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
     require_lean(config.embedding)
-    refuse_unused(
-        optimizer, "optimizer", {name: (*SCHEDULE, *DECAY, *own) for name, own in OPTIMIZERS.items()}
-    )
+    refuse_unused(optimizer, "optimizer", {name: (*OF_ANY, *own) for name, own in OPTIMIZERS.items()})
     return config
 
 
@@ -670,7 +673,7 @@ def from_json(data: dict) -> TrainConfig:
     embedding, optimizer = config.embedding, config.optimizer
     if optimizer.decay_start is None:
         optimizer = dataclasses.replace(optimizer, decay_steps=0)
-    options = *SCHEDULE, *DECAY, *OPTIMIZERS[optimizer.optimizer or "none"]
+    options = *OF_ANY, *OPTIMIZERS[optimizer.optimizer or "none"]
     return dataclasses.replace(
         config,
         embedding=used(embedding, "method", METHODS[embedding.method].options),

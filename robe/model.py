@@ -212,12 +212,13 @@ class DLRM:
         """
         self._require_fit(dense, ids, label)
         batch = (label, dense, ids, *(() if target is None else (target,)))
-        embedding, steps = self.embedding, self.embedding.steps
-        corrected = corrections(self.optimizer.config, steps + 1, self.dense_parameters.dtype)
+        embedding, steps, dtype = self.embedding, self.embedding.steps, self.dense_parameters.dtype
+        rate = dtype.type(rate)  # so that products with it are those of a graph
+        corrected = corrections(self.optimizer.config, steps + 1, dtype)
         key = () if self.dropout_seed is None else (rounding_key(self.dropout_seed, DROPPED + steps),)
         if self.backend.graph is None or phase is not no_phase:  # a graph has no phases
             return self._step(*batch, numbers=(rate, corrected, *key), phase=phase)
-        own = self.dense_parameters.dtype.type(rate), *corrected, *key
+        own = rate, *corrected, *key
         held = self.graphs.held((*own, *embedding.changing()))
         behind = 1 + len(corrected)
         numbers = held[0], held[1:behind], *held[behind : len(own)]

@@ -15,34 +15,32 @@ from robe.config import OPTIMIZERS, ConfigError, OptimizerConfig
 class Rule:
     """The kernels of an optimizer, and the arrays that it keeps.
 
-    dense: the operation that steps an array: (gradient, rate, *options, *state, parameters); None where
-        nothing is trained.
+    dense: the operation that steps an array: (gradient, rate, *corrections, *options, *state, parameters);
+        None where nothing is trained.
     touched: the one that steps the slots of a batch by the sums of their gradients, and clears these: (ids,
-        base, slot_map, rate, *options, gradient, *state, out); None where gradients are added to weights at
-        once.
+        base, slot_map, rate, *corrections, *options, gradient, *state, out); None where gradients are added
+        to weights at once.
+    decayed: the one that does so with L2 penalty and weight decay, which it takes behind the options; None
+        where there is none.
     state: the names of what it keeps, each one number a parameter, 0 at first.
     rounded: whether half_step, cached_step and code_step, which step weights in few bits, know it.
-    decays: whether it has L2 penalty and weight decay for slots: `decayed_step` knows it, or `touched`, which
-        takes both behind the options.
-    corrections: how many numbers both operations take behind the rate, of `corrections`.
+    corrections: how many numbers there are of `corrections`.
     """
 
     dense: str | None = None
     touched: str | None = None
     state: tuple[str, ...] = ()
     rounded: bool = False
-    decays: bool = False
+    decayed: str | None = None
     corrections: int = 0
 
 
 RULES = {
-    "sgd": Rule("sgd", rounded=True, decays=True),
-    "adagrad": Rule("adagrad", "adagrad_step", state=("accumulator",), rounded=True, decays=True),
-    "adam": Rule("adam", "adam_step", state=("mean", "square"), decays=True, corrections=2),
+    "sgd": Rule("sgd", rounded=True, decayed="decayed_step"),
+    "adagrad": Rule("adagrad", "adagrad_step", ("accumulator",), rounded=True, decayed="decayed_step"),
+    "adam": Rule("adam", "adam_step", ("mean", "square"), decayed="adam_step", corrections=2),
     "none": Rule(rounded=True),
 }
-
-
 # Of what rules keep: sums and means of squares, which are never negative, and have no sign to be hashed.
 SQUARES = ("accumulator", "square")
 
@@ -69,16 +67,15 @@ def touched_step(config: OptimizerConfig) -> tuple[str | None, tuple[float, ...]
     Raises ConfigError for L2 penalty or weight decay that no operation knows.
     """
     rule, options, decay = RULES[config.optimizer], kernel_options(config), decays(config)
-    if rule.touched == "adam_step":
-        return rule.touched, (*options, *decay)
-    if not any(decay) or not rule.dense:
+    always = rule.touched is not None and rule.touched == rule.decayed
+    if not (rule.dense and (always or any(decay))):
         return rule.touched, options
-    if not rule.decays:
-        known = ", ".join(name for name, other in RULES.items() if other.decays)
+    if rule.decayed is None:
+        known = ", ".join(name for name, other in RULES.items() if other.decayed)
         raise ConfigError(
             f"--weight-decay and --embedding-l2 are not for --optimizer {config.optimizer}; choose of {known}"
         )
-    return "decayed_step", (config.eps, *decay)
+    return rule.decayed, (*(options or (config.eps,)), *decay)  # of SGD, which needs no eps
 
 
 def decays(config: OptimizerConfig) -> tuple[float, float]:
@@ -139,7 +136,7 @@ class DenseOptimizer:
 
     def __init__(self, config: OptimizerConfig, array: Any, pieces: list[slice], backend: Backend):
         rule, done = RULES[config.optimizer], 0
-        self.config, self.options = config, kernel_options(config)
+        self.config, self.options, self.xp = config, kernel_options(config), backend.xp
         count = sum(piece.stop - piece.start for piece in pieces)
         self.state = {name: backend.xp.zeros(count, array.dtype) for name in rule.state}
         self.step = getattr(backend.kernels, rule.dense) if rule.dense else None
@@ -156,9 +153,16 @@ class DenseOptimizer:
         corrected: of `corrections`. The gradient is overwritten.
         """
         l2, decay = self.config.l2, self.config.weight_decay
+        if self.config.clip_norm is not None:
+            self._clip(gradient, self.config.clip_norm)
         for piece, (*state, parameters) in self.pieces:
             if l2:
                 gradient[piece] += l2 * parameters
             if decay:
                 parameters -= rate * decay * parameters
             self.step(gradient[piece], rate, *corrected, *self.options, *state, parameters)
+
+    def _clip(self, gradient, longest: float) -> None:
+        """Shorten a gradient that is longer, in place; what lies between the pieces is 0."""
+        length = self.xp.sqrt(self.xp.sum(gradient * gradient))
+        gradient *= self.xp.minimum(longest / self.xp.maximum(length, 1e-30), 1)

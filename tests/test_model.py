@@ -202,6 +202,11 @@ def stepped(optimizer, t, w, g, kept):
     return w - optimizer.lr * mean / (np.sqrt(square) + optimizer.eps)
 
 
+def flat(arrays):
+    """The dense parameters or gradients, without what is between them."""
+    return np.concatenate([array.ravel() for array in arrays.values()])
+
+
 DECAYS = {"weight_decay": 0.3, "l2": 0.2, "embedding_l2": 0.4}
 
 
@@ -231,11 +236,11 @@ def test_steps_are_those_of_the_published_formulas(chosen, version):
         rows = ids, embedding.base, embedding.slot_map
         d_vectors = model.interaction.d_vectors[:B, 1:]
         model.backend.kernels.scatter_add(d_vectors, *rows, 1, d_memory)
-        gradient = model.dense_gradient.copy()
+        gradient = flat(model.gradients)
         for name, array in model.state().items():
             array[...] = before[name]
         embedding.steps = t - 1
-        parameters = model.dense_parameters.copy()
+        parameters = flat(model.parameters)
         model.step(label, dense, ids, 0.1)
         touched = d_memory != 0
         assert t == 1 or 0 < touched.sum() < touched.size
@@ -248,12 +253,32 @@ def test_steps_are_those_of_the_published_formulas(chosen, version):
             kept = {name.split(".")[1]: before[name][where] for name in own}
             expected = w.copy()
             expected[where] = stepped(optimizer, t, w[where], g[where] + l2 * w[where], kept)
-            found = model.dense_parameters if part == "dense" else embedding.memory
+            found = flat(model.parameters) if part == "dense" else embedding.memory
             np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
             for name in own:
                 now = before[name].copy()
                 now[where] = kept[name.split(".")[1]]
                 np.testing.assert_allclose(model.state()[name], now, rtol=1e-9, atol=1e-15, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_gradient_is_shortened_to_a_length(dtype):
+    """One that is shorter keeps its bits, and so does the step of the embedding."""
+    (config, data), moved = settings(), {}
+    for clip_norm in (None, 0.01, 1e6):
+        optimizer = dataclasses.replace(config.optimizer, clip_norm=clip_norm)
+        model = build(dataclasses.replace(config, optimizer=optimizer), data, select("reference"), dtype)
+        before = model.dense_parameters.copy()
+        model.step(*batch(dtype), 0.5)
+        assert model.dense_gradient.dtype == dtype
+        moved[clip_norm] = model.dense_parameters - before, model.embedding.memory
+    for free, clipped, longest in zip(moved[None], moved[0.01], moved[1e6], strict=True):
+        np.testing.assert_array_equal(free, longest)
+        if clipped is moved[0.01][1]:
+            np.testing.assert_array_equal(free, clipped)
+    whole, shortened = moved[None][0], moved[0.01][0]
+    assert np.linalg.norm(shortened) == pytest.approx(0.5 * 0.01, rel=1e-3)
+    np.testing.assert_allclose(shortened / 0.005, whole / np.linalg.norm(whole), atol=1e-4)
 
 
 def before_offset(model, name):

@@ -288,6 +288,32 @@ def test_an_id_that_becomes_hot_takes_the_sums_of_its_row_along():
         assert (sums[row] > 0).any()
 
 
+def test_an_id_that_becomes_hot_takes_the_moments_of_adam_along():
+    """The mean of its gradients with the signs of its weights, and that of their squares without."""
+    embedding = made("reference", optimizer="adam", **HOT_ROWS)
+    for ids, gradients in trace(batches=1):
+        embedding.update(ids, gradients, 0.1)
+    tokens, differ, where = embedding.tags[:, :HOT].reshape(-1), 0, embedding.slot_map
+
+    def read(array, feature, number, **changes):
+        found, ids = np.empty((1, 1, 8), np.float32), np.array([[embedding.cold(feature, number)]], np.uint32)
+        base = embedding.base[feature : feature + 1]
+        embedding.backend.kernels.gather(array, ids, base, where._replace(**changes), found)
+        return found[0, 0]
+
+    for row in np.flatnonzero(tokens != EMPTY):
+        token, own = (
+            (int(tokens[row]) >> 32, np.uint32(int(tokens[row]) % 2**32)),
+            slice(8 * row, 8 * row + 8),
+        )
+        for array in (embedding.memory, embedding.mean):
+            np.testing.assert_array_equal(array[own], read(array, *token))
+        np.testing.assert_array_equal(embedding.square[own], read(embedding.square, *token, signed=False))
+        differ += (embedding.mean[own] != read(embedding.mean, *token, signed=False)).any()
+        assert (embedding.square[own] > 0).any()
+    assert differ
+
+
 @pytest.mark.kernels
 @pytest.mark.parametrize("name", ["reference", *VERSIONS])
 def test_a_step_follows_the_gradient(name):
