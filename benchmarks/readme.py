@@ -21,6 +21,7 @@ from benchmarks.methods import table as methods_table
 from benchmarks.quality import table as quality_table
 from benchmarks.rates import measured
 from robe.estimate import RATES
+from robe.report import fewer_bytes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -30,22 +31,20 @@ def demonstration() -> str:
     """What the default run reached: results/demonstration.json is its summary.json."""
     summary = json.loads((RESULTS / "demonstration.json").read_text())
     without, bayes = summary["without_categories"], summary["bayes"]["test"]
-    weights, size = summary["embedding_parameters"], summary["embedding_bytes"]
-    smaller = summary["compression"] * weights * 4 / size
     rows = [
         ("best possible (the generator knows it)", bayes["auc"], bayes["log_loss"], ""),
         (
-            f"ROBE, {weights:,} weights, {smaller:.0f}x fewer bytes than the full table",
+            f"ROBE, {fewer_bytes(summary):.0f}x smaller than the full table",
             summary["test"]["auc"],
             summary["test"]["log_loss"],
-            f"{size:,} B",
+            f"{summary['embedding_bytes']:,} B",
         ),
         ("the same DLRM without categories", without["test"]["auc"], without["test"]["log_loss"], "0 B"),
     ]
     trained, tested = summary["rows_trained"], summary["test"]["rows"]
     lines = [
-        f"Synthetic data: {trained:,} training rows, {tested:,} test rows. The full table is that of "
-        f"{summary['compressed_from']}.",
+        f"Synthetic data: {trained:,} rows trained in all passes, {tested:,} test rows. The full table is "
+        f"that of {summary['compressed_from']}.",
         "",
         "| model | test AUC | test log loss | embeddings |",
         "| --- | --- | --- | --- |",

@@ -106,14 +106,20 @@ def text(summary: dict) -> str:
         )
     elif summary["compression"]:
         weights, size = summary["embedding_parameters"], summary["embedding_bytes"]
-        smaller = summary["compression"] * 4 * weights / size
-        in_bytes = f", {smaller:.1f}x in bytes" if size < 4 * weights else ""
+        in_bytes = f", {fewer_bytes(summary):.1f}x in bytes" if size < 4 * weights else ""
         lines.append(
             f"embedding: {size / 1e6:.3f} MB, {weights:,} weights, {summary['compression']:.1f}x fewer than "
             f"{summary['compressed_from']}{in_bytes}"
         )
     lines.append(f"data: {summary['data']}")
     return "\n".join(lines)
+
+
+def fewer_bytes(summary: dict) -> float:
+    """How many times fewer bytes the embedding takes than the full table of float32 weights."""
+    if "cache" in summary:
+        return summary["compression"]  # which counts bytes
+    return summary["compression"] * 4 * summary["embedding_parameters"] / summary["embedding_bytes"]
 
 
 def draw_curves(run: Path, summary: dict) -> None:
@@ -159,7 +165,7 @@ def draw_curves(run: Path, summary: dict) -> None:
         axes.set(xlabel="training steps", ylabel=ylabel)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", loc=corner)
-    size = f", {summary['compression']:.0f}x smaller than the full table" if summary["compression"] else ""
+    size = f", {fewer_bytes(summary):.0f}x smaller than the full table" if summary["compression"] else ""
     source = "SYNTHETIC data" if summary["data"].startswith("SYNTHETIC") else "real data"
     figure.suptitle(f"DLRM, {summary['method']} embeddings{size}, {source}")
     write_figure(run / "curves.png", figure, 120)
