@@ -319,7 +319,7 @@ def sass(started: Started, capability: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin(started, capability)[0])
         file.flush()
-        command = [tool, "--print-code", file.name]
+        command = [tool, "-c", file.name]  # code alone, without sections of data
         return from_first_instruction(
             subprocess.run(command, check=True, capture_output=True, text=True).stdout
         )
