@@ -131,7 +131,10 @@ class Server:
                 raise Refused(400, f"row {number}: lacks {missing[0]!r}; what is not known is null")
         columns = {name: [row[name] for row in rows] for name in names}
         for name in self.schema.dense:  # in JSON 1 and 1.5 are of one type
-            columns[name] = [float(v) if type(v) is int else v for v in columns[name]]
+            try:
+                columns[name] = [float(v) if type(v) is int else v for v in columns[name]]
+            except OverflowError:
+                raise Refused(400, f"{name!r} has a number that is too large for float64") from None
         return self.model.read_table(columns)
 
     async def _compute(self) -> None:

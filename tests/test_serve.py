@@ -136,6 +136,7 @@ GOOD = ROWS[0]
         (question([{"user": 1, "price": 1}]), 400, "row 0: lacks 'city'; what is not known is null"),
         (question([GOOD, GOOD | {"price": "much"}]), 400, "price"),
         (question([GOOD | {"price": 1e39}]), 400, "price"),
+        (question([GOOD | {"price": 10**400}]), 400, "'price' has a number that is too large"),
         (question([GOOD | {"user": 1.5}]), 400, "user"),
         (question([GOOD, GOOD | {"city": 10**30}]), 400, "city"),
         (question([GOOD | {"city": "c" * 10**6}]), 413, "a body has at most 200,000 bytes"),
