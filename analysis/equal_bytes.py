@@ -103,7 +103,7 @@ WAYS = {
 # Trained in float32, and stored in these bits by `convert`.
 AFTERWARDS = {
     f"{name}, {bits} bits after training": (name, bits)
-    for name, widths in ((FLOAT, (8, 4, 3, 2)), ("hashing", (8, 4)))
+    for name, widths in ((FLOAT, (8, 4, 3)), ("hashing", (8, 4)))
     for bits in widths
 }
 FEW_BITS = tuple(name for name in (*WAYS, *AFTERWARDS) if FLOAT in name and "bits" in name)
