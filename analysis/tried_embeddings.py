@@ -224,13 +224,14 @@ class PlacedEmbedding(ArrayEmbedding):
     def halfway(self) -> None:
         to_host, chunks, width = self.backend.to_host, self.chunks, int(self.slot_map.width)
         rng = np.random.default_rng([self.seed, DRAWS])
-        rows, *sums = (to_host(a).reshape(-1, chunks, width) for a in (self.own.memory, *self.own.sums))
+        kept = self.own.memory, *self.own.sums.values()
+        rows, *sums = (to_host(array).reshape(-1, chunks, width) for array in kept)
         for j in range(chunks):
             now = clustered(rows[:, j], self.k, rng)
             place = slice(j * self.k * width, (j + 1) * self.k * width)
-            for kept, values in zip((self.memory, *self.sums), (rows, *sums), strict=True):
-                before = to_host(kept[place]).reshape(self.k, width)
-                kept[place] = self.backend.to_device(means(values[:, j], now, before).reshape(-1))
+            for array, values in zip((self.memory, *self.sums.values()), (rows, *sums), strict=True):
+                before = to_host(array[place]).reshape(self.k, width)
+                array[place] = self.backend.to_device(means(values[:, j], now, before).reshape(-1))
             self.index[:, j] = self.backend.to_device(now.astype(np.uint8))
         self.learning = False
 

@@ -75,8 +75,7 @@ DESCRIPTION = (
     "tells the version."
 )
 DEMO, DEMO_ROWS = Path("data/demo"), 1_000_000
-# As many bytes as float32 weights take at 100x, with codes of three bits.
-DEMO_SETTINGS = {"recipe": "best", "embedding": EmbeddingConfig(compression=11)}
+DEMO_COMPRESSION = 11  # in codes of three bits as many bytes as float32 weights take at 100x
 
 
 def show_presets(kind: type) -> None:
@@ -599,12 +598,13 @@ def doctor(data: Path | None = None) -> None:
 
 
 def demonstrated(config: TrainConfig) -> TrainConfig:
-    """The settings with DEMO_SETTINGS, if nothing of what these are about was chosen."""
+    """The settings of the best recipe, if nothing of what it is about was chosen."""
     chosen = *PARTS, "epochs", "fresh_embeddings", "recipe"
     if any(getattr(config, name) != getattr(TrainConfig(), name) for name in chosen):
         return config
-    print("no model chosen, so it is trained as with --recipe best --compression 11")
-    return dataclasses.replace(config, **DEMO_SETTINGS)
+    print(f"no model chosen, so it is trained as with --recipe best --compression {DEMO_COMPRESSION}")
+    embedding = EmbeddingConfig(compression=DEMO_COMPRESSION)
+    return dataclasses.replace(config, recipe="best", embedding=embedding)
 
 
 def demo_data(dialect: Dialect) -> Path:

@@ -176,14 +176,16 @@ def serve(model: TrainedModel, host: str, port: int, most_rows: int, most_bytes:
     for name, value in (("--max-rows", most_rows), ("--max-bytes", most_bytes)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, not {value}")
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"--port must be from 0 to {2**16 - 1}, not {port}")
     server = Server(model, most_rows, most_bytes)
     # The first call compiles, or loads, the kernels.
     model.predict(np.zeros((1, model.data.dense)), np.zeros((1, len(model.data.cardinalities)), np.uint32))
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = error.strerror or error
         raise ConfigError(f"{host}, port {port}: {reason}; choose another --host or --port") from None
     with listening, server.worker:
         print(f"{model.run}: http://{host}:{listening.getsockname()[1]}/predict answers", flush=True)
