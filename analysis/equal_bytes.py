@@ -18,11 +18,11 @@ tuned alike: of RATES the one with the best validation AUC at 100 times fewer by
 used again. A seed draws initial weights, order of rows and hash, so points of equal seeds are paired; the
 rows are always the same, so other data may differ by more.
 
-How many seeds there are: all ways have --heat of them, and one that these tell to be worse than the best of
-its size goes no further, unless it is the float32 array. The others have --seeds, which tell the deviation s
-of each difference from that array. By Stein's rule (1945) there are then as many as make t s / sqrt(n) no
-larger than --resolution, where t is Student's for --seeds, but no more than --most. So an interval has its
-95%, whatever s is; it is over the seeds that both ways have.
+How many seeds there are: all ways have --heat of them. At the sizes of the claims those go on that these do
+not tell to be worse than the best of their size, and the float32 array. They have --seeds, which tell the
+deviation s of each difference from that array. By Stein's rule (1945) there are then as many as make
+t s / sqrt(n) no larger than --resolution, where t is Student's for --seeds, but no more than --most. So an
+interval has its 95%, whatever s is; it is over the seeds that both ways have.
 
     python analysis/equal_bytes.py [--quick] [--data PREPARED] [--heat N] [--seeds N] [--most N]
                                    [--resolution X] [--jobs N] [--ways WAY...] [--compressions X...]
@@ -116,7 +116,7 @@ PRUNED = f"{FULL}, pruned in training"
 class Sizes(Study):
     """What to train; the defaults are the full study.
 
-    heat: seeds of all ways. seeds: of those that are not told to be worse by then. most: seeds.
+    heat: seeds of all ways. seeds: of those that go on, at first. most: in the end.
     resolution: half the interval to come to.
     """
 
@@ -373,7 +373,11 @@ def measure(
     heat = min(study.heat, study.seeds)
     seeds = range(TUNING_SEED + 1, TUNING_SEED + 1 + max(study.seeds, study.most))
     rows = of(points, seeds[:heat])
-    points = [point for point in points if point.way in (FLOAT, *ahead(rows, point.compression))]
+    points = [
+        point
+        for point in points
+        if point.compression in (1, *GAINS) and point.way in (FLOAT, *ahead(rows, point.compression))
+    ]
     say(f"{len(points)} points go on after {heat} seeds")
     rows += of(points, seeds[heat : study.seeds])
     told = min(study.most, wanted(rows, study.resolution))
