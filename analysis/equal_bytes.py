@@ -569,7 +569,7 @@ def overview(summary: dict) -> str:
     lines.append("")
     for size, (best_way, *others) in summary["ahead"].items():
         if others:
-            lines.append(f"- At {int(size):,}x not told to be worse than {best_way}: {', '.join(others)}.")
+            lines.append(f"- At {int(size):,}x not told to be worse than {best_way}: {'; '.join(others)}.")
     return "\n".join(lines)
 
 
