@@ -53,9 +53,7 @@ from analysis.trainings import (
     StudyOptions,
     Trainings,
     seeded,
-    synthetic_data,
 )
-from data_pipeline.folders import open_folder
 from robe.config import (
     METHODS,
     NUMBERED,
@@ -229,8 +227,8 @@ def plan(study: Sizes, spec: DataSpec) -> Iterator[Point]:
     """The points of a study: the full table, then each way at each size that can be so small."""
     if unknown := [way for way in study.ways if way not in Sizes.ways]:
         raise ConfigError(f"{unknown[0]!r} is no way of this study; there are {', '.join(Sizes.ways)}")
-    if min(study.heat, study.seeds) < 2:
-        raise ConfigError(f"{min(study.heat, study.seeds)} seeds: an interval needs 2")
+    if study.heat < 2:
+        raise ConfigError(f"{study.heat} seeds in the heat: an interval needs 2")
     full = EmbeddingConfig("full")
     table = stored_bytes(full, spec) - ID * sum(spec.cardinalities)
     if spec.dialect in METHODS["full"].ids:
@@ -351,9 +349,7 @@ def measure(
         "compressions": compressions,
     }
     study = study.given(**given)
-    manifest = open_folder(study.data or synthetic_data(study, cache, dense="zscore"))
-    say(f"data: {manifest.describe()}")
-    trainings = PointTrainings(manifest, study.batch, cache, say)
+    trainings = PointTrainings.of(study, cache, say, dialects=METHODS["robe"].ids, dense="zscore")
     points = list(plan(study, trainings.spec))
     jobs = study.jobs or len(os.sched_getaffinity(0))
     rates = tuned(trainings, study, points, jobs)
@@ -383,7 +379,8 @@ def measure(
     told = min(study.most, wanted(rows, study.resolution))
     say(f"{told} seeds tell differences to {study.resolution:g}, or are the most that were asked for")
     rows += of(points, seeds[study.seeds : told])
-    best = manifest.synthetic and manifest.synthetic["bayes"]
+    synthetic = trainings.manifest.synthetic
+    best = synthetic and synthetic["bayes"]
     return [one | {"best_auc": best["test"]["auc"]} for one in rows] if best else rows
 
 
@@ -411,13 +408,14 @@ def wanted(rows: Rows, resolution: float) -> int:
     """Seeds by Stein's rule, so that each point's difference from FLOAT at its size is told; points that went
     no further than the heat do not count."""
     first = len({row["seed"] for row in rows})
-    most = first
-    for compression in sorted({row["compression"] for row in rows} - {1}):
-        for way in ways_at(rows, compression):
-            less = differences(rows, (way, compression), (FLOAT, compression))
-            if way != FLOAT and len(less) == first:
-                most = max(most, math.ceil((student(first) * less.std(ddof=1) / resolution) ** 2))
-    return most
+    points = dict.fromkeys((row["way"], row["compression"]) for row in rows if row["compression"] > 1)
+    less = [differences(rows, (way, size), (FLOAT, size)) for way, size in points if way != FLOAT]
+    return max([first, *(seeds_for(each, resolution) for each in less if len(each) == first)])
+
+
+def seeds_for(less: np.ndarray, resolution: float) -> int:
+    """Seeds that tell a difference by Stein's rule, from its values at those of the first stage."""
+    return math.ceil((student(len(less)) * less.std(ddof=1) / resolution) ** 2)
 
 
 def student(seeds: int) -> float:

@@ -37,7 +37,6 @@ Trainings are kept in analysis/out/tried, see analysis/trainings.py; one that wa
 """
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -51,7 +50,7 @@ import numpy as np
 
 from analysis import claim, tried_embeddings
 from analysis.claim import Check, Rows, Verdict, conclude, where
-from analysis.equal_bytes import GAINS, auc_of, differences, fitted, interval, student
+from analysis.equal_bytes import GAINS, auc_of, differences, fitted, interval, seeds_for
 from analysis.trainings import RATES, TUNING_SEED, WIDTH, Study, StudyOptions, Trainings
 from analysis.tried_embeddings import readers_of, stored_bytes
 from robe.backend import Backend, select
@@ -301,9 +300,8 @@ def pairs(rows: Rows) -> list[tuple[tuple[str, int], tuple[str, int]]]:
 
 def wanted(rows: Rows, resolution: float) -> int:
     """Seeds by Stein's rule, so that each difference is told."""
-    gaps = [differences(rows, *pair) for pair in pairs(rows)]
-    seeds = [math.ceil((student(len(gap)) * gap.std(ddof=1) / resolution) ** 2) for gap in gaps]
-    return max(*seeds, len(gaps[0]))
+    less = [differences(rows, *pair) for pair in pairs(rows)]
+    return max(len(less[0]), *(seeds_for(each, resolution) for each in less))
 
 
 def verdict(rows: Rows) -> Verdict:
