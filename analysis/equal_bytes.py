@@ -230,7 +230,7 @@ def plan(study: Sizes, spec: DataSpec) -> Iterator[Point]:
     if study.heat < 2:
         raise ConfigError(f"{study.heat} seeds in the heat: an interval needs 2")
     full = EmbeddingConfig("full")
-    table = stored_bytes(full, spec) - ID * sum(spec.cardinalities)
+    table = 4 * WIDTH * sum(spec.cardinalities)
     if spec.dialect in METHODS["full"].ids:
         yield Point(FULL, 1, full)
     for compression in study.compressions:

@@ -103,6 +103,13 @@ def test_tables_have_as_many_parts_or_chunks_as_fit():
         assert found(way, 10**7, hashed) == []
 
 
+def test_hashed_ids_are_studied_without_what_numbers_them():
+    hashed = dataclasses.replace(DATA, cardinalities=(100_000,), dialect="hash")
+    points = {point.way for point in equal_bytes.plan(equal_bytes.Sizes(compressions=(10,)), hashed)}
+    assert {FLOAT, "exact rows and ROBE, online", "hashing", AFTER} <= points
+    assert not points & {FULL, "quotient-remainder", "CCE", equal_bytes.QUANTISED, equal_bytes.PRUNED}
+
+
 def test_points_of_a_size_take_equal_bytes_and_the_same_seeds(cache):
     _, rows = cache
     sizes = {row["way"]: row["stored_bytes"] for row in rows}
