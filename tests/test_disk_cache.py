@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from numba.core.registry import CPUDispatcher
 from test_inspection import ROOT, needs_compiler
 
 from robe.kernels.operations import OPERATIONS, module
@@ -185,6 +186,18 @@ def test_every_cuda_kernel_is_kept():
         for name, kernel in vars(module(operation)).items():
             if isinstance(kernel, CUDADispatcher):
                 assert type(kernel._cache).__name__ == "CudaKernelCache", f"{name} has no cache=True"
+
+
+def test_what_a_parallel_loop_calls_is_compiled_once():
+    """Its body divides as NumPy does, so the function around it must, or Numba compiles each callee twice."""
+    found = [
+        (name, kernel.targetoptions.get("error_model"))
+        for operation in OPERATIONS
+        for name, kernel in vars(module(operation)).items()
+        if isinstance(kernel, CPUDispatcher) and kernel.targetoptions.get("parallel")
+    ]
+    assert len(found) > 20
+    assert {model for _, model in found} == {"numpy"}, found
 
 
 def test_what_cannot_be_kept_is_compiled_each_time(tmp_path):

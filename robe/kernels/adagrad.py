@@ -11,12 +11,13 @@ touched (`adagrad_step.py`).
 import math
 
 import numpy as np
-from numba import cuda, njit, prange
+from numba import cuda, prange
 from numba.extending import register_jitable
 
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.numbers import typed, value_of
+from robe.kernels.parts.parallel import parallel
 
 
 def adagrad_cost(gradient, rate, eps, accumulator, parameters) -> Cost:
@@ -42,7 +43,7 @@ def step_weight(i, gradient, rate, eps, accumulator, parameters):
     parameters[i] -= descent(i, gradient, rate, eps, accumulator)
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@parallel()
 def _adagrad(gradient, rate, eps, accumulator, parameters):
     for i in prange(parameters.size):
         step_weight(i, gradient[i], rate, eps, accumulator, parameters)

@@ -22,12 +22,13 @@ slot gets its gradient, both as in adagrad_step.py.
 import math
 
 import numpy as np
-from numba import cuda, njit, prange
+from numba import cuda, prange
 from numba.extending import register_jitable
 
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.numbers import typed, value_of
+from robe.kernels.parts.parallel import parallel
 from robe.kernels.parts.pieces import around
 from robe.kernels.parts.walks import pieces, spans, take, walk_pieces, walk_spans
 
@@ -61,7 +62,7 @@ def _shares(number, beta1, beta2):
     return number(beta1), number(1 - beta1), number(beta2), number(1 - beta2)
 
 
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+@parallel()
 def _adam(gradient, rate, first, second, keep1, new1, keep2, new2, eps, mean, square, out):
     for i in prange(out.size):
         m, v = moments(gradient[i], mean[i], square[i], keep1, new1, keep2, new2)

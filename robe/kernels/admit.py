@@ -27,13 +27,14 @@ of integers.)
 """
 
 import numpy as np
-from numba import cuda, get_num_threads, njit, prange
+from numba import cuda, get_num_threads, prange
 from numba.extending import register_jitable
 
 from robe.kernels.parts.cache import EMPTY, WAYS, row_at, set_of, way_of
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.numbers import typed, value_of
+from robe.kernels.parts.parallel import parallel
 
 # What is counted of each feature: look-ups, twice; then rows.
 COUNTED = ("hits", "misses", "loads", "evictions", "direct")
@@ -163,7 +164,7 @@ def what_happened(p, keys, order, ids, base, entry, before):
     return f, group_end(keys, p, keys.size) - p, hit
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@parallel()
 def _admit(keys, order, ids, base, least_used, step, owners, tags, used, counters, entry, before):
     sets, n = tags.shape[0], keys.size
     counts = np.zeros((owners, counters.shape[0], counters.shape[1]), np.int64)

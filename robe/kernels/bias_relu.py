@@ -20,12 +20,13 @@ the backward pass, with more passes over the sums as well, 219 where it took 593
 """
 
 import numpy as np
-from numba import cuda, njit, prange
+from numba import cuda, prange
 from numba.extending import register_jitable
 
 from robe.kernels.parts.bfloat import kept, number
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
+from robe.kernels.parts.parallel import parallel
 from robe.kernels.parts.walks import of
 
 TILE = 64  # rows that one thread of the CPU adds up
@@ -52,7 +53,7 @@ def bias_relu_backward_reference(out, d, d_bias):
     d_bias[...] = d.sum(axis=0)
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@parallel()
 def bias_relu_cpu(x, bias, out):
     for b in prange(x.shape[0]):
         for n in range(x.shape[1]):
@@ -60,7 +61,7 @@ def bias_relu_cpu(x, bias, out):
             out[b, n] = ZERO if value < ZERO else value
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@parallel()
 def bias_relu_backward_cpu(out, d, d_bias):
     rows = d.shape[0]
     tiles = (rows + TILE - 1) // TILE

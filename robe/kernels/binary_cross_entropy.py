@@ -10,11 +10,12 @@ d_logits (B,) are written in full
 import math
 
 import numpy as np
-from numba import cuda, njit, prange
+from numba import cuda, prange
 from numba.extending import register_jitable
 
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
+from robe.kernels.parts.parallel import parallel
 
 ZERO, ONE = np.float32(0), np.float32(1)
 
@@ -40,7 +41,7 @@ def _row(i, rows, logits, label, loss, d_logits):
     )  # an integer would make it float64
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@parallel()
 def binary_cross_entropy_cpu(logits, label, loss, d_logits):
     for i in prange(logits.size):
         _row(i, logits.size, logits, label, loss, d_logits)

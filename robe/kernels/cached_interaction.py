@@ -19,7 +19,6 @@ from robe.kernels.cached_gather import (
     read,
 )
 from robe.kernels.interaction import (
-    REORDER,
     interact_row,
     interaction_cost,
     interaction_cuda,
@@ -55,12 +54,13 @@ def _begin(state, form, base, b, ids):
 @register_jitable
 def _interact(state, form, base, kept, b, ids, following):
     (entries, vectors), first, out = kept, state[3], state[4]
-    vectors[0] = first[b]
+    for d in range(first.shape[1]):
+        vectors[0, d] = first[b, d]
     read(state, form, base, entries, b, ids, following, vectors[1:])
     interact_row(vectors, out[b])
 
 
-_cached_interaction = rows(_begin, _interact, fastmath=REORDER)
+_cached_interaction = rows(_begin, _interact)
 
 
 def cached_interaction_cpu(table, form, tags, values, ids, base, first, out):

@@ -26,7 +26,7 @@ import math
 from itertools import pairwise
 
 import numpy as np
-from numba import cuda, njit, prange
+from numba import cuda, prange
 
 from robe.kernels.admit import DIRECT, REPEAT, STAYS
 from robe.kernels.parts.cache import row_at
@@ -35,6 +35,7 @@ from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.groups import expand, expanded
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.numbers import typed, value_of
+from robe.kernels.parts.parallel import parallel
 from robe.kernels.quantise import quantise_reference
 
 CHUNK = 64  # look-ups that a thread of the CPU does in turn
@@ -78,7 +79,7 @@ def cached_step_reference(
 
 
 # Division in NumPy's way does not look for 0, so loops become vector code.
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+@parallel()
 def _cached_step(
     d_vectors, order, entry, before, ids, base, rate, eps, key, form, table, values, accumulator
 ):
@@ -95,7 +96,9 @@ def _cached_step(
                 store_row(x, before[p], key, form, table[before[p]])
             if slot == DIRECT or before[p] != STAYS:
                 expand(table, row, form, x)
-            gradient[:] = d_vectors[order[p] // features, f]
+            first = d_vectors[order[p] // features, f]
+            for i in range(width):
+                gradient[i] = first[i]
             end = p + 1
             while end < n and entry[end] == REPEAT:
                 more = d_vectors[order[end] // features, f]

@@ -66,6 +66,7 @@ from robe.kernels.parts.hashing import ONE as ONE64
 from robe.kernels.parts.lanes import add_span, require_rows_together
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.numbers import typed, value_of
+from robe.kernels.parts.parallel import parallel
 from robe.kernels.parts.pieces import count_pieces, piece_at
 from robe.kernels.parts.scratch import scratch, zeros
 from robe.kernels.parts.spans import row_walk
@@ -212,7 +213,7 @@ def _list_span(state, slot_map, n, slot, length, bits, element):
 _count_row, _list_row = row_walk(_count_span), row_walk(_list_span)
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@parallel()
 def _list_parts(ids, base, slot_map):
     """The parts of the spans of a batch that lie in one group each.
 
@@ -244,7 +245,7 @@ def _sort_parts(pairs, turns):
 
 
 # Division in NumPy's way does not look for 0, so loops become vector code.
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+@parallel()
 def _step_groups(pairs, parts, d_vectors, rate, eps, key, form, accumulator, memory):
     count, size = len(pairs), form.width
     for chunk in prange((count + CHUNK - 1) // CHUNK):

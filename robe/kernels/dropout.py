@@ -13,13 +13,14 @@ is 0, where bias_relu_backward leaves no gradient; the rest of it is divided by 
 """
 
 import numpy as np
-from numba import cuda, njit, prange
+from numba import cuda, prange
 from numba.extending import register_jitable
 
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.hashing import U64, word_of
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.numbers import value_of
+from robe.kernels.parts.parallel import parallel
 
 ZERO = np.float32(0)
 
@@ -46,7 +47,7 @@ def dropout_reference(share, key, first, out):
     out[...] = np.where(stays, factor * out, 0)
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@parallel()
 def _dropout(key, least, first, factor, out):
     for i in prange(out.size):
         out[i] = factor * out[i] if kept(key, first + U64(i), least) else ZERO

@@ -20,7 +20,6 @@ from numba.extending import register_jitable
 from robe.kernels.gather import gather_cuda, gather_reference, gather_row, out_of_cache
 from robe.kernels.interaction import (
     PAIRS,
-    REORDER,
     interact_row,
     interact_staged,
     interaction_cost,
@@ -68,12 +67,13 @@ def _vectors(state, slot_map, base, b, ids):
 @register_jitable
 def _interact(state, slot_map, base, vectors, b, ids, following):
     memory, prefetches, first, out = state
-    vectors[0] = first[b]
+    for d in range(first.shape[1]):
+        vectors[0, d] = first[b, d]
     gather_row(memory, ids, following, base, slot_map, prefetches, vectors[1:])
     interact_row(vectors, out[b])
 
 
-_gather_interaction = rows(_vectors, _interact, fastmath=REORDER)
+_gather_interaction = rows(_vectors, _interact)
 
 
 def gather_interaction_cpu(memory, ids, base, slot_map, first, out):

@@ -29,6 +29,7 @@ from robe.kernels.parts.bfloat import kept, number
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.lanes import combine
 from robe.kernels.parts.launch import block_shape, launch
+from robe.kernels.parts.parallel import parallel
 from robe.kernels.parts.vector import in_fours, load4, load4_shared, store4_shared
 from robe.kernels.parts.walks import ROWS, elements, nothing, walk_elements
 
@@ -78,7 +79,8 @@ def interaction_backward_reference(d_out, vectors, d_vectors):
 def interact_row(vectors, out):
     """The output of one row of the batch: vectors (N, D)."""
     n, width = vectors.shape
-    out[:width] = vectors[0]
+    for d in range(width):
+        out[d] = vectors[0, d]
     pair = width
     for i in range(1, n):
         for j in range(i):
@@ -90,13 +92,13 @@ def interact_row(vectors, out):
             pair += 1
 
 
-@njit(parallel=True, nogil=True, cache=True, fastmath=REORDER)
+@parallel(fastmath=REORDER)
 def interaction_cpu(vectors, out):
     for b in prange(vectors.shape[0]):
         interact_row(vectors[b], out[b])
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@parallel()
 def interaction_backward_cpu(d_out, vectors, d_vectors):
     rows, n, width = vectors.shape
     for tile in prange((rows + ROWS - 1) // ROWS):

@@ -11,7 +11,7 @@ gives a row of 4 bits or more to a thread, `cuda` to a thread block, whose threa
 """
 
 import numpy as np
-from numba import cuda, njit, prange
+from numba import cuda, prange
 
 from robe.kernels.parts.codes import (
     ENDLESS,
@@ -38,6 +38,7 @@ from robe.kernels.parts.codes import (
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.half import from_half, to_half
 from robe.kernels.parts.launch import launch
+from robe.kernels.parts.parallel import parallel
 
 
 def quantise_cost(rows, numbers, key, form, table) -> Cost:
@@ -85,7 +86,7 @@ def _sum_reference(numbers):
     return sum(map(np.float32, parts), NOTHING)
 
 
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+@parallel()
 def _quantise(rows, numbers, key, form, table):
     for n in prange(rows.shape[0]):
         if numbers[n] != NO_ROW:

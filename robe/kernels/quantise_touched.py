@@ -16,7 +16,7 @@ to a warp: each thread lists the groups of one, and then all write one group aft
 """
 
 import numpy as np
-from numba import config, cuda, njit, prange
+from numba import config, cuda, prange
 from numba.extending import register_jitable
 
 from robe.kernels.parts.codes import (
@@ -37,6 +37,7 @@ from robe.kernels.parts.half import rounding_key
 from robe.kernels.parts.hashing import ONE, TABLE, U64, ZERO, slots_reference
 from robe.kernels.parts.lanes import prefetch_span
 from robe.kernels.parts.launch import launch
+from robe.kernels.parts.parallel import parallel
 from robe.kernels.parts.pieces import count_pieces, piece_at
 from robe.kernels.parts.spans import most_spans, row_walk
 from robe.kernels.parts.walks import nothing, of, rows
@@ -95,7 +96,7 @@ _list_touched = rows(nothing, _list_groups)
 
 # In a walk, the loops over a group would not become vector code. What the next row needs is asked for while
 # this one is worked on: in a large table, waiting for it took longer than all else.
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+@parallel()
 def _quantise_listed(listed, counts, code_bits, weights, memory):
     form, rows = Form(code_bits, False, weights.shape[1]), listed.shape[0]
     size, row = U64(weights.shape[1]), U64(memory.shape[1])

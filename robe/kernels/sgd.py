@@ -4,11 +4,12 @@ gradient (N,) float, parameters (N,) float; rate: the learning rate
 """
 
 import numpy as np
-from numba import cuda, njit, prange
+from numba import cuda, prange
 
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.numbers import typed, value_of
+from robe.kernels.parts.parallel import parallel
 
 
 def sgd_cost(gradient, rate, parameters) -> Cost:
@@ -20,7 +21,7 @@ def sgd_reference(gradient, rate, parameters):
     parameters -= parameters.dtype.type(rate) * gradient
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@parallel()
 def _sgd(gradient, rate, parameters):
     for i in prange(parameters.size):
         parameters[i] -= rate * gradient[i]

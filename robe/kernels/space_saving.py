@@ -38,7 +38,7 @@ threads, and nothing is atomic.
 import math
 
 import numpy as np
-from numba import cuda, get_num_threads, njit, prange
+from numba import cuda, get_num_threads, prange
 from numba.extending import register_jitable
 
 from robe.kernels.parts.cache import NOWHERE, hash_token, look_up_at, set_of
@@ -46,6 +46,7 @@ from robe.kernels.parts.codes import NO_ROW
 from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.numbers import typed, value_of
+from robe.kernels.parts.parallel import parallel
 
 WAYS, HOT = 32, 8  # buckets of a set, and those that have a row
 EMPTY = np.uint64(2**64 - 1)
@@ -80,7 +81,7 @@ def row_of(tags, token):
     return U32(NO_ROW)
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@parallel()
 def _hot_rows(ids, base, tags, out):
     for b in prange(ids.shape[0]):
         for f in range(ids.shape[1]):
@@ -239,7 +240,7 @@ def set_end(keys, p, sets):
     return end
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@parallel()
 def _space_saving(
     keys, order, ids, base, d_vectors, scale, by_count, period, owners, tags, importance, halved, moved
 ):

@@ -15,10 +15,11 @@ Numba. A kernel is named by its walk and its visitor, in profilers and in the ca
 """
 
 import numpy as np
-from numba import cuda, get_num_threads, njit, prange
+from numba import cuda, get_num_threads, prange
 from numba.extending import register_jitable
 
 from robe.kernels.parts.launch import block_shape, launch
+from robe.kernels.parts.parallel import parallel
 from robe.kernels.parts.pieces import TILE, U32, count_pieces, piece_at
 from robe.kernels.parts.spans import find_spans, most_spans, own_spans, room_for_spans
 
@@ -40,14 +41,14 @@ def of(visit):
     return named
 
 
-def rows(begin, visit, fastmath=False):
+def rows(begin, visit):
     """Kernel (state, layout, ids, base): on the CPU, each row of the batch by one thread, in order within 16.
 
     begin(state, layout, base, b, ids[b]) -> what the thread keeps between rows, called before the first of 16
     visit(state, layout, base, kept, b, ids[b], ids of the next row), so that memory can be fetched ahead
     """
 
-    @njit(parallel=True, nogil=True, cache=True, fastmath=fastmath)
+    @parallel()
     @of(visit)
     def walk(state, layout, ids, base):
         count = ids.shape[0]
@@ -75,8 +76,7 @@ def spans(visit):
     bit for any number of threads.
     """
 
-    # Division in NumPy's way does not look for 0, so loops that divide become vector code.
-    @njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+    @parallel()
     @of(visit)
     def walk(ids, base, layout, most, owners, array, state):
         rows = ids.shape[0]
