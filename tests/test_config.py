@@ -119,6 +119,12 @@ def test_recipes_are_the_published_settings():
     assert (bars.batch, bars.patience, bars.eval_every) == (4096, 2, math.ceil(33_003_326 / 4096))
     mlperf = resolve(TrainConfig(recipe="mlperf_v1"))
     assert (mlperf.optimizer, mlperf.batch, mlperf.target_auc) == (OptimizerConfig("sgd", 1.0), 2048, 0.8025)
+    second = resolve(TrainConfig(recipe="mlperf_v2"))
+    model = ModelConfig("mlperf", 128, (512, 256), (1024, 1024, 512, 256), 0, 0, "cross", 3, 512)
+    assert second.model == model
+    assert second.optimizer == OptimizerConfig("adagrad", 0.005, eps=1e-8)
+    assert (second.batch, second.target_auc) == (65_536, 0.80275)
+    assert second.eval_every == 4_195_197_692 // (65_536 * 20)
     kaggle = resolve(TrainConfig(recipe="kaggle_dlrm"))
     assert dataclasses.replace(kaggle, recipe=None) == resolve(TrainConfig(model=ModelConfig("kaggle")))
 
