@@ -150,10 +150,10 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     # facebookresearch/dlrm: bench/dlrm_s_criteo_kaggle.sh.
     "kaggle_dlrm": {"model": {"preset": "kaggle"}},
     # BARS, DLRM_criteo_x1 of 2022 (AUC 0.8138): an evaluation each pass. Left out are its batch norm, the
-    # falls of the rate by 10 where the AUC does not rise, and the penalty of rows that a batch does not read.
+    # penalty of rows that a batch does not read, and that its rate stays at 1e-6 or more.
     "bars_criteo_x1": {
         "model": {"width": 10, "bottom": (400, 400, 400), "top": (400, 400, 400), "dropout": 0.2},
-        "optimizer": {"optimizer": "adam", "lr": 1e-3, "embedding_l2": 1e-5},
+        "optimizer": {"optimizer": "adam", "lr": 1e-3, "embedding_l2": 1e-5, "schedule": "plateau"},
         "train": {"batch": 4096, "epochs": 100, "eval_every": 8058, "patience": 2},
     },
 }
@@ -336,10 +336,11 @@ class OptimizerConfig:
     embedding_l2: float = 0.0
     """L2 penalty of the embedding, of the weights that a batch reads, each once a step."""
 
-    schedule: Literal["polynomial", "linear", "cosine", "constant"] = "polynomial"
+    schedule: Literal["polynomial", "linear", "cosine", "plateau", "constant"] = "polynomial"
     """How the rate falls, by the share s of --decay-steps that remains: polynomial: as s^2, and only where
     --decay-start is given (MLPerf's); linear: as s; cosine: as (1 - cos(pi s)) / 2. Without --decay-start,
-    linear and cosine fall from the end of the warm-up to that of the training. constant: never."""
+    linear and cosine fall from the end of the warm-up to that of the training. plateau: to a tenth after each
+    evaluation whose AUC is not above all before. constant: never."""
 
     warmup_steps: int = 0
     """Number of steps over which the rate rises linearly to --lr."""
@@ -380,8 +381,8 @@ class TrainConfig:
     fresh embedding), or a published one: mlperf_v1 (MLPerf's reference: SGD 1.0, batch 2048, to an AUC of
     0.8025), mlperf_v2 (its DCN v2: a cross network, Adagrad 0.005, batch 65536, to 0.80275), kaggle_dlrm
     (facebookresearch/dlrm on Criteo Kaggle: SGD 0.1, batch 128), bars_criteo_x1 (BARS'
-    DLRM on Criteo_x1: Adam, L2 of the embedding, dropout and patience, but no batch norm and no falls of the
-    rate on a plateau). Sources: docs/methods.md."""
+    DLRM on Criteo_x1: Adam, L2 of the embedding, dropout, falls of the rate on a plateau and patience, but no
+    batch norm). Sources: docs/methods.md."""
 
     average: float | None = None
     """Average the weights from this share of the steps on: 0.5 for the second half of the training. The mean,
@@ -532,8 +533,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(optimizer, name) < 1:
             raise ConfigError(f"--{name} must be at least 0, and less than 1, not {getattr(optimizer, name)}")
-    if optimizer.schedule == "constant" and optimizer.decay_start is not None:
-        raise ConfigError("--schedule constant never falls; leave out --decay-start and --decay-steps")
+    falls = {"constant": "never falls", "plateau": "falls where the AUC does not rise"}
+    if optimizer.schedule in falls and optimizer.decay_start is not None:
+        how = f"--schedule {optimizer.schedule} {falls[optimizer.schedule]}"
+        raise ConfigError(f"{how}; leave out --decay-start and --decay-steps")
     if config.teacher is None and config.teacher_weight != TrainConfig.teacher_weight:
         raise ConfigError(f"--teacher-weight {config.teacher_weight} needs --teacher, the run that teaches")
     if config.fresh_embeddings and config.epochs < 2:

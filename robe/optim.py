@@ -100,6 +100,7 @@ def rounded_rule(config: OptimizerConfig) -> Rule:
     return rule
 
 
+PLATEAU = 10.0  # what the rate is divided by
 # Schedule -> the share of the rate that is left where a share of the steps of its fall remains.
 FALLS: dict[str, Callable[[float], float]] = {
     "polynomial": lambda remaining: remaining**2,
@@ -108,12 +109,22 @@ FALLS: dict[str, Callable[[float], float]] = {
 }
 
 
-def learning_rate(config: OptimizerConfig, step: int, steps: int | None = None) -> float:
+def learning_rate(
+    config: OptimizerConfig, step: int, steps: int | None = None, plateaus: int | None = None
+) -> float:
     """Rate of step 0, 1, ...: linear warm-up, constant, then a fall as the schedule says.
 
     steps: how many the training has; without it, ConfigError for a fall that ends with them.
+    plateaus: how many evaluations before the step were no better than all before; without it, ConfigError for
+    a schedule that asks.
     """
     rate, start, length = config.lr, config.decay_start, config.decay_steps
+    if config.schedule == "plateau":
+        if plateaus is None:
+            raise ConfigError(
+                "--schedule plateau has to know what evaluations find, and there are none; choose another"
+            )
+        rate /= PLATEAU**plateaus
     if step < config.warmup_steps:
         rate *= (step + 1) / config.warmup_steps
     if start is None and config.schedule in ("linear", "cosine"):

@@ -96,7 +96,7 @@ def train(
     make_folder(run)
     log, position = _reopened(run, config, position, steps_per_epoch)
     checkpoint.drop_old(run, *log.stays(config))
-    stopped = log.stopped(config)
+    stopped, plateaus = log.stopped(config), log.plateaus(evaluate_every)
 
     started, loss, validation = time.perf_counter() - log.seconds(), math.nan, None
     # Read back for a log only, so that a GPU has its next step queued before it is done with this one.
@@ -113,7 +113,7 @@ def train(
             step, at_end = position.step, position.step == total
             evaluates = step % evaluate_every == 0 or at_end
             saves = step % checkpoint_every == 0 or at_end
-            rate = learning_rate(config.optimizer, step - 1, whole)
+            rate = learning_rate(config.optimizer, step - 1, whole, plateaus)
             losses = model.step(label, dense, ids, rate, phase, *target)
             model.backend.xp.sum(losses, dtype="float64", out=sums[len(counts), ...])
             counts.append(len(label))
@@ -134,7 +134,7 @@ def train(
                 seen = _seen(validation)
                 line = _milestone(step, total, config.batch, *began) + f", loss {loss:.4f}{seen}"
                 progress(step * config.batch, total * config.batch, f"loss {loss:.4f}{seen}", line)
-                stopped = log.stopped(config)
+                stopped, plateaus = log.stopped(config), log.plateaus(evaluate_every)
                 saves |= stopped is not None or log.kept_step(config) == step
             if saves:
                 with phase("checkpoint"):
@@ -398,6 +398,16 @@ class Log:
         if since and sum(entry["step"] > best for entry in self._ranked()) >= since:
             return f"no better validation AUC in {since} evaluation{'s' * (since > 1)}"
         return None
+
+    def plateaus(self, every: int) -> int:
+        """How many evaluations found no better AUC than all before, of those each `every` steps: one that is
+        made because a training ends early is not made in a training that goes on."""
+        found, best = 0, -math.inf
+        for entry in self._ranked():
+            if entry["step"] % every == 0:
+                found += entry["auc"] <= best
+                best = max(best, entry["auc"])
+        return found
 
     def stays(self, config: TrainConfig) -> tuple[int, ...]:
         """Steps whose checkpoints stay beside the newest: of the last evaluation of use, and of the best."""

@@ -115,7 +115,7 @@ def test_recipes_are_the_published_settings():
     bars = resolve(TrainConfig(recipe="bars_criteo_x1"))
     assert (bars.model.width, bars.model.bottom, bars.model.top) == (10, (400,) * 3, (400,) * 3)
     assert (bars.model.dropout, bars.model.bottom_dropout) == (0.2, 0)
-    assert bars.optimizer == OptimizerConfig("adam", 1e-3, embedding_l2=1e-5)
+    assert bars.optimizer == OptimizerConfig("adam", 1e-3, embedding_l2=1e-5, schedule="plateau")
     assert (bars.batch, bars.patience, bars.eval_every) == (4096, 2, math.ceil(33_003_326 / 4096))
     mlperf = resolve(TrainConfig(recipe="mlperf_v1"))
     assert (mlperf.optimizer, mlperf.batch, mlperf.target_auc) == (OptimizerConfig("sgd", 1.0), 2048, 0.8025)
@@ -310,6 +310,14 @@ def test_a_fall_to_the_end_needs_an_end_and_constant_has_none():
         learning_rate(OptimizerConfig("sgd", 2.0, schedule="cosine"), 0)
     with pytest.raises(ConfigError, match=r"^--schedule constant never falls; leave out --decay-start"):
         resolve(TrainConfig(optimizer=OptimizerConfig(schedule="constant", decay_start=1, decay_steps=2)))
+    with pytest.raises(ConfigError, match=r"^--schedule plateau falls where .*; leave out --decay-start"):
+        resolve(TrainConfig(optimizer=OptimizerConfig(schedule="plateau", decay_start=1, decay_steps=2)))
+    plateau = OptimizerConfig("sgd", 2.0, schedule="plateau", warmup_steps=4)
+    assert [learning_rate(plateau, step, 9, falls) for step, falls in ((0, 0), (3, 0), (8, 2))] == [
+        *(0.5, 2, pytest.approx(0.02, rel=1e-15))
+    ]
+    with pytest.raises(ConfigError, match=r"^--schedule plateau has to know what evaluations find"):
+        learning_rate(plateau, 0, 9)
     for optimizer in OptimizerConfig("sgd", 2.0), OptimizerConfig("sgd", 2.0, schedule="constant"):
         assert learning_rate(optimizer, 10**6, 10**7) == 2.0
 

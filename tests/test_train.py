@@ -171,6 +171,7 @@ RECIPES = {
     "dropout": {"dropout": 0.2},
     "average": {"average": 0.3},
     "average of codes": {"average": 0.3, "memory": "int3"},
+    "plateau": {"optimizer": {"lr": 0.5, "schedule": "plateau"}, "epochs": 4},
     "cosine": {"optimizer": {"lr": 0.1, "embedding_lr": 0.3, "schedule": "cosine", "warmup_steps": 4}},
 }
 
@@ -187,6 +188,28 @@ def test_any_recipe_stopped_ends_as_if_it_had_not(recipe, stop, tmp_path):
     resumed = train(settings, DATA, rows(), tmp_path / "part")
     assert weights_of(tmp_path / "part") == weights_of(tmp_path / "whole")
     assert resumed["test"] == whole["test"]
+
+
+def test_the_rate_falls_to_a_tenth_where_the_auc_has_not_risen(tmp_path):
+    """By what the log says; a training that is stopped between two evaluations, by an evaluation of its own,
+    goes on as if it had not been."""
+    settings = config(optimizer={"lr": 0.5, "schedule": "plateau"}, epochs=8)
+    train(settings, DATA, rows(), tmp_path / "whole")
+    told = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    rate, best, rates = 0.5, -1, set()
+    for entry in told:
+        if entry["kind"] == "train":
+            assert entry["lr"] == pytest.approx(rate, rel=1e-12)
+            rates.add(round(math.log10(rate), 9))
+        elif entry["auc"] > best:
+            best = entry["auc"]
+        else:
+            rate /= 10
+    assert len(rates) >= 3
+    for until in (12, 43, None):
+        model = build(settings, DATA, select("cpu"))
+        train_model(model, settings, DATA, rows(), tmp_path / "parts", max_steps=until)
+    assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("average", "total"), [(0.0, 7), (0.5, 32), (0.4, 1003), (1.0, 5), (0.999, 20)])
