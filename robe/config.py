@@ -127,6 +127,7 @@ OF_ANY = (*SCHEDULE, *DECAY, "clip_norm")  # what any optimizer uses of Optimize
 OPTIMIZERS = {
     "sgd": (),
     "adagrad": ("eps",),
+    "rowwise_adagrad": ("eps",),
     "adam": ("beta1", "beta2", "eps"),
     "none": ("beta1", "beta2", "eps"),  # a converted model keeps the settings it was trained with
 }
@@ -305,8 +306,9 @@ class ModelConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     optimizer: OptimizerName | None = None
-    """sgd, adagrad, or adam, which steps of the embedding only the weights that a batch reads; none: a model
-    that was converted for inference, and is not trained further."""
+    """sgd, adagrad, rowwise_adagrad, which keeps one sum for a row of a table or 64 weights of robe, or adam,
+    which steps of the embedding only the weights that a batch reads; none: a model that was converted for
+    inference, and is not trained further."""
 
     lr: float | None = None
     """Learning rate."""

@@ -25,6 +25,7 @@ class Rule:
     state: the names of what it keeps, each one number a parameter, 0 at first.
     rounded: whether half_step, cached_step and code_step, which step weights in few bits, know it.
     corrections: how many numbers there are of `corrections`.
+    grouped: whether the embedding keeps one number of each for a group of weights (kernels/parts/groups.py).
     """
 
     dense: str | None = None
@@ -33,11 +34,13 @@ class Rule:
     rounded: bool = False
     decayed: str | None = None
     corrections: int = 0
+    grouped: bool = False
 
 
 RULES = {
     "sgd": Rule("sgd", rounded=True, decayed="decayed_step"),
     "adagrad": Rule("adagrad", "adagrad_step", ("accumulator",), rounded=True, decayed="decayed_step"),
+    "rowwise_adagrad": Rule("adagrad", "rowwise_step", ("accumulator",), grouped=True),
     "adam": Rule("adam", "adam_step", ("mean", "square"), decayed="adam_step", corrections=2),
     "none": Rule(rounded=True),
 }

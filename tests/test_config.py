@@ -192,6 +192,10 @@ def test_options_of_adam_and_of_decay(settings, message):
             "--optimizer adam cannot step weights in few bits .*; choose of sgd, adagrad",
         ),
         (
+            {"optimizer": "rowwise_adagrad"},
+            "--optimizer rowwise_adagrad cannot step weights in few bits .*; choose of sgd, adagrad",
+        ),
+        (
             {"optimizer": "sgd", "weight_decay": 0.1},
             "--weight-decay and --embedding-l2 do not reach weights in few",
         ),
@@ -208,6 +212,16 @@ def test_weights_in_few_bits_have_neither(embedding, optimizer, message):
     )
     with pytest.raises(ConfigError, match=f"^{message}"):
         plan(config, data, 1)
+
+
+@pytest.mark.parametrize("embedding", [{"method": "cafe"}, {"method": "adaembed"}, {"method": "hot"}])
+def test_rows_that_change_hands_share_no_sum(embedding):
+    config = TrainConfig(
+        embedding=EmbeddingConfig(**embedding, weights=6400), optimizer=OptimizerConfig("rowwise_adagrad")
+    )
+    data = c.DataSpec(13, (1000,) * 26, "hash", "", "test")
+    with pytest.raises(ConfigError, match=r"^--optimizer rowwise_adagrad is not for rows that change hands"):
+        plan(resolve(config), data, 1)
 
 
 def test_runs_of_before_are_read_without_the_options_that_nothing_used():

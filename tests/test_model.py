@@ -15,6 +15,7 @@ from robe.config import DataSpec, EmbeddingConfig, ModelConfig, OptimizerConfig,
 from robe.interaction import gathering_again_pays
 from robe.kernels.parts.half import rounding_key
 from robe.model import build
+from robe.plan import plan
 from robe.threads import limit_threads
 
 B, CARDINALITIES = 6, (7, 3, 11)
@@ -259,6 +260,45 @@ def test_steps_are_those_of_the_published_formulas(chosen, version):
                 now = before[name].copy()
                 now[where] = kept[name.split(".")[1]]
                 np.testing.assert_allclose(model.state()[name], now, rtol=1e-9, atol=1e-15, err_msg=name)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("version", EVERY)
+@pytest.mark.parametrize(
+    ("embedding", "size"), [({"method": "full"}, 4), ({"weights": 150, "block": 2}, 64)], ids=["full", "robe"]
+)
+def test_row_wise_adagrad_has_one_sum_for_a_row_and_the_mlps_have_their_own(embedding, size, version):
+    """Three steps: the embedding by FBGEMM's formula, the MLPs as with --optimizer adagrad; as planned."""
+    config, data = settings("rowwise_adagrad", **embedding)
+    model, plain = (build(c, data, select(version)) for c in (config, settings("adagrad", **embedding)[0]))
+    memory, sums = model.embedding.memory, np.zeros(-(-model.embedding.memory.size // size))
+    planned = plan(config, data, 1)
+    assert model.embedding.accumulator.shape == sums.shape
+    assert planned["memory"]["embedding optimizer state"] == 4 * sums.size
+    assert planned["checkpoint"]["weights and optimizer state"] == sum(
+        array.nbytes for array in model.state().values()
+    )
+    for seed in range(3):
+        label, dense, ids = batch("float32", seed)
+        for name, array in model.state().items():
+            if name != "embedding.accumulator":
+                plain.state()[name][...] = array
+        before, expected = memory.astype(float), memory.astype(float)
+        plain.step(label, dense, ids, 0.1)
+        model.step(label, dense, ids, 0.1)
+        gradient, d_vectors = np.zeros(memory.size, np.float32), model.interaction.d_vectors[:B, 1:]
+        rows = ids, model.embedding.base, model.embedding.slot_map
+        model.backend.kernels.scatter_add(d_vectors, *rows, 1, gradient)
+        for group in range(sums.size):
+            g = gradient[group * size : (group + 1) * size].astype(float)
+            sums[group] += (g**2).sum() / size
+            expected[group * size : (group + 1) * size] -= 0.1 * g / (np.sqrt(sums[group]) + 1e-8)
+        assert (memory != before).any()
+        # float32 sums of a few gradients, in the simulator in any order; a step is at most 0.1 sqrt(size).
+        np.testing.assert_allclose(memory, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(model.embedding.accumulator, sums, rtol=1e-4, atol=1e-9)
+        tolerance = {"rtol": 1e-5, "atol": 1e-6} if version == "cuda" else {"rtol": 0, "atol": 0}
+        np.testing.assert_allclose(flat(model.parameters), flat(plain.parameters), **tolerance)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -171,6 +171,7 @@ RECIPES = {
     "dropout": {"dropout": 0.2},
     "average": {"average": 0.3},
     "average of codes": {"average": 0.3, "memory": "int3"},
+    "row-wise Adagrad": {"optimizer": {"optimizer": "rowwise_adagrad", "lr": 0.1}},
     "plateau": {"optimizer": {"lr": 0.5, "schedule": "plateau"}, "epochs": 4},
     "cosine": {"optimizer": {"lr": 0.1, "embedding_lr": 0.3, "schedule": "cosine", "warmup_steps": 4}},
 }
