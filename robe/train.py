@@ -147,7 +147,8 @@ def train(
         checkpoint.drop_newer(run, kept_step)
         validation = None
     rows_trained = position.epoch * rows["train"].count + position.epoch_step * config.batch
-    test = metrics.summary(*predict(model, rows["test"]))
+    predicted = predict(model, rows["test"])
+    test = metrics.summary(*predicted)
     # The last evaluation is of the final weights, but not made if there was nothing left to do.
     validation = validation or metrics.summary(*predict(model, rows["validation"]))
     training_loss = log.training_loss(kept_step)
@@ -165,6 +166,7 @@ def train(
         "training_loss": training_loss,
         "test": test,
         "validation": validation,
+        "reliability": metrics.reliability(*predicted),
         **averaged,
         "diverged": diverged,
         "warnings": _warnings({"test": test, "validation": validation}, training_loss, diverged, config, log),
