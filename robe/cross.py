@@ -66,14 +66,14 @@ class Cross(Interaction):
         self.xp, self.matmul = backend.xp, backend.matmul
         self.x_0, self.d_x_0 = (array.reshape(rows, -1) for array in (self.vectors, self.d_vectors))
         (parameters, gradients, factors), shape, short = own, self.x_0.shape, self.short
-        kept = short.dtype if short else dtype
+        kept, depth = short.dtype if short else dtype, len(parameters) // 3
         self.layers: list[Layer] = []
         x = self.x_0
-        for i in range(len(parameters) // 3):
+        for i in range(depth):
             v, w, bias = (f"cross.{i}.{name}" for name in ("v", "w", "bias"))
             narrow = backend.empty((rows, len(factors[w])), kept)
-            writes = not short and bias == list(parameters)[-1]
-            out = self.out[:, self.columns] if writes else backend.empty(shape, dtype)
+            last = i == depth - 1 and not short
+            out = self.out[:, self.columns] if last else backend.empty(shape, dtype)
             read, inner = backend.empty(shape, kept) if short else x, backend.empty(shape, dtype)
             by = gradients[v], gradients[w], gradients[bias]
             x = out
