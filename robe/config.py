@@ -366,6 +366,10 @@ class TrainConfig:
     epochs: int = 1
     """Passes over the training days."""
 
+    loss: Literal["bce", "mse"] = "bce"
+    """What training makes small. bce: the binary cross entropy; mse: the square of label less probability, as
+    the debug runs of facebookresearch/dlrm. Metrics are the same."""
+
     teacher: str | None = None
     """A run of a larger model, trained on the same data, whose probabilities the model learns besides the
     clicks. They are computed once and kept beside the shards. The folder of the run is what is given; the
@@ -427,7 +431,7 @@ LATER = (
     *("hot_share", *SKETCH, "online", "alpha", "master"),
     *("embedding_lr", "schedule", "average", "beta1", "beta2", *DECAY, "clip_norm"),
     *("dropout", "bottom_dropout", "recipe"),
-    *("interaction", "cross_layers", "cross_rank"),
+    *("interaction", "cross_layers", "cross_rank", "loss"),
 )
 
 
@@ -541,6 +545,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError(f"{how}; leave out --decay-start and --decay-steps")
     if config.teacher is None and config.teacher_weight != TrainConfig.teacher_weight:
         raise ConfigError(f"--teacher-weight {config.teacher_weight} needs --teacher, the run that teaches")
+    if config.teacher is not None and config.loss != "bce":
+        raise ConfigError(
+            f"--loss {config.loss} is not for --teacher, whose probabilities are learned by bce"
+        )
     if config.fresh_embeddings and config.epochs < 2:
         raise ConfigError("--fresh-embeddings needs --epochs of 2 or more; those of the first pass are fresh")
     require_averageable(config)

@@ -114,6 +114,7 @@ class DLRM:
         dtype="float32",
     ):
         self.embedding, self.backend, self.lock = embedding, backend, threading.Lock()
+        self.squares = config.loss == "mse"
         shares = {"bottom": config.model.bottom_dropout, "top": config.model.dropout}
         self.dropout_seed = config.seed if any(shares.values()) else None
         # What the embedding's rate is of the other; None where they are one.
@@ -198,6 +199,8 @@ class DLRM:
         with phase("backward, top"):
             pulls = label if target is None else target
             self.backend.kernels.binary_cross_entropy(logits, pulls, losses, d_logits)
+            if self.squares:
+                _square(losses, d_logits, label)
             if target is not None:  # the loss is linear in it
                 target -= label
                 target *= logits
@@ -302,6 +305,16 @@ class DLRM:
         optimizer = {f"dense.{name}": array for name, array in self.optimizer.state.items()}
         averages = {f"average.{name}": mean for name, mean in self.averages.items()}
         return self.parameters | self.embedding.state() | optimizer | averages
+
+
+def _square(losses, d_logits, label) -> None:
+    """Make of the gradients (p - y) / B of the cross entropy, p the probability and y the label, the losses
+    (p - y)^2 and the gradients of their mean; in place."""
+    losses[...] = d_logits
+    losses *= len(label)
+    probability = losses + label
+    d_logits *= 2 * probability * (1 - probability)
+    losses *= losses
 
 
 def _initial_dense(shapes: dict[str, tuple[int, ...]], rng) -> np.ndarray:

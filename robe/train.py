@@ -556,12 +556,13 @@ def _warnings(
     evaluations: of the splits, the one that matters most first; loss: of its training rows.
     """
     lr = f"--lr (it was {config.optimizer.lr:g})"
+    ignorant = {"bce": metrics.entropy, "mse": lambda rate: rate * (1 - rate)}[config.loss]
     for split, found in evaluations.items():
         if (trouble := metrics.trouble(found)) is None:
             continue
         if diverged:
             remedy = f"the training diverged, {_last_good(log)}; train again with a lower {lr}"
-        elif loss < metrics.entropy(found["base_rate"]) and not metrics.is_constant(found):
+        elif loss < ignorant(found["base_rate"]) and not metrics.is_constant(found):
             remedy = (
                 f"of the training rows something was learned (loss {loss:.4g}): try more rows, fewer "
                 "--epochs, a smaller model, or `robe prepare --split` with parts that are more alike"

@@ -214,6 +214,12 @@ def test_weights_in_few_bits_have_neither(embedding, optimizer, message):
         plan(config, data, 1)
 
 
+def test_a_teacher_teaches_by_cross_entropy():
+    with pytest.raises(ConfigError, match=r"^--loss mse is not for --teacher"):
+        resolve(TrainConfig(loss="mse", teacher="runs/large"))
+    assert resolve(TrainConfig(loss="mse")).loss == "mse"
+
+
 @pytest.mark.parametrize("embedding", [{"method": "cafe"}, {"method": "adaembed"}, {"method": "hot"}])
 def test_rows_that_change_hands_share_no_sum(embedding):
     config = TrainConfig(

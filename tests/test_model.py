@@ -115,6 +115,33 @@ def test_the_embedding_has_a_rate_of_its_own(optimizer, version):
 
 
 @pytest.mark.parametrize("version", ["reference", *VERSIONS])
+def test_gradient_of_the_squared_error(version):
+    """PyTorch's MSELoss of sigmoids, a loss for each row, and its slopes by float64 central differences."""
+    config, data = settings()
+    model = build(dataclasses.replace(config, loss="mse"), data, select(version), "float64")
+    label, dense, ids = batch()
+    logits = model.forward(dense, ids).copy()
+    losses = model.backward(model.forward(dense, ids), label, ids, 0.0).copy()
+    # The simulator's exponentials meet numbers of float32.
+    expected, tolerance = (1 / (1 + np.exp(-logits)) - label) ** 2, 1e-6 if version == "cuda" else 1e-12
+    np.testing.assert_allclose(losses, expected, rtol=tolerance)
+
+    def loss():
+        return float(model.backward(model.forward(dense, ids), label, ids, 0.0).mean())
+
+    gradients = {name: gradient.copy() for name, gradient in model.gradients.items()}
+    for name in ("top.1.bias", "top.0.weight", "bottom.0.weight"):
+        array, numeric = model.parameters[name].reshape(-1), np.empty(gradients[name].size)
+        for i in range(array.size):
+            kept, sides = array[i], []
+            for moved in (1e-6, -1e-6):
+                array[i] = kept + moved
+                sides.append(loss())
+            array[i], numeric[i] = kept, (sides[0] - sides[1]) / 2e-6
+        np.testing.assert_allclose(gradients[name].ravel(), numeric, rtol=1e-6, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("version", ["reference", *VERSIONS])
 def test_gradient_of_what_is_not_dropped(version):
     """float64 central differences of the loss while the same activations are dropped."""
     dropped = {"dropout": 0.4, "bottom_dropout": 0.25, "bottom": (6, 5)}

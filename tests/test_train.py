@@ -168,7 +168,8 @@ RECIPES = {
         "optimizer": {"optimizer": "adam", "lr": 0.01, "embedding_l2": 1e-3, "weight_decay": 0.01, "l2": 1e-4}
     },
     "adagrad with decay": {"optimizer": {"optimizer": "adagrad", "lr": 0.1, "weight_decay": 0.01}},
-    "dropout": {"dropout": 0.2},
+    "dropout": {"model": {"dropout": 0.2}},
+    "cross": {"average": 0.3, "model": {"interaction": "cross", "cross_layers": 2, "cross_rank": 3}},
     "average": {"average": 0.3},
     "average of codes": {"average": 0.3, "memory": "int3"},
     "row-wise Adagrad": {"optimizer": {"optimizer": "rowwise_adagrad", "lr": 0.1}},
@@ -181,8 +182,8 @@ RECIPES = {
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_any_recipe_stopped_ends_as_if_it_had_not(recipe, stop, tmp_path):
     changes = dict(RECIPES[recipe])
-    dropout, settings = changes.pop("dropout", 0.0), config(**changes)
-    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, dropout=dropout))
+    model, settings = changes.pop("model", {}), config(**changes)
+    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, **model))
     whole = train(settings, DATA, rows(), tmp_path / "whole")
     with pytest.raises(Stopped):
         train(settings, DATA, rows() | {"train": stopping(stop)}, tmp_path / "part")
@@ -466,9 +467,14 @@ def test_what_is_told_and_drawn_is_the_best(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(report, "write_figure", lambda path, figure, dpi: drawn.append(figure))
     report.draw_curves(tmp_path, result)
-    for axes in drawn[0].axes:
+    *by_step, reliability = drawn[0].axes
+    for axes in by_step:
         (line,) = (line for line in axes.lines if line.get_label() == "the model kept")
         assert set(line.get_xdata()) == {best}
+    assert len(by_step) == 2
+    found = reliability.lines[0].get_xydata().tolist()
+    assert found == [[part["probability"], part["base_rate"]] for part in result["reliability"]]
+    assert sum(part["rows"] for part in result["reliability"]) == 110
 
 
 @pytest.fixture(scope="module")
