@@ -317,23 +317,29 @@ def evaluate(
     run: Argument[Path],
     data: Path | None = None,
     split: Literal["test", "validation", "all"] = "test",
+    group_by: str | None = None,
     backend: BackendName = "auto",
     graph: bool = True,
 ) -> None:
     """Print the metrics of a trained model as JSON, with its speed and the share of the time that was not
     spent waiting for data (`busy`).
 
+    `calibration` is the mean prediction over the base rate, `normalised_entropy` the log loss over that of
+    the base rate, and `reliability` tells what was predicted and what came, from low predictions to high.
+
     Args:
         run: The folder of a run.
         data: A folder made by `prepare`; default: the one of the run.
         split: Which rows; the line that describes the data says which these are. all: every row of the
             folder, such as those of later days that were prepared by themselves.
+        group_by: A categorical column, such as a user's: the mean of the AUCs of the rows of each of its
+            values, weighted by their number; values that have one class of rows alone are left out.
         backend: Where to compute.
         graph: On a GPU, start an inference as one CUDA graph; as of `train`.
     """
     from robe import metrics, run_folder
 
-    manifest, pace, found = watched_evaluation(run, data, split, backend, graph)
+    manifest, pace, found = watched_evaluation(run, data, split, backend, graph, group_by)
     description = {"folder": str(manifest.folder), "description": manifest.describe()}
     result = {"run": str(run), "data": description, "split": split} | pace | found
     print(json.dumps(result, indent=1, allow_nan=False), flush=True)
@@ -344,14 +350,14 @@ def evaluate(
 
 
 def watched_evaluation(
-    run: Path, data: Path | None, split: str, backend: str, graph: bool = True
+    run: Path, data: Path | None, split: str, backend: str, graph: bool = True, group_by: str | None = None
 ) -> tuple[Manifest, dict, dict]:
     """`run_folder.evaluate` under a progress bar."""
     from robe import run_folder
     from robe.progress import progress_bar
 
     with progress_bar("evaluate", "rows") as update:
-        return run_folder.evaluate(run, data, split, backend, update, graph)
+        return run_folder.evaluate(run, data, split, backend, update, graph, group_by)
 
 
 def predict(

@@ -116,6 +116,10 @@ METHODS = {
 # Methods whose ids have to count from 0.
 NUMBERED = tuple(name for name, method in METHODS.items() if "hash" not in method.ids)
 
+# Interaction -> what it uses of ModelConfig besides.
+OF_ANY_MODEL = ("preset", "width", "bottom", "top", "dropout", "bottom_dropout")
+INTERACTIONS = {"dot": (), "cross": ("cross_layers", "cross_rank"), "none": ()}
+
 SCHEDULE = ("lr", "embedding_lr", "schedule", "warmup_steps", "decay_start", "decay_steps")
 DECAY = ("weight_decay", "l2", "embedding_l2")
 OF_ANY = (*SCHEDULE, *DECAY, "clip_norm")  # what any optimizer uses of OptimizerConfig
@@ -123,6 +127,7 @@ OF_ANY = (*SCHEDULE, *DECAY, "clip_norm")  # what any optimizer uses of Optimize
 OPTIMIZERS = {
     "sgd": (),
     "adagrad": ("eps",),
+    "rowwise_adagrad": ("eps",),
     "adam": ("beta1", "beta2", "eps"),
     "none": ("beta1", "beta2", "eps"),  # a converted model keeps the settings it was trained with
 }
@@ -136,13 +141,20 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"preset": "mlperf"},
         "train": {"eval_every": 102_400, "target_auc": 0.8025},
     },
+    # mlcommons/training: recommendation_v2/torchrec_dlrm, the reference of MLPerf v2 (target of its rules).
+    # The bags of its data are synthetic; here a feature has one id.
+    "mlperf_v2": {
+        "model": {"preset": "mlperf", "interaction": "cross"},
+        "optimizer": {"optimizer": "adagrad", "lr": 0.005},
+        "train": {"batch": 65_536, "eval_every": 3_200, "target_auc": 0.80275},
+    },
     # facebookresearch/dlrm: bench/dlrm_s_criteo_kaggle.sh.
     "kaggle_dlrm": {"model": {"preset": "kaggle"}},
     # BARS, DLRM_criteo_x1 of 2022 (AUC 0.8138): an evaluation each pass. Left out are its batch norm, the
-    # falls of the rate by 10 where the AUC does not rise, and the penalty of rows that a batch does not read.
+    # penalty of rows that a batch does not read, and that its rate stays at 1e-6 or more.
     "bars_criteo_x1": {
         "model": {"width": 10, "bottom": (400, 400, 400), "top": (400, 400, 400), "dropout": 0.2},
-        "optimizer": {"optimizer": "adam", "lr": 1e-3, "embedding_l2": 1e-5},
+        "optimizer": {"optimizer": "adam", "lr": 1e-3, "embedding_l2": 1e-5, "schedule": "plateau"},
         "train": {"batch": 4096, "epochs": 100, "eval_every": 8058, "patience": 2},
     },
 }
@@ -151,10 +163,12 @@ if TYPE_CHECKING:  # a type checker cannot read the keys of a dict
     MethodName = str
     OptimizerName = str
     RecipeName = str
+    InteractionName = str
 else:
     MethodName = Literal[*METHODS]
     OptimizerName = Literal[*OPTIMIZERS]
     RecipeName = Literal[*RECIPES]
+    InteractionName = Literal[*INTERACTIONS]
 Memory = Literal["fp32", "fp16", "int8", "int4", "int3", "int2", "int1"]
 
 
@@ -277,12 +291,24 @@ class ModelConfig:
     bottom_dropout: float = 0.0
     """The same of the bottom MLP."""
 
+    interaction: InteractionName = "dot"
+    """What the top MLP reads of the vectors of a row. dot: vector 0, of the bottom MLP, and the products of
+    all pairs, as in the DLRM; cross: what the low-rank cross network of DCN v2 makes of all vectors, one
+    behind the other, as in MLPerf v2; none: these vectors themselves."""
+
+    cross_layers: int = 3
+    """Layers of the cross network."""
+
+    cross_rank: int = 512
+    """Rank of the matrices of the cross network."""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     optimizer: OptimizerName | None = None
-    """sgd, adagrad, or adam, which steps of the embedding only the weights that a batch reads; none: a model
-    that was converted for inference, and is not trained further."""
+    """sgd, adagrad, rowwise_adagrad, which keeps one sum for a row of a table or 64 weights of robe, or adam,
+    which steps of the embedding only the weights that a batch reads; none: a model that was converted for
+    inference, and is not trained further."""
 
     lr: float | None = None
     """Learning rate."""
@@ -312,10 +338,11 @@ class OptimizerConfig:
     embedding_l2: float = 0.0
     """L2 penalty of the embedding, of the weights that a batch reads, each once a step."""
 
-    schedule: Literal["polynomial", "linear", "cosine", "constant"] = "polynomial"
+    schedule: Literal["polynomial", "linear", "cosine", "plateau", "constant"] = "polynomial"
     """How the rate falls, by the share s of --decay-steps that remains: polynomial: as s^2, and only where
     --decay-start is given (MLPerf's); linear: as s; cosine: as (1 - cos(pi s)) / 2. Without --decay-start,
-    linear and cosine fall from the end of the warm-up to that of the training. constant: never."""
+    linear and cosine fall from the end of the warm-up to that of the training. plateau: to a tenth after each
+    evaluation whose AUC is not above all before. constant: never."""
 
     warmup_steps: int = 0
     """Number of steps over which the rate rises linearly to --lr."""
@@ -339,6 +366,10 @@ class TrainConfig:
     epochs: int = 1
     """Passes over the training days."""
 
+    loss: Literal["bce", "mse"] = "bce"
+    """What training makes small. bce: the binary cross entropy; mse: the square of label less probability, as
+    the debug runs of facebookresearch/dlrm. Metrics are the same."""
+
     teacher: str | None = None
     """A run of a larger model, trained on the same data, whose probabilities the model learns besides the
     clicks. They are computed once and kept beside the shards. The folder of the run is what is given; the
@@ -354,9 +385,10 @@ class TrainConfig:
     recipe: RecipeName | None = None
     """A recipe, for all that you leave at its default: best (ours: few-bit weights, and a second pass with a
     fresh embedding), or a published one: mlperf_v1 (MLPerf's reference: SGD 1.0, batch 2048, to an AUC of
-    0.8025), kaggle_dlrm (facebookresearch/dlrm on Criteo Kaggle: SGD 0.1, batch 128), bars_criteo_x1 (BARS'
-    DLRM on Criteo_x1: Adam, L2 of the embedding, dropout and patience, but no batch norm and no falls of the
-    rate on a plateau). Sources: docs/methods.md."""
+    0.8025), mlperf_v2 (its DCN v2: a cross network, Adagrad 0.005, batch 65536, to 0.80275), kaggle_dlrm
+    (facebookresearch/dlrm on Criteo Kaggle: SGD 0.1, batch 128), bars_criteo_x1 (BARS'
+    DLRM on Criteo_x1: Adam, L2 of the embedding, dropout, falls of the rate on a plateau and patience, but no
+    batch norm). Sources: docs/methods.md."""
 
     average: float | None = None
     """Average the weights from this share of the steps on: 0.5 for the second half of the training. The mean,
@@ -399,6 +431,7 @@ LATER = (
     *("hot_share", *SKETCH, "online", "alpha", "master"),
     *("embedding_lr", "schedule", "average", "beta1", "beta2", *DECAY, "clip_norm"),
     *("dropout", "bottom_dropout", "recipe"),
+    *("interaction", "cross_layers", "cross_rank", "loss"),
 )
 
 
@@ -474,6 +507,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("width", model.width, 1, LARGEST_LAYER),
         ("bottom", max(model.bottom, default=1), 1, LARGEST_LAYER),
         ("top", max(model.top, default=1), 1, LARGEST_LAYER),
+        ("cross-layers", model.cross_layers, 1, 1000),
+        ("cross-rank", model.cross_rank, 1, LARGEST_LAYER),
         ("weights", config.embedding.weights or 1, 1, MOST_WEIGHTS),
         ("megabytes", config.embedding.megabytes or 1, 0, 4 * MOST_WEIGHTS / 1e6),
         ("block", config.embedding.block, 1, MOST_WEIGHTS),
@@ -504,13 +539,20 @@ def resolve(config: TrainConfig) -> TrainConfig:
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(optimizer, name) < 1:
             raise ConfigError(f"--{name} must be at least 0, and less than 1, not {getattr(optimizer, name)}")
-    if optimizer.schedule == "constant" and optimizer.decay_start is not None:
-        raise ConfigError("--schedule constant never falls; leave out --decay-start and --decay-steps")
+    falls = {"constant": "never falls", "plateau": "falls where the AUC does not rise"}
+    if optimizer.schedule in falls and optimizer.decay_start is not None:
+        how = f"--schedule {optimizer.schedule} {falls[optimizer.schedule]}"
+        raise ConfigError(f"{how}; leave out --decay-start and --decay-steps")
     if config.teacher is None and config.teacher_weight != TrainConfig.teacher_weight:
         raise ConfigError(f"--teacher-weight {config.teacher_weight} needs --teacher, the run that teaches")
+    if config.teacher is not None and config.loss != "bce":
+        raise ConfigError(
+            f"--loss {config.loss} is not for --teacher, whose probabilities are learned by bce"
+        )
     if config.fresh_embeddings and config.epochs < 2:
         raise ConfigError("--fresh-embeddings needs --epochs of 2 or more; those of the first pass are fresh")
     require_averageable(config)
+    refuse_unused(model, "interaction", {name: (*OF_ANY_MODEL, *own) for name, own in INTERACTIONS.items()})
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
     require_lean(config.embedding)
     refuse_unused(optimizer, "optimizer", {name: (*OF_ANY, *own) for name, own in OPTIMIZERS.items()})

@@ -4,10 +4,12 @@ Where one kernel does a look-up, or an update, and the interaction at once, it i
 interaction is another such layer.
 """
 
+from collections.abc import Mapping
 from math import gcd
 from typing import Any, ClassVar
 
 from robe.backend import Backend
+from robe.config import ModelConfig
 from robe.embeddings import ArrayEmbedding, Embedding
 from robe.kernels.interaction import out_width
 from robe.kernels.interaction_scatter import fits
@@ -53,6 +55,7 @@ class Interaction:
     output and its gradient are rounded, to be multiplied; vectors are not.
     trained: rows of a batch of training, if these are fewer. They decide, once for all batches, whether a
     step keeps the vectors or gathers them again.
+    own: the dense weights of `shapes`, the gradients by them, and what is multiplied (MLP), by name each.
     """
 
     # The operation that a look-up is -> the one that looks up and interacts.
@@ -64,15 +67,27 @@ class Interaction:
         return out_width(1 + features, width)
 
     @classmethod
-    def activations(cls, features: int, width: int, again: bool = False) -> int:
+    def shapes(cls, features: int, model: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of each dense weight of the layer's own: there is none."""
+        return {}
+
+    @classmethod
+    def activations(cls, features: int, model: ModelConfig, again: bool = False) -> int:
         """Numbers per row in the buffers of the layer: vectors, their gradients, and what it writes.
 
         again: whether the vectors are gathered again; then the buffers hold vector 0 alone.
         """
+        width = model.width
         return 2 * (1 + (0 if again else features)) * width + cls.width(features, width)
 
     def __init__(
-        self, embedding: Embedding, rows: int, backend: Backend, dtype="float32", trained: int | None = None
+        self,
+        embedding: Embedding,
+        rows: int,
+        backend: Backend,
+        dtype="float32",
+        trained: int | None = None,
+        own: tuple[Mapping, Mapping, Mapping] = ({}, {}, {}),
     ):
         self.embedding, self.kernels, self.short = embedding, backend.kernels, backend.short
         fused = self.fuses.get(embedding.looks_up_by)

@@ -1,8 +1,9 @@
-"""Quality of click predictions: exact AUC, log loss, normalised entropy, base rate."""
+"""Quality of click predictions: exact AUC, of all rows and by group, log loss, calibration, base rate."""
 
 import numpy as np
 
 CHUNK = 1 << 20  # rows whose losses are in memory at a time
+BINS = 20  # of a reliability curve
 
 
 def auc(label: np.ndarray, score: np.ndarray) -> float:
@@ -19,6 +20,38 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
     below = int(np.searchsorted(negative, positive, "left").sum())
     not_above = int(np.searchsorted(negative, positive, "right").sum())
     return (below + not_above) / (2 * len(positive) * len(negative))
+
+
+def grouped_auc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> dict[str, float | int | None]:
+    """The mean of the AUCs of groups of rows, weighted by their rows (GAUC: Zhu et al., 2017).
+
+    group (N,): rows of one number are a group. Groups of one class have no AUC, and are left out: `rows` and
+    `groups` count the others. `auc` is None where there are none, or a score is NaN.
+    """
+    order = np.lexsort((score, group))
+    clicks, score, group = label[order] > 0.5, score[order], group[order]
+    begins = np.append(True, group[1:] != group[:-1])
+    # Runs of rows of one group and one score; those that begin a group.
+    runs = np.flatnonzero(begins | np.append(True, score[1:] != score[:-1]))
+    first = np.flatnonzero(begins[runs])
+    positive = np.add.reduceat(clicks, runs, dtype=np.int64)
+    negative = np.diff(runs, append=len(group)) - positive
+    below = np.cumsum(negative) - negative
+    below -= np.repeat(below[first], np.diff(first, append=len(runs)))
+    # Twice the pairs in the right order, ties counted half.
+    right, positives, negatives = (
+        np.add.reduceat(values, first) for values in (positive * (2 * below + negative), positive, negative)
+    )
+    both = (positives > 0) & (negatives > 0)
+    rows = (positives + negatives)[both]
+    found = right[both] / (2 * positives[both] * negatives[both])
+    known = rows.size > 0 and not np.isnan(score).any()
+    return {
+        "auc": float(found @ rows / rows.sum()) if known else None,
+        "groups": int(both.sum()),
+        "groups_of_one_class": int((~both).sum()),
+        "rows": int(rows.sum()),
+    }
 
 
 def log_loss(label: np.ndarray, logits: np.ndarray) -> float:
@@ -42,11 +75,39 @@ def probability(logits: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
 
 
+def mean_probability(logits: np.ndarray) -> float:
+    parts = (logits[start : start + CHUNK] for start in range(0, len(logits), CHUNK))
+    return sum(float(probability(part).sum()) for part in parts) / max(len(logits), 1)
+
+
+def reliability(label: np.ndarray, logits: np.ndarray) -> list[dict[str, float | int]]:
+    """What was predicted, and what came: `probability` and `base_rate` are the means of `rows` rows, in up to
+    BINS parts of about as many rows, from the lowest predictions to the highest.
+
+    Rows of one prediction stay together. There is no part where a logit is not finite.
+    """
+    if not len(logits) or not np.isfinite(logits).all():
+        return []
+    edges = np.sort(logits)[len(logits) * np.arange(1, BINS) // BINS]
+    sums = np.zeros((3, BINS))
+    for start in range(0, len(logits), CHUNK):
+        x, y = logits[start : start + CHUNK], label[start : start + CHUNK]
+        part = np.searchsorted(edges, x, "right")
+        for total, weights in zip(sums, (None, y, probability(x)), strict=True):
+            total += np.bincount(part, weights, BINS)
+    return [
+        {"probability": predicted / rows, "base_rate": clicks / rows, "rows": int(rows)}
+        for rows, clicks, predicted in sums.T.tolist()
+        if rows
+    ]
+
+
 @np.errstate(invalid="ignore")  # Logits that are not finite are told by None.
 def summary(label: np.ndarray, logits: np.ndarray) -> dict[str, float | None]:
     """All metrics of predictions. `normalised_entropy` is the log loss over that of the base rate
-    (He et al., 2014): below 1 the model knows something. With one class alone, it and the AUC are None; and
-    so is whatever logits that are not finite make infinite or NaN."""
+    (He et al., 2014): below 1 the model knows something. `calibration` is the mean probability over the base
+    rate. With one class alone, normalised entropy and AUC are None, and without a click calibration; and so
+    is whatever logits that are not finite make infinite or NaN."""
     rate = float(np.mean(label, dtype=np.float64))
     loss = log_loss(label, logits)
     two_classes = 0 < rate < 1
@@ -55,6 +116,7 @@ def summary(label: np.ndarray, logits: np.ndarray) -> dict[str, float | None]:
         "auc": auc(label, logits) if two_classes else None,
         "log_loss": loss,
         "normalised_entropy": loss / entropy(rate) if two_classes else None,
+        "calibration": mean_probability(logits) / rate if rate else None,
         "base_rate": rate,
         "lowest_probability": lowest,
         "highest_probability": highest,

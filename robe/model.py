@@ -26,6 +26,7 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig, used_data
+from robe.cross import Cross
 from robe.embeddings import ArrayEmbedding, Embedding, create, declared, declared_state
 from robe.errors import ArrayError
 from robe.graph import Graphs
@@ -35,6 +36,7 @@ from robe.layers import MLP
 from robe.optim import RULES, DenseOptimizer, corrections
 from robe.timeline import Phase, no_phase
 
+INTERACTIONS = {"dot": Interaction, "cross": Cross, "none": Cross}  # by the names of robe.config
 EVALUATION_BATCH = 2048
 AVERAGED = 2**22  # numbers that are averaged at a time
 DROPPED = 2**63  # number of the step from which keys of dropout are counted on; keys of rounding, from 0
@@ -46,7 +48,7 @@ def layer_shapes(config: TrainConfig, data: DataSpec) -> dict[str, list[tuple[in
     features = len(used_data(config, data).cardinalities)
     sizes = {
         "bottom": [data.dense, *model.bottom, model.width],
-        "top": [Interaction.width(features, model.width), *model.top, 1],
+        "top": [INTERACTIONS[model.interaction].width(features, model.width), *model.top, 1],
     }
     return {part: list(pairwise(widths)) for part, widths in sizes.items()}
 
@@ -58,7 +60,8 @@ def parameter_shapes(config: TrainConfig, data: DataSpec) -> dict[str, tuple[int
         for i, (n_in, n_out) in enumerate(layers):
             shapes[f"{part}.{i}.weight"] = (n_in, n_out)
             shapes[f"{part}.{i}.bias"] = (n_out,)
-    return shapes
+    features = len(used_data(config, data).cardinalities)
+    return shapes | INTERACTIONS[config.model.interaction].shapes(features, config.model)
 
 
 def state_shapes(config: TrainConfig, data: DataSpec) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -111,6 +114,7 @@ class DLRM:
         dtype="float32",
     ):
         self.embedding, self.backend, self.lock = embedding, backend, threading.Lock()
+        self.squares = config.loss == "mse"
         shares = {"bottom": config.model.bottom_dropout, "top": config.model.dropout}
         self.dropout_seed = config.seed if any(shares.values()) else None
         # What the embedding's rate is of the other; None where they are one.
@@ -154,7 +158,9 @@ class DLRM:
         if short or columns != data.dense:
             self.dense = backend.empty((batch, columns), short.dtype if short else dtype)
             self.dense[...] = 0
-        self.interaction = Interaction(embedding, batch, backend, dtype, config.batch)
+        own = _beside_mlps(matrices), _beside_mlps(d_matrices), _beside_mlps(factors)
+        kind = INTERACTIONS[config.model.interaction]
+        self.interaction = kind(embedding, batch, backend, dtype, config.batch, own)
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
         self.graphs = Graphs(backend)
@@ -193,6 +199,8 @@ class DLRM:
         with phase("backward, top"):
             pulls = label if target is None else target
             self.backend.kernels.binary_cross_entropy(logits, pulls, losses, d_logits)
+            if self.squares:
+                _square(losses, d_logits, label)
             if target is not None:  # the loss is linear in it
                 target -= label
                 target *= logits
@@ -299,10 +307,24 @@ class DLRM:
         return self.parameters | self.embedding.state() | optimizer | averages
 
 
+def _square(losses, d_logits, label) -> None:
+    """Make of the gradients (p - y) / B of the cross entropy, p the probability and y the label, the losses
+    (p - y)^2 and the gradients of their mean; in place."""
+    losses[...] = d_logits
+    losses *= len(label)
+    probability = losses + label
+    d_logits *= 2 * probability * (1 - probability)
+    losses *= losses
+
+
 def _initial_dense(shapes: dict[str, tuple[int, ...]], rng) -> np.ndarray:
-    """The DLRM's initial law: weights N(0, 2 / (in + out)), biases N(0, 1 / out); one flat array."""
-    parts = []
-    for shape in shapes.values():
+    """The DLRM's initial law: weights N(0, 2 / (in + out)), biases N(0, 1 / out), but 0 beside the MLPs; one
+    flat array."""
+    parts, others = [], _beside_mlps(shapes)
+    for name, shape in shapes.items():
+        if len(shape) == 1 and name in others:
+            parts.append(np.zeros(shape))
+            continue
         deviation = np.sqrt(2 / sum(shape) if len(shape) == 2 else 1 / shape[0])
         parts.append((deviation * rng.standard_normal(shape)).ravel())
     return np.concatenate(parts)
@@ -332,6 +354,11 @@ def _views(flat, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         views[name] = flat[start : start + size].reshape(shape)
         start += size
     return views
+
+
+def _beside_mlps(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Those of no MLP, which are the interaction's."""
+    return {name: array for name, array in arrays.items() if not name.startswith(("bottom.", "top."))}
 
 
 def _layers(arrays: dict[str, Any], part: str) -> list[tuple[Any, Any]]:

@@ -25,6 +25,7 @@ class Rule:
     state: the names of what it keeps, each one number a parameter, 0 at first.
     rounded: whether half_step, cached_step and code_step, which step weights in few bits, know it.
     corrections: how many numbers there are of `corrections`.
+    grouped: whether the embedding keeps one number of each for a group of weights (kernels/parts/groups.py).
     """
 
     dense: str | None = None
@@ -33,11 +34,13 @@ class Rule:
     rounded: bool = False
     decayed: str | None = None
     corrections: int = 0
+    grouped: bool = False
 
 
 RULES = {
     "sgd": Rule("sgd", rounded=True, decayed="decayed_step"),
     "adagrad": Rule("adagrad", "adagrad_step", ("accumulator",), rounded=True, decayed="decayed_step"),
+    "rowwise_adagrad": Rule("adagrad", "rowwise_step", ("accumulator",), grouped=True),
     "adam": Rule("adam", "adam_step", ("mean", "square"), decayed="adam_step", corrections=2),
     "none": Rule(rounded=True),
 }
@@ -100,6 +103,7 @@ def rounded_rule(config: OptimizerConfig) -> Rule:
     return rule
 
 
+PLATEAU = 10.0  # what the rate is divided by
 # Schedule -> the share of the rate that is left where a share of the steps of its fall remains.
 FALLS: dict[str, Callable[[float], float]] = {
     "polynomial": lambda remaining: remaining**2,
@@ -108,12 +112,22 @@ FALLS: dict[str, Callable[[float], float]] = {
 }
 
 
-def learning_rate(config: OptimizerConfig, step: int, steps: int | None = None) -> float:
+def learning_rate(
+    config: OptimizerConfig, step: int, steps: int | None = None, plateaus: int | None = None
+) -> float:
     """Rate of step 0, 1, ...: linear warm-up, constant, then a fall as the schedule says.
 
     steps: how many the training has; without it, ConfigError for a fall that ends with them.
+    plateaus: how many evaluations before the step were no better than all before; without it, ConfigError for
+    a schedule that asks.
     """
     rate, start, length = config.lr, config.decay_start, config.decay_steps
+    if config.schedule == "plateau":
+        if plateaus is None:
+            raise ConfigError(
+                "--schedule plateau has to know what evaluations find, and there are none; choose another"
+            )
+        rate /= PLATEAU**plateaus
     if step < config.warmup_steps:
         rate *= (step + 1) / config.warmup_steps
     if start is None and config.schedule in ("linear", "cosine"):

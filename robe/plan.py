@@ -7,8 +7,14 @@ import numpy as np
 from robe.config import CODE_BITS, METHODS, DataSpec, TrainConfig, used_data
 from robe.embeddings import Weights, declared, declared_arrays, planned_bytes
 from robe.embeddings.sketched import SketchedWeights
-from robe.interaction import Interaction
-from robe.model import EVALUATION_BATCH, averaged_shapes, buffer_rows, layer_shapes
+from robe.model import (
+    EVALUATION_BATCH,
+    INTERACTIONS,
+    averaged_shapes,
+    buffer_rows,
+    layer_shapes,
+    parameter_shapes,
+)
 from robe.optim import RULES
 
 FLOAT, INT, SUM = 4, 4, 8
@@ -21,13 +27,14 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
     rows: rows of the data set, for the shards on disk.
     """
     layers = [shape for part in layer_shapes(config, data).values() for shape in part]
-    dense = sum(n_in * n_out + n_out for n_in, n_out in layers)
+    dense = sum(map(math.prod, parameter_shapes(config, data).values()))
     dense_state = len(RULES[config.optimizer.optimizer].state) * dense
     # Per row: outputs and gradients of inputs of all layers, the interaction, loss and gradient of the logit.
     per_row = sum(n_in + n_out for n_in, n_out in layers)
     features = len(used_data(config, data).cardinalities)
     again = _summed_apart(config, data)
-    per_row += Interaction.activations(features, config.model.width, again is not None) + 2
+    interaction = INTERACTIONS[config.model.interaction]
+    per_row += interaction.activations(features, config.model, again is not None) + 2
     columns = 1 + data.dense + len(data.cardinalities)
     embedding = planned_bytes(config, data)
     if again:
@@ -77,7 +84,8 @@ def _summed_apart(config: TrainConfig, data: DataSpec) -> Weights | None:
     sizes = width, weights.block or width, weights.count, np.dtype(arrays["memory"].dtype).itemsize
     features = len(used_data(config, data).cardinalities)
     adds = not arrays["gradient"].nbytes
-    return weights if Interaction.gathers_again("gather", config.batch, features, *sizes, adds) else None
+    interaction = INTERACTIONS[config.model.interaction]
+    return weights if interaction.gathers_again("gather", config.batch, features, *sizes, adds) else None
 
 
 def _sums_of_codes(config: TrainConfig, data: DataSpec) -> int:

@@ -76,6 +76,11 @@ def text(summary: dict) -> str:
         f"test AUC {number(test['auc'])}, log loss {number(test['log_loss'])} ({test['rows']:,} rows, "
         f"base rate {test['base_rate']:.4f}); validation AUC {number(validation['auc'])}{best}",
     ]
+    if (calibration := test.get("calibration")) is not None:
+        lines.append(
+            f"calibration: the mean prediction is {calibration:.3f} times the base rate; normalised entropy "
+            f"{number(test['normalised_entropy'])}"
+        )
     if averaged := summary.get("averaged"):
         lines.append(
             f"averaged weights: test AUC {number(averaged['test']['auc'])}, log loss "
@@ -123,14 +128,15 @@ def fewer_bytes(summary: dict) -> float:
 
 
 def draw_curves(run: Path, summary: dict) -> None:
-    """Draw RUN/curves.png: log loss and AUC over the steps, with the baseline's and the best possible."""
+    """Draw RUN/curves.png: log loss and AUC over the steps, with the baseline's and the best possible, and
+    how far predictions for the test rows can be relied on."""
     # The Agg canvas needs no screen; pyplot would pick a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(14, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    loss_axes, auc_axes = figure.subplots(1, 2)
+    loss_axes, auc_axes, reliability_axes = figure.subplots(1, 3)
     curves = {"": run}
     if "without_categories" in summary:
         curves[", without categories"] = run / "without_categories"
@@ -165,10 +171,23 @@ def draw_curves(run: Path, summary: dict) -> None:
         axes.set(xlabel="training steps", ylabel=ylabel)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", loc=corner)
+    _draw_reliability(reliability_axes, summary)
     size = f", {fewer_bytes(summary):.0f}x smaller than the full table" if summary["compression"] else ""
     source = "SYNTHETIC data" if summary["data"].startswith("SYNTHETIC") else "real data"
     figure.suptitle(f"DLRM, {summary['method']} embeddings{size}, {source}")
     write_figure(run / "curves.png", figure, 120)
+
+
+def _draw_reliability(axes, summary: dict) -> None:
+    """The share of clicks in each part of the test rows, over the mean prediction there."""
+    parts = summary["reliability"]
+    predicted, came = ([part[name] for part in parts] for name in ("probability", "base_rate"))
+    axes.plot(predicted, came, color="C0", marker=".", label="test rows, from low predictions to high")
+    most = max([*predicted, *came], default=1)
+    axes.plot([0, most], [0, most], color="black", linestyle="--", linewidth=1, label="as predicted")
+    axes.set(xlabel="mean prediction", ylabel="share of clicks")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", loc="upper left")
 
 
 def plan_text(plan: dict[str, dict[str, int]], config: TrainConfig, data: DataSpec) -> str:

@@ -11,7 +11,8 @@ This is where models and data meet: it stands above both `robe` and `data_pipeli
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -343,12 +344,20 @@ def one_class(rows: Mapping[str, Rows]) -> list[str]:
 
 
 def evaluate(
-    run: Path, data: Path | None, split: str, backend: str, update: Update = unwatched, graph: bool = True
+    run: Path,
+    data: Path | None,
+    split: str,
+    backend: str,
+    update: Update = unwatched,
+    graph: bool = True,
+    group_by: str | None = None,
 ) -> tuple[Manifest, dict, dict]:
     """(the data, speed, metrics) of a run on a split of a folder, or of the folder it was trained on.
 
     split: a name, or `all` for all rows of the folder.
-    Raises ConfigError if the data do not mean what they meant in training, or are no longer the same rows.
+    group_by: a categorical column; metrics then have the AUC by its ids, too.
+    Raises ConfigError for another column, and if the data do not mean what they meant in training, or are no
+    longer the same rows.
     """
     trained = load(run, backend, graph)
     manifest = open_folder(data or read(run).data)
@@ -359,10 +368,26 @@ def evaluate(
             f"`robe evaluate {run} --data {manifest.folder}`"
         )
     rows = Rows(manifest, None if split == "all" else split, checking=update)
+    columns, groups = manifest.schema.categorical, []
+    if group_by is not None and group_by not in columns:
+        raise ConfigError(f"--group-by {group_by}: no categorical column of these data: {', '.join(columns)}")
     rows.require_possible("labels", "dense")
-    watched = Watched(rows.batches, rows.count, update)
+
+    def noted(*arguments, **options) -> Generator:
+        with closing(rows.batches(*arguments, **options)) as batches:
+            for batch in batches:
+                if group_by is not None:
+                    groups.append(batch.ids[:, columns.index(group_by)].copy())
+                yield batch
+
+    watched = Watched(noted, rows.count, update)
     label, logits = predict(trained.model, watched)
-    return manifest, watched.pace(), metrics.summary(label, logits)
+    found: dict[str, Any] = metrics.summary(label, logits)
+    found["reliability"] = metrics.reliability(label, logits)
+    if group_by is not None:
+        by_group = metrics.grouped_auc(label, logits, np.concatenate(groups))
+        found["grouped"] = {"column": group_by, **by_group}
+    return manifest, watched.pace(), found
 
 
 def predict_files(

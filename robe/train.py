@@ -96,7 +96,7 @@ def train(
     make_folder(run)
     log, position = _reopened(run, config, position, steps_per_epoch)
     checkpoint.drop_old(run, *log.stays(config))
-    stopped = log.stopped(config)
+    stopped, plateaus = log.stopped(config), log.plateaus(evaluate_every)
 
     started, loss, validation = time.perf_counter() - log.seconds(), math.nan, None
     # Read back for a log only, so that a GPU has its next step queued before it is done with this one.
@@ -113,7 +113,7 @@ def train(
             step, at_end = position.step, position.step == total
             evaluates = step % evaluate_every == 0 or at_end
             saves = step % checkpoint_every == 0 or at_end
-            rate = learning_rate(config.optimizer, step - 1, whole)
+            rate = learning_rate(config.optimizer, step - 1, whole, plateaus)
             losses = model.step(label, dense, ids, rate, phase, *target)
             model.backend.xp.sum(losses, dtype="float64", out=sums[len(counts), ...])
             counts.append(len(label))
@@ -134,7 +134,7 @@ def train(
                 seen = _seen(validation)
                 line = _milestone(step, total, config.batch, *began) + f", loss {loss:.4f}{seen}"
                 progress(step * config.batch, total * config.batch, f"loss {loss:.4f}{seen}", line)
-                stopped = log.stopped(config)
+                stopped, plateaus = log.stopped(config), log.plateaus(evaluate_every)
                 saves |= stopped is not None or log.kept_step(config) == step
             if saves:
                 with phase("checkpoint"):
@@ -147,7 +147,8 @@ def train(
         checkpoint.drop_newer(run, kept_step)
         validation = None
     rows_trained = position.epoch * rows["train"].count + position.epoch_step * config.batch
-    test = metrics.summary(*predict(model, rows["test"]))
+    predicted = predict(model, rows["test"])
+    test = metrics.summary(*predicted)
     # The last evaluation is of the final weights, but not made if there was nothing left to do.
     validation = validation or metrics.summary(*predict(model, rows["validation"]))
     training_loss = log.training_loss(kept_step)
@@ -165,6 +166,7 @@ def train(
         "training_loss": training_loss,
         "test": test,
         "validation": validation,
+        "reliability": metrics.reliability(*predicted),
         **averaged,
         "diverged": diverged,
         "warnings": _warnings({"test": test, "validation": validation}, training_loss, diverged, config, log),
@@ -399,6 +401,16 @@ class Log:
             return f"no better validation AUC in {since} evaluation{'s' * (since > 1)}"
         return None
 
+    def plateaus(self, every: int) -> int:
+        """How many evaluations found no better AUC than all before, of those each `every` steps: one that is
+        made because a training ends early is not made in a training that goes on."""
+        found, best = 0, -math.inf
+        for entry in self._ranked():
+            if entry["step"] % every == 0:
+                found += entry["auc"] <= best
+                best = max(best, entry["auc"])
+        return found
+
     def stays(self, config: TrainConfig) -> tuple[int, ...]:
         """Steps whose checkpoints stay beside the newest: of the last evaluation of use, and of the best."""
         return self.good_until(), self.kept_step(config)
@@ -544,12 +556,13 @@ def _warnings(
     evaluations: of the splits, the one that matters most first; loss: of its training rows.
     """
     lr = f"--lr (it was {config.optimizer.lr:g})"
+    ignorant = {"bce": metrics.entropy, "mse": lambda rate: rate * (1 - rate)}[config.loss]
     for split, found in evaluations.items():
         if (trouble := metrics.trouble(found)) is None:
             continue
         if diverged:
             remedy = f"the training diverged, {_last_good(log)}; train again with a lower {lr}"
-        elif loss < metrics.entropy(found["base_rate"]) and not metrics.is_constant(found):
+        elif loss < ignorant(found["base_rate"]) and not metrics.is_constant(found):
             remedy = (
                 f"of the training rows something was learned (loss {loss:.4g}): try more rows, fewer "
                 "--epochs, a smaller model, or `robe prepare --split` with parts that are more alike"

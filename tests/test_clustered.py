@@ -93,9 +93,11 @@ def test_chunks_are_sums_of_an_indexed_and_a_hashed_row(name):
     np.testing.assert_array_equal(index.T, [hashes(0, 0, j, k, 5) for j in range(4)])
 
 
-@pytest.mark.parametrize("memory", ["fp32", "int8"])
-def test_a_clustering_puts_the_mean_of_its_ids_into_each_row(memory):
-    changes = {"weights": 720, "optimizer": "adagrad", "memory": memory, "hash_seed": 5}
+@pytest.mark.parametrize(
+    ("memory", "optimizer"), [("fp32", "adagrad"), ("int8", "adagrad"), ("fp32", "rowwise_adagrad")]
+)
+def test_a_clustering_puts_the_mean_of_its_ids_into_each_row(memory, optimizer):
+    changes = {"weights": 720, "optimizer": optimizer, "memory": memory, "hash_seed": 5}
     embedding = make("cce", "cpu", "float32", **changes)
     k = embedding.k
     for seed in range(3):
@@ -103,7 +105,7 @@ def test_a_clustering_puts_the_mean_of_its_ids_into_each_row(memory):
         embedding.update(ids, d_vectors.astype(np.float32), 0.1)
 
     def rows(part, name):
-        return np.array(getattr(embedding.parts[part], name)).reshape(-1, 2)
+        return np.array(getattr(embedding.parts[part], name)).reshape(embedding.parts[part].weights // 2, -1)
 
     index = embedding.beside["index.rows"].copy()
     helped = np.array([hashes(1, 0, j, k, 5) for j in range(4)]).T

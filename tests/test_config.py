@@ -115,10 +115,16 @@ def test_recipes_are_the_published_settings():
     bars = resolve(TrainConfig(recipe="bars_criteo_x1"))
     assert (bars.model.width, bars.model.bottom, bars.model.top) == (10, (400,) * 3, (400,) * 3)
     assert (bars.model.dropout, bars.model.bottom_dropout) == (0.2, 0)
-    assert bars.optimizer == OptimizerConfig("adam", 1e-3, embedding_l2=1e-5)
+    assert bars.optimizer == OptimizerConfig("adam", 1e-3, embedding_l2=1e-5, schedule="plateau")
     assert (bars.batch, bars.patience, bars.eval_every) == (4096, 2, math.ceil(33_003_326 / 4096))
     mlperf = resolve(TrainConfig(recipe="mlperf_v1"))
     assert (mlperf.optimizer, mlperf.batch, mlperf.target_auc) == (OptimizerConfig("sgd", 1.0), 2048, 0.8025)
+    second = resolve(TrainConfig(recipe="mlperf_v2"))
+    model = ModelConfig("mlperf", 128, (512, 256), (1024, 1024, 512, 256), 0, 0, "cross", 3, 512)
+    assert second.model == model
+    assert second.optimizer == OptimizerConfig("adagrad", 0.005, eps=1e-8)
+    assert (second.batch, second.target_auc) == (65_536, 0.80275)
+    assert second.eval_every == 4_195_197_692 // (65_536 * 20)
     kaggle = resolve(TrainConfig(recipe="kaggle_dlrm"))
     assert dataclasses.replace(kaggle, recipe=None) == resolve(TrainConfig(model=ModelConfig("kaggle")))
 
@@ -186,6 +192,10 @@ def test_options_of_adam_and_of_decay(settings, message):
             "--optimizer adam cannot step weights in few bits .*; choose of sgd, adagrad",
         ),
         (
+            {"optimizer": "rowwise_adagrad"},
+            "--optimizer rowwise_adagrad cannot step weights in few bits .*; choose of sgd, adagrad",
+        ),
+        (
             {"optimizer": "sgd", "weight_decay": 0.1},
             "--weight-decay and --embedding-l2 do not reach weights in few",
         ),
@@ -202,6 +212,22 @@ def test_weights_in_few_bits_have_neither(embedding, optimizer, message):
     )
     with pytest.raises(ConfigError, match=f"^{message}"):
         plan(config, data, 1)
+
+
+def test_a_teacher_teaches_by_cross_entropy():
+    with pytest.raises(ConfigError, match=r"^--loss mse is not for --teacher"):
+        resolve(TrainConfig(loss="mse", teacher="runs/large"))
+    assert resolve(TrainConfig(loss="mse")).loss == "mse"
+
+
+@pytest.mark.parametrize("embedding", [{"method": "cafe"}, {"method": "adaembed"}, {"method": "hot"}])
+def test_rows_that_change_hands_share_no_sum(embedding):
+    config = TrainConfig(
+        embedding=EmbeddingConfig(**embedding, weights=6400), optimizer=OptimizerConfig("rowwise_adagrad")
+    )
+    data = c.DataSpec(13, (1000,) * 26, "hash", "", "test")
+    with pytest.raises(ConfigError, match=r"^--optimizer rowwise_adagrad is not for rows that change hands"):
+        plan(resolve(config), data, 1)
 
 
 def test_runs_of_before_are_read_without_the_options_that_nothing_used():
@@ -304,6 +330,14 @@ def test_a_fall_to_the_end_needs_an_end_and_constant_has_none():
         learning_rate(OptimizerConfig("sgd", 2.0, schedule="cosine"), 0)
     with pytest.raises(ConfigError, match=r"^--schedule constant never falls; leave out --decay-start"):
         resolve(TrainConfig(optimizer=OptimizerConfig(schedule="constant", decay_start=1, decay_steps=2)))
+    with pytest.raises(ConfigError, match=r"^--schedule plateau falls where .*; leave out --decay-start"):
+        resolve(TrainConfig(optimizer=OptimizerConfig(schedule="plateau", decay_start=1, decay_steps=2)))
+    plateau = OptimizerConfig("sgd", 2.0, schedule="plateau", warmup_steps=4)
+    assert [learning_rate(plateau, step, 9, falls) for step, falls in ((0, 0), (3, 0), (8, 2))] == [
+        *(0.5, 2, pytest.approx(0.02, rel=1e-15))
+    ]
+    with pytest.raises(ConfigError, match=r"^--schedule plateau has to know what evaluations find"):
+        learning_rate(plateau, 0, 9)
     for optimizer in OptimizerConfig("sgd", 2.0), OptimizerConfig("sgd", 2.0, schedule="constant"):
         assert learning_rate(optimizer, 10**6, 10**7) == 2.0
 

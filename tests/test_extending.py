@@ -74,27 +74,19 @@ def page(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         for path, code in blocks(PAGE, "file"):
             add_file(monkeypatch, tmp_path_factory.mktemp("page"), path, code)
+        for path, code in blocks(PAGE, "line"):
+            name = code.split()[-1]
+            exec(code, imported := {})
+            monkeypatch.setattr(import_module(module_of(path)), name, imported[name], raising=False)
         for where, code in blocks(PAGE, "row"):
             add_rows(monkeypatch, *where.split(), code)
         yield
 
 
-@pytest.fixture
-def pooled(page, monkeypatch):
-    """And with the page's interaction for that of the model."""
-    ((paths, code),) = blocks(PAGE, "line")
-    imported = {}
-    exec(code, imported)
-    for path in paths.split():
-        assert "\nfrom robe.interaction import Interaction\n" in (ROOT / path).read_text()
-        monkeypatch.setattr(import_module(module_of(path)), "Interaction", imported["Interaction"])
-    return imported["Interaction"]
-
-
-def settings(method="full", optimizer="sgd", **embedding):
+def settings(method="full", optimizer="sgd", interaction="dot", **embedding):
     return resolve(
         TrainConfig(
-            model=ModelConfig(width=8, bottom=(8,), top=(8,)),
+            model=ModelConfig(width=8, bottom=(8,), top=(8,), interaction=interaction),
             embedding=EmbeddingConfig(method, **embedding),
             optimizer=OptimizerConfig(optimizer, 0.1),
             batch=ROWS,
@@ -193,8 +185,8 @@ def test_an_optimizer_that_does_not_round_is_refused_where_weights_are_rounded(p
         build(settings(method, "momentum", **few_bits), DATA, select("cpu"))
 
 
-def test_an_interaction_is_planned_trained_saved_and_predicts_what_it_was_trained_on(pooled, tmp_path):
-    chosen = settings("full", "adagrad")
+def test_an_interaction_is_planned_trained_saved_and_predicts_what_it_was_trained_on(page, tmp_path):
+    chosen = settings("full", "adagrad", "pooled")
     made, first, last = trained(chosen)
     assert last < 0.95 * first
     assert made.top.parameters[0][0].shape == (8, 8)
@@ -209,10 +201,11 @@ def test_an_interaction_is_planned_trained_saved_and_predicts_what_it_was_traine
 
 
 @pytest.mark.parametrize("method", ["full", "robe"])
-def test_the_gradient_of_an_interaction_is_that_of_its_forward_pass(pooled, method):
+def test_the_gradient_of_an_interaction_is_that_of_its_forward_pass(page, method):
     chosen = settings(method, **({"compression": 2, "block": 4} if method == "robe" else {}))
     embedding = create(chosen, DATA, select("cpu"), "float64")
-    layer, rng = pooled(embedding, 5, select("cpu"), "float64"), np.random.default_rng(2)
+    layer = model.INTERACTIONS["pooled"](embedding, 5, select("cpu"), "float64")
+    rng = np.random.default_rng(2)
     ids = rng.integers(0, DATA.cardinalities, (5, 3)).astype(np.uint32)
     first, d_out = rng.normal(size=(2, 5, 8))
 

@@ -10,7 +10,7 @@ from robe.kernels.interaction import out_width
 from robe.kernels.operations import version
 from robe.kernels.parts import groups, lanes
 from robe.kernels.parts.codes import Form, row_bytes
-from robe.kernels.parts.groups import GROUP, expanded, form_of, store_groups
+from robe.kernels.parts.groups import GROUP, expanded, form_of, group_length, store_groups
 from robe.kernels.parts.hashing import slot_map, slots_reference, span_at
 from robe.kernels.parts.pieces import count_pieces
 from robe.kernels.parts.vector import in_fours, store4
@@ -358,6 +358,32 @@ def test_adagrad_step(case, run, rng):
     np.testing.assert_array_equal(accumulator, expected_accumulator)
     # A square root and a division, each within half an ulp, may be fused or not: 4 ulp of the weight.
     np.testing.assert_array_max_ulp(out, expected, 4)
+    untouched = np.setdiff1d(np.arange(case.memory), slots_of(case)[0])
+    np.testing.assert_array_equal(out[untouched], start[untouched])
+
+
+@each_version("rowwise_step")
+@each_case
+def test_rowwise_step(case, run, rng):
+    """Two steps against FBGEMM's formula for each row of a table, or each 64 weights of another array."""
+    rows, size = (case.draw_ids(), case.base(), case.slot_map()), int(group_length(case.slot_map()))
+    assert size == (case.width if case.family == "table" else 64)
+    start = rng.standard_normal(case.memory).astype(np.float32)
+    out, expected = start.copy(), start.astype(float)
+    gradient, accumulator = np.zeros(case.memory, np.float32), np.zeros(-(-case.memory // size), np.float32)
+    sums = np.zeros(accumulator.size)
+    for _ in range(2):
+        d_vectors = rng.integers(-4, 5, (case.rows, case.features, case.width)).astype(np.float32)
+        scatter_add.scatter_add_reference(d_vectors, *rows, 1, gradient)
+        dense = gradient.astype(float)
+        run(*rows, 0.1, 1e-8, gradient, accumulator, out)
+        assert not gradient.any()
+        for group in range(sums.size):
+            part = slice(group * size, (group + 1) * size)
+            sums[group] += (dense[part] ** 2).sum() / size
+            expected[part] -= 0.1 * dense[part] / (np.sqrt(sums[group]) + 1e-8)
+    np.testing.assert_allclose(accumulator, sums, rtol=1e-6)  # squares are exact; the mean is rounded
+    np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)  # a few roundings of numbers of order 1
     untouched = np.setdiff1d(np.arange(case.memory), slots_of(case)[0])
     np.testing.assert_array_equal(out[untouched], start[untouched])
 

@@ -74,11 +74,61 @@ def test_summary():
     assert result["normalised_entropy"] == pytest.approx(1, abs=1e-6)
 
 
+@given(st.lists(st.tuples(st.booleans(), st.integers(-3, 3), st.integers(0, 4)), min_size=1, max_size=60))
+def test_grouped_auc_is_the_weighted_mean_of_those_of_the_groups(rows):
+    label, score, group = (np.array(column) for column in zip(*rows, strict=True))
+    found = metrics.grouped_auc(label, score.astype(np.float32), group.astype(np.uint32))
+    sums, weights, groups = 0.0, 0, 0
+    for number in set(group.tolist()):
+        part = group == number
+        if 0 < label[part].sum() < part.sum():
+            sums += part.sum() * auc_oracle(label[part], score[part])
+            weights, groups = weights + part.sum(), groups + 1
+    assert (found["rows"], found["groups"]) == (weights, groups)
+    assert found["groups_of_one_class"] == len(set(group.tolist())) - groups
+    assert found["auc"] == (pytest.approx(sums / weights, abs=1e-14) if groups else None)
+
+
+def test_grouped_auc_of_a_nan_is_none_and_of_one_group_the_auc(rng):
+    label, score = rng.integers(0, 2, 500), rng.standard_normal(500).round(1).astype(np.float32)
+    one = np.zeros(500, np.uint32)
+    assert metrics.grouped_auc(label, score, one)["auc"] == pytest.approx(
+        metrics.auc(label, score), abs=1e-15
+    )
+    score[3] = np.nan
+    assert metrics.grouped_auc(label, score, one)["auc"] is None
+
+
+def test_reliability_tells_what_was_predicted_and_what_came(rng, monkeypatch):
+    monkeypatch.setattr(metrics, "CHUNK", 1000)
+    probability = rng.uniform(0.01, 0.6, 20_001)
+    label = (rng.random(probability.size) < probability**2).astype(np.uint8)  # that the model tells too high
+    logits = np.log(probability / (1 - probability)).astype(np.float32)
+    parts = metrics.reliability(label, logits)
+    assert [part["rows"] for part in parts] == pytest.approx([1000] * 20, abs=1)
+    order = np.argsort(logits)
+    start = 0
+    for part in parts:
+        rows = order[start : start + part["rows"]]
+        assert part["probability"] == pytest.approx(probability[rows].mean(), rel=1e-6)
+        assert part["base_rate"] == pytest.approx(label[rows].mean(), abs=1e-12)
+        start += part["rows"]
+    assert start == label.size
+    summary = metrics.summary(label, logits)
+    assert summary["calibration"] == pytest.approx(probability.mean() / label.mean(), rel=1e-6)
+    assert 2 < summary["calibration"] < 3
+    # Rows of one prediction are of one part; and what is not finite has no curve.
+    (alike,) = metrics.reliability(np.array([0, 1, 1, 0]), np.zeros(4, np.float32))
+    assert alike == {"probability": 0.5, "base_rate": 0.5, "rows": 4}
+    assert metrics.reliability(label[:2], np.array([0, np.inf], np.float32)) == []
+
+
 def test_one_class_alone_has_no_auc():
     """JSON has no NaN, so what is not defined is None."""
     result = metrics.summary(np.zeros(3, np.uint8), np.zeros(3, np.float32))
     assert result["auc"] is None
     assert result["normalised_entropy"] is None
+    assert result["calibration"] is None
     assert result["log_loss"] == pytest.approx(math.log(2))
 
 

@@ -15,6 +15,7 @@ from robe.config import DataSpec, EmbeddingConfig, ModelConfig, OptimizerConfig,
 from robe.interaction import gathering_again_pays
 from robe.kernels.parts.half import rounding_key
 from robe.model import build
+from robe.plan import plan
 from robe.threads import limit_threads
 
 B, CARDINALITIES = 6, (7, 3, 11)
@@ -111,6 +112,33 @@ def test_the_embedding_has_a_rate_of_its_own(optimizer, version):
         expected = (fast if name.startswith("embedding.") else slow).state()[name]
         np.testing.assert_allclose(array, expected, rtol=1e-6, atol=1e-7, err_msg=name)
     assert not np.allclose(apart.embedding.memory, slow.embedding.memory, atol=1e-4)
+
+
+@pytest.mark.parametrize("version", ["reference", *VERSIONS])
+def test_gradient_of_the_squared_error(version):
+    """PyTorch's MSELoss of sigmoids, a loss for each row, and its slopes by float64 central differences."""
+    config, data = settings()
+    model = build(dataclasses.replace(config, loss="mse"), data, select(version), "float64")
+    label, dense, ids = batch()
+    logits = model.forward(dense, ids).copy()
+    losses = model.backward(model.forward(dense, ids), label, ids, 0.0).copy()
+    # The simulator's exponentials meet numbers of float32.
+    expected, tolerance = (1 / (1 + np.exp(-logits)) - label) ** 2, 1e-6 if version == "cuda" else 1e-12
+    np.testing.assert_allclose(losses, expected, rtol=tolerance)
+
+    def loss():
+        return float(model.backward(model.forward(dense, ids), label, ids, 0.0).mean())
+
+    gradients = {name: gradient.copy() for name, gradient in model.gradients.items()}
+    for name in ("top.1.bias", "top.0.weight", "bottom.0.weight"):
+        array, numeric = model.parameters[name].reshape(-1), np.empty(gradients[name].size)
+        for i in range(array.size):
+            kept, sides = array[i], []
+            for moved in (1e-6, -1e-6):
+                array[i] = kept + moved
+                sides.append(loss())
+            array[i], numeric[i] = kept, (sides[0] - sides[1]) / 2e-6
+        np.testing.assert_allclose(gradients[name].ravel(), numeric, rtol=1e-6, atol=1e-8, err_msg=name)
 
 
 @pytest.mark.parametrize("version", ["reference", *VERSIONS])
@@ -259,6 +287,45 @@ def test_steps_are_those_of_the_published_formulas(chosen, version):
                 now = before[name].copy()
                 now[where] = kept[name.split(".")[1]]
                 np.testing.assert_allclose(model.state()[name], now, rtol=1e-9, atol=1e-15, err_msg=name)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("version", EVERY)
+@pytest.mark.parametrize(
+    ("embedding", "size"), [({"method": "full"}, 4), ({"weights": 150, "block": 2}, 64)], ids=["full", "robe"]
+)
+def test_row_wise_adagrad_has_one_sum_for_a_row_and_the_mlps_have_their_own(embedding, size, version):
+    """Three steps: the embedding by FBGEMM's formula, the MLPs as with --optimizer adagrad; as planned."""
+    config, data = settings("rowwise_adagrad", **embedding)
+    model, plain = (build(c, data, select(version)) for c in (config, settings("adagrad", **embedding)[0]))
+    memory, sums = model.embedding.memory, np.zeros(-(-model.embedding.memory.size // size))
+    planned = plan(config, data, 1)
+    assert model.embedding.accumulator.shape == sums.shape
+    assert planned["memory"]["embedding optimizer state"] == 4 * sums.size
+    assert planned["checkpoint"]["weights and optimizer state"] == sum(
+        array.nbytes for array in model.state().values()
+    )
+    for seed in range(3):
+        label, dense, ids = batch("float32", seed)
+        for name, array in model.state().items():
+            if name != "embedding.accumulator":
+                plain.state()[name][...] = array
+        before, expected = memory.astype(float), memory.astype(float)
+        plain.step(label, dense, ids, 0.1)
+        model.step(label, dense, ids, 0.1)
+        gradient, d_vectors = np.zeros(memory.size, np.float32), model.interaction.d_vectors[:B, 1:]
+        rows = ids, model.embedding.base, model.embedding.slot_map
+        model.backend.kernels.scatter_add(d_vectors, *rows, 1, gradient)
+        for group in range(sums.size):
+            g = gradient[group * size : (group + 1) * size].astype(float)
+            sums[group] += (g**2).sum() / size
+            expected[group * size : (group + 1) * size] -= 0.1 * g / (np.sqrt(sums[group]) + 1e-8)
+        assert (memory != before).any()
+        # float32 sums of a few gradients, in the simulator in any order; a step is at most 0.1 sqrt(size).
+        np.testing.assert_allclose(memory, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(model.embedding.accumulator, sums, rtol=1e-4, atol=1e-9)
+        tolerance = {"rtol": 1e-5, "atol": 1e-6} if version == "cuda" else {"rtol": 0, "atol": 0}
+        np.testing.assert_allclose(flat(model.parameters), flat(plain.parameters), **tolerance)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -321,6 +321,7 @@ def test_what_is_no_batch_is_refused():
         ({"sign": 1}, "sign must be True or False, not 1"),
         ({"top": [8, "x"]}, r"top must be a tuple of an integer, not \(8, 'x'\)"),
         ({"hash_seed": -1}, "^hash_seed must be from 0 to"),
+        ({"schedule": "plateau"}, "^schedule plateau has to know what evaluations find, and there are none"),
         ({"schedule": "cosine"}, "^schedule cosine has to know where the training ends; give decay_start"),
         ({"weights": 3}, "an array of 3 weights is smaller than one block of 16; .* a smaller block"),
         ({"weights": 300, "compression": 2.0}, "give one of weights, megabytes and compression"),

@@ -20,7 +20,7 @@ from data_pipeline.batches import Rows
 from data_pipeline.manifest import Manifest
 from data_pipeline.schema import DataError
 from robe import cli as command_line
-from robe import report, run_folder
+from robe import metrics, report, run_folder
 from robe.config import ConfigError, TrainConfig, resolve
 from robe.train import TrainingError, predict
 
@@ -192,6 +192,31 @@ def test_evaluate_agrees_with_the_summary(trained, capsys):
         assert {key: result[key] for key in summary[split]} == summary[split]
         assert result["rows_per_second"] > 0
         assert 0 < result["busy"] < 1
+
+
+def test_evaluate_tells_calibration_and_the_auc_by_a_column(trained, folder, capsys):
+    command = ["evaluate", trained / "robe", "--backend", "cpu"]
+    code, out, err = run(*command, "--group-by", "cat_5", capsys=capsys)
+    assert code == 0, err
+    loaded = robe.load(trained / "robe", "cpu")
+    manifest = run_folder.open_folder(folder / "hash")
+    rows = Rows(manifest, "test")
+    label, logits = predict(loaded.model, rows)
+    column = manifest.schema.categorical.index("cat_5")
+    ids = np.concatenate([batch.ids[:, column] for batch in rows.batches(100)])
+    expected = {"column": "cat_5", **metrics.grouped_auc(label, logits, ids)}
+    result = json.loads(out)
+    assert result["grouped"] == expected
+    assert 1 < expected["groups"] <= len(np.unique(ids))
+    assert result["reliability"] == metrics.reliability(label, logits)
+    summary = json.loads((trained / "robe" / "summary.json").read_text())
+    assert summary["reliability"] == result["reliability"]
+    mean = 1 / (1 + np.exp(-logits.astype(float)))
+    assert result["calibration"] == pytest.approx(mean.mean() / label.mean(), rel=1e-9)
+    assert f"the mean prediction is {result['calibration']:.3f} times the base rate" in report.text(summary)
+    code, _, err = run(*command, "--group-by", "label", capsys=capsys)
+    assert code == 2
+    assert "error: --group-by label: no categorical column of these data: " in err
 
 
 def test_a_run_keeps_its_precision(folder, tmp_path, capsys):

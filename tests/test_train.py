@@ -168,9 +168,12 @@ RECIPES = {
         "optimizer": {"optimizer": "adam", "lr": 0.01, "embedding_l2": 1e-3, "weight_decay": 0.01, "l2": 1e-4}
     },
     "adagrad with decay": {"optimizer": {"optimizer": "adagrad", "lr": 0.1, "weight_decay": 0.01}},
-    "dropout": {"dropout": 0.2},
+    "dropout": {"model": {"dropout": 0.2}},
+    "cross": {"average": 0.3, "model": {"interaction": "cross", "cross_layers": 2, "cross_rank": 3}},
     "average": {"average": 0.3},
     "average of codes": {"average": 0.3, "memory": "int3"},
+    "row-wise Adagrad": {"optimizer": {"optimizer": "rowwise_adagrad", "lr": 0.1}},
+    "plateau": {"optimizer": {"lr": 0.5, "schedule": "plateau"}, "epochs": 4},
     "cosine": {"optimizer": {"lr": 0.1, "embedding_lr": 0.3, "schedule": "cosine", "warmup_steps": 4}},
 }
 
@@ -179,14 +182,36 @@ RECIPES = {
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_any_recipe_stopped_ends_as_if_it_had_not(recipe, stop, tmp_path):
     changes = dict(RECIPES[recipe])
-    dropout, settings = changes.pop("dropout", 0.0), config(**changes)
-    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, dropout=dropout))
+    model, settings = changes.pop("model", {}), config(**changes)
+    settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, **model))
     whole = train(settings, DATA, rows(), tmp_path / "whole")
     with pytest.raises(Stopped):
         train(settings, DATA, rows() | {"train": stopping(stop)}, tmp_path / "part")
     resumed = train(settings, DATA, rows(), tmp_path / "part")
     assert weights_of(tmp_path / "part") == weights_of(tmp_path / "whole")
     assert resumed["test"] == whole["test"]
+
+
+def test_the_rate_falls_to_a_tenth_where_the_auc_has_not_risen(tmp_path):
+    """By what the log says; a training that is stopped between two evaluations, by an evaluation of its own,
+    goes on as if it had not been."""
+    settings = config(optimizer={"lr": 0.5, "schedule": "plateau"}, epochs=8)
+    train(settings, DATA, rows(), tmp_path / "whole")
+    told = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    rate, best, rates = 0.5, -1, set()
+    for entry in told:
+        if entry["kind"] == "train":
+            assert entry["lr"] == pytest.approx(rate, rel=1e-12)
+            rates.add(round(math.log10(rate), 9))
+        elif entry["auc"] > best:
+            best = entry["auc"]
+        else:
+            rate /= 10
+    assert len(rates) >= 3
+    for until in (12, 43, None):
+        model = build(settings, DATA, select("cpu"))
+        train_model(model, settings, DATA, rows(), tmp_path / "parts", max_steps=until)
+    assert weights_of(tmp_path / "parts") == weights_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(("average", "total"), [(0.0, 7), (0.5, 32), (0.4, 1003), (1.0, 5), (0.999, 20)])
@@ -442,9 +467,14 @@ def test_what_is_told_and_drawn_is_the_best(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(report, "write_figure", lambda path, figure, dpi: drawn.append(figure))
     report.draw_curves(tmp_path, result)
-    for axes in drawn[0].axes:
+    *by_step, reliability = drawn[0].axes
+    for axes in by_step:
         (line,) = (line for line in axes.lines if line.get_label() == "the model kept")
         assert set(line.get_xdata()) == {best}
+    assert len(by_step) == 2
+    found = reliability.lines[0].get_xydata().tolist()
+    assert found == [[part["probability"], part["base_rate"]] for part in result["reliability"]]
+    assert sum(part["rows"] for part in result["reliability"]) == 110
 
 
 @pytest.fixture(scope="module")

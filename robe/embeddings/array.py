@@ -86,7 +86,8 @@ class ArrayEmbedding(Declared):
     master: Any = field(init=False, default=None)  # (R, G) float32, the last group filled up; None without
     stepped: Any = field(init=False)  # (M,) the weights that the optimizer steps: `memory`, or of `master`
     lean: Form | None = field(init=False, default=None)  # of codes that are trained alone
-    # (M,) sum of squared gradients, or (R,) of groups that are trained alone, for Adagrad; else (0,)
+    # (M,) sum of squared gradients for Adagrad, or (R,) of groups: of codes that are trained alone, and where
+    # the optimizer keeps one for each; else (0,)
     accumulator: Any = field(init=False)
     gradient: Any = field(init=False)  # (M,) scratch, all 0 between steps, where sums come first; else (0,)
 

@@ -117,7 +117,10 @@ class ClusteredEmbedding(ComposedEmbedding):
         rng = np.random.default_rng([self.seed, DRAWS, number])
         rows, first = to_host(index).copy(), to_host(table.base).reshape(-1, chunks)[self.clustered]
         helped = to_host(helper.stepped).reshape(-1, chunks, self.k, width)
-        weights, *sums = (to_host(a).reshape(-1, width).copy() for a in (table.stepped, *table.sums.values()))
+        weights, *sums = (
+            to_host(a).reshape(table.weights // width, -1).copy()  # a row has one sum, or one for each weight
+            for a in (table.stepped, *table.sums.values())
+        )
         for c, ids, where in self._ids_clustered():
             hashes = self.hashed_rows(number, c, ids)
             for j, (start, help_by) in enumerate(zip(first[c].tolist(), helped[c], strict=True)):

@@ -72,7 +72,10 @@ class Weights:
         lean, name = config.embedding.master == "none", config.optimizer.optimizer
         rule = rounded_rule(config.optimizer) if halves or lean else RULES[name]
         memory = Array((count,), dtype, "embedding weights")
-        form, master, sums = group_form(config.embedding, self.group or self.width), {}, count
+        group = self.group or self.width
+        form, master, sums = group_form(config.embedding, group), {}, count
+        if rule.grouped:
+            sums = -(-count // group)
         if form is not None:
             groups = -(-count // form.width)
             memory = memory._replace(shape=(groups, row_bytes(form)), dtype="uint8")

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from robe.backend import Backend
-from robe.config import DataSpec, TrainConfig
+from robe.config import ConfigError, DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding, description
 from robe.embeddings.declared import Array, Weights
 from robe.kernels.parts.cache import hash_token, set_of
@@ -48,7 +48,13 @@ class SketchedWeights(Weights):
         return False
 
     def arrays(self, config: TrainConfig, dtype="float32") -> dict[str, Array]:
-        trained = RULES[config.optimizer.optimizer].dense is not None
+        optimizer = config.optimizer.optimizer
+        if RULES[optimizer].grouped:
+            raise ConfigError(
+                f"--optimizer {optimizer} is not for rows that change hands (--method cafe, adaembed, hot "
+                "--online), as weights of several share a sum; choose adagrad"
+            )
+        trained = RULES[optimizer].dense is not None
         look_ups, scratch = trained * config.batch * self.features, "embedding scratch"
         return super().arrays(config, dtype) | {
             "tags": Array((self.sets, WAYS), "uint64", SKETCH, fill=int(EMPTY)),

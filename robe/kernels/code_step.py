@@ -394,16 +394,23 @@ def step_team(gradient, group, numbers, form, accumulator, memory, shared, threa
         store_ends_at(memory, group, ends, form)
 
 
+def list_groups(like, groups, ids, base, slot_map):
+    """(listed (groups,), counted (1,), pieces): the groups of a batch, once each, and how many there are, on
+    the device of `like`; and from how many pieces they come."""
+    count, shift = count_pieces(slot_map, ids)
+    marks = scratch(like, "marks", (groups // 32 + 1,), np.uint32)
+    counted = scratch(like, "counted groups", (1,), np.uint32)
+    marks[...] = counted[...] = 0
+    listed = scratch(like, "listed groups", (groups,), np.uint32)
+    rows, shape = (ids, base, slot_map), team_shape(-(-count // TEAM))
+    launch(_list_groups_kernel, (count,), *rows, U32(count), shift, marks, listed, counted, shape=shape)
+    return listed, counted, count
+
+
 def _code_step(scatter_add, d_vectors, rows, rate, eps, key, form, accumulator, memory):
     """rows: ids, base and slot_map."""
-    ids, _, slot_map = rows
-    groups, (count, shift) = len(memory), count_pieces(slot_map, ids)
-    marks = scratch(memory, "marks", (groups // 32 + 1,), np.uint32)
-    counted = scratch(memory, "counted groups", (1,), np.uint32)
-    marks[...] = counted[...] = 0
-    listed = scratch(memory, "listed groups", (groups,), np.uint32)
-    shape = team_shape(-(-count // TEAM))
-    launch(_list_groups_kernel, (count,), *rows, U32(count), shift, marks, listed, counted, shape=shape)
+    slot_map, groups = rows[2], len(memory)
+    listed, counted, count = list_groups(memory, groups, *rows)
     with zeros(memory, "gradients", (groups, int(form.width)), np.float32) as sums:
         scatter_add(d_vectors, *rows, 1, sums.reshape(-1)[: int(slot_map.memory)])
         numbers, state = (typed(rate, sums.dtype), np.float32(eps), key, form), (sums, accumulator, memory)

@@ -11,6 +11,7 @@ OPERATIONS = {
     "gather": "gather",
     "scatter_add": "scatter_add",
     "adagrad_step": "adagrad_step",
+    "rowwise_step": "rowwise_step",
     "adam_step": "adam",
     "decayed_step": "decayed_step",
     "half_step": "half_step",

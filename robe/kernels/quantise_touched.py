@@ -114,13 +114,20 @@ def _quantise_listed(listed, counts, code_bits, weights, memory):
                 store_row(weights[group], group, ZERO, form, memory[group])
 
 
-def quantise_touched_cpu(ids, base, slot_map, weights, memory):
+def touched_groups(ids, base, slot_map, size):
+    """(listed (B, n), counts (B,)): the groups, of `size` weights, that each row of a batch touches, but for
+    most of those that were listed just before."""
     seen = np.full(SEEN, NO_ROW, np.uint32)
     width = int(slot_map.width)
-    most = min(width, 2 * most_spans(slot_map) + width // weights.shape[1])  # groups of a row
+    most = min(width, 2 * most_spans(slot_map) + width // size)  # groups of a row
     listed = np.empty((len(ids), most * ids.shape[1]), np.uint32)
     counts = np.empty(len(ids), np.int64)
     _list_touched((seen, listed, counts), slot_map, ids, base)
+    return listed, counts
+
+
+def quantise_touched_cpu(ids, base, slot_map, weights, memory):
+    listed, counts = touched_groups(ids, base, slot_map, weights.shape[1])
     _quantise_listed(listed, counts, form_of(memory, slot_map).bits, weights, memory)
 
 

@@ -418,6 +418,15 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
             accumulator=memory**2,
             out=memory,
         ),
+        "rowwise_step": call(
+            ("gradient", "accumulator", "out"),
+            **rows,
+            rate=0.1,
+            eps=1e-8,
+            gradient=touched,
+            accumulator=grouped[:, 0] ** 2,
+            out=memory,
+        ),
         "adam_step": call(
             ("gradient", "mean", "square", "out"),
             **rows,
