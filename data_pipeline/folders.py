@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline import torchrec
+from data_pipeline.bags import BagShards
 from data_pipeline.dialects import Dictionary
-from data_pipeline.manifest import KINDS, MANIFEST, Ids, Manifest, possible, shard_name
+from data_pipeline.manifest import MANIFEST, Ids, Manifest, possible, shard_columns, shard_name, shard_type
 from data_pipeline.schema import CRITEO_TB_ROWS, DataError
 
 CHECKED = 1 << 22  # so many values of a shard are in memory at a time
@@ -34,20 +35,26 @@ def verify(folder: Path | str) -> Manifest:
     """
     manifest = open_folder(folder)
     for number, day in enumerate(manifest.days):
-        for kind in KINDS:
+        for kind in shard_columns(manifest.schema):
             path = manifest.folder / shard_name(number, kind)
             shard, digest, trouble = manifest.open_shard(number, kind), hashlib.sha256(), None
             step = CHECKED // max(1, shard.shape[1])
             for start in range(0, len(shard), step):
-                rows = shard.part(start, start + step).astype(KINDS[kind], copy=False)
+                rows = shard.part(start, start + step).astype(shard_type(kind), copy=False)
                 digest.update(rows.data)
-                wrong = np.flatnonzero(~valid(rows, kind, manifest.ids).all(axis=1))
+                # Which column the ids of bags belong to, and so how large they may be, is looked at below.
+                good = possible(rows, kind) if manifest.schema.bags else valid(rows, kind, manifest.ids)
+                wrong = np.flatnonzero(~good.all(axis=1))
                 if wrong.size and trouble is None:
                     trouble = f"row {start + wrong[0]} holds what no {kind} may be"
             if digest.hexdigest() != day.sha256.get(kind):
                 trouble = "its bytes are not those that were written"
             if trouble is not None:
                 raise DataError(f"{path}: {trouble}; prepare the data again")
+        if manifest.schema.bags:
+            step = CHECKED // len(manifest.schema.categorical)
+            for _ in BagShards(manifest, number).checked(0, day.rows, step):
+                pass
     if manifest.dictionary_sha256 is not None:
         Dictionary.load(manifest)
     return manifest

@@ -51,7 +51,7 @@ def test_a_schema_is_read_from_toml(tmp_path):
         (
             "dense_missing",
             "dense_mising",
-            "dense_mising is no key of a schema; there are categorical, ",
+            "dense_mising is no key of a schema; there are bags, categorical, ",
         ),
         ('label = "stars"', "", 'no label; write `label = "COLUMN"` above the first table, with the column'),
         ('"stars"', "3", "label must be a text"),
