@@ -14,7 +14,7 @@ import xxhash
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import shard_files
+from data_pipeline import shard_files, synthetic
 from data_pipeline.batches import Batch, Rows, raw_batches
 from data_pipeline.describe import describe, text
 from data_pipeline.folders import verify
@@ -371,3 +371,36 @@ def test_a_bad_bag_is_refused(tmp_path, old, new, message):
     with pytest.raises(DataError) as error:
         load_schema(tmp_path / "own.toml")
     assert f"own.toml: {message}" in str(error.value)
+
+
+def test_the_law_of_synthetic_bags_is_what_plain_python_says(monkeypatch, tmp_path):
+    monkeypatch.setattr(synthetic, "SAMPLE_CHUNKS", 1)
+    config = synthetic.SyntheticConfig(tmp_path, bags=True)
+    law, plain = synthetic.BagLaw(config), synthetic.Law(config)
+    chunk = law.draw(40, 0)
+    values = law.values(chunk.ranks)
+    lines = synthetic.to_text(chunk, values).decode().splitlines()
+    sizes = set()
+    for row, line in enumerate(lines):
+        cells = line.split("\t")[14:]
+        pooled = np.zeros((26, 4))
+        for feature, cell in enumerate(cells):
+            ranks = chunk.ranks[row, :, feature]
+            there = ranks[ranks > 0]
+            assert cell == "|".join(f"{value:08x}" for value in values[row, : len(there), feature])
+            parts = [
+                plain._parameters(np.full((1, 26), rank, np.uint32))[0, feature].astype(float)
+                for rank in (there if feature in synthetic.BAGS else ranks[:1])
+            ]
+            pooled[feature] = np.sum(parts, axis=0) if parts else 0
+            if synthetic.BAGS.get(feature) == "mean" and parts:
+                pooled[feature] /= len(parts)
+            if feature in synthetic.BAGS:
+                sizes.add(len(there))
+        pooled -= law.centre
+        latent = pooled[synthetic.PAIRED, 1:]
+        pairs = sum(latent[i] @ latent[j] for i in range(7) for j in range(i))
+        counts = np.log1p(np.maximum(np.nan_to_num(chunk.dense[row]), 0)) @ law.dense_weights
+        logit = np.array([counts, pooled[:, 0].sum(), pairs]) @ law.part_weights + law.bias
+        assert chunk.logit[row] == pytest.approx(logit, abs=1e-4)  # of float32 sums
+    assert sizes == set(range(synthetic.BAG_IDS + 1))
