@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, Self, TypeAlias
 import numpy as np
 
 from data_pipeline.manifest import BAG_KINDS, Ids, Manifest, possible
+from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError
 
+CHECKED_ROWS = 1 << 14  # the bags of so many rows are looked at at a time
 LONGEST = np.iinfo(BAG_KINDS["lengths"]).max  # so many ids a bag may have
 # The ids of rows: (n, F) uint32, or Bags. Who takes either tells them apart.
 IdsOfRows: TypeAlias = Any
@@ -134,6 +136,11 @@ class BagShards:
     def __init__(self, manifest: Manifest, day: int):
         self.features, self.ids = len(manifest.schema.categorical), manifest.ids
         self.names = manifest.schema.categorical
+        self.weights: NpyFile | None = None
+        self.open(manifest, day)
+
+    def open(self, manifest: Manifest, day: int) -> None:
+        """Open the files of a day."""
         self.sparse, self.lengths, self.starts = (
             manifest.open_shard(day, kind) for kind in ("sparse", "lengths", "starts")
         )
@@ -167,13 +174,13 @@ class BagShards:
         """Where the ids of a row begin."""
         return int(self.starts.part(row, row + 1)[0, 0]) if row < len(self.starts) else len(self.sparse)
 
-    def checked(self, start: int, stop: int, step: int) -> Iterator[int]:
-        """Read the rows `start` to `stop`, `step` at a time, and yield how many they are.
+    def checked(self, start: int, stop: int) -> Iterator[int]:
+        """Read the rows `start` to `stop`, some at a time, and yield how many they are.
 
         Raises DataError that names the first id or weight that cannot be.
         """
-        for first in range(start, stop, step):
-            bags = self.read(first, last := min(first + step, stop))
+        for first in range(start, stop, CHECKED_ROWS):
+            bags = self.read(first, last := min(first + CHECKED_ROWS, stop))
             good = _good_ids(bags, self.ids, self.features)
             self._require(good, bags.values, bags, first, "sparse", "below its column's cardinality")
             if bags.weights is not None:

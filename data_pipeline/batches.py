@@ -31,9 +31,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from data_pipeline.background import in_parallel
-from data_pipeline.bags import Bags, BagShards, IdsOfRows, joined
+from data_pipeline.bags import Bags, IdsOfRows, joined
 from data_pipeline.dialects import TRANSFORMS, encoder, scaler
-from data_pipeline.folders import CHECKED, valid
+from data_pipeline.folders import CHECKED, open_bags, valid
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import KINDS, Manifest, Stretch
 from data_pipeline.npy import NpyFile
@@ -124,7 +124,7 @@ class Rows:
         # (number of stretches,): how many row blocks there are up to the end of each.
         self._ends = np.cumsum(-(-lengths // block_rows))
         self._shards = {day: _shards(manifest, day, taught) for day, _, _ in stretches}
-        self._bags = {day: BagShards(manifest, day) for day in self._shards} if manifest.schema.bags else {}
+        self._bags = {day: open_bags(manifest, day) for day in self._shards} if manifest.schema.bags else {}
 
     @cached_property
     def base_rate(self) -> float:
@@ -139,9 +139,9 @@ class Rows:
 
     def _checked_bags(self) -> Iterator[int]:
         """Read all bags, in parts; raises DataError at an id or a weight that cannot be."""
-        step, done = CHECKED // len(self._manifest.schema.categorical), 0
+        done = 0
         for day, first, stop in self._stretches.tolist():
-            for rows in self._bags[day].checked(first, stop, step):
+            for rows in self._bags[day].checked(first, stop):
                 yield rows
                 done += rows
                 self.checking(done, self.count)
@@ -231,7 +231,7 @@ class Rows:
         row, stretches = 0, list(_joined_blocks(blocks.tolist()))
         for day, start, stop in stretches:
             part = window.part(row, row + stop - start)
-            for shard, out in zip(self._shards[day].values(), part, strict=True):
+            for shard, out in zip(self._shards[day].values(), part, strict=not self._bags):
                 shard.read(start, out)
             row += stop - start
         bags = [self._bags[day].read(start, stop) for day, start, stop in stretches if self._bags]
@@ -247,8 +247,10 @@ class Rows:
 
 
 def _shards(manifest: Manifest, day: int, taught: Mapping[int, NpyFile] | None) -> dict[str, NpyFile]:
-    """The files of a day, in the order in which a batch has what they hold."""
-    files = {kind: manifest.open_shard(day, kind) for kind in KINDS}
+    """The files of a day, in the order in which a batch has what they hold, but for bags."""
+    files = {
+        kind: manifest.open_shard(day, kind) for kind in KINDS if kind != "sparse" or not manifest.schema.bags
+    }
     return files if taught is None else {"labels": files["labels"], "taught": taught[day], **files}
 
 

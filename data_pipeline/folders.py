@@ -35,7 +35,10 @@ def verify(folder: Path | str) -> Manifest:
     """
     manifest = open_folder(folder)
     for number, day in enumerate(manifest.days):
-        for kind in shard_columns(manifest.schema):
+        bags = open_bags(manifest, number) if manifest.schema.bags else None
+        # The arrays of multi-hot ids are no shards.
+        multi_hot = isinstance(bags, torchrec.MultiHot)
+        for kind in ("labels", "dense") if multi_hot else shard_columns(manifest.schema):
             path = manifest.folder / shard_name(number, kind)
             shard, digest, trouble = manifest.open_shard(number, kind), hashlib.sha256(), None
             step = CHECKED // max(1, shard.shape[1])
@@ -43,7 +46,7 @@ def verify(folder: Path | str) -> Manifest:
                 rows = shard.part(start, start + step).astype(shard_type(kind), copy=False)
                 digest.update(rows.data)
                 # Which column the ids of bags belong to, and so how large they may be, is looked at below.
-                good = possible(rows, kind) if manifest.schema.bags else valid(rows, kind, manifest.ids)
+                good = possible(rows, kind) if bags else valid(rows, kind, manifest.ids)
                 wrong = np.flatnonzero(~good.all(axis=1))
                 if wrong.size and trouble is None:
                     trouble = f"row {start + wrong[0]} holds what no {kind} may be"
@@ -51,13 +54,17 @@ def verify(folder: Path | str) -> Manifest:
                 trouble = "its bytes are not those that were written"
             if trouble is not None:
                 raise DataError(f"{path}: {trouble}; prepare the data again")
-        if manifest.schema.bags:
-            step = CHECKED // len(manifest.schema.categorical)
-            for _ in BagShards(manifest, number).checked(0, day.rows, step):
-                pass
+        for _ in bags.checked(0, day.rows) if bags else ():
+            pass
     if manifest.dictionary_sha256 is not None:
         Dictionary.load(manifest)
     return manifest
+
+
+def open_bags(manifest: Manifest, day: int) -> BagShards:
+    """The bags of a day; raises DataError where their files are missing or do not agree."""
+    multi_hot = (manifest.folder / torchrec.multi_hot_name(day)).exists()
+    return (torchrec.MultiHot if multi_hot else BagShards)(manifest, day)
 
 
 def valid(rows: np.ndarray, kind: str, ids: Ids) -> np.ndarray:
