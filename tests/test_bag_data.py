@@ -171,6 +171,19 @@ def test_the_order_is_that_of_rows_without_bags(data, tmp_path):
             np.testing.assert_array_equal(ours.label, theirs.label)
 
 
+def test_days_prepared_apart_end_in_the_same_bytes(data, tmp_path):
+    paths = data / "log.csv", data / "again.csv"
+    shutil.copy(*paths)
+    settings = {"ids": "dictionary", "min_count": 2, "schema": SCHEMA, "dense": "zscore"}
+    for name, steps in (("whole", [None]), ("apart", ["1", "0", None])):
+        for days in steps:
+            prepare(PrepareConfig(paths, tmp_path / name, days=days, **settings))
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert "day_1_starts.npy" in names
+    for name in names:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "apart" / name).read_bytes()
+
+
 def test_data_without_bags_say_nothing_of_them(data, tmp_path):
     prepared(tmp_path / "plain", data / "log.csv", replace(SCHEMA, bags={}, kinds=("string",) * 3))
     assert "bags" not in json.loads((tmp_path / "plain" / MANIFEST).read_text())["schema"]

@@ -167,7 +167,7 @@ def test_folders_that_cannot_be_used(raw, tmp_path):
 
 
 def multi_hot(folder):
-    """Ids (rows, size) of three columns on three days, as MLPerf's tools leave them; dense: number of the row."""
+    """Ids of three columns on three days, as MLPerf's tools leave them; `dense` is the number of the row."""
     folder.mkdir()
     rng, found = np.random.default_rng(0), []
     for day in range(3):
