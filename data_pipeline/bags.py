@@ -99,8 +99,10 @@ def of_columns(columns: Sequence[Column], weighted: bool) -> Bags:
     return Bags(values, ends(lengths), laid_in(lengths, weights) if weighted else None)
 
 
-def joined(parts: Sequence[Bags]) -> Bags:
+def joined(parts: Sequence[IdsOfRows]) -> IdsOfRows:
     """The rows of all parts, one part behind the other."""
+    if not isinstance(parts[0], Bags):
+        return np.concatenate(parts)
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     values, weights = (
         None if parts[0][i] is None else np.concatenate([part[i] for part in parts]) for i in (0, 2)

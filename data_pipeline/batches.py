@@ -420,5 +420,4 @@ def _joined(parts: list[Batch]) -> Batch:
     if len(parts) == 1:
         return parts[0]
     *arrays, ids = zip(*parts, strict=True)
-    together: Any = joined if isinstance(ids[0], Bags) else np.concatenate
-    return type(parts[0])._make([*map(np.concatenate, arrays), together(ids)])
+    return type(parts[0])._make([*map(np.concatenate, arrays), joined(ids)])
