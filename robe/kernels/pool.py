@@ -15,7 +15,8 @@ The vector of an empty bag is 0. `pool_backward` is the gradient by the rows:
 
     d_vectors (B, F, D) float     gradient of the loss by the vectors; may be a strided view
     d_rows    (N, D)    float     written in full
-    sum, mean: w * d_vectors, and that over the number of rows; max: d_vectors for the first row that attains it
+    sum, mean: w * d_vectors, and that over the number of rows
+    max: d_vectors for the first row that attains it, element by element; 0 for the others
 
 Versions: in all of them one thread owns a bag (on a GPU, an element of one), and adds up in its order, so
 results are the same for any number of threads.

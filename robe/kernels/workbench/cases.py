@@ -383,7 +383,7 @@ def sketch_calls(case: Case, rng) -> dict[str, Call]:
 
 
 def bag_calls(case: Case, rng) -> dict[str, Call]:
-    """Calls on bags of 0 to 3 rows; numbers are small integers, so that maxima are attained more than once."""
+    """Calls on bags of 0 to 3 rows, of small integers: so some maxima are attained more than once."""
     vectors = (case.rows, case.features, case.width)
     offsets = np.cumsum((0, *rng.integers(0, 4, case.rows * case.features)))
     count = int(offsets[-1])
