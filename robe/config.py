@@ -51,7 +51,8 @@ class DataSpec:
         ids = manifest.ids
         note = "distinct ids in the data" + ("" if ids.exact else ", estimated")
         note = "ids modulo that per feature" if ids.dialect == "modulo" else note
-        return cls(len(manifest.schema.dense), ids.cardinalities, ids.dialect, manifest.fingerprint(), note)
+        dense, pooling = len(manifest.schema.dense), manifest.schema.poolings()
+        return cls(dense, ids.cardinalities, ids.dialect, manifest.fingerprint(), note, pooling)
 
     def require(self, fingerprint: str, where: str) -> None:
         """Raise ConfigError unless the data of that fingerprint can be fed to a model of this one's."""

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from data_pipeline.appearing import appearing
+from data_pipeline.bags import Bags, IdsOfRows
 from data_pipeline.batches import Rows, raw_batches
 from data_pipeline.dialects import DICTIONARY
 from data_pipeline.folders import CHECKED, open_folder
@@ -139,10 +140,11 @@ class TrainedModel:
     data: DataSpec
     model: DLRM
 
-    def predict(self, dense: ArrayLike, ids: ArrayLike) -> np.ndarray:
+    def predict(self, dense: ArrayLike, ids: Any) -> np.ndarray:
         """Click probabilities (N,) float64 of rows as a prepared folder holds them.
 
-        dense: (N, n) numbers, transformed as those of the training data; ids: (N, F) integers, likewise.
+        dense: (N, n) numbers, transformed as those of the training data; ids: (N, F) integers, likewise, or
+            bags (values, offsets, weights).
         Raises ArrayError (a ValueError) that names what does not fit.
         """
         return estimator.predict(self.model, self.data, dense, ids)
@@ -156,7 +158,7 @@ class TrainedModel:
         """
         return estimator.predicted(self.model, *self.read_table(table))
 
-    def read_table(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
+    def read_table(self, table: Any) -> tuple[np.ndarray, IdsOfRows]:
         """The rows of a table, as of `predict_table`, as `predict` takes them."""
         return self._reader.rows(table)
 
@@ -169,13 +171,16 @@ class TrainedModel:
         """Embedding vectors (n, D) float32 of values (n,) of a categorical column, as a log has them.
 
         Values that training did not see have vectors too: that of id 0 with a dictionary, else one of their
-        own. Raises DataError for another column or a bad value.
+        own. Where the data have bags, a value is one, and its vectors are pooled. Raises DataError for
+        another column or a bad value.
         """
         ids, embedding, backend = self._reader.ids(feature, values), self.model.embedding, self.model.backend
         if embedding.features == 0:
             raise ConfigError(f"{self.run}: --method none has no embedding; load a run of another method")
-        embedding.check(ids)
         column = self._reader.schema.categorical.index(feature)
+        if self.data.pooling:
+            return self._pooled(ids, column)
+        embedding.check(ids)
         out = np.empty((len(ids), embedding.width), np.float32)
         found = backend.empty((EVALUATION_BATCH, embedding.features, embedding.width), "float32")
         with self.model.lock:
@@ -183,6 +188,19 @@ class TrainedModel:
                 part = ids[start : start + EVALUATION_BATCH]
                 embedding.lookup(backend.to_device(part), found[: len(part)])
                 out[start : start + len(part)] = backend.to_host(found[: len(part), column])
+        return out
+
+    def _pooled(self, bags: Bags, column: int) -> np.ndarray:
+        """The vectors (n, D) of the bags of one column of n rows."""
+        features, backend = len(self.schema.categorical), self.model.backend
+        rows = (len(bags.offsets) - 1) // features
+        out = np.empty((rows, self.model.embedding.width), np.float32)
+        with self.model.lock:
+            for start in range(0, rows, EVALUATION_BATCH):
+                stop = min(start + EVALUATION_BATCH, rows)
+                part = self.model.checked(bags.part(start, stop, features), stop - start)
+                vectors = self.model.interaction.look_up(tuple(map(backend.to_device, part)))
+                out[start:stop] = backend.to_host(vectors[:, 1 + column])
         return out
 
     @cached_property

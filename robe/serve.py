@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import numpy as np
 
-from data_pipeline.bags import IdsOfRows, joined
+from data_pipeline.bags import Bags, IdsOfRows, joined
 from data_pipeline.schema import DataError
 from robe.config import ConfigError
 from robe.errors import RobeError
@@ -182,7 +182,10 @@ def serve(model: TrainedModel, host: str, port: int, most_rows: int, most_bytes:
         raise ConfigError(f"--port must be from 0 to {2**16 - 1}, not {port}")
     server = Server(model, most_rows, most_bytes)
     # The first call compiles, or loads, the kernels.
-    model.predict(np.zeros((1, model.data.dense)), np.zeros((1, len(model.data.cardinalities)), np.uint32))
+    ids: IdsOfRows = np.zeros((1, len(model.data.cardinalities)), np.uint32)
+    if model.data.pooling:
+        ids = Bags(ids[0], np.arange(ids.size + 1), None)
+    model.predict(np.zeros((1, model.data.dense)), ids)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)
