@@ -1,5 +1,6 @@
 """Data with bags, from synthetic tables through every command that takes them."""
 
+import asyncio
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from data_pipeline.batches import Rows
 from data_pipeline.folders import verify
 from data_pipeline.manifest import Manifest
 from robe.cli import main
+from robe.serve import Server
 
 TINY = "--weights 4000 --batch 128 --bottom 16 --width 8 --top 16 --block 8 --lr 0.05 --backend cpu".split()
 FEW = 300  # rows of a day
@@ -81,6 +83,22 @@ def test_vectors_of_a_bag_are_pooled(folder):
     single, other, both = model.vectors("cat_0", ["ff", "a1", "ff|a1"])
     np.testing.assert_allclose(both, single + other, rtol=1e-5, atol=1e-8)  # and cat_0 the sum
     assert model.vectors("cat_1", ["ff"]).shape == (1, 8)
+
+
+def test_questions_with_lists_are_answered_together(folder):
+    model = robe.load(folder / "run", "cpu")
+    table = pl.read_csv(logs(folder)[0], separator="\t", infer_schema=False).head(5)
+    rows = table.with_columns(
+        pl.col(f"cat_{feature}").str.split("|") for feature in synthetic.BAGS
+    ).to_dicts()
+    server = Server(model, most_rows=10, most_bytes=10**6)
+
+    async def answers():
+        asked = (json.dumps({"rows": part}).encode() for part in (rows[:2], rows[2:]))
+        return await asyncio.gather(*map(server._predict, asked))
+
+    first, second = asyncio.run(answers())
+    np.testing.assert_allclose(first + second, model.predict_table(table), rtol=1e-6)
 
 
 def test_a_resumed_run_ends_in_the_same_bytes(folder, tmp_path):
