@@ -14,6 +14,7 @@ from data_pipeline.manifest import BAG_KINDS, Ids, Manifest, possible
 from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError
 
+GATHERED = 1 << 12  # so many rows are gathered at a time
 CHECKED_ROWS = 1 << 14  # the bags of so many rows are looked at at a time
 LONGEST = np.iinfo(BAG_KINDS["lengths"]).max  # so many ids a bag may have
 # The ids of rows: (n, F) uint32, or Bags. Who takes either tells them apart.
@@ -39,9 +40,19 @@ class Bags(NamedTuple):
         before = self.offsets[:-1:features][order]
         offsets = ends(self.lengths(features)[order])
         after = offsets[::features]
-        ids = np.repeat(before - after[:-1], np.diff(after)) + np.arange(offsets[-1])
-        weights = None if self.weights is None else self.weights[ids]
-        return type(self)(self.values[ids], offsets, weights)
+        values = np.empty(offsets[-1], np.uint32)
+        weights = None if self.weights is None else np.empty(offsets[-1], np.float32)
+        # Some rows at a time, as their ids' numbers take more memory than these.
+        for start in range(0, len(order), GATHERED):
+            stop = min(start + GATHERED, len(order))
+            moved = np.repeat(before[start:stop] - after[start:stop], np.diff(after[start : stop + 1]))
+            there = slice(int(after[start]), int(after[stop]))
+            ids = moved + np.arange(there.start, there.stop)
+            # No index needs clipping; with mode="raise", NumPy would gather to memory of its own first.
+            self.values.take(ids, out=values[there], mode="clip")
+            if weights is not None:
+                self.weights.take(ids, out=weights[there], mode="clip")
+        return type(self)(values, offsets, weights)
 
     def spread(self, at: np.ndarray, rows: int, features: int) -> Self:
         """The same bags in rows `at` (n,), rising, of so many; the bags of the others are empty."""

@@ -360,6 +360,8 @@ def _slices(
     rows, size = _length(path, log), path.stat().st_size
     if rows == 0:
         raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
+    if schema.bags:  # which take more memory than numbers
+        slice_rows = max(1, slice_rows // 4)
     with _named(path):
         wanted = _wanted(path, log.collect_schema().names(), schema, labelled)
         for start in range((first_line - 1) // slice_rows * slice_rows, rows, slice_rows):
