@@ -271,11 +271,11 @@ class _BagRule(NamedTuple):
     def applied(self, cells: pl.Series) -> tuple[Column, np.ndarray]:
         """The bags of a column of n rows, and which of them break the rule, (n,) bool."""
         elements, lengths = _elements(cells, self.bag)
-        bad, ids = elements.select(self.rule.bad, self.rule.value.alias("")).get_columns()
+        bad, ids = elements.select(self.rule.bad.alias("bad"), self.rule.value.alias("ids")).get_columns()
         row, there = np.repeat(np.arange(len(cells)), lengths), ids.is_not_null().to_numpy()
         wrong, weights = bad.to_numpy(), None
         if self.bag.weights:
-            found = elements["weight"].to_numpy()
+            found = elements.to_series(1).to_numpy()
             wrong, weights = wrong | (there & ~np.isfinite(found)), found[there]
         lengths = np.bincount(row[there], minlength=len(cells))
         broken = (np.bincount(row[wrong], minlength=len(cells)) > 0) | (lengths > LONGEST)
@@ -508,7 +508,7 @@ def _bag_rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Bag
 
 
 def _elements(cells: pl.Series, bag: Bag) -> tuple[pl.DataFrame, np.ndarray]:
-    """The ids (N,) of a column under its name, with their `weight`, and how many each cell has (n,)."""
+    """The ids (N,) of a column under its name, with their weights behind, and how many each cell has (n,)."""
     name, lengths = cells.name, np.ones(len(cells), int)
     if isinstance(cells.dtype, pl.Categorical | pl.Enum | pl.Null):
         cells = cells.cast(pl.String)
@@ -523,14 +523,14 @@ def _elements(cells: pl.Series, bag: Bag) -> tuple[pl.DataFrame, np.ndarray]:
     if isinstance(cells.dtype, pl.Null | pl.Categorical | pl.Enum):
         cells = cells.cast(pl.String)
     if not bag.weights:
-        return cells.to_frame(name), lengths
+        return pl.DataFrame({name: cells}), lengths
     if cells.dtype == pl.String:
         weights = cells.str.extract(f"{WEIGHT}({NUMBER[1:-1]})$")
         ids = cells.str.replace(f"{WEIGHT}[^{WEIGHT}]*$", "")
     else:
         ids, weights = (cells.struct.field(field) for field in cells.struct.fields)
     weights = weights.cast(pl.Float32, strict=False).fill_null(np.nan)
-    return pl.DataFrame([ids.alias(name), weights.alias("weight")]), lengths
+    return pl.DataFrame({name: ids, f"{name}{WEIGHT}": weights}), lengths
 
 
 def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: int | None = 0) -> _Rule:
@@ -595,8 +595,8 @@ def _applied(rules: list[_Rule | _BagRule], frame: pl.DataFrame) -> tuple[Values
     )
     found = {rule.name: rule.applied(frame[rule.name]) for rule in rules if isinstance(rule, _BagRule)}
     if found:
-        broken = [pl.Series(name, rows) for name, (_, rows) in found.items()]
-        bad = pl.DataFrame([*bad.get_columns(), *broken]).select(frame.columns)
+        broken = {name: rows for name, (_, rows) in found.items()}
+        bad = pl.DataFrame(bad.to_dict() | broken).select(frame.columns)
     good = ~bad.select(pl.any_horizontal(pl.all())).to_series().to_numpy()
     reasons = {i: _reason(rules, bad, frame, i) for i in np.flatnonzero(~good).tolist()}
     return Values(values, {name: bags for name, (bags, _) in found.items()}), good, reasons

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from data_pipeline import shard_files, synthetic
 from data_pipeline.batches import Batch, Rows, raw_batches
+from data_pipeline.columns import frame_values
 from data_pipeline.describe import describe, text
 from data_pipeline.folders import verify
 from data_pipeline.frames import RowReader
@@ -319,6 +320,17 @@ def test_lists_are_checked_as_texts_are(data, tmp_path):
     _, ids = reader.rows(single)
     assert ids.values.tolist() == [4, 6, xxhash.xxh32_intdigest(b"a") % 11]
     assert ids.weights.tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["weight", "ids", "bad", "", "a:"])
+def test_names_of_bags_are_data(name):
+    schema = Schema("own", "y", (), (name,), ("integer",), bags={name: PAID})
+    found = frame_values(pl.DataFrame({name: ["3:0.5|4:2", ""]}), schema, "own")
+    values, offsets, weights = found.ids(schema)
+    assert (values.tolist(), offsets.tolist(), weights.tolist()) == ([3, 4], [0, 2, 2], [0.5, 2.0])
+    plain = replace(schema, bags={name: Bag()})
+    found = frame_values(pl.DataFrame({name: [[3, 4], []]}), plain, "own")
+    assert found.ids(plain).values.tolist() == [3, 4]
 
 
 def test_the_bags_of_one_column_alone(data):
