@@ -59,12 +59,12 @@ def summed(
     several = dataclasses.replace(data, cardinalities=data.cardinalities * readings)
     begun = with_embedding(config, init_bound=bound / math.sqrt(readings))
     array = robe.create(begun, several, backend, dtype)
-    array.row_of = lambda ids: xp.tile(ids, readings)
+    array.row_of = lambda ids, _: xp.tile(ids, readings)
 
-    def compose(rows, out):
+    def compose(rows, out, places):
         out[...] = rows[0].reshape(len(out), readings, features, -1).sum(axis=1)
 
-    def gradients(rows, d_vectors):
+    def gradients(rows, d_vectors, places):
         return (xp.tile(d_vectors, (1, readings, 1)),)
 
     return composed(config, data, backend, {"array": array}, compose, gradients)
@@ -85,11 +85,11 @@ def scaled(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32
         ),
     }
 
-    def compose(rows, out):
+    def compose(rows, out, places):
         vectors, scale = rows
         out[...] = vectors * (1 + scale)
 
-    def gradients(rows, d_vectors):
+    def gradients(rows, d_vectors, places):
         vectors, scale = rows
         return d_vectors * (1 + scale), (d_vectors * vectors).sum(axis=2, keepdims=True)
 
@@ -114,7 +114,7 @@ def folded(config: TrainConfig, data: DataSpec, backend: Backend, dtype="float32
     rng = np.random.default_rng([config.embedding.hash_seed, DRAWS])
     order = backend.to_device(rng.permutation(sum(data.cardinalities)).astype(np.uint32))
     first = backend.to_device(table_base(data.cardinalities).astype(np.uint32))
-    array.base, array.row_of = array.base * array.base.dtype.type(0), lambda ids: order[first + ids]
+    array.base, array.row_of = array.base * array.base.dtype.type(0), lambda ids, of: order[first[of] + ids]
     return array
 
 
@@ -198,7 +198,7 @@ class PlacedEmbedding(ArrayEmbedding):
         learned = ids < self.hot
         return learned, self.backend.xp.where(learned, ids, 0).astype("uint32")
 
-    def _chunks(self, ids):
+    def _chunks(self, ids, features):
         xp, (learned, its_ids) = self.backend.xp, self._learned(ids)
         chunk = xp.arange(self.chunks, dtype="uint32")
         placed = chunk * xp.uint32(self.k) + self.index[self.first + its_ids]

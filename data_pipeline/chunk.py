@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_pipeline.bags import IdsOfRows
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -15,7 +17,7 @@ class Chunk:
     label: (n,) int32, 0 or 1, or None if the log has no label column.
     dense: (n, number of dense columns) float32, transformed; missing values are those of the schema.
     clipped: (n, number of dense columns) bool, which of them were below 0 and became 0.
-    ids: (n, number of categorical columns) uint32; 0 where missing.
+    ids: (n, number of categorical columns) uint32, 0 where missing; bags where the schema has any.
     position: how many bytes of the file, as it lies on disk, have been read so far.
     """
 
@@ -23,7 +25,7 @@ class Chunk:
     label: np.ndarray | None
     dense: np.ndarray
     clipped: np.ndarray
-    ids: np.ndarray
+    ids: IdsOfRows
     position: int
 
 

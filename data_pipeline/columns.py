@@ -4,6 +4,9 @@ A file is read in slices, so memory does not depend on its size. The schema says
 how; they may stand in any order, and other columns are ignored. A row with a value that breaks the rules of
 its column is rejected: nothing is guessed.
 
+A column of bags holds texts that are taken apart, or lists. Each id has to keep the rule of its kind, and
+those that are missing are left out, so an empty cell is an empty bag.
+
 CSV is separated by comma, tab, semicolon or bar, plain or packed, one row per line. Fields may be quoted as
 in RFC 4180, if the schema's `quote` is not empty, but hold no newline. A regular expression checks each line
 of a block before Polars parses the block.
@@ -14,19 +17,21 @@ import io
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import xxhash
 
 from data_pipeline.background import ahead
+from data_pipeline.bags import LONGEST, Column, IdsOfRows, of_columns
 from data_pipeline.chunk import Chunk, Parsed, Rejected
 from data_pipeline.dialects import dense_values
 from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, format_of, header_of
-from data_pipeline.schema import DataError, Schema
+from data_pipeline.schema import WEIGHT, Bag, DataError, Schema
 from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
 
 # How Polars opens a file of a format.
@@ -104,20 +109,23 @@ def read_table(
         parts = _slices(path, schema, labelled, first_line, slice_rows)
     else:
         parts = _csv(path, schema, labelled, first_line, block_bytes)
-    rules: list[_Rule] = []
+    rules: list[_Rule | _BagRule] = []
     with closing(ahead(parts, 1)) as ready:
         for part in ready:
-            rules = rules or [_rule(path, name, dtype, schema) for name, dtype in part.frame.schema.items()]
+            rules = rules or [
+                _any_rule(path, name, dtype, schema) for name, dtype in part.frame.schema.items()
+            ]
             values, good, reasons = _applied(rules, part.frame)
             broken = [_Broken(int(part.row[i]), text, part.frame.row(i)) for i, text in reasons.items()]
-            values = values if good.all() else values.filter(good)
-            numbers, clipped = dense_values(schema, dense, matrix(values, schema.dense, np.float64))
+            values = values if good.all() else values.keep(good)
+            flat = values.flat
+            numbers, clipped = dense_values(schema, dense, matrix(flat, schema.dense, np.float64))
             chunk = Chunk(
                 line=part.row[good],
-                label=values[schema.label].to_numpy() if schema.label in values.columns else None,
+                label=flat[schema.label].to_numpy() if schema.label in flat.columns else None,
                 dense=numbers,
                 clipped=clipped,
-                ids=matrix(values, schema.categorical, np.uint32),
+                ids=values.ids(schema),
                 position=part.position,
             )
             rejected = sorted(part.broken + broken, key=attrgetter("row"))
@@ -141,12 +149,12 @@ def count_binary(path: Path) -> int:
     return _length(path, _scan(path))
 
 
-def frame_values(frame: pl.DataFrame, schema: Schema, what: Path) -> pl.DataFrame:
-    """What the rules of a schema make of the columns of a frame: Float64, UInt32 of categorical ones.
+def frame_values(frame: pl.DataFrame, schema: Schema, what: Path) -> "Values":
+    """What the rules of a schema make of the columns of a frame.
 
     Raises DataError for the first row that breaks a rule; `what` is what it calls the frame.
     """
-    rules = [_rule(what, name, dtype, schema) for name, dtype in frame.schema.items()]
+    rules = [_any_rule(what, name, dtype, schema) for name, dtype in frame.schema.items()]
     values, _, reasons = _applied(rules, frame)
     for row, reason in reasons.items():
         raise DataError(f"{what}, row {row}: {reason}; correct the value")
@@ -252,6 +260,56 @@ class _Rule(NamedTuple):
     words: str
 
 
+class _BagRule(NamedTuple):
+    """What a column of bags may hold: ids that keep `rule`; where they have weights, these are finite."""
+
+    name: str
+    bag: Bag
+    rule: _Rule
+    words: str
+
+    def applied(self, cells: pl.Series) -> tuple[Column, np.ndarray]:
+        """The bags of a column of n rows, and which of them break the rule, (n,) bool."""
+        elements, lengths = _elements(cells, self.bag)
+        bad, ids = elements.select(self.rule.bad.alias("bad"), self.rule.value.alias("ids")).get_columns()
+        row, there = np.repeat(np.arange(len(cells)), lengths), ids.is_not_null().to_numpy()
+        wrong, weights = bad.to_numpy(), None
+        if self.bag.weights:
+            found = elements.to_series(1).to_numpy()
+            wrong, weights = wrong | (there & ~np.isfinite(found)), found[there]
+        lengths = np.bincount(row[there], minlength=len(cells))
+        broken = (np.bincount(row[wrong], minlength=len(cells)) > 0) | (lengths > LONGEST)
+        return Column(ids.drop_nulls().to_numpy(), lengths, weights), broken
+
+
+class Values(NamedTuple):
+    """What the rules of a schema make of some rows.
+
+    flat: their columns but for bags: Float64, and UInt32 of categorical ones.
+    bags: those of the others, by column.
+    """
+
+    flat: pl.DataFrame
+    bags: dict[str, Column]
+
+    def keep(self, good: np.ndarray) -> "Values":
+        """The rows for which `good` is True."""
+        return Values(self.flat.filter(good), {name: bags.keep(good) for name, bags in self.bags.items()})
+
+    def ids(self, schema: Schema) -> IdsOfRows:
+        """The ids of all categorical columns, (n, F) uint32, or bags where the schema has any."""
+        if not schema.bags:
+            return matrix(self.flat, schema.categorical, np.uint32)
+        return of_columns([self.column(name) for name in schema.categorical], schema.weighted())
+
+    def column(self, name: str) -> Column:
+        """A categorical column as bags, of one id where it has none."""
+        if name in self.bags:
+            return self.bags[name]
+        ids = self.flat[name].to_numpy()
+        return Column(ids, np.ones(len(ids), np.int64))
+
+
 def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None) -> list[str]:
     """Those of a table's columns that the schema names; raises DataError if one is missing."""
     wanted = [*([schema.label] if labelled else []), *schema.dense, *schema.categorical]
@@ -302,6 +360,8 @@ def _slices(
     rows, size = _length(path, log), path.stat().st_size
     if rows == 0:
         raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
+    if schema.bags:  # which take more memory than numbers
+        slice_rows = max(1, slice_rows // 4)
     with _named(path):
         wanted = _wanted(path, log.collect_schema().names(), schema, labelled)
         for start in range((first_line - 1) // slice_rows * slice_rows, rows, slice_rows):
@@ -420,8 +480,61 @@ def _decoded(text: bytes) -> str | None:
         return None
 
 
-def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
+def _any_rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule | _BagRule:
     """The rule for a column of that type; raises DataError if the type does not fit the schema."""
+    return (_bag_rule if name in schema.bags else _rule)(path, name, dtype, schema)
+
+
+def _bag_rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _BagRule:
+    """That for a column of bags."""
+    bag = schema.bags[name]
+    inner: Any = dtype.inner if isinstance(dtype, pl.List | pl.Array) else dtype
+    if isinstance(inner, pl.Categorical | pl.Enum | pl.Null):
+        inner = pl.String()
+    if bag.weights and inner != pl.String:
+        _, *of_weights = inner.fields if isinstance(inner, pl.Struct) else [None]
+        if not (
+            len(of_weights) == 1 and (of_weights[0].dtype.is_numeric() or of_weights[0].dtype == pl.Null)
+        ):
+            raise DataError(
+                f"{path}: column {name} is {dtype}, but its ids have weights; give texts such as "
+                f"3{WEIGHT}0.5, or lists of structs of an id and a weight"
+            )
+        inner = inner.fields[0].dtype
+    missing = {name: (*schema.missing_in.get(name, schema.missing), "")}
+    rule = _rule(path, name, inner, replace(schema, bags={}, missing_in=missing), missing=None)
+    words = f"up to {LONGEST:,} ids, each {rule.words}" + " with a finite weight" * bag.weights
+    return _BagRule(name, bag, rule, words)
+
+
+def _elements(cells: pl.Series, bag: Bag) -> tuple[pl.DataFrame, np.ndarray]:
+    """The ids (N,) of a column under its name, with their weights behind, and how many each cell has (n,)."""
+    name, lengths = cells.name, np.ones(len(cells), int)
+    if isinstance(cells.dtype, pl.Categorical | pl.Enum | pl.Null):
+        cells = cells.cast(pl.String)
+    if cells.dtype == pl.String:
+        cells = cells.str.split(bag.separator)
+    elif isinstance(cells.dtype, pl.Array):
+        cells = cells.arr.to_list()
+    if isinstance(cells.dtype, pl.List):
+        sizes = cells.list.len().fill_null(0)
+        # Polars would make a null of an empty list.
+        cells, lengths = cells.filter(sizes > 0).explode(), sizes.to_numpy()
+    if isinstance(cells.dtype, pl.Null | pl.Categorical | pl.Enum):
+        cells = cells.cast(pl.String)
+    if not bag.weights:
+        return pl.DataFrame({name: cells}), lengths
+    if cells.dtype == pl.String:
+        weights = cells.str.extract(f"{WEIGHT}({NUMBER[1:-1]})$")
+        ids = cells.str.replace(f"{WEIGHT}[^{WEIGHT}]*$", "")
+    else:
+        ids, weights = (cells.struct.field(field) for field in cells.struct.fields)
+    weights = weights.cast(pl.Float32, strict=False).fill_null(np.nan)
+    return pl.DataFrame({name: ids, f"{name}{WEIGHT}": weights}), lengths
+
+
+def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: int | None = 0) -> _Rule:
+    """That for a column of one value; missing: the id that a missing one gets."""
     column = pl.col(name)
     if isinstance(dtype, pl.Categorical | pl.Enum):
         column, dtype = column.cast(pl.String), pl.String()
@@ -437,23 +550,26 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
     def rule(bad: pl.Expr, value: pl.Expr, words: str) -> _Rule:
         return _Rule(bad.alias(name), value.alias(name), words)
 
+    def filled(ids: pl.Expr) -> pl.Expr:
+        return ids if missing is None else ids.fill_null(missing)
+
     kind = dict(zip(schema.categorical, schema.kinds, strict=True)).get(name)
     whole = dtype.is_integer() or dtype == pl.Boolean
     if kind == "string" and (text or whole):
         ids = column.cast(pl.String).map_batches(hash_texts, return_dtype=pl.UInt32)
-        return rule(pl.repeat(False, pl.len()), ids.fill_null(0), "a text")
+        return rule(pl.repeat(False, pl.len()), filled(ids), "a text")
     if kind == "hex" and text:
         ids = column.str.to_integer(base=16, dtype=pl.UInt32, strict=False)
-        return rule(unlike(HEX), ids.fill_null(0), "a number of up to 8 hex digits")
+        return rule(unlike(HEX), filled(ids), "a number of up to 8 hex digits")
     if kind == "integer" and (text or whole):
         ids = column.map_batches(_integer_ids, return_dtype=pl.UInt32)
-        return rule(unlike(INTEGER), ids.fill_null(0), "an integer of up to 38 digits")
+        return rule(unlike(INTEGER), filled(ids), "an integer of up to 38 digits")
     if kind == "integer" and dtype in EXACT:
         column = column.fill_nan(None)
         good = (column == column.round()) & (column.abs() <= EXACT[dtype])
         ids = column.cast(pl.Int64, strict=False).map_batches(_integer_ids, return_dtype=pl.UInt32)
         words = f"a whole number of up to {EXACT[dtype]}, as which {dtype} is exact"
-        return rule(~good.fill_null(True), ids.fill_null(0), words)
+        return rule(~good.fill_null(True), filled(ids), words)
     if kind is None and (text or whole or dtype.is_numeric()):
         number = column.cast(pl.Float64, strict=False).fill_nan(None)
         if name in schema.dense:
@@ -471,15 +587,19 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema) -> _Rule:
     raise DataError(f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; {remedy}")
 
 
-def _applied(rules: list[_Rule], frame: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray, dict[int, str]]:
+def _applied(rules: list[_Rule | _BagRule], frame: pl.DataFrame) -> tuple[Values, np.ndarray, dict[int, str]]:
     """(values, whether each row is good (n,), index -> reason of each row that is not) of some rows."""
-    lazy = frame.lazy()
+    lazy, flat = frame.lazy(), [rule for rule in rules if isinstance(rule, _Rule)]
     bad, values = pl.collect_all(
-        [lazy.select(rule.bad for rule in rules), lazy.select(rule.value for rule in rules)]
+        [lazy.select(rule.bad for rule in flat), lazy.select(rule.value for rule in flat)]
     )
+    found = {rule.name: rule.applied(frame[rule.name]) for rule in rules if isinstance(rule, _BagRule)}
+    if found:
+        broken = {name: rows for name, (_, rows) in found.items()}
+        bad = pl.DataFrame(bad.to_dict() | broken).select(frame.columns)
     good = ~bad.select(pl.any_horizontal(pl.all())).to_series().to_numpy()
-    reasons = {i: _reason(rules, bad.row(i), frame.row(i)) for i in np.flatnonzero(~good).tolist()}
-    return values, good, reasons
+    reasons = {i: _reason(rules, bad, frame, i) for i in np.flatnonzero(~good).tolist()}
+    return Values(values, {name: bags for name, (bags, _) in found.items()}), good, reasons
 
 
 def _integer_ids(values: pl.Series) -> pl.Series:
@@ -498,9 +618,11 @@ def _integer_ids(values: pl.Series) -> pl.Series:
     return ids
 
 
-def _reason(rules: list[_Rule], bad: tuple[bool, ...], fields: tuple) -> str:
+def _reason(rules: list[_Rule | _BagRule], bad: pl.DataFrame, frame: pl.DataFrame, row: int) -> str:
     """What is wrong with a row: the first of its fields that is bad."""
-    rule, field = next(
-        (rule, field) for rule, is_bad, field in zip(rules, bad, fields, strict=True) if is_bad
+    rule, name, field = next(
+        found
+        for *found, is_bad in zip(rules, frame.columns, frame.row(row), bad.row(row), strict=True)
+        if is_bad
     )
-    return f"{rule.bad.meta.output_name()} is {str(field)[:24]!a}, not {rule.words}"
+    return f"{name} is {str(field)[:24]!a}, not {rule.words}"

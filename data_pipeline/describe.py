@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from rich.cells import cell_len, set_cell_size
 
+from data_pipeline.bags import Bags, columns_of
 from data_pipeline.batches import WINDOW_BLOCKS, Batch, Rows
 from data_pipeline.dialects import scaler
 from data_pipeline.manifest import Manifest, Stretch, measured_columns
@@ -64,13 +65,16 @@ class Dense(NamedTuple):
 
 
 class Categorical(NamedTuple):
-    """A categorical column; zeros is of the rows looked at, counts and exponent of the sample."""
+    """A categorical column; zeros, mean and most are of the rows looked at, the rest of the sample."""
 
     name: str
-    zeros: float
+    zeros: float  # share of the ids
     cardinality: int  # by the manifest
     counts: np.ndarray  # (n,) how often each distinct id but 0 occurs, falling
     exponent: float | None  # s of the law count ~ rank^-s; None if there is too little to fit
+    sampled: int  # ids of the sample
+    mean: float  # number of ids in a row
+    most: int
 
 
 Column = Dense | Categorical
@@ -98,13 +102,19 @@ class _Tally:
         self.rows, self.clicks, self.zero = np.zeros(days, np.int64), np.zeros(days), _zero(manifest)
         self.dense_zeros, self.sum = np.zeros(dense, np.int64), np.zeros(dense)
         self.least, self.most = np.full(dense, np.inf), np.full(dense, -np.inf)
-        self.id_zeros = np.zeros(len(manifest.schema.categorical), np.int64)
+        features = len(manifest.schema.categorical)
+        self.ids, self.id_zeros = np.zeros(features, np.int64), np.zeros(features, np.int64)
+        self.most_ids = np.full(features, 0 if manifest.schema.bags else 1)
 
     def add(self, day: int, batch: Batch) -> None:
         self.rows[day] += len(batch.label)
         self.clicks[day] += batch.label.sum(dtype=np.float64)
         self.dense_zeros += (batch.dense == self.zero).sum(axis=0)
-        self.id_zeros += (batch.ids == 0).sum(axis=0)
+        columns = list(columns_of(batch.ids, len(self.ids)))
+        self.ids += [len(column) for column in columns]
+        self.id_zeros += [np.count_nonzero(column == 0) for column in columns]
+        if isinstance(batch.ids, Bags):
+            self.most_ids = np.maximum(self.most_ids, batch.ids.lengths(len(self.ids)).max(axis=0))
         self.sum += batch.dense.sum(axis=0, dtype=np.float64)
         self.least = np.minimum(self.least, batch.dense.min(axis=0))
         self.most = np.maximum(self.most, batch.dense.max(axis=0))
@@ -137,13 +147,15 @@ def describe(
     total = (read + sum(quota)) * width
     tally, sampled = _Tally(manifest), 0
     sample_dense = np.empty((sum(quota), len(manifest.schema.dense)), np.float32)
-    sample_ids = np.empty((sum(quota), len(manifest.schema.categorical)), np.uint32)
+    sample_ids: list[list[np.ndarray]] = [[] for _ in manifest.schema.categorical]
     for day, wanted in enumerate(quota):
         # A day taken whole is read in order.
         order = seed if wanted < manifest.days[day].rows else None
         for batch in _head(_day(manifest, day).batches(BATCH, seed=order), wanted):
             here = slice(sampled, sampled + len(batch.label))
-            sample_dense[here], sample_ids[here], sampled = batch.dense, batch.ids, here.stop
+            sample_dense[here], sampled = batch.dense, here.stop
+            for parts, column in zip(sample_ids, columns_of(batch.ids, len(sample_ids)), strict=True):
+                parts.append(column.copy())
             if not everything:
                 tally.add(day, batch)
             progress(sampled * width, total)
@@ -181,9 +193,11 @@ def describe(
         categorical=tuple(
             _categorical(
                 name,
-                sample_ids[:, i],
-                zeros=tally.id_zeros[i] / looked,
+                np.concatenate([np.empty(0, np.uint32), *sample_ids[i]]),
+                zeros=tally.id_zeros[i] / max(1, tally.ids[i]),
                 cardinality=manifest.ids.cardinalities[i],
+                mean=tally.ids[i] / looked,
+                most=int(tally.most_ids[i]),
             )
             for i, name in told(manifest.schema.categorical, len(manifest.schema.dense))
         ),
@@ -236,10 +250,12 @@ def _dense(
     )
 
 
-def _categorical(name: str, column: np.ndarray, *, zeros: float, cardinality: int) -> Categorical:
-    """What is told of a categorical column (n,) of the sample."""
+def _categorical(
+    name: str, column: np.ndarray, *, zeros: float, cardinality: int, mean: float, most: int
+) -> Categorical:
+    """What is told of a categorical column of the sample, which has these ids (n,)."""
     counts = np.sort(np.unique(column[column != 0], return_counts=True)[1])[::-1]
-    return Categorical(name, zeros, cardinality, counts, zipf_exponent(counts))
+    return Categorical(name, zeros, cardinality, counts, zipf_exponent(counts), len(column), mean, most)
 
 
 def zipf_exponent(counts: np.ndarray) -> float | None:
@@ -291,11 +307,17 @@ def text(found: Description) -> str:
     for feature in found.categorical:
         exponent = "-" if feature.exponent is None else f"{feature.exponent:.2f}"
         name = set_cell_size(names[feature.name], width)
-        top, top_100 = (feature.counts[:k].sum() / max(1, found.sampled) for k in (1, 100))
+        top, top_100 = (feature.counts[:k].sum() / max(1, feature.sampled) for k in (1, 100))
         lines.append(
             f"{name}{feature.zeros:>8.2%}{about + format(feature.cardinality, ','):>15}"
             f"{len(feature.counts):>12,}{top:>9.2%}{top_100:>9.2%}{exponent:>10}"
         )
+    if bags := manifest.schema.bags:
+        lines += ["", f"{'bags':<{width}}{'pooling':>8}{'ids: mean':>15}{'most':>12}"]
+    for feature in found.categorical:
+        if feature.name in bags:
+            name = set_cell_size(names[feature.name], width)
+            lines.append(f"{name}{bags[feature.name].pooling:>8}{feature.mean:>15.4g}{feature.most:>12,}")
     return "\n".join([*lines, "", *notes(manifest)])
 
 
@@ -306,9 +328,15 @@ def notes(manifest: Manifest) -> list[str]:
     return [
         *(f"zeros ({transform}): {DENSE_ZERO.get(transform, 'not known')}" for transform in transforms),
         f"id 0 ({dialect}): {ID_ZERO.get(dialect, 'not known')}",
-        "in sample: distinct ids; top k: share of its rows on the k most frequent; both without id 0",
+        f"in sample: distinct ids; top k: share of its {_unit(manifest)} on the k most frequent; both "
+        "without id 0",
         f"exponent: s of count ~ rank^-s, fitted to the ids that it holds {LEAST_COUNT} times or more",
     ]
+
+
+def _unit(manifest: Manifest) -> str:
+    """What the ids of a column are counted by."""
+    return "ids" if manifest.schema.bags else "rows"
 
 
 def label_rates(found: Description) -> list[tuple[int, float, float]]:
@@ -467,9 +495,14 @@ def _draw_frequencies(ax, found: Description) -> None:
     for feature, color in zip(found.categorical, colors.to_rgba(distinct), strict=True):
         if len(feature.counts):
             rank = spread(len(feature.counts))
-            shares = 100 * feature.counts[rank - 1] / found.sampled
+            shares = 100 * feature.counts[rank - 1] / feature.sampled
             ax.plot(rank, shares, color=color, linewidth=1.2)
-    ax.set(xscale="log", yscale="log", xlabel="rank of the id", ylabel="% of the sample's rows")
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="rank of the id",
+        ylabel=f"% of the sample's {_unit(found.manifest)}",
+    )
     ax.set_title("frequency of ids other than 0 by rank, a line per feature")
     ax.grid(alpha=0.3)
     ax.figure.colorbar(colors, ax=ax, label="distinct ids in the sample", pad=0.01)

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
+from data_pipeline.bags import Bags, IdsOfRows, columns_of
 from data_pipeline.manifest import Manifest, Pairs, measured_columns
 from data_pipeline.names import shown
 from data_pipeline.npy import NpyFile
@@ -128,10 +129,11 @@ class Distinct:
         # a number with other low bits, so no hash.
         self.recent = np.tile(np.arange(self.RECENT, dtype=np.uint32) ^ np.uint32(1), (features, 1))
 
-    def add(self, ids: np.ndarray) -> None:
-        """Count ids (n, F) uint32."""
-        for feature, recent in enumerate(self.recent):
-            hashes, kept = fmix32(np.ascontiguousarray(ids[:, feature])), self.smallest[feature]
+    def add(self, ids: IdsOfRows) -> None:
+        """Count ids (n, F) uint32, or those of bags."""
+        columns = columns_of(ids, len(self.recent))
+        for feature, (recent, column) in enumerate(zip(self.recent, columns, strict=True)):
+            hashes, kept = fmix32(np.ascontiguousarray(column)), self.smallest[feature]
             if kept.size == self.k:  # soon true for all large features, and then few hashes are left
                 hashes = hashes[np.flatnonzero(hashes < kept[-1])]  # twice as fast as by a mask
             entry = (hashes & np.uint32(self.RECENT - 1)).astype(np.intp)
@@ -307,8 +309,10 @@ class Dictionary:
     def __init__(self, values: list[np.ndarray], modulus: int | None):
         self.features = [Numbers(part, modulus) for part in values]
 
-    def encode(self, ids: np.ndarray) -> np.ndarray:
-        """Raw ids (n, F) uint32 -> contiguous ids (n, F) uint32."""
+    def encode(self, ids: IdsOfRows) -> IdsOfRows:
+        """Raw ids (n, F) uint32, or bags of such, -> contiguous ids of the same form."""
+        if isinstance(ids, Bags):
+            return ids.mapped([feature.find for feature in self.features])
         encoded = np.empty(ids.shape, np.uint32)
         for feature, column, out in zip(self.features, ids.T, encoded.T, strict=True):
             out[:] = feature.find(column)
@@ -331,8 +335,8 @@ class Dictionary:
         return cls(np.split(values, np.cumsum(sizes)[:-1]), manifest.ids.modulus)
 
 
-def encoder(manifest: Manifest) -> Callable[[np.ndarray], np.ndarray]:
-    """The function from the raw ids (n, F) uint32 of a log to those of a prepared folder, (n, F) uint32.
+def encoder(manifest: Manifest) -> Callable[[IdsOfRows], IdsOfRows]:
+    """The function from the raw ids of a log, (n, F) uint32 or bags, to those of a prepared folder.
 
     Raises DataError if a dictionary is needed that is missing or was changed.
     """
@@ -341,9 +345,13 @@ def encoder(manifest: Manifest) -> Callable[[np.ndarray], np.ndarray]:
     return lambda ids: modulo(ids, manifest.ids.modulus)
 
 
-def modulo(ids: np.ndarray, modulus: int | None) -> np.ndarray:
-    """Ids (any shape) uint32 modulo `modulus`; as they are if it is None."""
-    return ids if modulus is None else ids % np.uint32(modulus)
+def modulo(ids: Any, modulus: int | None) -> Any:
+    """Ids (any shape) uint32, or those of bags, modulo `modulus`; as they are if it is None."""
+    if modulus is None:
+        return ids
+    if isinstance(ids, Bags):
+        return ids._replace(values=ids.values % np.uint32(modulus))
+    return ids % np.uint32(modulus)
 
 
 def report(manifest: Manifest) -> list[str]:
@@ -374,5 +382,7 @@ def _features(manifest: Manifest) -> list[str]:
     for name, feature in zip(manifest.schema.categorical, manifest.features, strict=True):
         top = ", ".join(f"top {int(n):,} {share:.1%}" for n, share in feature["coverage"].items())
         kept = f"{feature['kept']:,} of {feature['distinct']:,} values kept"
-        lines.append(f"{name}: {kept}, {feature['rare_rows'] / rows:.2%} of rows rare; rows covered: {top}")
+        count, what = (feature["ids"], "ids") if manifest.schema.bags else (rows, "rows")
+        rare = f"{feature['rare_rows'] / max(1, count):.2%} of {what} rare"
+        lines.append(f"{name}: {kept}, {rare}; {what} covered: {top}")
     return lines

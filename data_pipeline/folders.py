@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline import torchrec
+from data_pipeline.bags import BagShards
 from data_pipeline.dialects import Dictionary
-from data_pipeline.manifest import KINDS, MANIFEST, Ids, Manifest, possible, shard_name
+from data_pipeline.manifest import MANIFEST, Ids, Manifest, possible, shard_columns, shard_name, shard_type
 from data_pipeline.schema import CRITEO_TB_ROWS, DataError
 
 CHECKED = 1 << 22  # so many values of a shard are in memory at a time
@@ -34,23 +35,36 @@ def verify(folder: Path | str) -> Manifest:
     """
     manifest = open_folder(folder)
     for number, day in enumerate(manifest.days):
-        for kind in KINDS:
+        bags = open_bags(manifest, number) if manifest.schema.bags else None
+        # The arrays of multi-hot ids are no shards.
+        multi_hot = isinstance(bags, torchrec.MultiHot)
+        for kind in ("labels", "dense") if multi_hot else shard_columns(manifest.schema):
             path = manifest.folder / shard_name(number, kind)
             shard, digest, trouble = manifest.open_shard(number, kind), hashlib.sha256(), None
             step = CHECKED // max(1, shard.shape[1])
             for start in range(0, len(shard), step):
-                rows = shard.part(start, start + step).astype(KINDS[kind], copy=False)
+                rows = shard.part(start, start + step).astype(shard_type(kind), copy=False)
                 digest.update(rows.data)
-                wrong = np.flatnonzero(~valid(rows, kind, manifest.ids).all(axis=1))
+                # Which column the ids of bags belong to, and so how large they may be, is looked at below.
+                good = possible(rows, kind) if bags else valid(rows, kind, manifest.ids)
+                wrong = np.flatnonzero(~good.all(axis=1))
                 if wrong.size and trouble is None:
                     trouble = f"row {start + wrong[0]} holds what no {kind} may be"
             if digest.hexdigest() != day.sha256.get(kind):
                 trouble = "its bytes are not those that were written"
             if trouble is not None:
                 raise DataError(f"{path}: {trouble}; prepare the data again")
+        for _ in bags.checked(0, day.rows) if bags else ():
+            pass
     if manifest.dictionary_sha256 is not None:
         Dictionary.load(manifest)
     return manifest
+
+
+def open_bags(manifest: Manifest, day: int) -> BagShards:
+    """The bags of a day; raises DataError where their files are missing or do not agree."""
+    multi_hot = (manifest.folder / torchrec.multi_hot_name(day)).exists()
+    return (torchrec.MultiHot if multi_hot else BagShards)(manifest, day)
 
 
 def valid(rows: np.ndarray, kind: str, ids: Ids) -> np.ndarray:

@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 import numpy as np
 import polars as pl
 
+from data_pipeline.bags import Column, IdsOfRows, of_columns
 from data_pipeline.batches import require_recipe
-from data_pipeline.columns import frame_values, matrix
+from data_pipeline.columns import Values, frame_values, matrix
 from data_pipeline.dialects import dense_values, encoder, scaler
 from data_pipeline.formats import SUFFIXES
 from data_pipeline.manifest import Manifest
@@ -33,32 +34,40 @@ class RowReader:
         self.encode = encoder(manifest)
         self.scale = scaler(self.schema, self.transform, manifest.measured)
 
-    def rows(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
-        """A table of n rows -> dense (n, number of dense columns) float32, ids (n, F) uint32.
+    def rows(self, table: Any) -> tuple[np.ndarray, IdsOfRows]:
+        """A table of n rows -> dense (n, number of dense columns) float32, ids (n, F) uint32 or bags.
 
         table: of Polars, pandas or Arrow, or a dict of arrays (n,) by name; other columns are passed over.
         Raises DataError that names a missing column, or the first row and column with a bad value.
         """
         values = self._values(to_frame(table), (*self.schema.dense, *self.schema.categorical))
-        numbers = matrix(values, self.schema.dense, np.float64)
+        numbers = matrix(values.flat, self.schema.dense, np.float64)
         dense, _ = dense_values(self.schema, self.transform, numbers)
-        return self.scale(dense), self.encode(matrix(values, self.schema.categorical, np.uint32))
+        return self.scale(dense), self.encode(values.ids(self.schema))
 
-    def ids(self, feature: str, values: Any) -> np.ndarray:
-        """Values (n,) of one categorical column, as a log has them -> ids (n, F), 0 in all other columns."""
+    def ids(self, feature: str, values: Any) -> IdsOfRows:
+        """Values (n,) of one categorical column, as a log has them -> ids (n, F), 0 in all other columns.
+
+        Where the schema has bags, bags of n rows, those of all other columns empty.
+        """
         if feature not in self.schema.categorical:
             raise DataError(
                 f"{feature!r}: not a categorical column; there are {', '.join(self.schema.categorical)}"
             )
         found = self._values(to_frame({feature: values}), (feature,))
-        raw = np.zeros((found.height, len(self.schema.categorical)), np.uint32)
+        if self.schema.bags:
+            bags = found.column(feature)
+            empty = Column(np.empty(0, np.uint32), np.zeros_like(bags.lengths))
+            columns = [bags if name == feature else empty for name in self.schema.categorical]
+            return self.encode(of_columns(columns, self.schema.weighted()))
+        raw = np.zeros((found.flat.height, len(self.schema.categorical)), np.uint32)
         column = self.schema.categorical.index(feature)
-        raw[:, column] = found[feature].to_numpy()
+        raw[:, column] = found.flat[feature].to_numpy()
         ids = np.zeros_like(raw)
         ids[:, column] = self.encode(raw)[:, column]
         return ids
 
-    def _values(self, frame: pl.DataFrame, names: tuple[str, ...]) -> pl.DataFrame:
+    def _values(self, frame: pl.DataFrame, names: tuple[str, ...]) -> Values:
         """The named columns: numbers float64, missing ones filled in, and the raw 32 bits of categories."""
         if missing := [name for name in names if name not in frame.columns]:
             raise DataError(

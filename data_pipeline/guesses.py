@@ -14,6 +14,7 @@ import polars as pl
 
 from data_pipeline.columns import EXACT, INTEGER, LARGEST, NUMBER, TRUTH
 from data_pipeline.names import unseen
+from data_pipeline.schema import Bag
 
 # What programs write for a missing value; only if all other values of the column are numbers does it mean so.
 NOTHING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-", "?", "\\N")
@@ -101,6 +102,7 @@ BLANK = r"^\s|\s$"
 BRACKETS = r"^\[.*\]$|^\{.*\}$"
 SENTENCE = r"\S \S+ \S+ \S"
 UNIQUE = {"uuid", "guid", "request", "impression", "event", "row"}
+SEPARATORS = "|;^~,"  # between what a cell lists, the likeliest first
 LIST = r"[^|;^~,]\s*[|;^~,]\s*[^|;^~,]"
 
 
@@ -115,6 +117,7 @@ class Look(NamedTuple):
     numbers: its values (rows,) as Float64, null where missing, if they are numbers or true and false.
     code: whether it could be embedded as `integer`.
     distinct: how many values it has.
+    bag: how its cells hold several values, if they do.
     """
 
     kind: str | None
@@ -125,6 +128,7 @@ class Look(NamedTuple):
     numbers: pl.Series | None = None
     code: bool = False
     distinct: int = 0
+    bag: Bag | None = None
 
     def only(self, values: set[float]) -> bool:
         """Whether none is missing, and all are among these."""
@@ -146,6 +150,8 @@ def look(column: pl.Series) -> Look:
         found = _number(name, column, frozenset())
     elif column.dtype.is_temporal():
         return Look(None, f"a time stamp, {column.dtype}")
+    elif isinstance(column.dtype, pl.List | pl.Array) and (found := _lists(column)):
+        pass
     elif column.dtype.is_nested():
         return Look(None, f"neither number nor text but {column.dtype}; give each part a column of its own")
     else:
@@ -221,7 +227,45 @@ def _text(name: str, column: pl.Series) -> Look:
         return found._replace(kind="hex")
     if values.len() == column.len() and set(values) <= TRUTH.keys():
         return found._replace(numbers=column.replace_strict(TRUTH).cast(pl.Float64))
-    return found._replace(doubts=tuple(_doubts(values, nothing - {""})))
+    return _listing(column, values) or found._replace(doubts=tuple(_doubts(values, nothing - {""})))
+
+
+def _listing(column: pl.Series, values: pl.Series) -> Look | None:
+    """A column of texts, of which `values` are not empty, as one of bags; None if it seems to be none.
+
+    It is one if a tenth of the cells have a separator, and what stands between comes again in others.
+    """
+    for separator in SEPARATORS:
+        if values.str.contains(separator, literal=True).mean() >= 0.1:  # type: ignore[operator]
+            ids = values.str.split(separator).explode()
+            blanks = ids.str.contains(BLANK).any()
+            ids = ids.filter(ids != "")
+            if not blanks and ids.n_unique() < values.n_unique():
+                return _bag(column, ids, Bag(separator=separator))
+    return None
+
+
+def _lists(column: pl.Series) -> Look | None:
+    """A column of lists as one of bags; None if they hold what cannot be ids."""
+    lists = column.arr.to_list() if isinstance(column.dtype, pl.Array) else column
+    ids, bag = lists.filter(lists.list.len() > 0).explode().drop_nulls(), Bag()
+    if isinstance(ids.dtype, pl.Struct):
+        if len(ids.struct.fields) != 2 or not ids.dtype.fields[1].dtype.is_numeric():
+            return None
+        ids, bag = ids.struct.field(ids.struct.fields[0]).drop_nulls(), Bag(weights=True)
+    return _bag(column, ids, bag)
+
+
+def _bag(column: pl.Series, ids: pl.Series, bag: Bag) -> Look | None:
+    """A column of bags of these ids; None where these can be no ids."""
+    if ids.dtype == pl.String:
+        kind = "integer" if ids.str.contains(INTEGER).all() else "string"
+    elif ids.dtype.is_integer():
+        kind = "integer"
+    else:
+        return None
+    words = f"{ids.n_unique():,} distinct, {ids.len() / column.len():.3g} in a row"
+    return Look(kind, words, distinct=ids.n_unique(), bag=bag)
 
 
 def _unlike_text(name: str, values: pl.Series) -> str:

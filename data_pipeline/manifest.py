@@ -5,6 +5,13 @@ Day N of the log is three `.npy` files, in the layout of TorchRec's Criteo tools
     day_N_labels.npy   int32   (rows, 1)
     day_N_dense.npy    float32 (rows, number of dense columns)
     day_N_sparse.npy   int32   (rows, number of categorical columns); 32 bits, to be read as uint32
+
+Where columns are bags, which hold any number of ids, the sparse shard has the ids of all bags one behind the
+other (`bags.py`), and there are
+
+    day_N_lengths.npy  uint16  (rows, number of categorical columns), how many ids each bag has
+    day_N_starts.npy   int64   (rows, 1), how many ids stand before each row
+    day_N_weights.npy  float32 (ids, 1), where ids have weights
 """
 
 import hashlib
@@ -27,6 +34,13 @@ FORMAT, VERSION = "robe-dlrm-shards", 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test", "validation")
 KINDS = {"labels": np.dtype(np.int32), "dense": np.dtype(np.float32), "sparse": np.dtype(np.int32)}
+# What more there is where columns are bags.
+BAG_KINDS: dict[str, np.dtype] = {
+    "lengths": np.dtype(np.uint16),
+    "starts": np.dtype(np.int64),
+    "weights": np.dtype(np.float32),
+}
+RAGGED = ("sparse", "weights")  # of bags, these have a row for each id
 
 # A stretch of rows of one day: (day, first row, row after the last).
 Stretch = tuple[int, int, int]
@@ -40,8 +54,17 @@ def shard_name(day: int, kind: str) -> str:
 
 
 def shard_columns(schema: Schema) -> dict[str, int]:
-    """The number of columns of each kind of shard."""
-    return {"labels": 1, "dense": len(schema.dense), "sparse": len(schema.categorical)}
+    """The number of columns of each kind of shard that a folder has."""
+    columns = {"labels": 1, "dense": len(schema.dense), "sparse": len(schema.categorical)}
+    if schema.bags:
+        columns |= {"sparse": 1, "lengths": len(schema.categorical), "starts": 1}
+        columns |= {"weights": 1} if schema.weighted() else {}
+    return columns
+
+
+def shard_type(kind: str) -> np.dtype:
+    """The type of a shard that is made here."""
+    return KINDS[kind] if kind in KINDS else BAG_KINDS[kind]
 
 
 def measured_columns(schema: Schema, default: str) -> dict[str, str]:
@@ -52,15 +75,17 @@ def measured_columns(schema: Schema, default: str) -> dict[str, str]:
 
 def shard_types(kind: str) -> tuple[np.dtype, ...]:
     """The types that a shard may have; TorchRec's first stage writes ids as int64, with the same low bits."""
-    return (KINDS[kind], np.dtype(np.int64)) if kind == "sparse" else (KINDS[kind],)
+    return (KINDS[kind], np.dtype(np.int64)) if kind == "sparse" else (shard_type(kind),)
 
 
 def possible(rows: np.ndarray, kind: str) -> np.ndarray:
     """Which values of some rows of a shard (n, columns) may stand there: bool, (n, columns)."""
     if kind == "labels":
         return (rows == 0) | (rows == 1)
-    if kind == "dense":
+    if kind in ("dense", "weights"):
         return np.isfinite(rows)
+    if kind in ("lengths", "starts"):
+        return rows >= 0
     return (rows >= -(2**31)) & (rows < 2**32)  # of int64 ids the low 32 bits are read
 
 
@@ -132,6 +157,7 @@ class Feature(TypedDict):
     kept: NotRequired[int]
     rare_rows: NotRequired[int]
     coverage: NotRequired[dict[str, float]]
+    ids: NotRequired[int]
 
 
 class Told(TypedDict):
@@ -158,7 +184,7 @@ class Manifest:
     # For each feature, for people to read: how many `distinct` values there are, in all days, and estimated
     # from 4096 on. With a dictionary: the `distinct` values of training, how many of them were `kept`, the
     # `rare_rows` of training whose value was not, and the `coverage`, the share of rows that have one of the
-    # n most frequent values, by n.
+    # n most frequent values, by n. Where there are bags, these count ids, of which there are `ids`, not rows.
     features: tuple[dict[str, Any], ...] = ()
     # Of each dense column that had numbers below 0, which the transform made 0, their share of all rows.
     clipped: dict[str, float] = field(default_factory=dict)
@@ -235,11 +261,14 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write `folder/manifest.json`."""
+        data: dict[str, Any]
         data = {"format": FORMAT, "version": VERSION, "schema_fingerprint": self.schema.fingerprint()}
         data |= asdict(self)
         del data["folder"]
         if not self.measured:  # as manifests were before there were any
             del data["measured"]
+        if not self.schema.bags:  # likewise
+            del data["schema"]["bags"]
         write_json(folder / MANIFEST, data)
 
     @classmethod
@@ -275,12 +304,15 @@ class Manifest:
     def open_shard(self, day: int, kind: str) -> NpyFile:
         """Open one shard; raises DataError if its type or shape is not what the manifest says."""
         path = self.folder / shard_name(day, kind)
-        expected = (self.days[day].rows, shard_columns(self.schema)[kind])
+        rows = self.days[day].rows
         again = "prepare the data again"
         array = NpyFile(path, missing=f"missing, though {MANIFEST} lists it; {again}", remedy=again)
+        if self.schema.bags and kind in RAGGED:
+            rows = len(array)  # `bags.BagShards` holds it against the lengths
+        expected = (rows, shard_columns(self.schema)[kind])
         if array.shape != expected or array.dtype not in shard_types(kind):
             raise DataError(
-                f"{path}: holds {array.dtype} {array.shape}, {MANIFEST} says {KINDS[kind]} {expected}; "
+                f"{path}: holds {array.dtype} {array.shape}, {MANIFEST} says {shard_type(kind)} {expected}; "
                 "prepare the data again"
             )
         return array

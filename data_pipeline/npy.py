@@ -25,14 +25,16 @@ class NpyFile:
     """A numeric array (rows, ...) in a file, of this `shape` and `dtype`.
 
     missing, remedy: how the DataError ends for a file that is not there, and for one that is damaged.
+    start: where in the file the array begins, with its header.
     """
 
-    def __init__(self, path: Path, *, missing: str, remedy: str):
+    def __init__(self, path: Path, *, missing: str, remedy: str, start: int = 0):
         self.path, self.remedy = path, remedy
         if not path.is_file():
             raise DataError(f"{path}: {missing}")
         try:
             with path.open("rb") as file:
+                file.seek(start)
                 header = HEADERS[np.lib.format.read_magic(file)](file)
                 self.offset, size = file.tell(), os.fstat(file.fileno()).st_size
                 self.file = os.dup(file.fileno())

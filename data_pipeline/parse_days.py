@@ -6,24 +6,26 @@ from contextlib import ExitStack, closing
 from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from data_pipeline.appearing import partial_name, read_note
+from data_pipeline.bags import Bags, IdsOfRows
 from data_pipeline.dialects import Distinct, modulo
 from data_pipeline.job import Job, identity
 from data_pipeline.logs import read_log
-from data_pipeline.manifest import KINDS, measured_columns, shard_columns
+from data_pipeline.manifest import RAGGED, measured_columns, shard_columns, shard_type
 from data_pipeline.names import shown
-from data_pipeline.schema import DataError
+from data_pipeline.schema import DataError, Schema
 from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard, save_array
 from data_pipeline.whole_files import new_file
 
 REJECTED = "rejected.tsv"
 
-# Some consecutive rows: an array (n, columns) for each of KINDS, and `clipped` as in `Chunk`.
-Rows = dict[str, np.ndarray]
+# Some consecutive rows: an array (n, columns) for each of KINDS, but bags where the schema has any, and
+# `clipped` as in `Chunk`.
+Rows = dict[str, Any]
 
 
 class Source(NamedTuple):
@@ -75,12 +77,17 @@ def _is_parsed(job: Job, source: Source, day: int) -> bool:
             f"{source.path}: has changed since day {day} was prepared from it; remove {job.work} to begin "
             "again"
         )
-    columns = shard_columns(job.config.schema)
+    schema, columns = job.config.schema, shard_columns(job.config.schema)
     if job.config.ids == "dictionary":
         del columns["sparse"]
-    if measured_columns(job.config.schema, job.config.dense):
+    if measured_columns(schema, job.config.dense):
         del columns["dense"]
-    sizes = {job.shard(day, kind): HEADER_BYTES + 4 * n * record["rows"] for kind, n in columns.items()}
+    ids = sum(record["ids"]) if schema.bags else record["rows"]
+    rows = dict.fromkeys(columns, record["rows"]) | dict.fromkeys(RAGGED, ids)
+    sizes = {
+        job.shard(day, kind): HEADER_BYTES + shard_type(kind).itemsize * n * rows[kind]
+        for kind, n in columns.items()
+    }
     return all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
 
 
@@ -143,23 +150,33 @@ def _parts(
             rows |= {"clipped": chunk.clipped}
             for day, (start, stop) in enumerate(pairwise([0, *ends]), source.first):
                 if start < stop:
-                    yield day, {kind: array[start:stop] for kind, array in rows.items()}
+                    yield (
+                        day,
+                        {kind: _part(array, start, stop, config.schema) for kind, array in rows.items()},
+                    )
+
+
+def _part(array: IdsOfRows, start: int, stop: int, schema: Schema) -> IdsOfRows:
+    """Rows `start` to `stop`."""
+    return array.part(start, stop, len(schema.categorical)) if isinstance(array, Bags) else array[start:stop]
 
 
 def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
     """Write the shards of a day, and return their rows and hashes, and how many numbers were clipped.
 
-    With a dictionary, columns of raw values are written instead of the sparse shard.
+    Where there are bags, also how many `ids` each column has. With a dictionary, columns of raw values are
+    written instead of the sparse shard.
     """
     schema, dictionary = job.config.schema, job.config.ids == "dictionary"
     modulus = None if dictionary else job.config.max_ind_range
     distinct = Distinct(len(schema.categorical))
     rows, clipped = 0, np.zeros(len(schema.dense), np.int64)
+    counts = np.zeros(len(schema.categorical), np.int64)
     sha256: dict[str, str] = {}
     with ExitStack() as stack:
         append = {
             kind: stack.enter_context(new_shard(job.parsed(day, kind), kind, sha256))
-            for kind in KINDS
+            for kind in shard_columns(schema)
             if kind != "sparse" or not dictionary
         }
         if dictionary:
@@ -167,12 +184,16 @@ def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
             append["sparse"] = stack.enter_context(new_columns(columns))
         for arrays in parts:
             clipped += np.count_nonzero(arrays.pop("clipped"), axis=0)
-            arrays["sparse"] = modulo(arrays["sparse"], modulus)
+            ids = arrays["sparse"] = modulo(arrays["sparse"], modulus)
+            if isinstance(ids, Bags):
+                arrays |= ids.shards(len(counts), int(counts.sum())) | ({"sparse": ids} if dictionary else {})
+                counts += ids.lengths(len(counts)).sum(axis=0)
             for kind, array in arrays.items():
                 append[kind](array)
             if not dictionary:
-                distinct.add(arrays["sparse"])
+                distinct.add(ids)
             rows += len(arrays["labels"])
     if not dictionary:
         save_array(job.work / f"day_{day}_distinct.npy", distinct.to_array())
-    return {"rows": rows, "sha256": sha256, "clipped": clipped.tolist()}
+    record = {"rows": rows, "sha256": sha256, "clipped": clipped.tolist()}
+    return record | {"ids": counts.tolist()} if schema.bags else record

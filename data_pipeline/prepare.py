@@ -297,10 +297,12 @@ def _count_distinct(job: Job, days: int) -> _Found:
     distinct = Distinct(len(job.features()))
     for day in range(days):
         distinct.merge(load_array(job.work / f"day_{day}_distinct.npy"))
-    features = tuple({"distinct": count} for count in distinct.counts())
+    # Where all bags of a column are empty, it counts as one of one id, as a model has to have a row for it.
+    counts = tuple(max(1, count) for count in distinct.counts())
+    features = tuple({"distinct": count} for count in counts)
     if job.config.max_ind_range is not None:
         return _Found(features, (job.config.max_ind_range,) * len(features), True)
-    return _Found(features, distinct.counts(), distinct.exact())
+    return _Found(features, counts, distinct.exact())
 
 
 def _synthetic(files: list[Path], halves: tuple[str, str] | None) -> dict[str, Any] | None:

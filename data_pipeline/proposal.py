@@ -16,7 +16,7 @@ import polars as pl
 from data_pipeline import guesses
 from data_pipeline.columns import NUMBER, head, is_binary, quote_of
 from data_pipeline.guesses import FEW, NOTHING, Look, listed, quoted, role
-from data_pipeline.schema import DataError
+from data_pipeline.schema import Bag, DataError
 
 # What a label is called, the surest names first: it may have these words, and others of BESIDE.
 LABELS = (
@@ -66,6 +66,7 @@ def propose(path: Path | str, rows: int) -> str:
     embedded = {name: look for name, look in looks.items() if look.kind not in ("dense", None)}
     used = {name: look for name, look in looks.items() if look.kind and not look.left_out}
     marked = {name: look.nothing for name, look in used.items() if look.nothing - {""}}
+    bags = {name: look.bag for name, look in used.items() if look.bag}
     negative = {name: _below(look) for name, look in dense.items() if name in used and _below(look)}
     transforms = ", if [transform] names no other" if negative else ""
     markers = ", in columns that [missing_in] does not name" if marked else ""
@@ -95,6 +96,13 @@ def propose(path: Path | str, rows: int) -> str:
         "[categorical]",
         *(_line(look, f'{_key(name)} = "{look.kind}"') for name, look in embedded.items()),
         *(f"# left out: {quoted(name)}, {look.words}" for name, look in looks.items() if not look.kind),
+        *(
+            ["", "# Of these, cells that hold any number of ids; pooling may be sum, mean or max."]
+            if bags
+            else []
+        ),
+        *(["[bags]"] if bags else []),
+        *(f"{_key(name)} = {_rules(bag)}" for name, bag in bags.items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -296,6 +304,14 @@ def _line(look: Look, text: str, indent: str = "") -> str:
     """A line of the proposal: as a comment if the column is left out, with what is known of it beside it."""
     words = "; ".join([*([f"left out: {look.left_out}"] if look.left_out else []), look.words, *look.doubts])
     return f"{indent}{'# ' if look.left_out else ''}{text}  # {words}"
+
+
+def _rules(bag: Bag) -> str:
+    """What [bags] says of a column."""
+    rules = [f'pooling = "{bag.pooling}"']
+    rules += [f"separator = {quoted(bag.separator)}"] if bag.separator != Bag().separator else []
+    rules += ["weights = true"] if bag.weights else []
+    return f"{{ {', '.join(rules)} }}"
 
 
 def _key(name: str) -> str:

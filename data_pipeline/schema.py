@@ -5,7 +5,7 @@ import json
 import math
 import tomllib
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,6 +15,8 @@ Kind = Literal["hex", "integer", "string"]
 # What becomes of the numbers of a dense column; `dialects.TRANSFORMS` has the functions.
 Dense = Literal["log1p", "none", "zscore", "quantile"]
 MEASURED = ("zscore", "quantile")  # of these, those that the rows that train decide on
+Pooling = Literal["sum", "mean", "max"]  # how the vectors of a bag's ids become one
+WEIGHT = ":"  # stands between an id and its weight in a text
 
 
 class DataError(Exception):
@@ -22,6 +24,29 @@ class DataError(Exception):
 
     The message is one line that names the file, the line if there is one, and a remedy.
     """
+
+
+@dataclass(frozen=True)
+class Bag:
+    """A categorical column whose cells hold any number of ids, also none.
+
+    pooling: what a model makes of their vectors; mean is the sum over the number of ids.
+    separator: the character between the ids of a cell in a text.
+    weights: whether each id has a weight, 3:0.5 in a text, by which its vector is multiplied.
+    """
+
+    pooling: Pooling = "sum"
+    separator: str = "|"
+    weights: bool = False
+
+    def __post_init__(self):
+        if self.pooling not in get_args(Pooling):
+            raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}")
+        if not isinstance(self.weights, bool) or (self.weights and self.pooling == "max"):
+            raise ValueError("weights must be true or false, and false where pooling is max")
+        separator, others = self.separator, ("\n", "\r", *(WEIGHT * self.weights))
+        if not isinstance(separator, str) or len(separator) != 1 or separator in others:
+            raise ValueError("separator must be one character, and not that before weights")
 
 
 @dataclass(frozen=True)
@@ -37,6 +62,7 @@ class Schema:
     missing_in: those texts of the columns that differ from the others, by column.
     transforms: the transform of each dense column that does not take the one of the whole folder.
     quote: what fields of CSV may stand in, `"` as in RFC 4180; empty if quotes are part of the text.
+    bags: those categorical columns whose cells hold any number of ids.
     dense_missing: what a missing number becomes, before the transform.
     threshold: the label is 1 from this value on, else 0; with None, labels must be 0 or 1.
     """
@@ -52,12 +78,15 @@ class Schema:
     missing_in: dict[str, tuple[str, ...]] = field(default_factory=dict)
     transforms: dict[str, Dense] = field(default_factory=dict)
     quote: str = '"'
+    bags: dict[str, Bag] = field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "kinds", self.kinds or ("hex",) * len(self.categorical))
-        for name in ("missing_in", "transforms"):  # in one order, as the fingerprint has it
+        for name in ("missing_in", "transforms", "bags"):  # in one order, as the fingerprint has it
             given = getattr(self, name)
             object.__setattr__(self, name, {key: given[key] for key in self.columns if key in given})
+        if self.bags.keys() - {*self.categorical}:
+            raise ValueError("a bag that is no categorical column")
         if unknown := set(self.transforms.values()) - set(get_args(Dense)):
             raise ValueError(f"transform {unknown.pop()}")
 
@@ -73,12 +102,22 @@ class Schema:
 
     def inputs(self) -> tuple:
         """What a model is given: columns, kinds and transforms, but not how a file tells their values."""
-        return self.dense, self.categorical, self.kinds, self.transforms
+        bags = {name: (bag.pooling, bag.weights) for name, bag in self.bags.items()}
+        return self.dense, self.categorical, self.kinds, self.transforms, bags
+
+    def poolings(self) -> tuple[Pooling, ...] | None:
+        """The pooling of each categorical column, of which one may be a bag of one; None if none is a bag."""
+        return tuple(self.bags.get(name, Bag()).pooling for name in self.categorical) if self.bags else None
+
+    def weighted(self) -> bool:
+        """Whether the ids of any column have weights."""
+        return any(bag.weights for bag in self.bags.values())
 
     def fingerprint(self) -> str:
         """A short hash of the columns, their order and rules, stored wherever the schema must match."""
         rules = self.rules()
-        text = json.dumps([self.label, self.dense, self.categorical, *([rules] if rules else [])])
+        told = [self.label, self.dense, self.categorical, *([rules] if rules else [])]
+        text = json.dumps(told, default=asdict)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -100,12 +139,12 @@ def load_schema(path: Path | str) -> Schema:
     except ValueError as error:
         raise DataError(f"{path}: not a TOML file ({error}); correct it") from None
     known = {"name", "label", "threshold", "dense", "dense_missing", "missing", "categorical"}
-    known |= {"missing_in", "transform", "quote"}
+    known |= {"missing_in", "transform", "quote", "bags"}
     for key in data.keys() - known:
         raise DataError(f"{path}: {key} is no key of a schema; there are {', '.join(sorted(known))}")
     defaults: dict[str, Any]
     defaults = {"name": shown(path.stem), "dense": [], "dense_missing": 0, "missing": [""]}
-    data = defaults | {"missing_in": {}, "transform": {}, "quote": '"'} | data
+    data = defaults | {"missing_in": {}, "transform": {}, "quote": '"', "bags": {}} | data
 
     if "label" not in data:
         raise DataError(
@@ -132,6 +171,16 @@ def load_schema(path: Path | str) -> Schema:
     for column, transform in data["transform"].items():
         check(transform in get_args(Dense), f"transform.{column}", f"one of {', '.join(get_args(Dense))}")
         check(column in data["dense"], f"transform.{column}", "of a column in dense")
+    check(isinstance(data["bags"], dict), "bags", "a table of COLUMN = { pooling = POOLING, ... }")
+    known = {each.name for each in fields(Bag)}
+    for column, rules in data["bags"].items():
+        good = isinstance(rules, dict) and rules.keys() <= known
+        check(good, f"bags.{column}", f"a table with no other keys than {', '.join(sorted(known))}")
+        check(column in kinds, f"bags.{column}", "of a column in categorical")
+    try:
+        bags = {column: Bag(**rules) for column, rules in data["bags"].items()}
+    except ValueError as error:
+        raise DataError(f"{path}: bags: {error}; `robe schema FILE` shows an example") from None
     for column in (data["label"], *data["dense"], *kinds):
         pattern = column == "*" or (column.startswith("^") and column.endswith("$"))  # to Polars
         check(not pattern, f"column {column}", "the name of one column; rename it in the file")
@@ -149,6 +198,7 @@ def load_schema(path: Path | str) -> Schema:
         threshold=None if "threshold" not in data else float(data["threshold"]),
         missing_in={column: tuple(texts) for column, texts in data["missing_in"].items()},
         transforms=data["transform"],
+        bags=bags,
     )
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from data_pipeline.appearing import partial_name
 from data_pipeline.background import behind
-from data_pipeline.manifest import KINDS
+from data_pipeline.bags import IdsOfRows
+from data_pipeline.manifest import shard_type
 from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError
 from data_pipeline.whole_files import naming, new_file
@@ -40,7 +41,7 @@ def new_shard(path: Path, kind: str, sha256: dict[str, str]) -> Iterator[Append]
         with behind(write) as append:
             yield append
         file.seek(0)
-        header = {"descr": KINDS[kind].str, "fortran_order": False, "shape": tuple(shape)}
+        header = {"descr": shard_type(kind).str, "fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(file, header)
         assert file.tell() == HEADER_BYTES
     sha256[kind] = digest.hexdigest()
@@ -54,16 +55,19 @@ def load_array(path: Path) -> np.ndarray:
 
 
 @contextmanager
-def new_columns(paths: list[Path]) -> Iterator[Append]:
-    """A function that appends each column of its rows (n, F) uint32 to a file of its own, as plain numbers.
+def new_columns(paths: list[Path]) -> Iterator[Callable[[IdsOfRows], None]]:
+    """A function that appends the ids of each column of its rows to a file of its own, as plain numbers.
 
     The files get their names at the end of the `with` block.
     """
     with ExitStack() as stack:
         files = [stack.enter_context(new_file(path, partial_name(path))) for path in paths]
 
-        def write(rows: np.ndarray) -> None:
-            for file, column in zip(files, np.ascontiguousarray(rows.T), strict=True):
+        def write(rows: IdsOfRows) -> None:
+            columns = (
+                np.ascontiguousarray(rows.T) if isinstance(rows, np.ndarray) else rows.columns(len(files))
+            )
+            for file, column in zip(files, columns, strict=True):
                 file.write(column.data)
 
         with behind(write) as append:

@@ -10,6 +10,10 @@ latent vectors have mean zero over the rows, so single columns say nothing of th
 to learn embeddings and multiply them. The parameters of a category are a hash of (seed, feature, rank), so
 memory does not grow with the number of categories or of rows.
 
+With `bags`, some of the columns hold bags of up to BAG_IDS categories, whose effects and latent vectors are
+added up, or averaged as the column has it. The files are then tables, with a header, and `schema.toml` beside
+them says what their columns are.
+
 `synthetic.json` beside the files tells the AUC and the log loss of the true probabilities on them. Apart from
 chance, no model can do better.
 """
@@ -25,10 +29,11 @@ import numpy as np
 
 from data_pipeline.appearing import appearing
 from data_pipeline.dialects import fmix32
-from data_pipeline.schema import CRITEO_KAGGLE_CARDINALITIES, DataError
-from data_pipeline.whole_files import new_file, write_json
+from data_pipeline.schema import CRITEO, CRITEO_KAGGLE_CARDINALITIES, DataError, Pooling
+from data_pipeline.whole_files import new_file, write_json, write_whole
 
 FIGURES = "synthetic.json"
+SCHEMA = "schema.toml"  # of files with bags
 NOTE = "synthetic data: no click is real; the figures are those of the probabilities that drew the labels"
 
 CHUNK_ROWS = 1 << 13  # each chunk has its own random stream, so another size would give another log
@@ -38,6 +43,10 @@ AUC_BINS, AUC_LIMIT = 1 << 20, 32.0  # bins of logits from -32 to 32, each 6e-5 
 MIN_CARDINALITY = 100  # so that a small scale does not make every feature trivial
 # The features with latent vectors. Spread over all 325 pairs, the same variance is too thin to be learned.
 PAIRED = slice(0, 26, 4)
+
+# The features that are bags, if any are, and how many ids such a bag has at most: all numbers are as likely.
+BAGS: dict[int, Pooling] = {0: "sum", 2: "mean", 4: "mean", 10: "sum", 12: "sum", 20: "mean"}
+BAG_IDS = 5
 
 # Median and spread of log(count), and the percentage of empty cells, close to Criteo Kaggle's. The widest
 # spreads are narrowed: the logistic law has longer tails than the real counts.
@@ -90,6 +99,8 @@ class SyntheticConfig:
     """Draws the law as well as the rows; the same settings give the same bytes."""
     gzip: bool = False
     """Write day_N.gz instead of day_N."""
+    bags: bool = False
+    """Write day_N.tsv, tables some of whose columns hold bags of categories, and their schema.toml."""
 
 
 class Chunk(NamedTuple):
@@ -97,7 +108,9 @@ class Chunk(NamedTuple):
 
     label: np.ndarray  # (rows,) bool
     dense: np.ndarray  # (rows, 13) float64, whole numbers, NaN where missing
-    ranks: np.ndarray  # (rows, 26) uint32, 1 for the most frequent category of a feature, 0 where missing
+    # 1 for the most frequent category of a feature, 0 where missing: (rows, 26) uint32; with bags
+    # (rows, BAG_IDS, 26), in which all but the first of a feature that is no bag are 0.
+    ranks: np.ndarray
     logit: np.ndarray  # (rows,) float64, of the true probability
 
 
@@ -134,7 +147,7 @@ class Law:
         return Chunk(uniform < _sigmoid(logit), dense, ranks, logit)
 
     def values(self, ranks: np.ndarray) -> np.ndarray:
-        """The hash values (rows, 26) uint32 of ranks (rows, 26): distinct in each feature, and never 0.
+        """The hash values (..., 26) uint32 of ranks (..., 26): distinct in each feature, and never 0.
 
         `fmix32` is one to one and maps only 0 to 0. It never sees a 0, as the top bit is set in every key and
         in no rank.
@@ -160,7 +173,7 @@ class Law:
         return uniform[:, 0], dense, ranks
 
     def _parameters(self, ranks: np.ndarray) -> np.ndarray:
-        """Effect (1) and latent vector (3) of each category, before centring: (rows, 26, 1 + 3) float32."""
+        """Effect (1) and latent vector (3) of each category, before centring: (..., 26, 1 + 3) float32."""
         # The 64 bits of one hash are the four numbers of one category.
         words = _mix(ranks * np.uint64(0x9E3779B97F4A7C15) + self.parameter_keys)
         numbers = words.astype("<u8", copy=False).view("<i2").reshape(*ranks.shape, 4)
@@ -177,6 +190,31 @@ class Law:
         return np.stack([counts, effects.sum(axis=1), pairs], axis=1, dtype=np.float64)
 
 
+class BagLaw(Law):
+    """The law of rows of which the features in BAGS are bags."""
+
+    def _columns(self, stream: np.random.PCG64, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As without bags, but ranks (rows, BAG_IDS, 26): those of a bag are its first ones, the others 0."""
+        uniform, dense, single = super()._columns(stream, rows)
+        features = list(BAGS)
+        numbers = (stream.random_raw((rows, 1 + BAG_IDS, len(features))) >> np.uint64(24)) / 2.0**40
+        there = np.arange(BAG_IDS)[:, None] < np.floor(numbers[:, :1] * (BAG_IDS + 1))
+        ranks = np.zeros((rows, BAG_IDS, single.shape[1]), np.uint32)
+        ranks[:, 0] = single
+        ranks[:, :, features] = zipf_ranks(numbers[:, 1:], self.cardinalities[features], self.zipf) * there
+        return uniform, dense, ranks
+
+    def _parameters(self, ranks: np.ndarray) -> np.ndarray:
+        """Those of each feature, pooled over its bag: (rows, 26, 1 + 3) float32."""
+        share = (ranks > 0).astype(np.float32)
+        for feature, pooling in BAGS.items():
+            if pooling == "mean":
+                share[:, :, feature] /= np.maximum(1, share[:, :, feature].sum(axis=1, keepdims=True))
+        single = np.delete(np.arange(ranks.shape[2]), list(BAGS))
+        share[:, 0, single] = 1  # a missing category has parameters too
+        return (super()._parameters(ranks) * share[..., None]).sum(axis=1)
+
+
 def write(config: SyntheticConfig, progress: Callable[[int, int], None] | None = None) -> dict:
     """Write the files and `synthetic.json` to the folder `config.out`, and return what the latter holds.
 
@@ -188,13 +226,16 @@ def write(config: SyntheticConfig, progress: Callable[[int, int], None] | None =
     """
     if not 1 <= config.days <= config.rows // 2:
         raise DataError(f"rows {config.rows}, days {config.days}: there must be a day, and two rows in each")
-    law = Law(config)
+    law = (BagLaw if config.bags else Law)(config)
+    suffix = ".tsv" * config.bags + ".gz" * config.gzip
     files, done = {}, 0
     with appearing(config.out, lambda: done / config.rows) as folder:
         for day, day_rows in enumerate(_shares(config.rows, config.days)):
-            path = folder / (f"day_{day}.gz" if config.gzip else f"day_{day}")
+            path = folder / f"day_{day}{suffix}"
             halves = []
             with _create(path, config.gzip) as file:
+                if config.bags:
+                    file.write(("\t".join(CRITEO.columns) + "\n").encode())
                 for half, rows in enumerate(_shares(day_rows, 2)):
                     tally = _Tally()
                     for start in range(0, rows, CHUNK_ROWS):
@@ -213,19 +254,44 @@ def write(config: SyntheticConfig, progress: Callable[[int, int], None] | None =
                 "second_half": second.figures(),
             }
         settings = {name: value for name, value in asdict(config).items() if name != "out"}
+        if config.bags:
+            write_whole(folder / SCHEMA, schema_text())
+        else:  # as before there were any
+            del settings["bags"]
         report = {"note": NOTE, "config": settings, "files": files}
         write_json(folder / FIGURES, report)
     return report
 
 
-def to_text(chunk: Chunk, values: np.ndarray) -> bytes:
-    """The lines of a chunk whose categories have the given hash values (rows, 26) uint32.
+def schema_text() -> str:
+    """The schema of files with bags, as TOML."""
+    names = [CRITEO.categorical[feature] for feature in BAGS]
+    return "\n".join(
+        [
+            'name = "synthetic bags"',
+            f'label = "{CRITEO.label}"',
+            f"dense = {list(CRITEO.dense)}",
+            "[categorical]",
+            *(f'{name} = "hex"' for name in CRITEO.categorical),
+            "[bags]",
+            *(f'{name} = {{ pooling = "{BAGS[f]}" }}' for name, f in zip(names, BAGS, strict=True)),
+            "",
+        ]
+    )
 
-    Every cell is set in a field of 12 bytes: sign, ten digits, tab. What a cell does not fill stays a zero
-    byte, and all of these go at the end.
+
+def to_text(chunk: Chunk, values: np.ndarray) -> bytes:
+    """The lines of a chunk whose categories have the given hash values, uint32 of the shape of its ranks.
+
+    Every number is set in a field of 12 bytes: sign, or | between the ids of a bag, ten digits, tab. What a
+    number does not fill stays a zero byte, and all of these go at the end.
     """
-    rows = len(chunk.label)
-    cells = np.zeros((rows, 40, 12), np.uint8)
+    rows, each = len(chunk.label), chunk.ranks.size // max(1, 26 * len(chunk.label))
+    ranks, values = (
+        array.reshape(rows, each, 26).swapaxes(1, 2).reshape(rows, 26 * each)
+        for array in (chunk.ranks, values)
+    )
+    cells = np.zeros((rows, 14 + 26 * each, 12), np.uint8)
     cells[:, 0, 10] = ord("0") + chunk.label
 
     missing = np.isnan(chunk.dense)
@@ -236,11 +302,12 @@ def to_text(chunk: Chunk, values: np.ndarray) -> bytes:
         rest //= 10
         cells[:, 1:14, digit] = np.where(rest > 0, ord("0") + rest % 10, 0)
 
-    octets = values.astype(">u4").view(np.uint8).reshape(rows, 26, 4)
+    octets = values.astype(">u4").view(np.uint8).reshape(rows, 26 * each, 4)
+    cells[:, 14:, 0] = np.where(np.arange(26 * each) % each > 0, ord("|"), 0)
     cells[:, 14:, 3:11] = HEX[octets].view(np.uint8)
-    cells[:, 14:][chunk.ranks == 0] = 0
+    cells[:, 14:][ranks == 0] = 0
 
-    cells[:, :, 11] = ord("\t")
+    cells[:, :14, 11] = cells[:, 13 + each :: each, 11] = ord("\t")
     cells[:, -1, 11] = ord("\n")
     return cells.tobytes().translate(None, b"\0")
 

@@ -86,7 +86,7 @@ def save(
         "program": __version__,
         "position": dataclasses.asdict(position),
         "config": to_json(config),
-        "data": dataclasses.asdict(data),
+        "data": {name: value for name, value in dataclasses.asdict(data).items() if value is not None},
     }
     try:
         make_folder(folder)
@@ -173,7 +173,10 @@ def read_state(checkpoint: Path) -> tuple[TrainConfig, DataSpec, Position]:
                 f"version {VERSION}; train again, or use the version of the program that wrote it"
             )
         config = resolve(from_json(state["config"]))
-        data, position = _exactly(DataSpec, state["data"]), _exactly(Position, state["position"])
+        data, position = (
+            _exactly(DataSpec, {"pooling": None} | state["data"]),
+            _exactly(Position, state["position"]),
+        )
         if not 0 <= position.epoch_step <= position.step < 2**32 or not 0 <= position.epoch <= position.step:
             raise ValueError(f"no training stands at {position}")
         if checkpoint.name != f"step_{position.step:08d}":

@@ -15,6 +15,9 @@ class ConfigError(RobeError):
     """Settings that cannot be used, or do not fit the data."""
 
 
+Pooling = Literal["sum", "mean", "max"]
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """What a model has to know of a prepared data set.
@@ -23,6 +26,8 @@ class DataSpec:
     dialect: `hash` (ids are raw 32-bit values), `modulo` or `dictionary` (ids are 0 .. cardinality - 1).
     fingerprint: changes with the columns and the meaning of their values.
     note: where the cardinalities come from, in words.
+    pooling: how the vectors of the ids that a feature holds become one, per categorical feature; None where
+        each feature has one id.
     """
 
     dense: int
@@ -30,8 +35,13 @@ class DataSpec:
     dialect: Literal["hash", "modulo", "dictionary"]
     fingerprint: str
     note: str
+    pooling: tuple[Pooling, ...] | None = None
 
     def __post_init__(self):
+        if self.pooling is not None and len(self.pooling) != len(self.cardinalities):
+            raise ConfigError(
+                f"there are {len(self.pooling)} ways of pooling for {len(self.cardinalities)} features"
+            )
         if not (0 <= self.dense < 2**31 and all(1 <= count < 2**32 for count in self.cardinalities)):
             raise ConfigError("there must be 0 or more dense columns, and from 1 to 2^32 - 1 ids a feature")
 
@@ -41,7 +51,8 @@ class DataSpec:
         ids = manifest.ids
         note = "distinct ids in the data" + ("" if ids.exact else ", estimated")
         note = "ids modulo that per feature" if ids.dialect == "modulo" else note
-        return cls(len(manifest.schema.dense), ids.cardinalities, ids.dialect, manifest.fingerprint(), note)
+        dense, pooling = len(manifest.schema.dense), manifest.schema.poolings()
+        return cls(dense, ids.cardinalities, ids.dialect, manifest.fingerprint(), note, pooling)
 
     def require(self, fingerprint: str, where: str) -> None:
         """Raise ConfigError unless the data of that fingerprint can be fed to a model of this one's."""
@@ -470,7 +481,7 @@ def used_data(config: TrainConfig, data: DataSpec) -> DataSpec:
     """What the method of a configuration sees of the data."""
     if METHODS[config.embedding.method].categorical:
         return data
-    return dataclasses.replace(data, cardinalities=(), note="no categorical features")
+    return dataclasses.replace(data, cardinalities=(), note="no categorical features", pooling=None)
 
 
 def resolve(config: TrainConfig) -> TrainConfig:

@@ -60,9 +60,10 @@ class Cross(Interaction):
         backend: Backend,
         dtype="float32",
         trained: int | None = None,
+        pooling: tuple[str, ...] | None = None,
         own: tuple[Mapping, Mapping, Mapping] = ({}, {}, {}),
     ):
-        super().__init__(embedding, rows, backend, dtype, trained)
+        super().__init__(embedding, rows, backend, dtype, trained, pooling)
         self.xp, self.matmul = backend.xp, backend.matmul
         self.x_0, self.d_x_0 = (array.reshape(rows, -1) for array in (self.vectors, self.d_vectors))
         (parameters, gradients, factors), shape, short = own, self.x_0.shape, self.short
@@ -86,8 +87,8 @@ class Cross(Interaction):
             self.d, self.d_short = backend.empty(shape, dtype), backend.empty(shape, kept)
 
     def forward(self, ids) -> Any:
-        rows, xp, short = len(ids), self.xp, self.short
-        self.embedding.lookup(ids, self.vectors[:rows, 1:])
+        xp, short = self.xp, self.short
+        rows = len(self.look_up(ids))
         x_0 = x = self.x_0[:rows]
         for layer in self.layers:
             (v, w), (read, narrow, inner, y) = layer.factors, (array[:rows] for array in layer[3:])
@@ -112,7 +113,7 @@ class Cross(Interaction):
 
         d_out is overwritten.
         """
-        rows, xp, short, d = len(ids), self.xp, self.short, d_out[:, self.columns]
+        rows, xp, short, d = len(d_out), self.xp, self.short, d_out[:, self.columns]
         x_0, d_x_0 = self.x_0[:rows], self.d_x_0[:rows]
         if short:
             short.load(d, self.d[:rows])
@@ -137,7 +138,7 @@ class Cross(Interaction):
             self.matmul(d_narrow, v.T, d_inner)
             xp.add(d, d_inner, out=d)
         xp.add(d_x_0, d, out=d_x_0)
-        self.embedding.update(ids, self.d_vectors[:rows, 1:], rate)
+        self.update(ids, self.d_vectors[:rows], rate)
         return self.d_vectors[:rows, 0]
 
 

@@ -2,14 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from robe import metrics
 from robe.backend import cuda_trouble, select, simulator
+from robe.bags import bags_of, cut
 from robe.config import METHODS, DataSpec, EmbeddingConfig, OptimizerConfig, TrainConfig, resolve
 from robe.kernels.parts.disk_cache import folder as kernel_folder
 from robe.kernels.workbench.cases import CASES
@@ -82,13 +83,13 @@ def installation(folder: Path) -> Iterator[Check]:
 def data_set(
     label: np.ndarray,
     dense: np.ndarray,
-    ids: np.ndarray,
+    ids: Any,
     data: DataSpec,
     dense_names: Sequence[str],
     id_names: Sequence[str],
     rates: Mapping[str, float],
 ) -> Iterator[Check]:
-    """Checks of rows drawn from a data set: label (N,), dense (N, n), ids (N, F).
+    """Checks of rows drawn from a data set: label (N,), dense (N, n), ids (N, F) or bags.
 
     dense_names, id_names: of the columns; rates: the share of clicks among all rows of each split.
     """
@@ -101,15 +102,19 @@ def data_set(
         text += f"; predicting the rate of training costs {metrics.entropy(rates['train']):.4f}"
     yield Check("clicks", not alike, text)
     finite = bool(np.isfinite(dense).all())
-    text = "yes" + _idle(dense, dense_names) if finite else "no; prepare the data again"
+    text = "yes" + _idle(dense.T, dense_names) if finite else "no; prepare the data again"
     yield Check("dense values finite", finite, text)
-    counts = {name: len(np.unique(column)) for name, column in zip(id_names, ids.T, strict=True)}
+    columns = _columns(ids, len(id_names))
+    counts = {name: len(np.unique(column)) for name, column in zip(id_names, columns, strict=True)}
     fewest, most = (choose(counts, key=counts.__getitem__) for choose in (min, max))
     spread = counts[most] > 1
-    text = f"{counts[fewest]:,} ({fewest}) to {counts[most]:,} ({most}) distinct values in {len(ids):,} rows"
-    text += _idle(ids, id_names) + ("" if spread else "; name other columns, or train with --method none")
+    text = (
+        f"{counts[fewest]:,} ({fewest}) to {counts[most]:,} ({most}) distinct values in {len(label):,} rows"
+    )
+    text += _idle(columns, id_names) + ("" if spread else "; name other columns, or train with --method none")
     yield Check("ids spread", spread, text)
-    batch = tuple(np.ascontiguousarray(part[:BATCH]) for part in (label, dense, ids))
+    rows = min(BATCH, len(label))
+    batch = *(np.ascontiguousarray(part[:rows]) for part in (label, dense)), cut(ids, 0, rows, len(label))
     good, text = overfits(batch, data)
     sizes = dict(zip(dense_names, np.abs(batch[1]).max(axis=0).tolist(), strict=True))
     if large := [f"{name} up to {size:.3g}" for name, size in sizes.items() if size > LARGE]:
@@ -136,6 +141,7 @@ def overfits(batch, data: DataSpec) -> tuple[bool, str]:
         )
     )
     model, (label, dense, ids) = build(config, data, select("cpu")), batch
+    fed = model.checked(ids, len(label))
     constant = metrics.entropy(float(label.mean(dtype=float))) + 0.0  # -0 becomes 0
     least, least_by_ids = attainable(label, dense, ids), attainable(label, dense[:, :0], ids)
     losses: list[float] = []
@@ -145,7 +151,7 @@ def overfits(batch, data: DataSpec) -> tuple[bool, str]:
 
     with np.errstate(over="ignore", invalid="ignore"):  # of numbers that are far too large
         while len(losses) < STEPS or (len(losses) < MOST_STEPS and not near(least)):
-            losses.append(float(model.step(label, dense, ids, config.optimizer.lr).mean()))
+            losses.append(float(model.step(label, dense, fed, config.optimizer.lr).mean()))
     learned = losses[0] < UNREASONABLE or losses[-1] < constant - 0.01
     good = learned and (near(least) or (losses[0] < UNREASONABLE and near(least_by_ids)))
     text = (
@@ -155,17 +161,29 @@ def overfits(batch, data: DataSpec) -> tuple[bool, str]:
     return good, text + (", as some rows differ in the label alone" if least > 0 and constant > 0 else "")
 
 
-def attainable(label: np.ndarray, dense: np.ndarray, ids: np.ndarray) -> float:
+def attainable(label: np.ndarray, dense: np.ndarray, ids: Any) -> float:
     """The least mean log loss on some rows: that of predicting, for equal rows, their share of clicks."""
+    if (bags := bags_of(ids)) is not None:  # rows of equal bags get one number
+        parts = (cut(bags, row, row + 1, len(label)) for row in range(len(label)))
+        keys = [tuple(b"" if array is None else array.tobytes() for array in part) for part in parts]
+        number = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+        ids = np.array([number[key] for key in keys], np.uint32)[:, None]
     rows = np.concatenate([(dense + np.float32(0)).view(np.uint32), ids], axis=1)  # -0 equals 0
     _, group, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
     clicks = np.bincount(group, label)
     return float(sum(n * metrics.entropy(c / n) for n, c in zip(counts, clicks, strict=True)) / len(label))
 
 
-def _idle(columns: np.ndarray, names: Sequence[str]) -> str:
-    """The columns of (N, n) that hold one value only, in words."""
-    idle = [name for name, column in zip(names, columns.T, strict=True) if (column == column[0]).all()]
+def _columns(ids: Any, features: int) -> Any:
+    """The ids of each feature, of all rows."""
+    if (bags := bags_of(ids)) is None:
+        return ids.T
+    return [bags.values[bags.features(features) == feature] for feature in range(features)]
+
+
+def _idle(columns: Iterable[np.ndarray], names: Sequence[str]) -> str:
+    """The columns that hold one value only, in words."""
+    idle = [name for name, column in zip(names, columns, strict=True) if (column == column[:1]).all()]
     return f"; {', '.join(idle)}: one value only" if idle else ""
 
 

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from robe import checkpoint
 from robe.backend import select
+from robe.bags import Bags, cut
 from robe.checkpoint import Position
 from robe.config import (
     ConfigError,
@@ -23,11 +24,13 @@ from robe.config import (
     EmbeddingConfig,
     ModelConfig,
     OptimizerConfig,
+    Pooling,
     TrainConfig,
     require_trainable,
     resolve,
 )
 from robe.errors import ArrayError
+from robe.kernels.pool import POOLINGS
 from robe.model import DLRM as Network
 from robe.model import EVALUATION_BATCH, buffer_rows, build
 from robe.optim import learning_rate
@@ -55,6 +58,9 @@ class DLRM:
     dense: how many dense columns there are.
     hashed: ids are any 32 bits instead, and the cardinalities say about how many distinct ones there are; of
         the methods, `robe`, `hashing` and `compositional` take them.
+    pooling: `sum`, `mean` or `max`, or a tuple of one for each feature: a feature holds any number of ids
+        then, and ids are given as bags, (values (N,), offsets (B * F + 1,), weights (N,) or None), as
+        robe.bags.Bags has them.
     settings: those of `robe train` by the same names, `-` being `_`: method, compression, weights, block,
         width, bottom, top, optimizer, lr, batch (the most rows `fit` takes at once), seed, backend, ...
 
@@ -63,15 +69,28 @@ class DLRM:
     Raises ConfigError for a setting that does not exist or cannot be used.
     """
 
-    def __init__(self, cardinalities: Iterable[int], dense: int, *, hashed: bool = False, **settings: Any):
+    def __init__(
+        self,
+        cardinalities: Iterable[int],
+        dense: int,
+        *,
+        hashed: bool = False,
+        pooling: Pooling | Iterable[Pooling] | None = None,
+        **settings: Any,
+    ):
         cardinalities = tuple(int(count) for count in cardinalities)
         if dense < 0 or not cardinalities or min(cardinalities) < 1:
             raise ConfigError("dense must be at least 0, and there must be cardinalities, each at least 1")
+        each = None
+        if pooling is not None:
+            each = (pooling,) * len(cardinalities) if isinstance(pooling, str) else tuple(pooling)
+            if strange := [way for way in each if way not in POOLINGS]:
+                raise ConfigError(f"pooling must be of {', '.join(POOLINGS)}, not {strange[0]!r}")
         try:
             config = resolve(_config(settings))
             learning_rate(config.optimizer, 0)  # which says if the schedule needs the end of the training
             data = DataSpec(
-                dense, cardinalities, "hash" if hashed else "dictionary", "", "as they were given"
+                dense, cardinalities, "hash" if hashed else "dictionary", "", "as they were given", each
             )
             model = build(config, data, select(config.backend, config.precision, config.deterministic))
         except ConfigError as error:
@@ -83,8 +102,8 @@ class DLRM:
     def fit(self, batches: Iterable[tuple]) -> Self:
         """One optimizer step per batch; call it again to go on, with the next epoch for instance.
 
-        batches: of (label (B,) 0 or 1, dense (B, n) finite numbers, ids (B, F) integers), read once. B is at
-            most the larger of the setting `batch` and 2048.
+        batches: of (label (B,) 0 or 1, dense (B, n) finite numbers, ids (B, F) integers, or bags), read once.
+            B is at most the larger of the setting `batch` and 2048.
         Raises ArrayError for a batch that does not fit, TrainingError where the loss is not finite.
         """
         require_trainable(self.config)
@@ -112,8 +131,8 @@ class DLRM:
             self._read(sums, counts)
         return self
 
-    def predict(self, dense: ArrayLike, ids: ArrayLike) -> np.ndarray:
-        """Probabilities (N,) float64 of the label, for dense (N, n) numbers and ids (N, F) integers.
+    def predict(self, dense: ArrayLike, ids: Any) -> np.ndarray:
+        """Probabilities (N,) float64 of the label, for dense (N, n) numbers and ids (N, F) integers or bags.
 
         Raises ArrayError (a ValueError) that names what does not fit.
         """
@@ -151,29 +170,58 @@ class DLRM:
                 )
 
 
-def predict(model: Network, data: DataSpec, dense: ArrayLike, ids: ArrayLike) -> np.ndarray:
-    """Probabilities (N,) float64 for dense (N, n), ids (N, F); raises ArrayError for what does not fit."""
+def predict(model: Network, data: DataSpec, dense: ArrayLike, ids: Any) -> np.ndarray:
+    """Probabilities (N,) float64 for dense (N, n), ids (N, F) or bags; ArrayError for what does not fit."""
     return predicted(model, *_rows(data, dense, ids))
 
 
-def predicted(model: Network, dense: np.ndarray, ids: np.ndarray) -> np.ndarray:
+def predicted(model: Network, dense: np.ndarray, ids: np.ndarray | Bags) -> np.ndarray:
     """The same for arrays that fit: float32 and uint32. Threads that share the model take turns."""
-    starts = range(0, len(ids), EVALUATION_BATCH)
-    batches = ((dense[s : s + EVALUATION_BATCH], ids[s : s + EVALUATION_BATCH]) for s in starts)
+    rows = len(dense)
+    parts = ((s, min(s + EVALUATION_BATCH, rows)) for s in range(0, rows, EVALUATION_BATCH))
+    batches = ((dense[start:stop], cut(ids, start, stop, rows)) for start, stop in parts)
     with model.lock:
         return np.concatenate([np.empty(0), *probabilities(model, batches)])
 
 
-def _rows(data: DataSpec, dense, ids, rows: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(dense (N, n) float32, ids (N, F) uint32); raises ArrayError for what does not fit the data."""
-    ids = _array("ids", ids, "iu", "integers", (rows, len(data.cardinalities)))
-    dense = _array("dense", dense, "fiub", "numbers", (len(ids), data.dense))
+def _rows(data: DataSpec, dense, ids, rows: int | None = None) -> tuple[np.ndarray, np.ndarray | Bags]:
+    """(dense (N, n) float32, ids (N, F) uint32 or bags); raises ArrayError for what does not fit the data."""
+    if data.pooling is None:
+        ids = _array("ids", ids, "iu", "integers", (rows, len(data.cardinalities)))
+        rows = len(ids)
+    dense = _array("dense", dense, "fiub", "numbers", (rows, data.dense))
     with np.errstate(over="ignore"):
         floats = np.ascontiguousarray(dense, np.float32)
     _require(dense, np.isfinite(floats), "dense", "must be a finite number below 3.4e38")
-    last = np.array(data.cardinalities) - 1 if data.dialect != "hash" else np.full(ids.shape[1], 2**32 - 1)
+    last = np.array(data.cardinalities) - 1
+    if data.dialect == "hash":
+        last = np.full(len(last), 2**32 - 1)
+    if data.pooling is not None:
+        return floats, _bags(data.pooling, ids, len(dense), last)
     _require(ids, (ids >= 0) & (ids <= last), "ids", "must be from 0 to {}", last)
     return floats, np.ascontiguousarray(ids, np.uint32)
+
+
+def _bags(pooling: tuple[str, ...], ids, rows: int, last: np.ndarray) -> Bags:
+    """Bags of B rows, of ids up to those of `last` (F,); raises ArrayError for what are none."""
+    if not isinstance(ids, tuple | list) or len(ids) not in (2, 3):
+        raise ArrayError("ids: must be bags, (values, offsets, weights), since the features are pooled")
+    values, offsets, weights = (*ids, None)[:3]
+    values = _array("values of the bags", values, "iu", "integers", (None,))
+    offsets = _array("offsets of the bags", offsets, "iu", "integers", (rows * len(last) + 1,))
+    if weights is not None:
+        weights = _array("weights of the bags", weights, "fiu", "numbers", (len(values),))
+        weights = np.ascontiguousarray(weights, np.float32)
+    bags = Bags(values.astype(np.uint32), offsets.astype(np.int64), weights)
+    bags.check(rows, pooling)
+    of = bags.features(len(last))
+    if (bad := np.flatnonzero((values < 0) | (values > last[of]))).size:
+        n = int(bad[0])
+        raise ArrayError(
+            f"values of the bags, number {n}: is {values[n]}, but those of feature {of[n]} must be from 0 to "
+            f"{last[of[n]]}"
+        )
+    return bags
 
 
 def _label(label, most: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from math import gcd
 from typing import Any, ClassVar
 
 from robe.backend import Backend
+from robe.bags import modes, rows_of
 from robe.config import ModelConfig
 from robe.embeddings import ArrayEmbedding, Embedding
 from robe.kernels.interaction import out_width
@@ -55,6 +56,8 @@ class Interaction:
     output and its gradient are rounded, to be multiplied; vectors are not.
     trained: rows of a batch of training, if these are fewer. They decide, once for all batches, whether a
     step keeps the vectors or gathers them again.
+    pooling: of the features, whose ids are then bags: each id is looked up as a row of its own, and the rows
+    of a bag are pooled to a vector. They are kept, with their gradients, in buffers that grow with the batch.
     own: the dense weights of `shapes`, the gradients by them, and what is multiplied (MLP), by name each.
     """
 
@@ -87,12 +90,18 @@ class Interaction:
         backend: Backend,
         dtype="float32",
         trained: int | None = None,
+        pooling: tuple[str, ...] | None = None,
         own: tuple[Mapping, Mapping, Mapping] = ({}, {}, {}),
     ):
         self.embedding, self.kernels, self.short = embedding, backend.kernels, backend.short
-        fused = self.fuses.get(embedding.looks_up_by)
+        self.backend, self.pooling = backend, pooling
+        fused = None if pooling else self.fuses.get(embedding.looks_up_by)
         self.fused = getattr(self.kernels, fused) if fused else None
-        self.scatters = backend.fuses_scatter
+        self.scatters = backend.fuses_scatter and not pooling
+        if pooling:
+            self.modes = backend.to_device(modes(pooling))
+            self.looked_up = backend.empty((2, 0, embedding.width), dtype)  # rows, and their gradients
+            self.owners: Any = None  # (N,) the feature of each id
         self.again = self._gathers_again(trained or rows)
         shape = rows, 1 + (0 if self.again else embedding.features), embedding.width
         self.vectors, self.d_vectors = (backend.empty(shape, dtype) for _ in range(2))
@@ -123,9 +132,40 @@ class Interaction:
         """(B, D): where vector 0 has to be written before `forward`."""
         return self.vectors[:rows, 0]
 
+    def look_up(self, ids) -> Any:
+        """Vectors (B, 1 + F, D), behind the first, of ids (B, F) or bags."""
+        vectors = self.vectors[: rows_of(ids, self.embedding.features)]
+        if not self.pooling:
+            self.embedding.lookup(ids, vectors[:, 1:])
+            return vectors
+        values, offsets, weights = ids
+        xp, count = self.backend.xp, len(values)
+        bags = xp.searchsorted(offsets, xp.arange(count), side="right") - 1
+        self.owners = bags % self.embedding.features
+        if self.looked_up.shape[1] < count:
+            self.looked_up = self.backend.empty((2, count, self.embedding.width), self.looked_up.dtype)
+        rows = self.looked_up[0, :count]
+        self.embedding.lookup(values[:, None], rows[:, None], self.owners)
+        self.kernels.pool(rows, offsets, self._weights(weights), self.modes, vectors[:, 1:])
+        return vectors
+
+    def update(self, ids, d_vectors, rate: float) -> None:
+        """One step of the embedding, from the gradient (B, 1 + F, D) of what `look_up` gave last."""
+        if not self.pooling:
+            self.embedding.update(ids, d_vectors[:, 1:], rate)
+            return
+        values, offsets, weights = ids
+        rows, d_rows = self.looked_up[:, : len(values)]
+        bags = offsets, self._weights(weights), self.modes
+        self.kernels.pool_backward(d_vectors[:, 1:], rows, *bags, d_rows)
+        self.embedding.update(values[:, None], d_rows[:, None], rate, self.owners)
+
+    def _weights(self, weights) -> Any:
+        return self.backend.xp.empty(0, "float32") if weights is None else weights
+
     def predict(self, first, ids) -> Any:
-        """first (B, D), ids (B, F) -> (B, D + pairs), for inference; valid until the next call."""
-        rows = len(ids)
+        """first (B, D), ids (B, F) or bags -> (B, D + pairs), for inference; valid until the next call."""
+        rows = rows_of(ids, self.embedding.features)
         if self.fused is None:
             self.first(rows)[...] = first
             return self.forward(ids)
@@ -134,11 +174,11 @@ class Interaction:
         return self._settled(out)
 
     def forward(self, ids) -> Any:
-        """ids (B, F) -> (B, D + pairs), from `first`; keeps what the gradient needs."""
+        """ids (B, F) or bags -> (B, D + pairs), from `first`; keeps what the gradient needs."""
         if self.again:
             return self.predict(self.first(len(ids)), ids)
-        vectors, out = self.vectors[: len(ids)], self.out[: len(ids)]
-        self.embedding.lookup(ids, vectors[:, 1:])
+        vectors = self.look_up(ids)
+        out = self.out[: len(vectors)]
         self.kernels.interaction(vectors, out[:, self.columns])
         return self._settled(out)
 
@@ -148,7 +188,7 @@ class Interaction:
         Where the step is an addition, it can be made without ever writing the gradients of the vectors. Where
         these are gathered again, the gradients are summed first, whatever the step.
         """
-        embedding, rows, d_out = self.embedding, len(ids), d_out[:, self.columns]
+        embedding, rows, d_out = self.embedding, len(d_out), d_out[:, self.columns]
         vectors, d_vectors = self.vectors[:rows], self.d_vectors[:rows]
         d_first = d_vectors[:, 0]
         if again := self.again:
@@ -163,7 +203,7 @@ class Interaction:
             embedding.steps += 1
         else:
             self.kernels.interaction_backward(d_out, vectors, d_vectors)
-            embedding.update(ids, d_vectors[:, 1:], rate)
+            self.update(ids, d_vectors, rate)
         return d_first
 
     def _settled(self, out) -> Any:

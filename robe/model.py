@@ -4,6 +4,8 @@
                                             +-> vectors (B, 1 + F, D) -> interaction -> top MLP -> logits (B,)
     ids (B, F) ----> embedding -> (B, F, D) +
 
+Where the data have pooling, ids are bags (bags.py), and the vectors of a bag are pooled to one.
+
 The weights of both MLPs lie in one flat array, so that the optimizer is one kernel call; the matrices
 are views of it. Buffers are made once; a smaller batch uses their front.
 
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from robe.backend import Backend
+from robe.bags import NO_WEIGHTS, Bags, bags_of
 from robe.config import DataSpec, TrainConfig, used_data
 from robe.cross import Cross
 from robe.embeddings import ArrayEmbedding, Embedding, create, declared, declared_state
@@ -160,7 +163,8 @@ class DLRM:
             self.dense[...] = 0
         own = _beside_mlps(matrices), _beside_mlps(d_matrices), _beside_mlps(factors)
         kind = INTERACTIONS[config.model.interaction]
-        self.interaction = kind(embedding, batch, backend, dtype, config.batch, own)
+        self.pooling = used_data(config, data).pooling
+        self.interaction = kind(embedding, batch, backend, dtype, config.batch, self.pooling, own)
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
         self.graphs = Graphs(backend)
@@ -168,11 +172,13 @@ class DLRM:
         self.averages = {name: xp.zeros(shape, "float32") for name, shape in shapes.items()}
 
     def predict(self, dense, ids):
-        """dense (B, n) float, ids (B, F) uint32 -> logits (B,), valid until the next call.
+        """dense (B, n) float, ids (B, F) uint32 or bags -> logits (B,), valid until the next call.
 
-        Raises ArrayError for other shapes and types. That each id has a row, `embedding.check` makes sure.
+        Raises ArrayError for other shapes and types. That each id has a row, `checked` makes sure.
         """
         self._require_fit(dense, ids)
+        if self.pooling:  # no two batches of bags have the same shapes
+            return self._predict(dense, ids)
         return self.graphs("inference", self._predict, dense, ids)
 
     def _predict(self, dense, ids):
@@ -224,7 +230,8 @@ class DLRM:
         rate = dtype.type(rate)  # so that products with it are those of a graph
         corrected = corrections(self.optimizer.config, steps + 1, dtype)
         key = () if self.dropout_seed is None else (rounding_key(self.dropout_seed, DROPPED + steps),)
-        if self.backend.graph is None or phase is not no_phase:  # a graph has no phases
+        # A graph has no phases, and bags of each batch have other shapes.
+        if self.backend.graph is None or phase is not no_phase or self.pooling:
             return self._step(*batch, numbers=(rate, corrected, *key), phase=phase)
         own = rate, *corrected, *key
         held = self.graphs.held((*own, *embedding.changing()))
@@ -249,15 +256,45 @@ class DLRM:
 
     def _require_fit(self, dense, ids, *label) -> None:
         """Raise ArrayError for arrays whose end the kernels would read past, or that they would misread."""
-        rows = len(ids)
-        shapes = (rows, self.columns), (rows, self.embedding.features), (rows,)
-        for name, array, shape in zip(("dense", "ids", "label"), (dense, ids, *label), shapes, strict=False):
+        bags, features = self._bags_of(ids), self.embedding.features
+        rows = len(ids if bags is None else dense)
+        arrays = [("dense", dense, (rows, self.columns)), *(("label", array, (rows,)) for array in label)]
+        if bags is None:
+            arrays.insert(1, ("ids", ids, (rows, features)))
+        else:
+            bags.require_fit(rows, features)
+        for name, array, shape in arrays:
             if array.shape != shape:
                 raise ArrayError(f"{name}: has shape {array.shape}, but must have {shape}")
         if rows > self.rows:
             raise ArrayError(f"a batch has {rows} rows, but the buffers of the model are for {self.rows}")
-        if ids.dtype != "uint32":
+        if bags is None and ids.dtype != "uint32":
             raise ArrayError(f"ids: holds {ids.dtype}, but must hold uint32")
+
+    def _bags_of(self, ids) -> Bags | None:
+        """The bags that are given for ids; ArrayError unless bags are given where the data have pooling."""
+        bags = bags_of(ids)
+        if bags is None and self.pooling:
+            raise ArrayError("ids: must be bags, (values, offsets, weights), since the data have pooling")
+        if bags is not None and not self.pooling:
+            raise ArrayError("ids: are bags, but the data of this model have one id a feature")
+        return bags
+
+    def checked(self, ids, rows: int):
+        """The ids, still on the host, of B rows as this model takes them, of the features that it uses.
+
+        Raises ConfigError where one has no row, or ArrayError for what are no bags: kernels would read
+        elsewhere.
+        """
+        if not self.embedding.features:
+            return np.empty((rows, 0), np.uint32)
+        if (bags := self._bags_of(ids)) is None:
+            ids = np.ascontiguousarray(ids[:, : self.embedding.features])
+            self.embedding.check(ids)
+            return ids
+        bags.check(rows, self.pooling)
+        self.embedding.check(bags.values[:, None], bags.features(len(self.pooling)))
+        return bags if bags.weights is not None else bags._replace(weights=NO_WEIGHTS)
 
     def average(self, number: int) -> None:
         """Take the weights as they are now into their means, the `number`-th of all, from 1 on."""

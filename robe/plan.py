@@ -23,6 +23,8 @@ FLOAT, INT, SUM = 4, 4, 8
 def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, int]]:
     """Store (`memory`, `checkpoint` or `disk`) -> item -> bytes, for a resolved configuration.
 
+    Bags are taken to hold one id each; where they hold more, what is counted for a look-up grows with them.
+
     config: its backend `auto` counts as a CPU.
     rows: rows of the data set, for the shards on disk.
     """
@@ -47,6 +49,7 @@ def plan(config: TrainConfig, data: DataSpec, rows: int) -> dict[str, dict[str, 
         "dense gradient": dense * FLOAT,
         "dense optimizer state": dense_state * FLOAT,
         "activations and their gradients": buffer_rows(config) * per_row * FLOAT,
+        **_of_bags(config, data),
         **_of_a_gpu(config, data),
     }
     averaged = sum(math.prod(shape) for shape in averaged_shapes(config, data).values()) * FLOAT
@@ -78,6 +81,8 @@ def _summed_apart(config: TrainConfig, data: DataSpec) -> Weights | None:
     weights = _trained(config, data).get("")
     if config.backend != "cuda" or config.deterministic or config.embedding.memory in CODE_BITS:
         return None
+    if data.pooling:
+        return None
     if weights is None or not weights.summable:
         return None
     arrays, width = weights.arrays(config), config.model.width
@@ -97,6 +102,14 @@ def _sums_of_codes(config: TrainConfig, data: DataSpec) -> int:
     return sizes
 
 
+def _of_bags(config: TrainConfig, data: DataSpec) -> dict[str, int]:
+    """The rows that are looked up to be pooled, and their gradients."""
+    if (pooling := used_data(config, data).pooling) is None:
+        return {}
+    look_ups = buffer_rows(config) * len(pooling)
+    return {"rows of bags and their gradients, of one id each": 2 * look_ups * config.model.width * FLOAT}
+
+
 def _of_a_gpu(config: TrainConfig, data: DataSpec) -> dict[str, int]:
     """What a step takes on a GPU besides: sums of integers, and the batches that its graphs read."""
     if config.backend != "cuda":
@@ -107,6 +120,8 @@ def _of_a_gpu(config: TrainConfig, data: DataSpec) -> dict[str, int]:
         sizes = {weights.count for weights in _trained(config, data).values()}
         items["embedding gradients as integers"] = sum(sizes) * SUM
     inputs, learned = data.dense + features, 1 + (config.teacher is not None)
+    if used_data(config, data).pooling:  # no graphs
+        return items
     captured = METHODS[config.embedding.method].captured
     # A step that asks the host which rows change hands is no graph, but its look-ups alone are.
     sketched = any(isinstance(held, SketchedWeights) for held in declared(config, data).values())

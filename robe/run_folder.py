@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from data_pipeline.appearing import appearing
+from data_pipeline.bags import Bags, IdsOfRows, columns_of
 from data_pipeline.batches import Rows, raw_batches
 from data_pipeline.dialects import DICTIONARY
 from data_pipeline.folders import CHECKED, open_folder
@@ -140,10 +141,11 @@ class TrainedModel:
     data: DataSpec
     model: DLRM
 
-    def predict(self, dense: ArrayLike, ids: ArrayLike) -> np.ndarray:
+    def predict(self, dense: ArrayLike, ids: Any) -> np.ndarray:
         """Click probabilities (N,) float64 of rows as a prepared folder holds them.
 
-        dense: (N, n) numbers, transformed as those of the training data; ids: (N, F) integers, likewise.
+        dense: (N, n) numbers, transformed as those of the training data; ids: (N, F) integers, likewise, or
+            bags (values, offsets, weights).
         Raises ArrayError (a ValueError) that names what does not fit.
         """
         return estimator.predict(self.model, self.data, dense, ids)
@@ -157,7 +159,7 @@ class TrainedModel:
         """
         return estimator.predicted(self.model, *self.read_table(table))
 
-    def read_table(self, table: Any) -> tuple[np.ndarray, np.ndarray]:
+    def read_table(self, table: Any) -> tuple[np.ndarray, IdsOfRows]:
         """The rows of a table, as of `predict_table`, as `predict` takes them."""
         return self._reader.rows(table)
 
@@ -170,13 +172,16 @@ class TrainedModel:
         """Embedding vectors (n, D) float32 of values (n,) of a categorical column, as a log has them.
 
         Values that training did not see have vectors too: that of id 0 with a dictionary, else one of their
-        own. Raises DataError for another column or a bad value.
+        own. Where the data have bags, a value is one, and its vectors are pooled. Raises DataError for
+        another column or a bad value.
         """
         ids, embedding, backend = self._reader.ids(feature, values), self.model.embedding, self.model.backend
         if embedding.features == 0:
             raise ConfigError(f"{self.run}: --method none has no embedding; load a run of another method")
-        embedding.check(ids)
         column = self._reader.schema.categorical.index(feature)
+        if self.data.pooling:
+            return self._pooled(ids, column)
+        embedding.check(ids)
         out = np.empty((len(ids), embedding.width), np.float32)
         found = backend.empty((EVALUATION_BATCH, embedding.features, embedding.width), "float32")
         with self.model.lock:
@@ -184,6 +189,19 @@ class TrainedModel:
                 part = ids[start : start + EVALUATION_BATCH]
                 embedding.lookup(backend.to_device(part), found[: len(part)])
                 out[start : start + len(part)] = backend.to_host(found[: len(part), column])
+        return out
+
+    def _pooled(self, bags: Bags, column: int) -> np.ndarray:
+        """The vectors (n, D) of the bags of one column of n rows."""
+        features, backend = len(self.schema.categorical), self.model.backend
+        rows = (len(bags.offsets) - 1) // features
+        out = np.empty((rows, self.model.embedding.width), np.float32)
+        with self.model.lock:
+            for start in range(0, rows, EVALUATION_BATCH):
+                stop = min(start + EVALUATION_BATCH, rows)
+                part = self.model.checked(bags.part(start, stop, features), stop - start)
+                vectors = self.model.interaction.look_up(tuple(map(backend.to_device, part)))
+                out[start:stop] = backend.to_host(vectors[:, 1 + column])
         return out
 
     @cached_property
@@ -356,8 +374,8 @@ def evaluate(
 
     split: a name, or `all` for all rows of the folder.
     group_by: a categorical column; metrics then have the AUC by its ids, too.
-    Raises ConfigError for another column, and if the data do not mean what they meant in training, or are no
-    longer the same rows.
+    Raises ConfigError for another column, or one of bags, and if the data do not mean what they meant in
+    training, or are no longer the same rows.
     """
     trained = load(run, backend, graph)
     manifest = open_folder(data or read(run).data)
@@ -371,13 +389,15 @@ def evaluate(
     columns, groups = manifest.schema.categorical, []
     if group_by is not None and group_by not in columns:
         raise ConfigError(f"--group-by {group_by}: no categorical column of these data: {', '.join(columns)}")
+    if group_by in manifest.schema.bags:
+        raise ConfigError(f"--group-by {group_by}: its rows have any number of values; name a column of one")
     rows.require_possible("labels", "dense")
 
     def noted(*arguments, **options) -> Generator:
         with closing(rows.batches(*arguments, **options)) as batches:
             for batch in batches:
                 if group_by is not None:
-                    groups.append(batch.ids[:, columns.index(group_by)].copy())
+                    groups.append(list(columns_of(batch.ids, len(columns)))[columns.index(group_by)].copy())
                 yield batch
 
     watched = Watched(noted, rows.count, update)

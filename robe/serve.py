@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import numpy as np
 
+from data_pipeline.bags import Bags, IdsOfRows, joined
 from data_pipeline.schema import DataError
 from robe.config import ConfigError
 from robe.errors import RobeError
@@ -29,12 +30,13 @@ STOPPING = 30  # seconds that requests at hand have to end
 JSON, TEXT = b"application/json", b"text/plain; version=0.0.4"
 
 Value = str | int | float | bool | None
+Cell = Value | list[str | int | None]  # the ids of a bag; those with weights are texts, "3:0.5"
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a question."""
 
-    rows: list[dict[str, Value]]
+    rows: list[dict[str, Cell]]
 
 
 class Refused(Exception):
@@ -56,7 +58,7 @@ class Server:
         self.schema = model.schema
         self.counts: Counter[str] = Counter()
         self.worker = ThreadPoolExecutor(1)
-        self.waiting: list[tuple[np.ndarray, np.ndarray, asyncio.Future]] = []
+        self.waiting: list[tuple[np.ndarray, IdsOfRows, asyncio.Future]] = []
         self.computing: asyncio.Task | None = None
 
     async def __call__(self, scope: dict, receive: Callable[[], Awaitable[dict]], send: Callable) -> None:
@@ -113,7 +115,7 @@ class Server:
             raise Refused(400, f"row {np.argmin(finite)}: its probability is not finite; scale its numbers")
         return found.tolist()
 
-    def _read(self, body: bytes) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, body: bytes) -> tuple[np.ndarray, IdsOfRows]:
         """The rows of a body as the model takes them; raises Refused or DataError."""
         try:
             rows = msgspec.json.decode(body, type=Request).rows
@@ -142,7 +144,7 @@ class Server:
         loop = asyncio.get_running_loop()
         while self.waiting:
             batch, self.waiting = self.waiting, []
-            dense, ids = (np.concatenate([each[part] for each in batch]) for part in (0, 1))
+            dense, ids = (joined([each[part] for each in batch]) for part in (0, 1))
             started = time.perf_counter()
             try:
                 found = await loop.run_in_executor(self.worker, self.model.predict, dense, ids)
@@ -151,9 +153,9 @@ class Server:
                     if not answer.done():  # as it is once who asked has gone
                         answer.set_exception(error)
                 continue
-            self.counts.update(rows=len(ids), batches=1)
+            self.counts.update(rows=len(dense), batches=1)
             self.counts["microseconds"] += round(1e6 * (time.perf_counter() - started))
-            ends = np.cumsum([len(its) for _, its, _ in batch])
+            ends = np.cumsum([len(its) for its, *_ in batch])
             for (*_, answer), part in zip(batch, np.split(found, ends[:-1]), strict=True):
                 if not answer.done():
                     answer.set_result(part)
@@ -180,7 +182,10 @@ def serve(model: TrainedModel, host: str, port: int, most_rows: int, most_bytes:
         raise ConfigError(f"--port must be from 0 to {2**16 - 1}, not {port}")
     server = Server(model, most_rows, most_bytes)
     # The first call compiles, or loads, the kernels.
-    model.predict(np.zeros((1, model.data.dense)), np.zeros((1, len(model.data.cardinalities)), np.uint32))
+    ids: IdsOfRows = np.zeros((1, len(model.data.cardinalities)), np.uint32)
+    if model.data.pooling:
+        ids = Bags(ids[0], np.arange(ids.size + 1), None)
+    model.predict(np.zeros((1, model.data.dense)), ids)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)

@@ -492,15 +492,14 @@ def fed(model: DLRM, batches: Generator, rows: int, phase: Phase = no_phase) -> 
 
 
 def _checked(model: DLRM, batches: Generator, phase: Phase) -> Generator:
-    """Of the ids those of the features that the model uses, and all of them with a row."""
+    """The ids as the model takes them."""
     with closing(batches):
         while True:
             with phase("load"):
                 if (following := next(batches, None)) is None:
                     return
                 tag, (*rest, ids) = following
-                ids = np.ascontiguousarray(ids[:, : model.embedding.features])
-                model.embedding.check(ids)
+                ids = model.checked(ids, len(rest[-1]))
             yield tag, (*rest, ids)
 
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 # Of each module the tests that should see what is wrong with it, the quickest first.
 TESTS = {
     "data_pipeline/appearing.py": "prepare resume",
+    "data_pipeline/bags.py": "bag_data torchrec",
     "data_pipeline/batches.py": "batches",
     "data_pipeline/columns.py": "columns own_data",
     "data_pipeline/dialects.py": "dialects prepare",

@@ -163,7 +163,7 @@ def test_chunks_collide_as_often_as_independent_hashes():
         embedding = make("two chunks", data=data, hash_seed=seed)
         ids = np.zeros((4000, 5), np.uint32)
         ids[:, 0] = np.arange(4000)
-        rows = embedding.row_of(ids)[:, :2]
+        rows = embedding.row_of(ids, slice(None))[:, :2]
         n = int(rows.max()) + 1
         one, both = (np.bincount(x) for x in (rows[:, 0], rows[:, 0] * n + rows[:, 1]))
         shares.append(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.logs import read_log
 from data_pipeline.proposal import propose, unfilled
-from data_pipeline.schema import CRITEO, DataError, Schema, load_schema
+from data_pipeline.schema import CRITEO, Bag, DataError, Schema, load_schema
 from robe import cli as command_line
 
 TEXT = """
@@ -51,7 +51,7 @@ def test_a_schema_is_read_from_toml(tmp_path):
         (
             "dense_missing",
             "dense_mising",
-            "dense_mising is no key of a schema; there are categorical, ",
+            "dense_mising is no key of a schema; there are bags, categorical, ",
         ),
         ('label = "stars"', "", 'no label; write `label = "COLUMN"` above the first table, with the column'),
         ('"stars"', "3", "label must be a text"),
@@ -448,10 +448,6 @@ def test_a_text_that_means_missing_in_one_column_is_a_value_in_another(tmp_path)
 @pytest.mark.parametrize(
     ("values", "doubt"),
     [
-        (
-            ["Comedy|Drama", "Drama|Comedy", "Drama"],
-            'cells like "Comedy|Drama" are one value, not taken apart',
-        ),
         (["a;b", "b;a", "c"], 'cells like "a;b" are one value, not taken apart'),
         (["a, b", "b, a", "c"], 'cells like "a, b" are one value, not taken apart'),
         (["['a']", "['b']", "[]"], "cells like \"['a']\" are one value, not taken apart"),
@@ -467,6 +463,25 @@ def test_doubts_stand_beside_the_column(tmp_path, values, doubt):
     assert found.categorical == ("x",)
     (line,) = (line for line in text.splitlines() if line.startswith("x = "))
     assert doubt in line
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "bag"),
+    [
+        (["Comedy|Drama", "Drama|Comedy", "Drama"], "string", Bag()),
+        (["7;12", "12;7", "7", ""], "integer", Bag(separator=";")),
+        ([[7, 12], [12], []], "integer", Bag()),
+        ([["a"], ["b", "a"], None], "string", Bag()),
+        ([[{"a": 3, "w": 0.5}], [{"a": 7, "w": 1.0}, {"a": 3, "w": -1.0}], []], "integer", Bag(weights=True)),
+    ],
+)
+def test_cells_that_list_ids_are_bags(tmp_path, values, kind, bag):
+    name = "own.csv" if isinstance(values[0], str) else "own.parquet"
+    rows = (values * N)[:N]
+    text, found = propose_for(tmp_path, {"click": CLICK, "user": WORDS, "x": rows}, name)
+    assert found.bags == {"x": bag}
+    assert dict(zip(found.categorical, found.kinds, strict=True))["x"] == kind
+    assert "distinct, " in text
 
 
 CELLS = ["", "NA", "-", "?", "0", "1", "-1", "0.5", "1e39", "37.0", "True", "no", "007", "2014-10-21", "16e8"]
@@ -559,7 +574,7 @@ def test_values_that_no_column_can_hold(tmp_path):
     }
     for name, more in (
         ("own.csv", {}),
-        ("own.parquet", {"l": [[1]] * N, "n": [None] * N, "d": [date(2020, 1, 2)] * N}),
+        ("own.parquet", {"l": [[1.5]] * N, "n": [None] * N, "d": [date(2020, 1, 2)] * N}),
     ):
         _, found = propose_for(tmp_path, columns | more, name)
         assert found.dense == ()

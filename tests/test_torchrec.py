@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from data_pipeline.bags import Bags
 from data_pipeline.batches import Rows
 from data_pipeline.folders import open_folder, verify
 from data_pipeline.schema import DataError
@@ -163,3 +164,59 @@ def test_folders_that_cannot_be_used(raw, tmp_path):
         for day in (1, 2):
             (folder / f"day_{day}_{kind}.npy").unlink()
     fails("theirs: --split torchrec: leaves no row to train")
+
+
+def multi_hot(folder):
+    """Ids of three columns on three days, as MLPerf's tools leave them; `dense` is the number of the row."""
+    folder.mkdir()
+    rng, found = np.random.default_rng(0), []
+    for day in range(3):
+        np.save(folder / f"day_{day}_labels.npy", rng.integers(2, size=(40, 1), dtype=np.int32))
+        np.save(
+            folder / f"day_{day}_dense.npy", np.arange(40 * day, 40 * day + 40, dtype=np.float32)[:, None]
+        )
+        found.append([rng.integers(9, size=(40, size), dtype=np.int32) for size in (1, 3, 2)])
+        arrays = {str(column): ids for column, ids in enumerate(found[-1])}
+        np.savez(folder / f"day_{day}_sparse_multi_hot.npz", **arrays)
+    return np.concatenate([np.concatenate(day, axis=1) for day in found])
+
+
+def test_multi_hot_ids_are_read_as_they_are(tmp_path):
+    expected = multi_hot(tmp_path / "theirs")
+    manifest = verify(tmp_path / "theirs")
+    assert (manifest.ids.dialect, manifest.ids.cardinalities) == ("dictionary", (9, 9, 9))
+    assert manifest.schema.poolings() == ("sum", "sum", "sum")
+    for seed in (None, 3):
+        for batch in Rows(manifest, None, block_rows=8, window_blocks=3).batches(7, seed=seed):
+            assert isinstance(batch.ids, Bags)
+            assert batch.ids.weights is None
+            rows = batch.dense[:, 0].astype(int)
+            np.testing.assert_array_equal(batch.ids.values, expected[rows].ravel())
+            np.testing.assert_array_equal(np.diff(batch.ids.offsets), np.tile([1, 3, 2], len(rows)))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path, ids: np.savez_compressed(path, **ids), "is packed, which rows cannot be read from"),
+        (
+            lambda path, ids: np.savez(path, **{"0": ids["0"], "2": ids["2"]}),
+            "does not hold arrays 0, 1, ...",
+        ),
+        (
+            lambda path, ids: np.savez(path, **{n: a.astype(float) for n, a in ids.items()}),
+            "does not hold arrays",
+        ),
+        (lambda path, ids: np.savez(path, **ids | {"1": ids["1"][1:]}), "does not hold 3 arrays of 40 rows"),
+        (lambda path, ids: path.write_bytes(path.read_bytes()[:900]), "damaged"),
+    ],
+)
+def test_multi_hot_ids_that_cannot_be_read_are_refused(tmp_path, write, message):
+    multi_hot(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "day_1_sparse_multi_hot.npz"
+    with np.load(path) as archive:
+        ids = dict(archive)
+    write(path, ids)
+    with pytest.raises(DataError, match=message) as error:
+        open_folder(tmp_path / "theirs")
+    assert len(str(error.value).splitlines()) == 1

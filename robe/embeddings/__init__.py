@@ -6,14 +6,15 @@
 
 and all embeddings have the same few verbs:
 
-- `lookup(ids, out)`: ids (B, F) uint32 -> out (B, F, D)
-- `update(ids, d_vectors, rate)`: one optimizer step from the gradient (B, F, D) of the vectors
+- `lookup(ids, out, features)`: ids (B, F) uint32 -> out (B, F, D); or ids (N, 1) of features (N,), which are
+  otherwise None, -> out (N, 1, D)
+- `update(ids, d_vectors, rate, features)`: one optimizer step from the gradient (B, F, D) of the vectors
 - `begin(number)`: make of it what it is where a pass over the data begins, from 0 on: each has weights of its
   own to begin with, and the optimizer has kept nothing yet
 - `halfway()`: do what it does where half of the steps of a pass are made, if anything
 - `changing()`: what an update takes that is another number each time, besides the rate; it takes arrays (1,)
   of the device instead that are put in `held`, so that one graph serves all steps (robe/graph.py)
-- `check(ids)`: refuse ids that have no row, while they are still on the host
+- `check(ids, features)`: refuse ids that have no row, while they are still on the host
 - `state()`: name -> array, everything a checkpoint must hold
 - `flaw()`: what is wrong with these arrays where they are not what training leaves, in words; else None
 - `bytes()`: item -> bytes
@@ -22,9 +23,9 @@ and all embeddings have the same few verbs:
 
 Kernels that do more than a look-up or an update at once (robe/interaction.py) ask
 
-- `looks_up_by`, `operands(ids)`: the operation that a look-up is, and its arguments before `out`; both are
-  None where a look-up takes more than one operation
-- `adds`: whether an update only adds to `memory` at `slots(ids)`
+- `looks_up_by`, `operands(ids, features)`: the operation that a look-up is, and its arguments before `out`;
+  both are None where a look-up takes more than one operation
+- `adds`: whether an update only adds to `memory` at `slots(ids, features)`
 
 and of an ArrayEmbedding that is `summable`, whose gradients they sum, `make_sums()` and `step(slots, rate)`
 """

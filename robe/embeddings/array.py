@@ -22,12 +22,19 @@ LARGEST_HALF = 65504
 FLAWS_AT_ONCE = 2**20  # rows
 
 
-def check_rows(ids: np.ndarray, rows: np.ndarray | None) -> None:
-    """Raise ConfigError if an id (B, F) is not below rows (F,); None where any id has a row."""
-    if rows is not None and (ids >= rows).any():
-        b, f = np.argwhere(ids >= rows)[0]
+def check_rows(ids: np.ndarray, rows: np.ndarray | None, features: np.ndarray | None = None) -> None:
+    """Raise ConfigError if an id (B, F) is not below rows (F,); None where any id has a row.
+
+    features: of each id, where these are (N, 1).
+    """
+    if rows is None:
+        return
+    below = rows if features is None else rows[features][:, None]
+    if (ids >= below).any():
+        b, column = np.argwhere(ids >= below)[0]
+        f = column if features is None else features[b]
         raise ConfigError(
-            f"feature {f} has {rows[f]} rows, but an id of the data is {ids[b, f]}; the shards are "
+            f"feature {f} has {rows[f]} rows, but an id of the data is {ids[b, column]}; the shards are "
             "not those of the manifest, prepare the data again"
         )
 
@@ -55,7 +62,9 @@ class ArrayEmbedding(Declared):
     weights: how many are stored.
     table_weights: weights of the full table this stands for, and `table_note` says which table that is.
     rows: ids of each feature; None where any 32-bit id has a row.
-    row_of: ids (B, F) -> the rows (B, F * chunks) that stand for them; None where they are these rows.
+    row_of: (ids (B, F), features) -> the rows (B, F * chunks) that stand for them; None where they are these
+        rows. `features` indexes what it keeps of each feature: it is all of them, a slice, or (N, 1) of ids
+        (N, 1), and what it picks broadcasts with the ids.
     chunks: rows that make a vector, one behind the other.
     draw: number of a pass, from 0 on -> its initial weights in pieces, (first slot, (n,) float32); None for
         weights in codes, which a converted checkpoint brings.
@@ -76,7 +85,7 @@ class ArrayEmbedding(Declared):
     table_weights: int
     table_note: str
     rows: np.ndarray | None = None  # (F,)
-    row_of: Callable[[Any], Any] | None = None
+    row_of: Callable[[Any, Any], Any] | None = None
     chunks: int = 1
     draw: Callable[[int], Iterator[tuple[int, np.ndarray]]] | None = None
     rounding: str | None = None
@@ -93,6 +102,7 @@ class ArrayEmbedding(Declared):
 
     def __post_init__(self):
         self.make_arrays()
+        self.origin = self.backend.xp.zeros(self.chunks, "uint64")  # the base of tokens
         self.stepped = self.memory if self.master is None else self.master.reshape(-1)[: self.weights]
         self.rule = RULES[self.optimizer.optimizer]
         self.touched, self.options = touched_step(self.optimizer)
@@ -151,24 +161,34 @@ class ArrayEmbedding(Declared):
         """The operation that a look-up is, over `operands`; None where it takes more."""
         return "gather" if self.chunks == 1 else None
 
-    def operands(self, ids) -> tuple:
-        return self.memory, *self.slots(ids)
+    def operands(self, ids, features=None) -> tuple:
+        return self.memory, *self.slots(ids, features)
 
-    def slots(self, ids) -> tuple:
-        """Where the weights of `ids` (B, F) lie, for a kernel: (rows (B, F * chunks), base, slot_map)."""
-        return ids if self.row_of is None else self.row_of(ids), self.base, self.slot_map
+    def slots(self, ids, features=None) -> tuple:
+        """Where the weights of `ids` (B, F) lie, for a kernel: (rows (B, F * chunks), base, slot_map).
 
-    def check(self, ids: np.ndarray) -> None:
+        Of ids (N, 1) of features (N,) these are their tokens, and base is 0.
+        """
+        if features is None:
+            return ids if self.row_of is None else self.row_of(ids, slice(None)), self.base, self.slot_map
+        rows = ids if self.row_of is None else self.row_of(ids, features[:, None])
+        return self.base.reshape(-1, self.chunks)[features] + rows, self.origin, self.slot_map
+
+    def check(self, ids: np.ndarray, features: np.ndarray | None = None) -> None:
         """Raise ConfigError if an id (B, F), still on the host, has no row: kernels would read elsewhere."""
-        check_rows(ids, self.rows)
+        check_rows(ids, self.rows, features)
 
-    def lookup(self, ids, out) -> None:
+    def lookup(self, ids, out, features=None) -> None:
         """Write the vectors of `ids` (B, F) to `out` (B, F, D)."""
-        self.backend.kernels.gather(*self.operands(ids), self._in_chunks(out))
+        self.backend.kernels.gather(*self.operands(ids, features), self._in_chunks(out))
 
-    def update(self, ids, d_vectors, rate: float) -> None:
+    def update(self, ids, d_vectors, rate: float, features=None) -> None:
         """One optimizer step on the weights that `ids` (B, F) touch; d_vectors (B, F, D)."""
-        kernels, slots, d_vectors = self.backend.kernels, self.slots(ids), self._in_chunks(d_vectors)
+        kernels, slots, d_vectors = (
+            self.backend.kernels,
+            self.slots(ids, features),
+            self._in_chunks(d_vectors),
+        )
         if self.lean is not None:
             (key,), state = self.held or self.changing(), (self.accumulator, self.memory)
             kernels.code_step(d_vectors, *slots, rate, self.optimizer.eps, key, self.lean, *state)
@@ -231,7 +251,7 @@ class ArrayEmbedding(Declared):
         """Vectors (B, F, D) as the chunks they are made of, a view."""
         if self.chunks == 1:
             return vectors
-        return vectors.reshape(len(vectors), len(self.base), int(self.slot_map.width))
+        return vectors.reshape(len(vectors), vectors.shape[1] * self.chunks, int(self.slot_map.width))
 
     @property
     def unit(self) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
 from robe.embeddings.clusters import clustered, means
-from robe.embeddings.composed import INDEX, ComposedEmbedding, composed
+from robe.embeddings.composed import INDEX, Chosen, ComposedEmbedding, composed
 from robe.embeddings.compositional import HALF, chunk_width, hashed
 from robe.embeddings.declared import Array, Weights
 from robe.embeddings.tables import initial_bounds, largest, tables
@@ -146,27 +146,30 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
     key = slot_map("mix", config.model.width, 1, 1, config.embedding.hash_seed).key
     starts = np.cumsum((0, *n[clustered]))[: clustered.size]
     numbers = (clustered[:, None] * chunks + np.arange(chunks)).astype(np.uint64) << HALF
-    columns, offsets, tokens = map(backend.to_device, (clustered, starts, numbers))
+    offsets, tokens = map(backend.to_device, (starts, numbers))
+    chosen = Chosen(clustered, n.size, backend)
 
     def hashed_rows(which: int, c: int, ids: np.ndarray) -> np.ndarray:
         return hashed(key, numbers[c] + np.uint64(which) * HASHES, ids[:, None], np.uint64(k))
 
-    def indexed(ids):
+    def indexed(ids, features):
         rows = xp.repeat(ids[..., None], chunks, axis=2)
-        rows[:, columns] = index[offsets + xp.take(ids, columns, axis=1)]
-        return rows.reshape(len(ids), -1)
+        place = chosen.place(None if isinstance(features, slice) else features[:, 0])
+        first = offsets if place.features is None else offsets[place.features][:, None]
+        rows[place.at] = index[first + place.take(ids)]
+        return rows.reshape(len(ids), ids.shape[1] * chunks)
 
-    def helping(ids):
-        which = tokens + (clusterings.astype(np.uint64) + np.uint64(1)) * HASHES
-        rows = hashed(key, which, xp.take(ids, columns, axis=1)[..., None], np.uint64(k))
-        return rows.astype(np.uint32).reshape(len(ids), -1)
+    def helping(ids, features):
+        which = tokens[features] + (clusterings.astype(np.uint64) + np.uint64(1)) * HASHES
+        rows = hashed(key, which, ids[..., None], np.uint64(k))
+        return rows.astype(np.uint32).reshape(len(ids), ids.shape[1] * chunks)
 
-    def compose(rows, out):
+    def compose(rows, out, places):
         out[...], helped = rows
-        out[:, columns] += helped
+        out[places["helper"].at] += helped
 
-    def gradients(rows, d_vectors):
-        return d_vectors, xp.take(d_vectors, columns, axis=1)
+    def gradients(rows, d_vectors, places):
+        return d_vectors, places["helper"].take(d_vectors)
 
     bounds = initial_bounds(config, data)
     bounds[parted] /= np.sqrt(2)  # of a sum of two
@@ -176,5 +179,5 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
         "helper": tables(weights["helper"], bounds[parted].repeat(chunks), *made, stream=2, row_of=helping),
     }
     further = {"clustered": clustered, "starts": starts, "k": k, "hashed_rows": hashed_rows}
-    further |= {"seed": config.seed, "beside": beside}
+    further |= {"seed": config.seed, "beside": beside, "chosen": {"helper": chosen}}
     return composed(config, data, backend, parts, compose, gradients, ClusteredEmbedding, **further)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -16,26 +16,68 @@ from robe.optim import corrections
 INDEX = "embedding index"  # the line of `robe plan` that counts the bytes of what is beside the weights
 
 
+class Place(NamedTuple):
+    """Where the vectors of some features are among those of all.
+
+    axis: 1 of vectors (B, F, D), 0 of those of ids (N, 1); numbers: along it.
+    features: of each of these ids, counted among the features in question; None where axis is 1.
+    """
+
+    axis: int
+    numbers: Any
+    features: Any = None
+
+    @property
+    def at(self) -> tuple:
+        """The index of these vectors."""
+        return *(slice(None),) * self.axis, self.numbers
+
+    def take(self, array) -> Any:
+        """Those of an array of ids, vectors or gradients."""
+        return array.take(self.numbers, axis=self.axis)
+
+
+class Chosen:
+    """Some of F features, `numbers` (F_part,) ascending."""
+
+    def __init__(self, numbers: np.ndarray, features: int, backend: Backend):
+        position = np.full(features, -1)
+        position[numbers] = np.arange(len(numbers))
+        self.xp = backend.xp
+        self.columns, self.position = backend.to_device(numbers), backend.to_device(position)
+
+    def place(self, features=None) -> Place:
+        """Theirs among all features, or among ids (N, 1) of features (N,)."""
+        if features is None:
+            return Place(1, self.columns)
+        found = self.position[features]
+        numbers = self.xp.flatnonzero(found >= 0)
+        return Place(0, numbers, found[numbers])
+
+
 @dataclass
 class ComposedEmbedding:
     """Each of `parts` gives rows (B, F_part, D_part) for ids (B, F); `compose` makes vectors of them.
 
-    compose: (rows of each part, out (B, F, D))
-    gradients: (rows of each part, d_vectors (B, F, D)) -> the gradient of each part's rows
+    compose: (rows of each part, out (B, F, D), places)
+    gradients: (rows of each part, d_vectors (B, F, D), places) -> the gradient of each part's rows
+        places: part -> Place of its rows among the vectors, for those of `chosen`
+    chosen: part -> its features, where these are not all.
     shared: the parts whose rows all ids have in common, so B is 1.
     beside: what is stored besides weights, as an index; part and name -> array.
     """
 
     method: str
     parts: dict[str, ArrayEmbedding]
-    compose: Callable[[Sequence, Any], None]
-    gradients: Callable[[Sequence, Any], Sequence]
+    compose: Callable[[Sequence, Any, dict[str, Place]], None]
+    gradients: Callable[[Sequence, Any, dict[str, Place]], Sequence]
     features: int
     width: int
     backend: Backend
     table_weights: int
     table_note: str
     rows: np.ndarray | None = None  # (F,)
+    chosen: dict[str, Chosen] = field(default_factory=dict)
     shared: Sequence[str] = ()
     beside: dict[str, Any] = field(default_factory=dict)
     steps: int = field(init=False, default=0)
@@ -52,18 +94,22 @@ class ComposedEmbedding:
     def halfway(self) -> None:
         pass
 
-    def check(self, ids: np.ndarray) -> None:
-        check_rows(ids, self.rows)
+    def check(self, ids: np.ndarray, features: np.ndarray | None = None) -> None:
+        check_rows(ids, self.rows, features)
 
-    def lookup(self, ids, out) -> None:
-        self.compose(self._rows(ids), out)
+    def lookup(self, ids, out, features=None) -> None:
+        places = self._places(features)
+        self.compose(self._rows(self._ids(ids, features, places)), out, places)
 
-    def update(self, ids, d_vectors, rate: float) -> None:
+    def update(self, ids, d_vectors, rate: float, features=None) -> None:
         # All gradients are those of the rows before the step.
-        found, held = self.gradients(self._rows(ids), d_vectors), self.held or self.changing()
+        places = self._places(features)
+        ids = self._ids(ids, features, places)
+        found, held = self.gradients(self._rows(ids), d_vectors, places), self.held or self.changing()
         for (name, part), gradient in zip(self.parts.items(), found, strict=True):
             part.held = held
-            part.update(self._ids(name, ids), gradient, rate)
+            its_ids, of = ids[name]
+            part.update(its_ids, gradient, rate, of)
         self.steps += 1
 
     def changing(self) -> tuple:
@@ -71,19 +117,29 @@ class ComposedEmbedding:
         part = next(iter(self.parts.values()))
         return corrections(part.optimizer, self.steps + 1, part.stepped.dtype)
 
-    def _rows(self, ids) -> list:
+    def _places(self, features) -> dict[str, Place]:
+        return {name: chosen.place(features) for name, chosen in self.chosen.items()}
+
+    def _rows(self, ids: dict[str, tuple]) -> list:
         rows = []
         for name, part in self.parts.items():
-            its_ids = self._ids(name, ids)
-            rows.append(self.backend.empty((len(its_ids), part.features, part.width), part.dtype))
-            part.lookup(its_ids, rows[-1])
+            its_ids, of = ids[name]
+            vectors = len(its_ids), part.features if of is None else 1, part.width
+            rows.append(self.backend.empty(vectors, part.dtype))
+            part.lookup(its_ids, rows[-1], of)
         return rows
 
-    def _ids(self, name: str, ids):
-        """What a part looks up for `ids` (B, F)."""
-        if name not in self.shared:
-            return ids
-        return self.backend.xp.zeros((1, self.parts[name].features), "uint32")
+    def _ids(self, ids, features, places: dict[str, Place]) -> dict[str, tuple]:
+        """Part -> what it looks up for `ids` (B, F): (its ids, the features of these)."""
+        found = {}
+        for name, part in self.parts.items():
+            if name in self.shared:
+                found[name] = self.backend.xp.zeros((1, part.features), "uint32"), None
+            elif name in places:
+                found[name] = places[name].take(ids), places[name].features
+            else:
+                found[name] = ids, features
+        return found
 
     def state(self) -> dict[str, Any]:
         weights = {
@@ -117,8 +173,8 @@ def composed(
     data: DataSpec,
     backend: Backend,
     parts: dict[str, ArrayEmbedding],
-    compose: Callable[[Sequence, Any], None],
-    gradients: Callable[[Sequence, Any], Sequence],
+    compose: Callable[[Sequence, Any, dict[str, Place]], None],
+    gradients: Callable[[Sequence, Any, dict[str, Place]], Sequence],
     kind: Callable[..., ComposedEmbedding] = ComposedEmbedding,
     **further: Any,
 ) -> ComposedEmbedding:

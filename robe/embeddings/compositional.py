@@ -46,10 +46,10 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
     table = np.arange(rows.size * chunks, dtype=np.uint64).reshape(-1, chunks) << HALF
     table, high, fits = map(backend.to_device, (table, rows.astype(np.uint64)[:, None], fits[:, None]))
 
-    def row_of(ids):
+    def row_of(ids, features):
         ids = ids[..., None]
-        rows = xp.where(fits, ids, hashed(key, table, ids, high))
-        return rows.astype(np.uint32).reshape(len(ids), -1)
+        rows = xp.where(fits[features], ids, hashed(key, table[features], ids, high[features]))
+        return rows.astype(np.uint32).reshape(len(ids), rows.shape[1] * chunks)
 
     bounds = initial_bounds(config, data).repeat(chunks)
     return tables(weights, bounds, config, data, backend, dtype, row_of=row_of)

@@ -117,6 +117,17 @@ class Declared:
     def halfway(self) -> None:
         pass
 
+    def scratch(self, name: str, look_ups: int) -> Any:
+        """The array of that name, which has a place for each look-up of a batch, cut to so many.
+
+        It is made for one id of each feature in a row; bags may hold more, and then it grows.
+        """
+        array = getattr(self, name)
+        if array.shape[-1] < look_ups:
+            array = self.backend.empty((*array.shape[:-1], look_ups), array.dtype)
+            setattr(self, name, array)
+        return array[..., :look_ups]
+
     def state(self) -> dict[str, Any]:
         """Name -> array, everything of it that a checkpoint must hold."""
         return {f"embedding.{name}": getattr(self, name) for name, array in self.arrays.items() if array.kept}

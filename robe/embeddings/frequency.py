@@ -19,4 +19,8 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
     weights = declare(config, data)[""]
     last = backend.to_device((weights.rows - 1).astype(np.uint32))
     bounds, xp = initial_bounds(config, data), backend.xp
-    return tables(weights, bounds, config, data, backend, dtype, row_of=lambda ids: xp.minimum(ids, last))
+
+    def rows(ids, features):
+        return xp.minimum(ids, last[features])
+
+    return tables(weights, bounds, config, data, backend, dtype, row_of=rows)

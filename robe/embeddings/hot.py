@@ -118,7 +118,7 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
     rows, shift = (backend.to_device(each.astype(np.uint32)) for each in (rows, shift))
     behind = xp.uint32(exact)
 
-    def row_of(ids):
-        return xp.where(ids < rows, ids + shift, ids + behind)
+    def row_of(ids, features):
+        return xp.where(ids < rows[features], ids + shift[features], ids + behind)
 
     return array_of_blocks(weights, bounds, *made, row_of=row_of, **facts)

@@ -12,7 +12,7 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding
-from robe.embeddings.composed import ComposedEmbedding, composed
+from robe.embeddings.composed import Chosen, ComposedEmbedding, composed
 from robe.embeddings.declared import Weights
 from robe.embeddings.tables import initial_bounds, largest, tables
 
@@ -49,19 +49,13 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
     xp, width, weights, found = backend.xp, config.model.width, declare(config, data), widths(config, data)
     bounds = initial_bounds(config, data)
     shorter = [np.flatnonzero(found == d) for d in np.unique(found[found < width])]
-    features = [*shorter, np.flatnonzero(found == width)]
-    *columns, kept = map(backend.to_device, features)
+    features = dict(zip(weights, (*shorter, np.flatnonzero(found == width)), strict=False))
 
-    def part(name: str, bounds, stream: int, row_of=None) -> ArrayEmbedding:
-        return tables(weights[name], bounds, config, data, backend, dtype, stream=stream, row_of=row_of)
+    def part(name: str, bounds, stream: int) -> ArrayEmbedding:
+        return tables(weights[name], bounds, config, data, backend, dtype, stream=stream)
 
-    def rows_of(columns):
-        return lambda ids: xp.take(ids, columns, axis=1)
-
-    parts = {
-        name: part(name, bounds[of], 1 + stream, rows_of(columns))
-        for stream, (name, of, columns) in enumerate(zip(weights, features, (*columns, kept), strict=False))
-    }
+    parts = {name: part(name, bounds[of], 1 + stream) for stream, (name, of) in enumerate(features.items())}
+    *short_parts, _ = parts
     # A sum of d_f products has the variance of a full table's element, where that of a projection is 1 / d_f.
     projected = np.concatenate([found[of].repeat(found[of]) for of in (*shorter, found[:0])])
     parts["projections"] = part("projections", np.sqrt(3 / projected), 1 + len(parts))
@@ -74,20 +68,38 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
             yield projections[0, done : done + of.size * d].reshape(of.size, d, width)
             done += of.size * d
 
-    def compose(rows, out):
-        *shorts, tables, projections = rows
-        out[:, kept] = tables
-        for of, short, matrix in zip(columns, shorts, matrices(projections), strict=True):
-            out[:, of] = xp.matmul(short.swapaxes(0, 1), matrix).swapaxes(0, 1)
+    def projected_by(place, short, matrix):
+        """Rows (B, F_d, d) times the matrix (d, D) of their feature; of ids (N, 1), feature by feature."""
+        if place.features is None:
+            return xp.matmul(short.swapaxes(0, 1), matrix).swapaxes(0, 1)
+        product = backend.empty((*short.shape[:2], matrix.shape[2]), short.dtype)
+        for f, its_matrix in enumerate(matrix):
+            mine = xp.flatnonzero(place.features == f)
+            product[mine, 0] = xp.matmul(short[mine, 0], its_matrix)
+        return product
 
-    def gradients(rows, d_vectors):
+    def d_matrices(place, short, d, count):
+        """The gradients (F_d, d, D) of these matrices, F_d of them; d (B, F_d, D): those of the products."""
+        if place.features is None:
+            return xp.matmul(short.transpose(1, 2, 0), d.swapaxes(0, 1))
+        of = [xp.flatnonzero(place.features == f) for f in range(count)]
+        return xp.stack([xp.matmul(short[mine, 0].T, d[mine, 0]) for mine in of])
+
+    def compose(rows, out, places):
+        *shorts, tables, projections = rows
+        out[places["tables"].at] = tables
+        for name, short, matrix in zip(short_parts, shorts, matrices(projections), strict=True):
+            out[places[name].at] = projected_by(places[name], short, matrix)
+
+    def gradients(rows, d_vectors, places):
         *shorts, _, projections = rows
         d_shorts, d_projections = [], [projections[:, :0]]
-        for of, short, matrix in zip(columns, shorts, matrices(projections), strict=True):
-            d = xp.take(d_vectors, of, axis=1).swapaxes(0, 1)  # (F_d, B, D)
-            d_short = xp.matmul(d, matrix.swapaxes(1, 2))
-            d_shorts.append(xp.ascontiguousarray(d_short.swapaxes(0, 1)))
-            d_projections.append(xp.matmul(short.transpose(1, 2, 0), d).reshape(1, -1, width))
-        return *d_shorts, xp.take(d_vectors, kept, axis=1), xp.concatenate(d_projections, axis=1)
+        for name, short, matrix in zip(short_parts, shorts, matrices(projections), strict=True):
+            d = places[name].take(d_vectors)
+            d_shorts.append(xp.ascontiguousarray(projected_by(places[name], d, matrix.swapaxes(1, 2))))
+            d_projections.append(d_matrices(places[name], short, d, len(matrix)).reshape(1, -1, width))
+        return *d_shorts, places["tables"].take(d_vectors), xp.concatenate(d_projections, axis=1)
 
-    return composed(config, data, backend, parts, compose, gradients, shared=("projections",))
+    chosen = {name: Chosen(of, found.size, backend) for name, of in features.items()}
+    made = config, data, backend, parts, compose, gradients
+    return composed(*made, chosen=chosen, shared=("projections",))

@@ -136,27 +136,34 @@ class MixedPrecisionEmbedding(Declared):
     def width(self) -> int:
         return self.form.width
 
-    def check(self, ids: np.ndarray) -> None:
+    def check(self, ids: np.ndarray, features: np.ndarray | None = None) -> None:
         """Raise ConfigError if an id (B, F), still on the host, has no row: kernels would read elsewhere."""
-        check_rows(ids, self.rows)
+        check_rows(ids, self.rows, features)
 
-    def lookup(self, ids, out) -> None:
+    def lookup(self, ids, out, features=None) -> None:
         """Write the vectors of `ids` (B, F) to `out` (B, F, D)."""
-        self.backend.kernels.cached_gather(*self.operands(ids), out)
+        self.backend.kernels.cached_gather(*self.operands(ids, features), out)
 
-    def update(self, ids, d_vectors, rate: float) -> None:
+    def update(self, ids, d_vectors, rate: float, features=None) -> None:
         """One optimizer step on the rows that `ids` (B, F) name; d_vectors (B, F, D)."""
         kernels = self.backend.kernels
-        keys, order = self.sorted[:, : ids.size]
-        line, before = self.lines[:, : ids.size]
+        keys, order = self.scratch("sorted", ids.size)
+        line, before = self.scratch("lines", ids.size)
         number, key = self.held or self.changing()
         self.steps += 1
-        kernels.sort_rows(ids, self.base, keys, order)
+        ids, base = self._rows(ids, features)
+        kernels.sort_rows(ids, base, keys, order)
         cache = (self.tags, self.used, self.counters)
         kernels.admit(keys, order, ids, self.base, self.least_used, number, *cache, line, before)
         step = (rate, self.optimizer.eps, key, self.form)
         state = (self.table, self.values, self.accumulator)
-        kernels.cached_step(d_vectors, order, line, before, ids, self.base, *step, *state)
+        kernels.cached_step(d_vectors, order, line, before, ids, base, *step, *state)
+
+    def _rows(self, ids, features) -> tuple:
+        """(ids (B, F), base), or of ids (N, 1) of features (N,): (rows of the table, (N, 1) uint64, 0)."""
+        if features is None:
+            return ids, self.base
+        return self.base[features][:, None] + ids, self.base[:1]
 
     def changing(self) -> tuple:
         """What the next update takes that is another number each time: its own, from 1 on, and a key."""
@@ -215,8 +222,8 @@ class MixedPrecisionEmbedding(Declared):
         self.backend.kernels.cached_gather(*where, rows, np.zeros(1, np.uint64), out)
         return out.reshape(-1)
 
-    def operands(self, ids) -> tuple:
-        return self.table, self.form, self.tags, self.values, ids, self.base
+    def operands(self, ids, features=None) -> tuple:
+        return self.table, self.form, self.tags, self.values, *self._rows(ids, features)
 
     def counts(self) -> dict[str, int]:
         """Of all features: look-ups that hit and missed; rows loaded, evicted, or stepped in the table; and

@@ -18,4 +18,8 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
     weights = declare(config, data)[""]
     modulo = backend.to_device(weights.rows.astype(np.uint32))
     bounds = initial_bounds(config, data)
-    return tables(weights, bounds, config, data, backend, dtype, row_of=lambda ids: ids % modulo)
+
+    def rows(ids, features):
+        return ids % modulo[features]
+
+    return tables(weights, bounds, config, data, backend, dtype, row_of=rows)

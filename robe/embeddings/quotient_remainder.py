@@ -54,16 +54,19 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
     product = config.embedding.combine == "multiply"
     # Uniform in (-a, a) has variance a^2 / 3: that of the product is a^4 / 9, of the sum 2 a^2 / 3.
     bounds = (3 * bounds**2) ** 0.25 if product else bounds / np.sqrt(2)
-    maps = {"quotient": lambda ids: ids // by, "remainder": lambda ids: ids % by}
+    maps = {
+        "quotient": lambda ids, features: ids // by[features],
+        "remainder": lambda ids, features: ids % by[features],
+    }
     parts = {
         name: tables(weights[name], bounds, config, data, backend, dtype, stream=stream, row_of=row_of)
         for stream, (name, row_of) in enumerate(maps.items(), 1)
     }
 
-    def compose(rows, out):
+    def compose(rows, out, places):
         (xp.multiply if product else xp.add)(*rows, out=out)
 
-    def gradients(rows, d_vectors):
+    def gradients(rows, d_vectors, places):
         quotient, remainder = rows
         return (d_vectors * remainder, d_vectors * quotient) if product else (d_vectors, d_vectors)
 

@@ -85,7 +85,7 @@ class SketchedEmbedding(ArrayEmbedding):
     """An array whose first sets * HOT rows belong to hot ids.
 
     tokens: what is added to an id to make its token in the sketch.
-    scale: how much a look-up of each feature counts; 0 where every id has a row anyway.
+    scale: how much a look-up of each feature counts: 1, or 0 where every id has a row anyway.
     by_count: look-ups count alike; else by the norm of their gradient.
     half_life: steps in which importances are halved.
     cold: (features, ids, alike or broadcast) -> the rows, uint32, that stand for ids which are not hot.
@@ -108,6 +108,8 @@ class SketchedEmbedding(ArrayEmbedding):
     def __post_init__(self):
         self.row_of = self._rows
         self.columns = self.backend.to_device(np.arange(len(self.tokens)))
+        self.once = self.backend.xp.ones(1, "float32")
+        self.all_watched = bool((self.scale > 0).all())
         super().__post_init__()
         self.adds = False
 
@@ -117,19 +119,27 @@ class SketchedEmbedding(ArrayEmbedding):
             getattr(self, name)[...] = self.arrays[name].fill
         super().begin(number)
 
-    def _rows(self, ids):
+    def _rows(self, ids, features):
         """The rows (B, F) that ids are read from."""
-        rows = self.backend.empty(ids.shape, "uint32")
-        self.backend.kernels.hot_rows(ids, self.tokens, self.tags, rows)
-        return self.backend.xp.where(rows == NO_ROW, self.cold(self.columns, ids), rows)
+        rows, tokens, base, columns = self.backend.empty(ids.shape, "uint32"), ids, self.tokens, self.columns
+        if not isinstance(features, slice):
+            tokens, base, columns = base[features] + ids, base[:1], features
+        self.backend.kernels.hot_rows(tokens, base, self.tags, rows)
+        return self.backend.xp.where(rows == NO_ROW, self.cold(columns, ids), rows)
 
-    def update(self, ids, d_vectors, rate: float) -> None:
+    def update(self, ids, d_vectors, rate: float, features=None) -> None:
         *_, period = self.held or self.changing()
-        super().update(ids, d_vectors, rate)
-        kernels, (keys, order) = self.backend.kernels, self.sorted[:, : ids.size]
-        moved = self.moved[: ids.size]
-        kernels.sort_rows(ids, self.tokens, keys, order)
-        batch = keys, order, ids, self.tokens, d_vectors, self.scale, self.by_count, period
+        super().update(ids, d_vectors, rate, features)
+        base, scale = self.tokens, self.scale
+        if features is not None:
+            if not self.all_watched:
+                watched = self.backend.xp.flatnonzero(scale[features])
+                ids, d_vectors, features = ids[watched], d_vectors[watched], features[watched]
+            ids, base, scale = base[features][:, None] + ids, base[:1], self.once
+        kernels, (keys, order) = self.backend.kernels, self.scratch("sorted", ids.size)
+        moved = self.scratch("moved", ids.size)
+        kernels.sort_rows(ids, base, keys, order)
+        batch = keys, order, ids, base, d_vectors, scale, self.by_count, period
         kernels.space_saving(*batch, self.tags, self.importance, self.halved, moved)
         changed = self.backend.xp.flatnonzero(moved >= 0)
         if changed.size:

@@ -24,7 +24,7 @@ def tables(
     backend: Backend,
     dtype: str,
     stream: int = 1,
-    row_of: Callable[[Any], Any] | None = None,
+    row_of: Callable[[Any, Any], Any] | None = None,
 ) -> ArrayEmbedding:
     """Tables whose rows start uniform in (-bound, bound), `bounds` (T,).
 

@@ -16,7 +16,7 @@ import numpy as np
 from robe.backend import Backend
 from robe.config import DataSpec, TrainConfig
 from robe.embeddings.array import ArrayEmbedding
-from robe.embeddings.composed import ComposedEmbedding, composed
+from robe.embeddings.composed import Chosen, ComposedEmbedding, composed
 from robe.embeddings.declared import Weights
 from robe.embeddings.tables import initial_bounds, largest, tables
 
@@ -78,26 +78,26 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
     bounds, cored = initial_bounds(config, data), cored_features(config, data, rank)
     kept, trains = np.flatnonzero(~cored), np.flatnonzero(cored)
     moduli = [backend.to_device(weights[f"core{k}"].rows.astype(np.uint32)) for k in (2, 3)]
-    kept_columns, train_columns = map(backend.to_device, (kept, trains))
+    trained, whole = (Chosen(numbers, cored.size, backend) for numbers in (trains, kept))
 
     def digit(k: int):
-        def row_of(ids):
-            ids = xp.take(ids, train_columns, axis=1)
+        def row_of(ids, features):
+            middle, last = (by[features] for by in moduli)
             if k == 3:
-                return ids % moduli[1]
-            ids = ids // moduli[1]
-            return ids % moduli[0] if k == 2 else ids // moduli[0]
+                return ids % last
+            ids = ids // last
+            return ids % middle if k == 2 else ids // middle
 
         return row_of
 
     # An element is a sum of rank^2 products of three, each of variance v: rank^2 * v^3 = bound^2 / 3.
     core_bounds = np.sqrt(3 * np.cbrt(bounds[trains] ** 2 / 3 / rank**2))
 
-    def part(name: str, bounds, stream: int, row_of) -> ArrayEmbedding:
+    def part(name: str, bounds, stream: int, row_of=None) -> ArrayEmbedding:
         return tables(weights[name], bounds, config, data, backend, dtype, stream=stream, row_of=row_of)
 
     parts = {f"core{k}": part(f"core{k}", core_bounds, 1 + k, digit(k)) for k in (1, 2, 3)}
-    parts["tables"] = part("tables", bounds[kept], 1, lambda ids: xp.take(ids, kept_columns, axis=1))
+    parts["tables"] = part("tables", bounds[kept], 1)
     first, second, third = factors(width)
     shapes = (first, rank), (rank, second * rank), (rank, third)
 
@@ -106,16 +106,16 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
         a, b, c = (core.reshape(-1, *shape) for core, shape in zip(rows, shapes, strict=True))
         return a, b, c, xp.matmul(a, b).reshape(-1, first * second, rank)
 
-    def compose(rows, out):
+    def compose(rows, out, places):
         *cores, tables = rows
         *_, c, ab = matrices(cores)
-        out[:, kept_columns] = tables
-        out[:, train_columns] = xp.matmul(ab, c).reshape(len(out), -1, width)
+        out[places["tables"].at] = tables
+        out[places["core1"].at] = xp.matmul(ab, c).reshape(*cores[0].shape[:2], width)
 
-    def gradients(rows, d_vectors):
+    def gradients(rows, d_vectors, places):
         *cores, _ = rows
         a, b, c, ab = matrices(cores)
-        d = xp.take(d_vectors, train_columns, axis=1).reshape(-1, first * second, third)
+        d = places["core1"].take(d_vectors).reshape(-1, first * second, third)
         d_ab = xp.matmul(d, c.swapaxes(1, 2)).reshape(-1, first, second * rank)
         found = (
             xp.matmul(d_ab, b.swapaxes(1, 2)),
@@ -123,6 +123,7 @@ def create(config: TrainConfig, data: DataSpec, backend: Backend, dtype: str) ->
             xp.matmul(ab.swapaxes(1, 2), d),
         )
         found = (g.reshape(core.shape) for g, core in zip(found, cores, strict=True))
-        return *found, xp.take(d_vectors, kept_columns, axis=1)
+        return *found, places["tables"].take(d_vectors)
 
-    return composed(config, data, backend, parts, compose, gradients)
+    chosen = dict.fromkeys(parts, trained) | {"tables": whole}
+    return composed(config, data, backend, parts, compose, gradients, chosen=chosen)

@@ -1,7 +1,7 @@
 """Find the rows of a batch in the cache, and make room for those that are not there.
 
     keys, order   the rows of the batch, sorted (sort_rows.py)
-    ids, base     as there
+    ids, base     as there; or ids (N, 1) are rows already, and base (F,) tells which feature's they are
     least_used    replace the row with the fewest look-ups since it came (LFU), not the one least recently
                   used (LRU)
     step          number of the batch, from 1 on
@@ -53,7 +53,8 @@ def admit_cost(keys, order, ids, base, least_used, step, tags, used, counters, e
 
 def admit_reference(keys, order, ids, base, least_used, step, tags, used, counters, entry, before):
     features, sets = ids.shape[1], len(tags)
-    rows = (base + ids.astype(np.uint64)).ravel()[order]
+    rows = (base[:features] + ids.astype(np.uint64)).ravel()[order]
+    of = order % np.uint32(features) if features == len(base) else np.searchsorted(base, rows, "right") - 1
     starts = [p for p in range(len(keys)) if p == 0 or keys[p] != keys[p - 1]]
     counts = dict(zip(starts, np.diff([*starts, len(keys)]).tolist(), strict=True))
     entry[...], before[...] = REPEAT, STAYS
@@ -61,7 +62,7 @@ def admit_reference(keys, order, ids, base, least_used, step, tags, used, counte
     for p in starts:
         s = int(set_of(keys[p], sets))
         found = np.flatnonzero(tags[s] == rows[p]) if sets else []
-        feature = counters[order[p] % features]
+        feature = counters[of[p]]
         feature[HIT if len(found) else MISS] += counts[p]
         if len(found):
             way = int(found[0])
@@ -72,7 +73,7 @@ def admit_reference(keys, order, ids, base, least_used, step, tags, used, counte
             waiting.append((p, s))
     for p, s in waiting:
         ways = [way for way in range(WAYS) if (s, way) not in touched] if sets else []
-        feature = counters[order[p] % features]
+        feature = counters[of[p]]
         if not ways:
             entry[p] = DIRECT
             feature[OUTSIDE] += 1
@@ -159,7 +160,9 @@ def admit_none(p, keys, entry, before):
 @register_jitable
 def what_happened(p, keys, order, ids, base, entry, before):
     """(feature, look-ups, whether they hit) of the row whose first look-up is p."""
-    _, f = row_at(ids, base, order[p])
+    row, f = row_at(ids, base, order[p])
+    if ids.shape[1] != base.size:
+        f = feature_of(base, row)
     hit = entry[p] != DIRECT and before[p] == STAYS
     return f, group_end(keys, p, keys.size) - p, hit
 

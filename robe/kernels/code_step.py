@@ -122,7 +122,8 @@ def code_step_reference(d_vectors, ids, base, slot_map, rate, eps, key, form, ac
 def _codes_reference(groups, form):
     codes = groups[:, : code_bytes(form)]
     if form.bits == 4:
-        codes = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), -1)[:, : form.width]
+        codes = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), 2 * codes.shape[1])
+        codes = codes[:, : form.width]
     return codes.astype(np.float32)
 
 

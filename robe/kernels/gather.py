@@ -178,4 +178,5 @@ def gather_cuda(memory, ids, base, slot_map, out):
     _, shift = count_pieces(slot_map, ids)
     if shift < 2 or not in_fours(out):
         return gather_cuda_elements(memory, ids, base, slot_map, out)
-    walk_pieces(_gather_kernel, ids, base, slot_map, (words(memory), out.reshape(len(out), -1)))
+    rows, features, width = out.shape
+    walk_pieces(_gather_kernel, ids, base, slot_map, (words(memory), out.reshape(rows, features * width)))

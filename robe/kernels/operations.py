@@ -25,6 +25,8 @@ OPERATIONS = {
     "cached_gather": "cached_gather",
     "cached_interaction": "cached_interaction",
     "cached_step": "cached_step",
+    "pool": "pool",
+    "pool_backward": "pool",
     "interaction": "interaction",
     "interaction_backward": "interaction",
     "gather_interaction": "gather_interaction",

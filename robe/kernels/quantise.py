@@ -64,7 +64,7 @@ def quantise_reference(rows, numbers, key, form, table):
         code = np.clip(np.nan_to_num(code, nan=0.0), 0, levels).astype(np.uint8)
     if form.bits < 8:
         bits = code[:, :, None] >> np.arange(form.bits, dtype=np.uint8) & 1
-        code = np.packbits(bits.reshape(len(rows), -1), axis=1, bitorder="little")
+        code = np.packbits(bits.reshape(len(rows), form.width * form.bits), axis=1, bitorder="little")
     table[numbers, :codes] = code
     table[numbers, codes:] = ends.view(np.uint8)
 

@@ -29,6 +29,7 @@ from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.groups import group_length
 from robe.kernels.parts.launch import launch
 from robe.kernels.parts.numbers import typed, value_of
+from robe.kernels.parts.parallel import parallel
 from robe.kernels.quantise_touched import GROUPS, touched_groups
 
 
@@ -61,7 +62,7 @@ def _once(listed, counts, met, groups):
     return n
 
 
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
+@parallel()
 def _step_groups(groups, size, rate, eps, gradient, accumulator, out):
     for n in prange(groups.size):
         group = np.int64(groups[n])

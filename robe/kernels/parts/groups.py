@@ -136,11 +136,14 @@ def expanded(table, rows, form):
     scale, bias = from_half(codes[:, code_bytes(form) :].copy().view(np.uint16)).T[:, :, None]
     codes = codes[:, : code_bytes(form)]
     if form.bits == 4:
-        codes = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), -1)[:, : form.width]
+        codes = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(codes), 2 * codes.shape[1])
+        codes = codes[:, : form.width]
     elif form.bits < 4:
         count = int(form.width) * form.bits
         bits = np.unpackbits(codes, axis=1, count=count, bitorder="little")
-        codes = bits.reshape(len(codes), -1, form.bits) @ (1 << np.arange(form.bits, dtype=np.uint8))
+        codes = bits.reshape(len(codes), int(form.width), form.bits) @ (
+            1 << np.arange(form.bits, dtype=np.uint8)
+        )
     return bias + scale * codes.astype(np.float32)
 
 

@@ -11,6 +11,7 @@ from robe.kernels.parts.codes import NO_ROW, Form, row_bytes
 from robe.kernels.parts.groups import group_length, store_groups
 from robe.kernels.parts.half import rounding_key
 from robe.kernels.parts.hashing import SlotMap, slot_map, slots_reference
+from robe.kernels.pool import POOLINGS
 from robe.kernels.quantise import quantise_reference
 from robe.kernels.sort_rows import sort_rows_reference
 from robe.kernels.space_saving import EMPTY as NO_TOKEN
@@ -381,6 +382,28 @@ def sketch_calls(case: Case, rng) -> dict[str, Call]:
     }
 
 
+def bag_calls(case: Case, rng) -> dict[str, Call]:
+    """Calls on bags of 0 to 3 rows, of small integers: so some maxima are attained more than once."""
+    vectors = (case.rows, case.features, case.width)
+    offsets = np.cumsum((0, *rng.integers(0, 4, case.rows * case.features)))
+    count = int(offsets[-1])
+
+    def numbers(*shape):
+        return rng.integers(-4, 5, shape).astype(np.float32)
+
+    bags = {
+        "rows": numbers(count, case.width),
+        "offsets": offsets,
+        "weights": numbers(count * (case.rows % 2)),
+        "modes": (np.arange(case.features) % len(POOLINGS)).astype(np.uint8),
+    }
+    d_rows = np.full((count, case.width), np.nan, np.float32)
+    return {
+        "pool": call(("out",), **bags, out=np.full(vectors, np.nan, np.float32)),
+        "pool_backward": call(("d_rows",), d_vectors=numbers(*vectors), **bags, d_rows=d_rows),
+    }
+
+
 def calls(case: Case, seed: int = 0) -> dict[str, Call]:
     """Operation -> a call on the sizes of a case, with outputs full of NaN where they are only written."""
     rng = np.random.default_rng(seed)
@@ -540,4 +563,5 @@ def calls(case: Case, seed: int = 0) -> dict[str, Call]:
         ),
         **cached_calls(case, rng),
         **sketch_calls(case, rng),
+        **bag_calls(case, rng),
     }
