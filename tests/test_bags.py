@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import EVERY, VERSIONS, each_version, resolved, without_simulator
+from conftest import EVERY, VERSIONS, each_version, resolved
 
 from robe import checkpoint
 from robe.backend import select
@@ -104,13 +104,12 @@ def embedding_bag(rows, bags, pooling):
 @each_version("pool")
 def test_pooling_is_that_of_embedding_bag(run, weighted, rng):
     bags = draw_bags(rng, weighted)
-    rows = rng.standard_normal((len(bags.values), WIDTH))
-    wide = np.full((B, 1 + F, WIDTH), np.nan)
+    rows = rng.standard_normal((len(bags.values), WIDTH)).astype(np.float32)
+    wide = np.full((B, 1 + F, WIDTH), np.nan, np.float32)
     weights = bags.weights if weighted else np.empty(0, np.float32)
     run(rows, bags.offsets, weights, modes(POOLED.pooling), wide[:, 1:])
-    np.testing.assert_allclose(
-        wide[:, 1:], embedding_bag(rows, bags, POOLED.pooling)[0], rtol=1e-12, atol=1e-15
-    )
+    expected = embedding_bag(rows, bags, POOLED.pooling)[0]
+    np.testing.assert_allclose(wide[:, 1:], expected, rtol=1e-6, atol=1e-6)  # sums of up to three numbers
     assert np.isnan(wide[:, 0]).all()
     assert not wide[1, 1:].any()  # whose bags are empty
 
@@ -121,12 +120,15 @@ def test_pooling_is_that_of_embedding_bag(run, weighted, rng):
 def test_the_gradient_is_the_adjoint(run, weighted, rng):
     """<d, pool(x)> = <pool_backward(d), x> for sums and means; and each number by EmbeddingBag's formulas."""
     bags = draw_bags(rng, weighted)
-    rows, d = rng.standard_normal((len(bags.values), WIDTH)), rng.standard_normal((B, 1 + F, WIDTH))
+    rows, d = (
+        rng.standard_normal(shape).astype(np.float32)
+        for shape in ((len(bags.values), WIDTH), (B, 1 + F, WIDTH))
+    )
     d_rows, weights = np.full_like(rows, np.nan), bags.weights if weighted else np.empty(0, np.float32)
     run(d[:, 1:], rows, bags.offsets, weights, modes(POOLED.pooling), d_rows)
     vectors, gradient = embedding_bag(rows, bags, POOLED.pooling)
-    np.testing.assert_allclose(d_rows, gradient(d[:, 1:]), rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose((d_rows * rows).sum(), (d[:, 1:] * vectors).sum(), rtol=1e-12)
+    np.testing.assert_allclose(d_rows, gradient(d[:, 1:]), rtol=1e-6)
+    np.testing.assert_allclose((d_rows * rows).sum(), (d[:, 1:] * vectors).sum(), rtol=1e-5)
 
 
 @pytest.mark.kernels
@@ -143,7 +145,7 @@ def test_a_look_up_by_features_is_that_of_whole_rows(method, name, rng):
     """Of ids in any order, each with its feature; and bags of one id are stepped as whole rows are."""
     backend = select(name)
     whole, single = (create(settings(method), DATA, backend) for _ in range(2))
-    exact = method not in BY_MATMUL
+    exact = name != "cuda" and method not in BY_MATMUL  # there sums are atomic, in no fixed order
     for _ in range(3):
         ids = draw_ids(rng)
         vectors = np.full((B, F, WIDTH), np.nan, np.float32)
@@ -164,9 +166,9 @@ def test_a_look_up_by_features_is_that_of_whole_rows(method, name, rng):
     assert single.counts() == whole.counts()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_scratch_grows_with_the_bags_and_none_may_hold_an_id(method, rng):
-    embedding = create(settings(method), DATA, select("reference"))
+@pytest.mark.parametrize(("method", "name"), RUNS)
+def test_scratch_grows_with_the_bags_and_none_may_hold_an_id(method, name, rng):
+    embedding = create(settings(method), DATA, select(name))
     for count in (5 * B * F, 0):
         features = np.arange(count) % F
         ids = rng.integers(0, np.array(CARDINALITIES)[features], count).astype(np.uint32)[:, None]
@@ -179,13 +181,13 @@ def test_scratch_grows_with_the_bags_and_none_may_hold_an_id(method, rng):
     assert embedding.steps == 2
 
 
-@without_simulator
-@pytest.mark.parametrize("name", ["reference", "cpu"])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_gradient_of_every_parameter(pooling, name, rng):
+def test_gradient_of_every_parameter(pooling, rng):
     """float64 central differences of the mean loss, with weights and empty bags."""
     data = dataclasses.replace(DATA, pooling=(pooling, "sum", pooling))
-    model = build(settings("robe", "sgd"), data, select(name), "float64")
+    config = settings("robe", "sgd")
+    config = dataclasses.replace(config, embedding=dataclasses.replace(config.embedding, weights=40))
+    model = build(config, data, select("reference"), "float64")
     (label, dense), bags = batch(rng, "float64"), draw_bags(rng, weighted=pooling != "max")
 
     def loss():
@@ -208,7 +210,7 @@ def test_gradient_of_every_parameter(pooling, name, rng):
             array[i], numeric[i] = kept, (losses[0] - losses[1]) / 2e-6
         # Round-off of the losses (1e-16) over the step (1e-6); no rectifier, no maximum switches within it.
         np.testing.assert_allclose(gradient.ravel(), numeric, rtol=1e-6, atol=1e-8, err_msg=parameter)
-    assert np.count_nonzero(d_memory) > 50
+    assert np.count_nonzero(d_memory) > 30
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam"])
@@ -232,18 +234,18 @@ def test_a_model_of_bags_of_one_id_is_that_of_single_ids(version, optimizer):
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_steps_are_those_of_embedding_bag(version, optimizer, rng):
-    """Three steps of a table of float64 by NumPy: rows that no bag of the batch holds stay as they are."""
+    """Three steps of a table by NumPy: rows that no bag of the batch holds stay as they are."""
     config, backend = settings("full", optimizer), select(version)
-    embedding = create(config, DATA, backend, "float64")
-    layer = Interaction(embedding, B, backend, "float64", pooling=POOLED.pooling)
-    table = embedding.memory.reshape(-1, WIDTH).copy()
+    embedding = create(config, DATA, backend)
+    layer = Interaction(embedding, B, backend, pooling=POOLED.pooling)
+    table = embedding.memory.reshape(-1, WIDTH).astype(np.float64)
     accumulator, mean, square = (np.zeros_like(table) for _ in range(3))
     first = np.cumsum((0, *CARDINALITIES))[:F]
     for step in (1, 2, 3):
-        bags, d = draw_bags(rng), rng.standard_normal((B, 1 + F, WIDTH))
+        bags, d = draw_bags(rng), rng.standard_normal((B, 1 + F, WIDTH)).astype(np.float32)
         rows = first[bags.features(F)] + bags.values
         vectors, gradient = embedding_bag(table[rows], bags, POOLED.pooling)
-        np.testing.assert_allclose(layer.look_up(bags)[:, 1:], vectors, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(layer.look_up(bags)[:, 1:], vectors, rtol=1e-4, atol=1e-6)
         layer.update(bags, d, 0.1)
         g = np.zeros_like(table)
         np.add.at(g, rows, gradient(d[:, 1:]))
@@ -259,7 +261,8 @@ def test_steps_are_those_of_embedding_bag(version, optimizer, rng):
             square = np.where(touched, beta2 * square + (1 - beta2) * g**2, square)
             root = np.sqrt(square / (1 - beta2**step)) + config.optimizer.eps
             table -= np.where(touched, 0.1 * mean / (1 - beta1**step) / root, 0)
-        np.testing.assert_allclose(embedding.memory.reshape(-1, WIDTH), table, rtol=1e-9, atol=1e-12)
+        # float32 sums of some rows, whose steps are of 0.1.
+        np.testing.assert_allclose(embedding.memory.reshape(-1, WIDTH), table, rtol=1e-4, atol=1e-5)
 
 
 def test_the_order_in_a_bag_is_of_no_account_and_an_id_given_twice_counts_twice():
