@@ -22,7 +22,9 @@ CARDINALITIES = (60, 3, 11)
 DATA = DataSpec(2, CARDINALITIES, "dictionary", "", "test")
 POOLED = dataclasses.replace(DATA, pooling=("sum", "mean", "max"))
 WIDTH, B, F = 8, 6, len(CARDINALITIES)
-SIZES = {"weights": 300}
+# Several features of each size, so that parts of a method have more than one.
+TABLES = DataSpec(2, (60, 3, 60, 11, 60, 11), "dictionary", "", "test")
+SIZES = {"weights": 600}
 METHODS = {
     "robe": {"method": "robe", "block": 3, **SIZES},
     "robe, hash of the published code": {"method": "robe", "hash": "affine", "sign": False, **SIZES},
@@ -34,9 +36,9 @@ METHODS = {
     "frequency": {"method": "frequency", **SIZES},
     "compositional": {"method": "compositional", "chunks": 2, **SIZES},
     "hot": {"method": "hot", "block": 4, **SIZES},
-    "hot, online": {"method": "hot", "block": 4, "online": True, "weights": 900},
-    "cafe": {"method": "cafe", "weights": 520, "hot_share": 0.7},
-    "adaembed": {"method": "adaembed", "weights": 500},
+    "hot, online": {"method": "hot", "block": 4, "online": True, "weights": 1200},
+    "cafe": {"method": "cafe", "weights": 700, "hot_share": 0.6},
+    "adaembed": {"method": "adaembed", "weights": 700},
     "mixed_precision": {"method": "mixed_precision", "cache": 0.5},
     "mixed_precision, no cache": {"method": "mixed_precision", "cache": 0.0, "bits": 4},
     "quotient_remainder": {"method": "quotient_remainder", **SIZES},
@@ -56,8 +58,8 @@ def settings(method, optimizer="adagrad", **others):
     return resolved(model, METHODS[method], {"optimizer": optimizer, "lr": 0.1}, batch=B, **others)
 
 
-def draw_ids(rng, rows=B):
-    return np.stack([rng.integers(0, n, rows) for n in CARDINALITIES], axis=1).astype(np.uint32)
+def draw_ids(rng, cardinalities=CARDINALITIES):
+    return np.stack([rng.integers(0, n, B) for n in cardinalities], axis=1).astype(np.uint32)
 
 
 def draw_bags(rng, weighted=True, rows=B):
@@ -143,21 +145,23 @@ def test_of_equal_largest_rows_the_first_gets_the_gradient(run):
 @pytest.mark.parametrize(("method", "name"), RUNS)
 def test_a_look_up_by_features_is_that_of_whole_rows(method, name, rng):
     """Of ids in any order, each with its feature; and bags of one id are stepped as whole rows are."""
-    backend = select(name)
-    whole, single = (create(settings(method), DATA, backend) for _ in range(2))
+    backend, features = select(name), len(TABLES.cardinalities)
+    whole, single = (create(settings(method), TABLES, backend) for _ in range(2))
     exact = name != "cuda" and method not in BY_MATMUL  # there sums are atomic, in no fixed order
     for _ in range(3):
-        ids = draw_ids(rng)
-        vectors = np.full((B, F, WIDTH), np.nan, np.float32)
+        ids = draw_ids(rng, TABLES.cardinalities)
+        vectors = np.full((B, features, WIDTH), np.nan, np.float32)
         whole.lookup(ids, vectors)
-        order = rng.permutation(B * F)
-        found = np.full((B * F, 1, WIDTH), np.nan, np.float32)
-        whole.lookup(ids.reshape(-1, 1)[order], found, order % F)
+        order = rng.permutation(B * features)
+        found = np.full((B * features, 1, WIDTH), np.nan, np.float32)
+        whole.lookup(ids.reshape(-1, 1)[order], found, order % features)
         # Products of another shape may add up in another order.
         np.testing.assert_allclose(found[:, 0], vectors.reshape(-1, WIDTH)[order], rtol=0 if exact else 1e-5)
-        gradient = rng.standard_normal((B, F, WIDTH)).astype(np.float32)
+        gradient = rng.standard_normal((B, features, WIDTH)).astype(np.float32)
         whole.update(ids, gradient, 0.1)
-        single.update(ids.reshape(-1, 1), gradient.reshape(-1, 1, WIDTH), 0.1, np.arange(B * F) % F)
+        single.update(
+            ids.reshape(-1, 1), gradient.reshape(-1, 1, WIDTH), 0.1, np.arange(B * features) % features
+        )
         for key, array in whole.state().items():
             np.testing.assert_allclose(
                 single.state()[key], array, rtol=0 if exact else 1e-4, atol=0 if exact else 1e-5, err_msg=key
@@ -168,10 +172,10 @@ def test_a_look_up_by_features_is_that_of_whole_rows(method, name, rng):
 
 @pytest.mark.parametrize(("method", "name"), RUNS)
 def test_scratch_grows_with_the_bags_and_none_may_hold_an_id(method, name, rng):
-    embedding = create(settings(method), DATA, select(name))
-    for count in (5 * B * F, 0):
-        features = np.arange(count) % F
-        ids = rng.integers(0, np.array(CARDINALITIES)[features], count).astype(np.uint32)[:, None]
+    embedding = create(settings(method), TABLES, select(name))
+    for count in (5 * B * len(TABLES.cardinalities), 0):
+        features = np.arange(count) % len(TABLES.cardinalities)
+        ids = rng.integers(0, np.array(TABLES.cardinalities)[features], count).astype(np.uint32)[:, None]
         gradient = rng.standard_normal((count, 1, WIDTH)).astype(np.float32)
         before = {key: array.copy() for key, array in embedding.state().items()}
         embedding.update(ids, gradient, 0.1, features)
