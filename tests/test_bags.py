@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from conftest import EVERY, VERSIONS, each_version, resolved
 
+import robe
 from robe import checkpoint
 from robe.backend import select
-from robe.bags import Bags, modes
+from robe.bags import Bags, cut, modes
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec
 from robe.embeddings import create
@@ -16,6 +17,7 @@ from robe.errors import ArrayError
 from robe.interaction import Interaction
 from robe.kernels.pool import POOLINGS
 from robe.model import build
+from robe.plan import plan
 from robe.train import fed
 
 CARDINALITIES = (60, 3, 11)
@@ -341,3 +343,79 @@ def test_a_baseline_without_features_takes_no_bags(rng):
     ((_, arrays),) = fed(model, ((None, part) for part in [(label, dense, draw_bags(rng))]), B)
     assert arrays[-1].shape == (B, 0)
     assert np.isfinite(model.step(*arrays, 0.1)).all()
+
+
+def some_bags(rng, rows, cardinalities):
+    """Bags of 0 to 4 ids for each of two features."""
+    lengths = rng.integers(0, 5, rows * 2)
+    of = np.arange(rows * 2).repeat(lengths) % 2
+    return rng.integers(0, np.array(cardinalities)[of]), np.cumsum((0, *lengths))
+
+
+def test_a_model_of_ones_own_arrays_takes_bags(tmp_path, rng):
+    """It learns what one of the ids in a bag tells, and predicts in parts what it predicts row by row."""
+    cardinalities = 40, 9
+    chosen = {"method": "full", "lr": 0.1, "bottom": (4,), "top": (8,), "width": 4}
+    model = robe.DLRM(cardinalities, dense=1, pooling=("sum", "mean"), **chosen)
+    values, offsets = some_bags(rng, 2100, cardinalities)
+    dense = np.zeros((2100, 1), np.float32)
+    bags = values, offsets, rng.uniform(0.5, 1, len(values))
+    of_row = np.split(values, offsets[1:-1])[::2]  # the ids of the first feature
+    label = np.array([7 in ids or 11 in ids for ids in of_row])
+    model.fit([(label[:600], dense[:600], tuple(cut(bags, 0, 600, 2100)))] * 60)
+    assert model.losses[-1] < 0.5 * model.losses[0]
+    found = model.predict(dense, bags)
+    assert found[label].mean() > found[~label].mean() + 0.3
+    for b in (0, 599, 2047, 2048, 2099):  # where parts of an evaluation begin and end
+        (alone,) = model.predict(dense[b : b + 1], tuple(cut(bags, b, b + 1, 2100)))
+        assert alone == pytest.approx(found[b], rel=1e-5)
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(robe.DLRM.load(tmp_path / "model").predict(dense, bags), found)
+    same = robe.DLRM(cardinalities, dense=1, pooling="sum", **chosen)
+    assert same.data.pooling == ("sum", "sum")
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[1, 2]], "ids: must be bags"),
+        (([1, 2], [0, 1]), r"offsets of the bags: has shape \(2,\), but must have \(3,\)"),
+        (
+            ([1, 9], [0, 1, 2]),
+            "values of the bags, number 1: is 9, but those of feature 1 must be from 0 to 8",
+        ),
+        (([-1, 2], [0, 1, 2]), "values of the bags, number 0: is -1, but those of feature 0"),
+        (([1.0, 2.0], [0, 1, 2]), "values of the bags: holds float64, but must hold integers"),
+        (([1, 2], [0, 2, 1]), "offsets of the bags: must go from 0 to 2, the number of ids, and never fall"),
+        (([1, 2], [0, 1, 2], [1]), "weights of the bags: has shape"),
+        (([1, 2], [0, 1, 2], [1, np.inf]), "weights of the bags: must be finite"),
+        (
+            ([1, 2], [0, 1, 2], [1, 2]),
+            "weights of the bags: must be 1 where a feature is pooled by max, as 1 is",
+        ),
+    ],
+)
+def test_bad_bags_are_refused_before_a_kernel_sees_them(ids, message):
+    chosen = {"method": "full", "bottom": (2,), "top": (2,), "width": 2}
+    model = robe.DLRM((40, 9), dense=1, pooling=("sum", "max"), **chosen)
+    with pytest.raises(ArrayError, match=message):
+        model.predict([[0.0]], ids)
+
+
+def test_ways_of_pooling_that_do_not_exist_are_refused():
+    with pytest.raises(ConfigError, match="pooling must be of sum, mean, max, not 'min'"):
+        robe.DLRM((40, 9), dense=1, pooling="min")
+    with pytest.raises(ConfigError, match="1 ways of pooling for 2 features"):
+        robe.DLRM((40, 9), dense=1, pooling=("sum",))
+
+
+def test_a_plan_counts_the_rows_of_bags(rng):
+    """As if each held one id; and of a GPU neither graphs nor sums for vectors that are looked up again."""
+    config = settings("robe", "sgd", backend="cuda")
+    planned, single = (plan(config, data, 1)["memory"] for data in (POOLED, DATA))
+    model = build(settings("robe", "sgd"), POOLED, select("reference"))
+    model.predict(np.zeros((model.rows, 2), np.float32), of_one_id(np.zeros((model.rows, F), np.uint32)))
+    item = "rows of bags and their gradients, of one id each"
+    assert planned.pop(item) == model.interaction.looked_up.nbytes
+    assert single.pop("batches of CUDA graphs") > 0
+    assert planned == single
