@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import EVERY, VERSIONS, each_version, resolved
+from conftest import EVERY, VERSIONS, each_version, needs_simulator, resolved
+from recorder import recording
 
 import robe
 from robe import checkpoint
@@ -144,6 +145,7 @@ def test_of_equal_largest_rows_the_first_gets_the_gradient(run):
     np.testing.assert_array_equal(d_rows, [[0, 9], [7, 0], [0, 0]])
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(("method", "name"), RUNS)
 def test_a_look_up_by_features_is_that_of_whole_rows(method, name, rng):
     """Of ids in any order, each with its feature; and bags of one id are stepped as whole rows are."""
@@ -172,6 +174,7 @@ def test_a_look_up_by_features_is_that_of_whole_rows(method, name, rng):
     assert single.counts() == whole.counts()
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(("method", "name"), RUNS)
 def test_scratch_grows_with_the_bags_and_none_may_hold_an_id(method, name, rng):
     embedding = create(settings(method), TABLES, select(name))
@@ -237,6 +240,7 @@ def test_a_model_of_bags_of_one_id_is_that_of_single_ids(version, optimizer):
             np.testing.assert_allclose(pooled.state()[name], array, err_msg=name, **exact)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_steps_are_those_of_embedding_bag(version, optimizer, rng):
@@ -419,3 +423,21 @@ def test_a_plan_counts_the_rows_of_bags(rng):
     assert planned.pop(item) == model.interaction.looked_up.nbytes
     assert single.pop("batches of CUDA graphs") > 0
     assert planned == single
+
+
+@pytest.mark.kernels
+@needs_simulator
+def test_batches_of_bags_are_no_graphs(monkeypatch):
+    """Where a batch has the shapes of the one before, too."""
+    losses = []
+    for backend in recording(monkeypatch):
+        model, rng = build(settings("robe", "adam"), POOLED, backend), np.random.default_rng(1)
+        bags = draw_bags(rng)
+        for _ in range(4):
+            label, dense = batch(rng)
+            values = rng.integers(0, 3, len(bags.values)).astype(np.uint32)
+            losses.append(np.array(model.step(label, dense, bags._replace(values=values), 0.1)))
+            losses.append(np.array(model.predict(dense, bags)))
+        assert not model.graphs.replayed
+        assert model.embedding.steps == 4
+    np.testing.assert_allclose(losses[:8], losses[8:], rtol=1e-4, atol=1e-5)  # sums are atomic
