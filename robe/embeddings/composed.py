@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
     def take(self, array) -> Any:
         """Those of an array of ids, vectors or gradients."""
-        return array.take(self.numbers, axis=self.axis)
+        return np.take(array, self.numbers, axis=self.axis)  # CuPy's where the array is
 
 
 class Chosen:
