@@ -160,8 +160,9 @@ def test_what_is_not_rounded_in_training_has_no_rounding():
 def test_options_of_the_optimizer():
     for optimizer in ("adagrad", "none"):
         assert resolve(TrainConfig(optimizer=OptimizerConfig(optimizer, eps=1e-6))).optimizer.eps == 1e-6
+    takers = "adagrad, rowwise_adagrad, adam"
     with pytest.raises(
-        ConfigError, match=r"^--eps 1e-06 is not for --optimizer sgd; it is for --optimizer adagrad, adam$"
+        ConfigError, match=rf"^--eps 1e-06 is not for --optimizer sgd; it is for --optimizer {takers}$"
     ):
         resolve(TrainConfig(model=ModelConfig("kaggle"), optimizer=OptimizerConfig(eps=1e-6)))
 
