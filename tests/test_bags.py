@@ -4,11 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import EVERY, VERSIONS, each_version, resolved, without_simulator
+from conftest import EVERY, VERSIONS, each_version, resolved
 
+import robe
 from robe import checkpoint
 from robe.backend import select
-from robe.bags import Bags, modes
+from robe.bags import Bags, cut, modes
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec
 from robe.embeddings import create
@@ -16,13 +17,16 @@ from robe.errors import ArrayError
 from robe.interaction import Interaction
 from robe.kernels.pool import POOLINGS
 from robe.model import build
+from robe.plan import plan
 from robe.train import fed
 
 CARDINALITIES = (60, 3, 11)
 DATA = DataSpec(2, CARDINALITIES, "dictionary", "", "test")
 POOLED = dataclasses.replace(DATA, pooling=("sum", "mean", "max"))
 WIDTH, B, F = 8, 6, len(CARDINALITIES)
-SIZES = {"weights": 300}
+# Several features of each size, so that parts of a method have more than one.
+TABLES = DataSpec(2, (60, 3, 60, 11, 60, 11), "dictionary", "", "test")
+SIZES = {"weights": 600}
 METHODS = {
     "robe": {"method": "robe", "block": 3, **SIZES},
     "robe, hash of the published code": {"method": "robe", "hash": "affine", "sign": False, **SIZES},
@@ -34,9 +38,9 @@ METHODS = {
     "frequency": {"method": "frequency", **SIZES},
     "compositional": {"method": "compositional", "chunks": 2, **SIZES},
     "hot": {"method": "hot", "block": 4, **SIZES},
-    "hot, online": {"method": "hot", "block": 4, "online": True, "weights": 900},
-    "cafe": {"method": "cafe", "weights": 520, "hot_share": 0.7},
-    "adaembed": {"method": "adaembed", "weights": 500},
+    "hot, online": {"method": "hot", "block": 4, "online": True, "weights": 1200},
+    "cafe": {"method": "cafe", "weights": 700, "hot_share": 0.6},
+    "adaembed": {"method": "adaembed", "weights": 700},
     "mixed_precision": {"method": "mixed_precision", "cache": 0.5},
     "mixed_precision, no cache": {"method": "mixed_precision", "cache": 0.0, "bits": 4},
     "quotient_remainder": {"method": "quotient_remainder", **SIZES},
@@ -56,8 +60,8 @@ def settings(method, optimizer="adagrad", **others):
     return resolved(model, METHODS[method], {"optimizer": optimizer, "lr": 0.1}, batch=B, **others)
 
 
-def draw_ids(rng, rows=B):
-    return np.stack([rng.integers(0, n, rows) for n in CARDINALITIES], axis=1).astype(np.uint32)
+def draw_ids(rng, cardinalities=CARDINALITIES):
+    return np.stack([rng.integers(0, n, B) for n in cardinalities], axis=1).astype(np.uint32)
 
 
 def draw_bags(rng, weighted=True, rows=B):
@@ -104,13 +108,12 @@ def embedding_bag(rows, bags, pooling):
 @each_version("pool")
 def test_pooling_is_that_of_embedding_bag(run, weighted, rng):
     bags = draw_bags(rng, weighted)
-    rows = rng.standard_normal((len(bags.values), WIDTH))
-    wide = np.full((B, 1 + F, WIDTH), np.nan)
+    rows = rng.standard_normal((len(bags.values), WIDTH)).astype(np.float32)
+    wide = np.full((B, 1 + F, WIDTH), np.nan, np.float32)
     weights = bags.weights if weighted else np.empty(0, np.float32)
     run(rows, bags.offsets, weights, modes(POOLED.pooling), wide[:, 1:])
-    np.testing.assert_allclose(
-        wide[:, 1:], embedding_bag(rows, bags, POOLED.pooling)[0], rtol=1e-12, atol=1e-15
-    )
+    expected = embedding_bag(rows, bags, POOLED.pooling)[0]
+    np.testing.assert_allclose(wide[:, 1:], expected, rtol=1e-6, atol=1e-6)  # sums of up to three numbers
     assert np.isnan(wide[:, 0]).all()
     assert not wide[1, 1:].any()  # whose bags are empty
 
@@ -121,12 +124,15 @@ def test_pooling_is_that_of_embedding_bag(run, weighted, rng):
 def test_the_gradient_is_the_adjoint(run, weighted, rng):
     """<d, pool(x)> = <pool_backward(d), x> for sums and means; and each number by EmbeddingBag's formulas."""
     bags = draw_bags(rng, weighted)
-    rows, d = rng.standard_normal((len(bags.values), WIDTH)), rng.standard_normal((B, 1 + F, WIDTH))
+    rows, d = (
+        rng.standard_normal(shape).astype(np.float32)
+        for shape in ((len(bags.values), WIDTH), (B, 1 + F, WIDTH))
+    )
     d_rows, weights = np.full_like(rows, np.nan), bags.weights if weighted else np.empty(0, np.float32)
     run(d[:, 1:], rows, bags.offsets, weights, modes(POOLED.pooling), d_rows)
     vectors, gradient = embedding_bag(rows, bags, POOLED.pooling)
-    np.testing.assert_allclose(d_rows, gradient(d[:, 1:]), rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose((d_rows * rows).sum(), (d[:, 1:] * vectors).sum(), rtol=1e-12)
+    np.testing.assert_allclose(d_rows, gradient(d[:, 1:]), rtol=1e-6)
+    np.testing.assert_allclose((d_rows * rows).sum(), (d[:, 1:] * vectors).sum(), rtol=1e-5)
 
 
 @pytest.mark.kernels
@@ -141,21 +147,23 @@ def test_of_equal_largest_rows_the_first_gets_the_gradient(run):
 @pytest.mark.parametrize(("method", "name"), RUNS)
 def test_a_look_up_by_features_is_that_of_whole_rows(method, name, rng):
     """Of ids in any order, each with its feature; and bags of one id are stepped as whole rows are."""
-    backend = select(name)
-    whole, single = (create(settings(method), DATA, backend) for _ in range(2))
-    exact = method not in BY_MATMUL
+    backend, features = select(name), len(TABLES.cardinalities)
+    whole, single = (create(settings(method), TABLES, backend) for _ in range(2))
+    exact = name != "cuda" and method not in BY_MATMUL  # there sums are atomic, in no fixed order
     for _ in range(3):
-        ids = draw_ids(rng)
-        vectors = np.full((B, F, WIDTH), np.nan, np.float32)
+        ids = draw_ids(rng, TABLES.cardinalities)
+        vectors = np.full((B, features, WIDTH), np.nan, np.float32)
         whole.lookup(ids, vectors)
-        order = rng.permutation(B * F)
-        found = np.full((B * F, 1, WIDTH), np.nan, np.float32)
-        whole.lookup(ids.reshape(-1, 1)[order], found, order % F)
+        order = rng.permutation(B * features)
+        found = np.full((B * features, 1, WIDTH), np.nan, np.float32)
+        whole.lookup(ids.reshape(-1, 1)[order], found, order % features)
         # Products of another shape may add up in another order.
         np.testing.assert_allclose(found[:, 0], vectors.reshape(-1, WIDTH)[order], rtol=0 if exact else 1e-5)
-        gradient = rng.standard_normal((B, F, WIDTH)).astype(np.float32)
+        gradient = rng.standard_normal((B, features, WIDTH)).astype(np.float32)
         whole.update(ids, gradient, 0.1)
-        single.update(ids.reshape(-1, 1), gradient.reshape(-1, 1, WIDTH), 0.1, np.arange(B * F) % F)
+        single.update(
+            ids.reshape(-1, 1), gradient.reshape(-1, 1, WIDTH), 0.1, np.arange(B * features) % features
+        )
         for key, array in whole.state().items():
             np.testing.assert_allclose(
                 single.state()[key], array, rtol=0 if exact else 1e-4, atol=0 if exact else 1e-5, err_msg=key
@@ -164,12 +172,12 @@ def test_a_look_up_by_features_is_that_of_whole_rows(method, name, rng):
     assert single.counts() == whole.counts()
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_scratch_grows_with_the_bags_and_none_may_hold_an_id(method, rng):
-    embedding = create(settings(method), DATA, select("reference"))
-    for count in (5 * B * F, 0):
-        features = np.arange(count) % F
-        ids = rng.integers(0, np.array(CARDINALITIES)[features], count).astype(np.uint32)[:, None]
+@pytest.mark.parametrize(("method", "name"), RUNS)
+def test_scratch_grows_with_the_bags_and_none_may_hold_an_id(method, name, rng):
+    embedding = create(settings(method), TABLES, select(name))
+    for count in (5 * B * len(TABLES.cardinalities), 0):
+        features = np.arange(count) % len(TABLES.cardinalities)
+        ids = rng.integers(0, np.array(TABLES.cardinalities)[features], count).astype(np.uint32)[:, None]
         gradient = rng.standard_normal((count, 1, WIDTH)).astype(np.float32)
         before = {key: array.copy() for key, array in embedding.state().items()}
         embedding.update(ids, gradient, 0.1, features)
@@ -179,13 +187,13 @@ def test_scratch_grows_with_the_bags_and_none_may_hold_an_id(method, rng):
     assert embedding.steps == 2
 
 
-@without_simulator
-@pytest.mark.parametrize("name", ["reference", "cpu"])
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_gradient_of_every_parameter(pooling, name, rng):
+def test_gradient_of_every_parameter(pooling, rng):
     """float64 central differences of the mean loss, with weights and empty bags."""
     data = dataclasses.replace(DATA, pooling=(pooling, "sum", pooling))
-    model = build(settings("robe", "sgd"), data, select(name), "float64")
+    config = settings("robe", "sgd")
+    config = dataclasses.replace(config, embedding=dataclasses.replace(config.embedding, weights=40))
+    model = build(config, data, select("reference"), "float64")
     (label, dense), bags = batch(rng, "float64"), draw_bags(rng, weighted=pooling != "max")
 
     def loss():
@@ -208,7 +216,7 @@ def test_gradient_of_every_parameter(pooling, name, rng):
             array[i], numeric[i] = kept, (losses[0] - losses[1]) / 2e-6
         # Round-off of the losses (1e-16) over the step (1e-6); no rectifier, no maximum switches within it.
         np.testing.assert_allclose(gradient.ravel(), numeric, rtol=1e-6, atol=1e-8, err_msg=parameter)
-    assert np.count_nonzero(d_memory) > 50
+    assert np.count_nonzero(d_memory) > 30
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam"])
@@ -232,18 +240,18 @@ def test_a_model_of_bags_of_one_id_is_that_of_single_ids(version, optimizer):
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "adam"])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_steps_are_those_of_embedding_bag(version, optimizer, rng):
-    """Three steps of a table of float64 by NumPy: rows that no bag of the batch holds stay as they are."""
+    """Three steps of a table by NumPy: rows that no bag of the batch holds stay as they are."""
     config, backend = settings("full", optimizer), select(version)
-    embedding = create(config, DATA, backend, "float64")
-    layer = Interaction(embedding, B, backend, "float64", pooling=POOLED.pooling)
-    table = embedding.memory.reshape(-1, WIDTH).copy()
+    embedding = create(config, DATA, backend)
+    layer = Interaction(embedding, B, backend, pooling=POOLED.pooling)
+    table = embedding.memory.reshape(-1, WIDTH).astype(np.float64)
     accumulator, mean, square = (np.zeros_like(table) for _ in range(3))
     first = np.cumsum((0, *CARDINALITIES))[:F]
     for step in (1, 2, 3):
-        bags, d = draw_bags(rng), rng.standard_normal((B, 1 + F, WIDTH))
+        bags, d = draw_bags(rng), rng.standard_normal((B, 1 + F, WIDTH)).astype(np.float32)
         rows = first[bags.features(F)] + bags.values
         vectors, gradient = embedding_bag(table[rows], bags, POOLED.pooling)
-        np.testing.assert_allclose(layer.look_up(bags)[:, 1:], vectors, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(layer.look_up(bags)[:, 1:], vectors, rtol=1e-4, atol=1e-6)
         layer.update(bags, d, 0.1)
         g = np.zeros_like(table)
         np.add.at(g, rows, gradient(d[:, 1:]))
@@ -259,7 +267,8 @@ def test_steps_are_those_of_embedding_bag(version, optimizer, rng):
             square = np.where(touched, beta2 * square + (1 - beta2) * g**2, square)
             root = np.sqrt(square / (1 - beta2**step)) + config.optimizer.eps
             table -= np.where(touched, 0.1 * mean / (1 - beta1**step) / root, 0)
-        np.testing.assert_allclose(embedding.memory.reshape(-1, WIDTH), table, rtol=1e-9, atol=1e-12)
+        # float32 sums of some rows, whose steps are of 0.1.
+        np.testing.assert_allclose(embedding.memory.reshape(-1, WIDTH), table, rtol=1e-4, atol=1e-5)
 
 
 def test_the_order_in_a_bag_is_of_no_account_and_an_id_given_twice_counts_twice():
@@ -334,3 +343,79 @@ def test_a_baseline_without_features_takes_no_bags(rng):
     ((_, arrays),) = fed(model, ((None, part) for part in [(label, dense, draw_bags(rng))]), B)
     assert arrays[-1].shape == (B, 0)
     assert np.isfinite(model.step(*arrays, 0.1)).all()
+
+
+def some_bags(rng, rows, cardinalities):
+    """Bags of 0 to 4 ids for each of two features."""
+    lengths = rng.integers(0, 5, rows * 2)
+    of = np.arange(rows * 2).repeat(lengths) % 2
+    return rng.integers(0, np.array(cardinalities)[of]), np.cumsum((0, *lengths))
+
+
+def test_a_model_of_ones_own_arrays_takes_bags(tmp_path, rng):
+    """It learns what one of the ids in a bag tells, and predicts in parts what it predicts row by row."""
+    cardinalities = 40, 9
+    chosen = {"method": "full", "lr": 0.1, "bottom": (4,), "top": (8,), "width": 4}
+    model = robe.DLRM(cardinalities, dense=1, pooling=("sum", "mean"), **chosen)
+    values, offsets = some_bags(rng, 2100, cardinalities)
+    dense = np.zeros((2100, 1), np.float32)
+    bags = values, offsets, rng.uniform(0.5, 1, len(values))
+    of_row = np.split(values, offsets[1:-1])[::2]  # the ids of the first feature
+    label = np.array([7 in ids or 11 in ids for ids in of_row])
+    model.fit([(label[:600], dense[:600], tuple(cut(bags, 0, 600, 2100)))] * 60)
+    assert model.losses[-1] < 0.5 * model.losses[0]
+    found = model.predict(dense, bags)
+    assert found[label].mean() > found[~label].mean() + 0.3
+    for b in (0, 599, 2047, 2048, 2099):  # where parts of an evaluation begin and end
+        (alone,) = model.predict(dense[b : b + 1], tuple(cut(bags, b, b + 1, 2100)))
+        assert alone == pytest.approx(found[b], rel=1e-5)
+    model.save(tmp_path / "model")
+    np.testing.assert_array_equal(robe.DLRM.load(tmp_path / "model").predict(dense, bags), found)
+    same = robe.DLRM(cardinalities, dense=1, pooling="sum", **chosen)
+    assert same.data.pooling == ("sum", "sum")
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[1, 2]], "ids: must be bags"),
+        (([1, 2], [0, 1]), r"offsets of the bags: has shape \(2,\), but must have \(3,\)"),
+        (
+            ([1, 9], [0, 1, 2]),
+            "values of the bags, number 1: is 9, but those of feature 1 must be from 0 to 8",
+        ),
+        (([-1, 2], [0, 1, 2]), "values of the bags, number 0: is -1, but those of feature 0"),
+        (([1.0, 2.0], [0, 1, 2]), "values of the bags: holds float64, but must hold integers"),
+        (([1, 2], [0, 2, 1]), "offsets of the bags: must go from 0 to 2, the number of ids, and never fall"),
+        (([1, 2], [0, 1, 2], [1]), "weights of the bags: has shape"),
+        (([1, 2], [0, 1, 2], [1, np.inf]), "weights of the bags: must be finite"),
+        (
+            ([1, 2], [0, 1, 2], [1, 2]),
+            "weights of the bags: must be 1 where a feature is pooled by max, as 1 is",
+        ),
+    ],
+)
+def test_bad_bags_are_refused_before_a_kernel_sees_them(ids, message):
+    chosen = {"method": "full", "bottom": (2,), "top": (2,), "width": 2}
+    model = robe.DLRM((40, 9), dense=1, pooling=("sum", "max"), **chosen)
+    with pytest.raises(ArrayError, match=message):
+        model.predict([[0.0]], ids)
+
+
+def test_ways_of_pooling_that_do_not_exist_are_refused():
+    with pytest.raises(ConfigError, match="pooling must be of sum, mean, max, not 'min'"):
+        robe.DLRM((40, 9), dense=1, pooling="min")
+    with pytest.raises(ConfigError, match="1 ways of pooling for 2 features"):
+        robe.DLRM((40, 9), dense=1, pooling=("sum",))
+
+
+def test_a_plan_counts_the_rows_of_bags(rng):
+    """As if each held one id; and of a GPU neither graphs nor sums for vectors that are looked up again."""
+    config = settings("robe", "sgd", backend="cuda")
+    planned, single = (plan(config, data, 1)["memory"] for data in (POOLED, DATA))
+    model = build(settings("robe", "sgd"), POOLED, select("reference"))
+    model.predict(np.zeros((model.rows, 2), np.float32), of_one_id(np.zeros((model.rows, F), np.uint32)))
+    item = "rows of bags and their gradients, of one id each"
+    assert planned.pop(item) == model.interaction.looked_up.nbytes
+    assert single.pop("batches of CUDA graphs") > 0
+    assert planned == single

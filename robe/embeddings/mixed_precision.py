@@ -160,10 +160,10 @@ class MixedPrecisionEmbedding(Declared):
         kernels.cached_step(d_vectors, order, line, before, ids, base, *step, *state)
 
     def _rows(self, ids, features) -> tuple:
-        """(ids (B, F), base), or of ids (N, 1) of features (N,): (rows of the table, (N, 1) uint64, 0)."""
+        """(ids (B, F), base), or of ids (N, 1) of features (N,): (rows of the table, (N, 1), 0)."""
         if features is None:
             return ids, self.base
-        return self.base[features][:, None] + ids, self.base[:1]
+        return (self.base[features][:, None] + ids).astype("uint32"), self.base[:1]
 
     def changing(self) -> tuple:
         """What the next update takes that is another number each time: its own, from 1 on, and a key."""
