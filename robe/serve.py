@@ -131,6 +131,11 @@ class Server:
                 raise Refused(400, f"row {number}: {min(unknown)!r} is no column; there are {known}")
             if missing := [name for name in names if name not in row]:
                 raise Refused(400, f"row {number}: lacks {missing[0]!r}; what is not known is null")
+            single = (name for name in names if name not in self.schema.bags)
+            if listed := [name for name in single if isinstance(row[name], list)]:
+                raise Refused(
+                    400, f"row {number}: {listed[0]!r} is a list, but that column has one value a row"
+                )
         columns = {name: [row[name] for row in rows] for name in names}
         for name in self.schema.dense:  # in JSON 1 and 1.5 are of one type
             try:

@@ -125,7 +125,12 @@ GOOD = ROWS[0]
         (b"[" * 100_000, 400, "the body must be"),
         (json.dumps([GOOD]).encode(), 400, "the body must be"),
         (json.dumps({"rows": [GOOD], "extra": 1}).encode(), 400, "`extra`"),
-        (question([GOOD | {"city": ["c1"]}]), 400, "the body must be"),
+        (
+            question([GOOD | {"city": ["c1"]}]),
+            400,
+            "row 0: 'city' is a list, but that column has one value a row",
+        ),
+        (question([GOOD | {"city": {"c": 1}}]), 400, "the body must be"),
         (question([]), 400, "give from 1 to 10 rows, not 0"),
         (question([GOOD] * 11), 413, "give from 1 to 10 rows, not 11"),
         (
