@@ -442,16 +442,26 @@ def test_without_ids_that_count_the_rows_are_synthetic(tmp_path):
 
 def test_what_arrays_of_codes_lose_is_told():
     level = np.array([0.75, 0.76, 0.74, 0.75])
-    noise = np.array([0.001, -0.001, 0.0005, -0.0005])
-    auc = {stochastic_rounding.ARRAY: level}
-    for bits, lost in ((8, 0), (4, 0.02)):
-        for rounding in stochastic_rounding.ROUNDINGS:
-            auc[f"array, {stochastic_rounding.name_of(bits, rounding)}"] = level + noise - lost
+    noise = np.array([0.0001, -0.0001, 0.0001, -0.0001])
+    auc = {
+        "array": level + 0.002,
+        "array, a sum for a group": level,
+        "array, INT8 stochastic": level + noise,
+        "array, INT8 nearest": level - 0.002,
+        "array, INT4 stochastic": (level - noise - 0.02)[:3],  # which has fewer seeds
+        "array, INT4 nearest": level[:3] - 0.02,
+    }
+    assert stochastic_rounding.points((8, 4)).keys() > auc.keys()
     assert all(check.holds for check in stochastic_rounding.checks_of_arrays(auc))
-    for point, change in (("array, INT8 stochastic", -0.01), ("array, INT4 stochastic", 0.03)):
+    for point, change, told in (
+        ("array", -0.004, "an array whose Adagrad"),
+        ("array, INT8 stochastic", -0.001, "an array in INT8 alone loses"),
+        ("array, INT8 nearest", 0.003, "an array in INT8 alone that is rounded at random"),
+        ("array, INT4 stochastic", 0.03, "rejected: an array in INT4"),
+    ):
         changed = auc | {point: auc[point] + change}
-        assert sum(not check.holds for check in stochastic_rounding.checks_of_arrays(changed)) == 1
-    assert stochastic_rounding.points((8, 4)).keys() >= auc.keys()
+        (fails,) = (check for check in stochastic_rounding.checks_of_arrays(changed) if not check.holds)
+        assert fails.what.startswith(told)
 
 
 # dqrm
