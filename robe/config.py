@@ -153,7 +153,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"eval_every": 102_400, "target_auc": 0.8025},
     },
     # mlcommons/training: recommendation_v2/torchrec_dlrm, the reference of MLPerf v2 (target of its rules).
-    # The bags of its data are synthetic; here a feature has one id.
+    # Its data have bags of synthetic ids: data_pipeline/torchrec.py reads them.
     "mlperf_v2": {
         "model": {"preset": "mlperf", "interaction": "cross"},
         "optimizer": {"optimizer": "adagrad", "lr": 0.005},

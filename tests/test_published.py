@@ -127,10 +127,7 @@ def test_the_low_rank_cross_network_of_torchrec(version):
     for i in range(20):
         model.parameters[f"cross.{i}.v"][...] = v[i]
         model.parameters[f"cross.{i}.w"][...] = w[i]
-    model.interaction.first(3)[...], model.embedding.memory[...] = (
-        kept["cross.x"][:, :1],
-        kept["cross.x"][:, 1],
-    )
+    model.interaction.first(3)[...], model.embedding.memory[...] = x[:, :1], x[:, 1]
     out = model.interaction.forward(np.arange(3, dtype=np.uint32)[:, None])
     expected = [[-11.5, -3.4863], [-0.2742, -0.333], [249.6694, 117.3466]]
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)  # as TorchRec's test
