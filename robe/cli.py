@@ -463,7 +463,8 @@ def convert(
             compared = as_started(shown(f"not evaluated: {reason}"))
             return {}
         compared = report.compared_text(before, after)
-        return {"test": after, "test_before": before}
+        _, reliability = (found.pop("reliability") for found in (before, after))
+        return {"test": after, "test_before": before, "reliability": reliability}
 
     with ExitStack() as bar:
         update = bar.enter_context(progress_bar("convert", "weights"))
