@@ -32,7 +32,7 @@ from robe.kernels.parts.walks import elements, walk_elements
 
 POOLINGS = ("sum", "mean", "max")
 SUM, MEAN, MAX = range(len(POOLINGS))
-ONE = np.float32(1)
+ONE, U32 = np.float32(1), np.uint32
 
 
 def pool_cost(rows, offsets, weights, modes, out) -> Cost:
@@ -150,23 +150,22 @@ def _bag(state, b, f):
     """(first row, last but one, mode) of a bag."""
     offsets, modes = state[0], state[1]
     bag = b * modes.size + f
-    return offsets[bag], offsets[bag + 1], modes[f]
+    return U32(offsets[bag]), U32(offsets[bag + 1]), modes[f]  # of fewer registers than 64 bits
 
 
 @register_jitable
 def _pool_element(state, bag, b, f, i):
     _, _, weights, rows, out = state
     first, last, mode = bag
-    if first == last:
-        out[b, f, i] = 0
-        return
-    total = rows[first, i] if mode == MAX else weight_of(weights, first) * rows[first, i]
-    for n in range(first + 1, last):
+    total, n = rows.dtype.type(0), first
+    while n < last:
+        number = rows[n, i]
         if mode == MAX:
-            total = max(total, rows[n, i])
+            total = number if n == first else max(total, number)
         else:
-            total += weight_of(weights, n) * rows[n, i]
-    out[b, f, i] = total / np.float32(last - first) if mode == MEAN else total
+            total += weight_of(weights, n) * number
+        n = U32(n + U32(1))
+    out[b, f, i] = total / np.float32(last - first) if mode == MEAN and last > first else total
 
 
 _pool_kernel = elements(_bag, _pool_element)
@@ -180,18 +179,18 @@ def pool_cuda(rows, offsets, weights, modes, out):
 def _backward_element(state, bag, b, f, i):
     _, _, weights, d_vectors, rows, d_rows = state
     first, last, mode = bag
-    gradient, best = d_vectors[b, f, i], first
+    gradient, best, n = d_vectors[b, f, i], first, first
     if mode == MAX:
-        for n in range(first, last):
-            d_rows[n, i] = 0
-            if rows[n, i] > rows[best, i]:
-                best = n
-        if last > first:
-            d_rows[best, i] = gradient
-        return
-    count = np.float32(last - first) if mode == MEAN else ONE
-    for n in range(first, last):
-        d_rows[n, i] = gradient * weight_of(weights, n) / count
+        while n < last:
+            best = n if rows[n, i] > rows[best, i] else best
+            n = U32(n + U32(1))
+    count, n = np.float32(last - first) if mode == MEAN else ONE, first
+    while n < last:
+        pull = gradient * weight_of(weights, n) / count
+        if mode == MAX:
+            pull = gradient if n == best else rows.dtype.type(0)
+        d_rows[n, i] = pull
+        n = U32(n + U32(1))
 
 
 _backward_kernel = elements(_bag, _backward_element)
