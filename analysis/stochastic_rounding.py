@@ -343,8 +343,8 @@ def plot(rows: claim.Rows):
     source = "SYNTHETIC data" if where(rows, kind="test_auc")[0]["synthetic"] else "real data"
     training.set(xlabel="training steps", ylabel="test AUC")
     training.set_title(f"Tables without a cache, and arrays, {source}, 95%")
-    for axes in (path, training):
-        axes.legend(fontsize="small")
+    path.legend(fontsize="small")
+    training.legend(fontsize="x-small", loc="lower right", ncols=2)
     return figure
 
 
