@@ -59,11 +59,10 @@ class Cross(Interaction):
         rows: int,
         backend: Backend,
         dtype="float32",
-        trained: int | None = None,
-        pooling: tuple[str, ...] | None = None,
-        own: tuple[Mapping, Mapping, Mapping] = ({}, {}, {}),
+        *further: Any,
+        own: tuple[Mapping, Mapping, Mapping],
     ):
-        super().__init__(embedding, rows, backend, dtype, trained, pooling)
+        super().__init__(embedding, rows, backend, dtype, *further, own=own)
         self.xp, self.matmul = backend.xp, backend.matmul
         self.x_0, self.d_x_0 = (array.reshape(rows, -1) for array in (self.vectors, self.d_vectors))
         (parameters, gradients, factors), shape, short = own, self.x_0.shape, self.short

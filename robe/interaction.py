@@ -91,6 +91,7 @@ class Interaction:
         dtype="float32",
         trained: int | None = None,
         pooling: tuple[str, ...] | None = None,
+        *,
         own: tuple[Mapping, Mapping, Mapping] = ({}, {}, {}),
     ):
         self.embedding, self.kernels, self.short = embedding, backend.kernels, backend.short

@@ -39,7 +39,11 @@ from robe.layers import MLP
 from robe.optim import RULES, DenseOptimizer, corrections
 from robe.timeline import Phase, no_phase
 
-INTERACTIONS = {"dot": Interaction, "cross": Cross, "none": Cross}  # by the names of robe.config
+INTERACTIONS: dict[str, type[Interaction]] = {
+    "dot": Interaction,
+    "cross": Cross,
+    "none": Cross,
+}  # by the names of robe.config
 EVALUATION_BATCH = 2048
 AVERAGED = 2**22  # numbers that are averaged at a time
 DROPPED = 2**63  # number of the step from which keys of dropout are counted on; keys of rounding, from 0
@@ -164,7 +168,7 @@ class DLRM:
         own = _beside_mlps(matrices), _beside_mlps(d_matrices), _beside_mlps(factors)
         kind = INTERACTIONS[config.model.interaction]
         self.pooling = used_data(config, data).pooling
-        self.interaction = kind(embedding, batch, backend, dtype, config.batch, self.pooling, own)
+        self.interaction = kind(embedding, batch, backend, dtype, config.batch, self.pooling, own=own)
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
         self.graphs = Graphs(backend)

@@ -1,6 +1,7 @@
 """Bags: features that hold any number of ids, pooled; against EmbeddingBag and models of single ids."""
 
 import dataclasses
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,11 +9,12 @@ from conftest import EVERY, VERSIONS, each_version, needs_simulator, resolved
 from recorder import recording
 
 import robe
+from data_pipeline import schema
 from robe import checkpoint
 from robe.backend import select
 from robe.bags import Bags, cut, modes
 from robe.checkpoint import Position
-from robe.config import ConfigError, DataSpec
+from robe.config import ConfigError, DataSpec, Pooling
 from robe.embeddings import create
 from robe.errors import ArrayError
 from robe.interaction import Interaction
@@ -102,6 +104,11 @@ def embedding_bag(rows, bags, pooling):
             share[k, first:last] = weights[first:last, None] / over
     vectors = np.einsum("kni,ni->ki", share, rows)
     return vectors.reshape(-1, count, width), lambda d: np.einsum("kni,ki->ni", share, d.reshape(-1, width))
+
+
+def test_all_sides_pool_alike():
+    """The kernels number what settings and schemas name, which do without each other."""
+    assert get_args(Pooling) == get_args(schema.Pooling) == POOLINGS
 
 
 @pytest.mark.kernels
