@@ -1,11 +1,13 @@
 """What the readers of logs yield: rows as NumPy arrays, and the lines that hold none."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from data_pipeline.bags import IdsOfRows
+
+BadRows = Literal["error", "skip"]  # what becomes of lines that hold no row
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from data_pipeline.chunk import BadRows
 from data_pipeline.dialects import Dialect, Order
 from data_pipeline.input_files import InputOrder
-from data_pipeline.logs import BadRows
 from data_pipeline.manifest import measured_columns, shard_name
 from data_pipeline.ranks import Ranks
 from data_pipeline.schema import CRITEO, Dense, Schema

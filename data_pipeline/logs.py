@@ -8,17 +8,14 @@ import re
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
-from typing import Literal
 
 from data_pipeline import columns, raw
 from data_pipeline.background import ahead
-from data_pipeline.chunk import Chunk, Rejected
+from data_pipeline.chunk import BadRows, Chunk, Rejected
 from data_pipeline.columns import SLICE_ROWS
 from data_pipeline.formats import DAMAGES, FROM_GBK, NOT_UTF8, opened
 from data_pipeline.schema import CRITEO, DataError, Schema
 from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
-
-BadRows = Literal["error", "skip"]
 
 
 def read_log(

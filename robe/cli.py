@@ -20,13 +20,13 @@ import tyro
 from tyro.conf import OmitArgPrefixes as Flat
 from tyro.conf import Positional as Argument
 
-from data_pipeline.batches import Rows
+# What loads Polars or Numba is imported by the commands that use it: to read options takes a tenth of that.
+from data_pipeline.chunk import BadRows
 from data_pipeline.dialects import Dialect
 from data_pipeline.folders import open_folder
-from data_pipeline.logs import BadRows
+from data_pipeline.job import PrepareConfig
 from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.names import shown
-from data_pipeline.prepare import PrepareConfig
 from data_pipeline.schema import (
     CRITEO,
     CRITEO_TB_GZIP_BYTES,
@@ -55,7 +55,6 @@ from robe.config import (
 )
 from robe.errors import RobeError
 from robe.terminal import prepare_streams, require_usable
-from robe.timeline import Timeline, no_phase
 from robe.version import __version__
 
 BackendName = Literal["auto", "reference", "cpu", "cuda"]
@@ -222,11 +221,13 @@ def train(
             debuggers want it; the results are the same.
         max_steps: End after this step, with an evaluation and a checkpoint; --resume goes on from there.
     """
+    from data_pipeline.batches import Rows
     from robe import report, run_folder
     from robe.backend import select
     from robe.files import alone
     from robe.model import build
     from robe.progress import progress_bar
+    from robe.timeline import Timeline, no_phase
     from robe.train import TrainingError, resumed
 
     if resume is not None:
@@ -337,6 +338,7 @@ def evaluate(
         backend: Where to compute.
         graph: On a GPU, start an inference as one CUDA graph; as of `train`.
     """
+    from data_pipeline.batches import Rows
     from robe import metrics, run_folder
 
     manifest, pace, found = watched_evaluation(run, data, split, backend, graph, group_by)
@@ -582,6 +584,7 @@ def doctor(data: Path | None = None) -> None:
     Args:
         data: A folder made by `prepare`.
     """
+    from data_pipeline.batches import Rows
     from data_pipeline.folders import verify
     from robe import doctor
 

@@ -362,6 +362,12 @@ def test_importing_is_cheap(tmp_path):
         robe.nothing  # noqa: B018
 
 
+def test_options_are_read_before_numba_and_polars_are_imported(tmp_path):
+    """They would take three quarters of the time of `--help`, and of a command that is refused."""
+    code = "import sys, robe.cli; print({'numba', 'polars'} & sys.modules.keys())"
+    assert python(code, tmp_path) == "set()\n"
+
+
 def test_numpy_may_come_first(tmp_path):
     """And the name of a thing is enough to get it. How threads wait is left alone until that is asked for."""
     model = "DLRM([9], 0, weights=16).predict(numpy.empty((1, 0)), [[3]])"

@@ -15,7 +15,7 @@ from robe.embeddings.declared import Array, Declared
 from robe.kernels.parts.codes import Form, code_bytes
 from robe.kernels.parts.groups import expanded, form_of, group_length, quantised, store_groups
 from robe.kernels.parts.half import rounding_key
-from robe.kernels.parts.hashing import SlotMap
+from robe.kernels.parts.hashing import FAMILIES, SlotMap
 from robe.optim import RULES, corrections, touched_step
 
 LARGEST_HALF = 65504
@@ -103,6 +103,10 @@ class ArrayEmbedding(Declared):
     def __post_init__(self):
         self.make_arrays()
         self.origin = self.backend.xp.zeros(self.chunks, "uint64")  # the base of tokens
+        # Tokens of tables are their rows, mostly few enough for the kernels that ids have.
+        where = self.slot_map
+        few = where.family == FAMILIES["table"] and where.memory // where.width < 2**32
+        self.token = "uint32" if few else "uint64"
         self.stepped = self.memory if self.master is None else self.master.reshape(-1)[: self.weights]
         self.rule = RULES[self.optimizer.optimizer]
         self.touched, self.options = touched_step(self.optimizer)
@@ -172,7 +176,8 @@ class ArrayEmbedding(Declared):
         if features is None:
             return ids if self.row_of is None else self.row_of(ids, slice(None)), self.base, self.slot_map
         rows = ids if self.row_of is None else self.row_of(ids, features[:, None])
-        return self.base.reshape(-1, self.chunks)[features] + rows, self.origin, self.slot_map
+        tokens = self.base.reshape(-1, self.chunks)[features] + rows
+        return tokens.astype(self.token, copy=False), self.origin, self.slot_map
 
     def check(self, ids: np.ndarray, features: np.ndarray | None = None) -> None:
         """Raise ConfigError if an id (B, F), still on the host, has no row: kernels would read elsewhere."""
