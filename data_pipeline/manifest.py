@@ -12,6 +12,10 @@ other (`bags.py`), and there are
     day_N_lengths.npy  uint16  (rows, number of categorical columns), how many ids each bag has
     day_N_starts.npy   int64   (rows, 1), how many ids stand before each row
     day_N_weights.npy  float32 (ids, 1), where ids have weights
+
+Where the schema names a column for it, how much each row counts is in
+
+    day_N_row_weights.npy  float32 (rows, 1), finite and at least 0
 """
 
 import hashlib
@@ -34,11 +38,12 @@ FORMAT, VERSION = "robe-dlrm-shards", 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test", "validation")
 KINDS = {"labels": np.dtype(np.int32), "dense": np.dtype(np.float32), "sparse": np.dtype(np.int32)}
-# What more there is where columns are bags.
-BAG_KINDS: dict[str, np.dtype] = {
+# What more there is where columns are bags, and where rows have weights.
+MORE_KINDS: dict[str, np.dtype] = {
     "lengths": np.dtype(np.uint16),
     "starts": np.dtype(np.int64),
     "weights": np.dtype(np.float32),
+    "row_weights": np.dtype(np.float32),
 }
 RAGGED = ("sparse", "weights")  # of bags, these have a row for each id
 
@@ -59,12 +64,12 @@ def shard_columns(schema: Schema) -> dict[str, int]:
     if schema.bags:
         columns |= {"sparse": 1, "lengths": len(schema.categorical), "starts": 1}
         columns |= {"weights": 1} if schema.weighted() else {}
-    return columns
+    return columns if schema.weight is None else columns | {"row_weights": 1}
 
 
 def shard_type(kind: str) -> np.dtype:
     """The type of a shard that is made here."""
-    return KINDS[kind] if kind in KINDS else BAG_KINDS[kind]
+    return KINDS[kind] if kind in KINDS else MORE_KINDS[kind]
 
 
 def measured_columns(schema: Schema, default: str) -> dict[str, str]:
@@ -84,6 +89,8 @@ def possible(rows: np.ndarray, kind: str) -> np.ndarray:
         return (rows == 0) | (rows == 1)
     if kind in ("dense", "weights"):
         return np.isfinite(rows)
+    if kind == "row_weights":
+        return np.isfinite(rows) & (rows >= 0)
     if kind in ("lengths", "starts"):
         return rows >= 0
     return (rows >= -(2**31)) & (rows < 2**32)  # of int64 ids the low 32 bits are read
@@ -269,6 +276,8 @@ class Manifest:
             del data["measured"]
         if not self.schema.bags:  # likewise
             del data["schema"]["bags"]
+        if self.schema.weight is None:  # likewise
+            del data["schema"]["weight"]
         write_json(folder / MANIFEST, data)
 
     @classmethod

@@ -23,8 +23,8 @@ from data_pipeline.whole_files import new_file
 
 REJECTED = "rejected.tsv"
 
-# Some consecutive rows: an array (n, columns) for each of KINDS, but bags where the schema has any, and
-# `clipped` as in `Chunk`.
+# Some consecutive rows: an array (n, columns) for each of KINDS, but bags where the schema has any;
+# `row_weights` where it has a weight; and `clipped` as in `Chunk`.
 Rows = dict[str, Any]
 
 
@@ -148,6 +148,7 @@ def _parts(
             assert chunk.label is not None
             rows = {"labels": chunk.label[:, None], "dense": chunk.dense, "sparse": chunk.ids}
             rows |= {"clipped": chunk.clipped}
+            rows |= {} if chunk.weight is None else {"row_weights": chunk.weight[:, None]}
             for day, (start, stop) in enumerate(pairwise([0, *ends]), source.first):
                 if start < stop:
                     yield (
