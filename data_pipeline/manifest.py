@@ -133,12 +133,17 @@ class Ids:
 
 @dataclass(frozen=True)
 class Day:
-    """A day of the log: its rows, the sha256 of each shard (without its header), where it comes from."""
+    """A day of the log: its rows, the sha256 of each shard (without its header), where it comes from.
+
+    rejected: how many of its lines broke the rules.
+    dropped: how many rows without a click were left out by chance.
+    """
 
     rows: int
     sha256: dict[str, str]
     source: str
     rejected: int = 0
+    dropped: int = 0
 
 
 class Score(TypedDict):
@@ -197,6 +202,8 @@ class Manifest:
     clipped: dict[str, float] = field(default_factory=dict)
     # Of each dense column whose transform is measured, what the rows that train tell of it.
     measured: dict[str, Pairs] = field(default_factory=dict)
+    # The probability with which a row without a click was kept, on days that train.
+    keep_negatives: float = 1.0
     folder: Path = field(default=Path("."), compare=False)
 
     def require_consistent(self) -> None:
@@ -205,8 +212,13 @@ class Manifest:
         if {*SPLITS} - self.split.keys():
             raise ValueError("a split is missing")
         rows = dict(enumerate(day.rows for day in self.days))
-        if any(not 0 <= number < 2**63 for day in self.days for number in (day.rows, day.rejected)):
+        counts = [number for day in self.days for number in (day.rows, day.rejected, day.dropped)]
+        if any(not 0 <= number < 2**63 for number in counts):
             raise ValueError("a day of fewer rows than none")
+        if not 0 < self.keep_negatives <= 1:
+            raise ValueError(
+                f"rows without a click that are kept with a probability of {self.keep_negatives}"
+            )
         for day, start, stop in (stretch for part in self.split.values() for stretch in part):
             if not 0 <= start < stop <= rows.get(day, -1):
                 raise ValueError(f"rows {start} to {stop} of day {day}")
@@ -259,6 +271,10 @@ class Manifest:
         kind = "SYNTHETIC data, no click in it is real" if self.synthetic else f"{self.schema.name} data"
         sizes = ", ".join(f"{self.rows(split):,} {split}" for split in self.split)
         meaning = f"dense: {self.transforms()}; ids: {self.ids}; {self.split_note}"
+        if self.keep_negatives < 1:
+            dropped = sum(day.dropped for day in self.days)
+            meaning += f"; of the rows without a click that train, {self.keep_negatives:g} are kept"
+            meaning += f" ({dropped:,} dropped)"
         return shown(f"{kind}; rows: {sizes}; {meaning}")
 
     def transforms(self) -> str:
@@ -278,6 +294,10 @@ class Manifest:
             del data["schema"]["bags"]
         if self.schema.weight is None:  # likewise
             del data["schema"]["weight"]
+        if self.keep_negatives == 1:  # likewise
+            del data["keep_negatives"]
+            for day in data["days"]:
+                del day["dropped"]
         write_json(folder / MANIFEST, data)
 
     @classmethod

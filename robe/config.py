@@ -28,6 +28,8 @@ class DataSpec:
     note: where the cardinalities come from, in words.
     pooling: how the vectors of the ids that a feature holds become one, per categorical feature; None where
         each feature has one id.
+    kept_negatives: the probability with which rows without a click were kept for training, by which
+        predictions are corrected; None where all were.
     """
 
     dense: int
@@ -36,8 +38,11 @@ class DataSpec:
     fingerprint: str
     note: str
     pooling: tuple[Pooling, ...] | None = None
+    kept_negatives: float | None = None
 
     def __post_init__(self):
+        if self.kept_negatives is not None and not 0 < self.kept_negatives <= 1:
+            raise ConfigError(f"rows are kept with a probability up to 1, not {self.kept_negatives}")
         if self.pooling is not None and len(self.pooling) != len(self.cardinalities):
             raise ConfigError(
                 f"there are {len(self.pooling)} ways of pooling for {len(self.cardinalities)} features"
@@ -52,7 +57,8 @@ class DataSpec:
         note = "distinct ids in the data" + ("" if ids.exact else ", estimated")
         note = "ids modulo that per feature" if ids.dialect == "modulo" else note
         dense, pooling = len(manifest.schema.dense), manifest.schema.poolings()
-        return cls(dense, ids.cardinalities, ids.dialect, manifest.fingerprint(), note, pooling)
+        kept = manifest.keep_negatives if manifest.keep_negatives < 1 else None
+        return cls(dense, ids.cardinalities, ids.dialect, manifest.fingerprint(), note, pooling, kept)
 
     def require(self, fingerprint: str, where: str) -> None:
         """Raise ConfigError unless the data of that fingerprint can be fed to a model of this one's."""

@@ -127,6 +127,10 @@ class DLRM:
         own_rate, self.rate_share = config.optimizer.embedding_lr, None
         if own_rate is not None:
             self.rate_share = own_rate / config.optimizer.lr
+        # What training rows without the others that were dropped put on logits (He et al., 2014, 6.3).
+        self.shift = (
+            None if data.kept_negatives is None else np.dtype(dtype).type(math.log(data.kept_negatives))
+        )
         xp, batch = backend.xp, buffer_rows(config)
         self.rows, self.columns = batch, data.dense
         shapes = parameter_shapes(config, data)
@@ -177,7 +181,8 @@ class DLRM:
     def predict(self, dense, ids):
         """dense (B, n) float, ids (B, F) uint32 or bags -> logits (B,), valid until the next call.
 
-        Raises ArrayError for other shapes and types. That each id has a row, `checked` makes sure.
+        They are those of all rows, also where some rows without a click were left out of training. Raises
+        ArrayError for other shapes and types. That each id has a row, `checked` makes sure.
         """
         self._require_fit(dense, ids)
         if self.pooling:  # no two batches of bags have the same shapes
@@ -188,7 +193,10 @@ class DLRM:
         self.backend.limit_threads(len(dense) * self.largest_product)
         self._shorten()
         interacted = self.interaction.predict(self.bottom.forward(self._multiplied(dense), learns=False), ids)
-        return self.top.forward(interacted, learns=False)[:, 0]
+        logits = self.top.forward(interacted, learns=False)[:, 0]
+        if self.shift is not None:
+            logits += self.shift
+        return logits
 
     def forward(self, dense, ids, key=None):
         """As `predict`, and keeps what the gradient needs. key: of what is dropped; None: nothing is."""

@@ -320,6 +320,8 @@ def _teach(model: DLRM, manifest: Manifest, day: int, path: Path) -> Iterator[in
     with new_file(path) as file:
         np.lib.format.write_array_header_1_0(file, header)
         for part in probabilities(model, rows.batches(EVALUATION_BATCH)):
+            if manifest.keep_negatives < 1:  # what they are among the rows that were kept
+                part /= part + (1 - part) * manifest.keep_negatives
             file.write(part.astype(PROBABILITY).data)
             yield len(part)
     sync(path.parent)
