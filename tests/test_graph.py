@@ -77,6 +77,7 @@ EVERY = [(method, optimizer, False, "fp32") for method in METHODS for optimizer 
 EVERY += [
     ("ROBE", "adam", False, "fp32"),
     ("cce", "adam", False, "fp32"),
+    ("ROBE", "momentum", False, "fp32"),
     ("ROBE", "sgd", True, "fp32"),
     ("compositional", "sgd", True, "fp32"),
     ("ROBE", "sgd", False, "bf16"),
