@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
-from data_pipeline.manifest import BAG_KINDS, Ids, Manifest, possible
+from data_pipeline.manifest import MORE_KINDS, Ids, Manifest, possible
 from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError
 
 GATHERED = 1 << 12  # so many rows are gathered at a time
 CHECKED_ROWS = 1 << 14  # the bags of so many rows are looked at at a time
-LONGEST = np.iinfo(BAG_KINDS["lengths"]).max  # so many ids a bag may have
+LONGEST = np.iinfo(MORE_KINDS["lengths"]).max  # so many ids a bag may have
 # The ids of rows: (n, F) uint32, or Bags. Who takes either tells them apart.
 IdsOfRows: TypeAlias = Any
 
@@ -79,7 +79,7 @@ class Bags(NamedTuple):
         """What shards get of these rows (n, columns), behind so many ids of the same day."""
         found = {
             "sparse": self.values[:, None].view(np.int32),
-            "lengths": self.lengths(features).astype(BAG_KINDS["lengths"]),
+            "lengths": self.lengths(features).astype(MORE_KINDS["lengths"]),
             "starts": self.offsets[:-1:features, None] + before,
         }
         return found if self.weights is None else found | {"weights": self.weights[:, None]}

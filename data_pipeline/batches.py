@@ -35,14 +35,19 @@ from data_pipeline.bags import Bags, IdsOfRows, joined
 from data_pipeline.dialects import TRANSFORMS, encoder, scaler
 from data_pipeline.folders import CHECKED, open_bags, valid
 from data_pipeline.logs import read_log
-from data_pipeline.manifest import KINDS, Manifest, Stretch
+from data_pipeline.manifest import KINDS, Manifest, Stretch, shard_type
 from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError, Schema
 
 BLOCK_ROWS = 4096
 WINDOW_BLOCKS = 64
 # What the values of a shard have to be, in words.
-RULES = {"labels": "0 or 1", "dense": "finite", "sparse": "below its column's cardinality"}
+RULES = {
+    "labels": "0 or 1",
+    "dense": "finite",
+    "sparse": "below its column's cardinality",
+    "row_weights": "finite and at least 0",
+}
 
 
 class Batch(NamedTuple):
@@ -70,8 +75,35 @@ class TaughtBatch(NamedTuple):
         return _part(self, start, stop)
 
 
+class WeightedBatch(NamedTuple):
+    """Rows with what each counts."""
+
+    label: np.ndarray
+    weight: np.ndarray  # (B,) float32, finite and at least 0
+    dense: np.ndarray
+    ids: IdsOfRows
+
+    def part(self, start: int, stop: int | None) -> Self:
+        """Rows `start` to `stop`, as views."""
+        return _part(self, start, stop)
+
+
+class TaughtWeightedBatch(NamedTuple):
+    """Rows with what each counts, and with what a teacher says of them."""
+
+    label: np.ndarray
+    weight: np.ndarray
+    probability: np.ndarray
+    dense: np.ndarray
+    ids: IdsOfRows
+
+    def part(self, start: int, stop: int | None) -> Self:
+        """Rows `start` to `stop`, as views."""
+        return _part(self, start, stop)
+
+
 def _part(rows: Any, start: int, stop: int | None) -> Any:
-    """Rows `start` to `stop` of a Batch or TaughtBatch."""
+    """Rows `start` to `stop` of a batch of any kind."""
     *arrays, ids = rows
     if not isinstance(ids, Bags):
         return type(rows)(*(array[start:stop] for array in rows))
@@ -87,8 +119,9 @@ class Rows:
     block_rows, window_blocks: rows of a row block, and row blocks of a window. With other sizes than the
         default, a seed gives another order.
     checking: is told (rows done, of how many) while all values of a kind are looked at, as before a training.
-    taught: for each day of the split the file of a teacher's probabilities, (rows, 1) float32; with it,
-        batches are TaughtBatch.
+    taught: for each day of the split the file of a teacher's probabilities, (rows, 1) float32.
+
+    Batches are of the class above that has what these rows have.
 
     Raises DataError if there is no such split, or if a shard of it is missing or not what the manifest says.
     """
@@ -117,7 +150,9 @@ class Rows:
             len(manifest.schema.dense),
             len(manifest.schema.categorical) * (not manifest.schema.bags),
         )
-        self._manifest, self._kind = manifest, Batch if taught is None else TaughtBatch
+        self.weighted = manifest.schema.weight is not None
+        kinds = (WeightedBatch, TaughtWeightedBatch) if self.weighted else (Batch, TaughtBatch)
+        self._manifest, self._kind = manifest, kinds[taught is not None]
         # (number of stretches, 3): day, first row, row after the last.
         self._stretches = np.array(stretches, np.int64).reshape(-1, 3)
         lengths = self._stretches[:, 2] - self._stretches[:, 1]
@@ -130,6 +165,14 @@ class Rows:
     def base_rate(self) -> float:
         """The share of clicks. All labels are read for it; raises DataError if one is neither 0 nor 1."""
         return sum(int(labels.sum()) for labels in self._values("labels")) / self.count
+
+    def require_weight(self) -> None:
+        """Read the weights, if rows have any, and raise DataError if one cannot be, or all are 0."""
+        if self.weighted and not sum(float(weights.sum()) for weights in self._values("row_weights")):
+            raise DataError(
+                f"{self._manifest.folder}: column {self._manifest.schema.weight} gives all {self.count:,} "
+                "rows of a split the weight 0; prepare the data again, with another column or --split"
+            )
 
     def require_possible(self, *kinds: str) -> None:
         """Read the shards of these kinds, and raise DataError that names the first value that cannot be."""
@@ -149,12 +192,17 @@ class Rows:
     def _values(self, kind: str) -> Iterator[np.ndarray]:
         """The values of one kind of shard (n, columns), in parts; raises DataError at one that cannot be."""
         schema, ids = self._manifest.schema, self._manifest.ids
-        names = {"labels": (schema.label,), "dense": schema.dense, "sparse": schema.categorical}[kind]
+        names = {
+            "labels": (schema.label,),
+            "dense": schema.dense,
+            "sparse": schema.categorical,
+            "row_weights": (schema.weight,),
+        }[kind]
         part, done = CHECKED // max(1, len(names)), 0
         for day, first, stop in self._stretches.tolist():
             shard = self._shards[day][kind]
             for start in range(first, stop, part):
-                values = np.empty((min(part, stop - start), len(names)), KINDS[kind])
+                values = np.empty((min(part, stop - start), len(names)), shard_type(kind))
                 shard.read(start, values)
                 if not (good := valid(values, kind, ids)).all():
                     row, column = np.argwhere(~good)[0]
@@ -251,7 +299,9 @@ def _shards(manifest: Manifest, day: int, taught: Mapping[int, NpyFile] | None) 
     files = {
         kind: manifest.open_shard(day, kind) for kind in KINDS if kind != "sparse" or not manifest.schema.bags
     }
-    return files if taught is None else {"labels": files["labels"], "taught": taught[day], **files}
+    more = {} if manifest.schema.weight is None else {"row_weights": manifest.open_shard(day, "row_weights")}
+    more |= {} if taught is None else {"taught": taught[day]}
+    return {"labels": files["labels"], **more, **files}
 
 
 class _Memory:

@@ -21,6 +21,7 @@ class Chunk:
     clipped: (n, number of dense columns) bool, which of them were below 0 and became 0.
     ids: (n, number of categorical columns) uint32, 0 where missing; bags where the schema has any.
     position: how many bytes of the file, as it lies on disk, have been read so far.
+    weight: (n,) float32, finite and at least 0; None if the schema has none, or labels are not read.
     """
 
     line: np.ndarray
@@ -29,6 +30,7 @@ class Chunk:
     clipped: np.ndarray
     ids: IdsOfRows
     position: int
+    weight: np.ndarray | None = None
 
 
 class Rejected(NamedTuple):

@@ -127,6 +127,7 @@ def read_table(
                 clipped=clipped,
                 ids=values.ids(schema),
                 position=part.position,
+                weight=flat[schema.weight].to_numpy() if schema.weight in flat.columns else None,
             )
             rejected = sorted(part.broken + broken, key=attrgetter("row"))
             yield chunk, [_rejected(binary, row) for row in rejected]
@@ -312,7 +313,8 @@ class Values(NamedTuple):
 
 def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None) -> list[str]:
     """Those of a table's columns that the schema names; raises DataError if one is missing."""
-    wanted = [*([schema.label] if labelled else []), *schema.dense, *schema.categorical]
+    told = [name for name in (schema.label, schema.weight) if labelled and name is not None]
+    wanted = [*told, *schema.dense, *schema.categorical]
     if missing := [name for name in wanted if names.count(name) == 0]:
         remedy = "give its columns with --schema, of which `robe schema FILE` proposes one"
         if labelled is None:
@@ -575,6 +577,10 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
         if name in schema.dense:
             number = number.fill_null(schema.dense_missing)
             return rule(unlike(NUMBER) | (number.abs() >= LARGEST), number, f"a number below {LARGEST:.0e}")
+        if name == schema.weight:
+            allowed = number.is_between(0, LARGEST, closed="left").fill_null(False)
+            weight = number.cast(pl.Float32, strict=False)
+            return rule(unlike(NUMBER) | ~allowed, weight, f"a weight from 0 to below {LARGEST:.0e}")
         if schema.threshold is None:
             label, allowed = number == 1, number.is_in([0.0, 1.0])
             words = "0 or 1, true or false (other numbers need a `threshold` in the schema)"

@@ -84,7 +84,7 @@ def against_published(manifest: Manifest) -> str | None:
     """
     found = []
     for day in manifest.days:
-        match, lines = DAY_FILE.fullmatch(Path(day.source).name), day.rows + day.rejected
+        match, lines = DAY_FILE.fullmatch(Path(day.source).name), day.rows + day.rejected + day.dropped
         if match and int(match[1]) < len(CRITEO_TB_ROWS) and lines > 10**8:
             found.append((day.source, lines, CRITEO_TB_ROWS[int(match[1])]))
     for source, lines, published in found:

@@ -59,15 +59,24 @@ class PrepareConfig:
     """Which rows test and validate. mlperf: the first half of the last day, and the second. torchrec: the
     other way round. kaggle: as mlperf, of 7 equal days. 0.8,0.1,0.1: shares of all rows in the order of the
     log, to train, validate and test. test=5,validation=6: these days, from 0 (or ranges, 20-22)."""
+    keep_negatives: float = 1.0
+    """Of the days that train, keep each row without a click with this probability, for shorter trainings.
+    Models know of it, and their probabilities are those of whole days."""
+    seed: int = 0
+    """Seed of which of these rows are kept."""
 
 
 class Job(NamedTuple):
-    """A preparation under way. Its files lie in the folder `work`; `work`/data becomes the new folder."""
+    """A preparation under way. Its files lie in the folder `work`; `work`/data becomes the new folder.
+
+    thinned: the days of which only some rows without a click are kept.
+    """
 
     config: PrepareConfig
     work: Path
     ranks: Ranks
     meter: "Meter"
+    thinned: tuple[int, ...] = ()
 
     def shard(self, day: int, kind: str) -> Path:
         return self.work / "data" / shard_name(day, kind)

@@ -12,6 +12,10 @@ other (`bags.py`), and there are
     day_N_lengths.npy  uint16  (rows, number of categorical columns), how many ids each bag has
     day_N_starts.npy   int64   (rows, 1), how many ids stand before each row
     day_N_weights.npy  float32 (ids, 1), where ids have weights
+
+Where the schema names a column for it, how much each row counts is in
+
+    day_N_row_weights.npy  float32 (rows, 1), finite and at least 0
 """
 
 import hashlib
@@ -34,11 +38,12 @@ FORMAT, VERSION = "robe-dlrm-shards", 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "test", "validation")
 KINDS = {"labels": np.dtype(np.int32), "dense": np.dtype(np.float32), "sparse": np.dtype(np.int32)}
-# What more there is where columns are bags.
-BAG_KINDS: dict[str, np.dtype] = {
+# What more there is where columns are bags, and where rows have weights.
+MORE_KINDS: dict[str, np.dtype] = {
     "lengths": np.dtype(np.uint16),
     "starts": np.dtype(np.int64),
     "weights": np.dtype(np.float32),
+    "row_weights": np.dtype(np.float32),
 }
 RAGGED = ("sparse", "weights")  # of bags, these have a row for each id
 
@@ -59,12 +64,12 @@ def shard_columns(schema: Schema) -> dict[str, int]:
     if schema.bags:
         columns |= {"sparse": 1, "lengths": len(schema.categorical), "starts": 1}
         columns |= {"weights": 1} if schema.weighted() else {}
-    return columns
+    return columns if schema.weight is None else columns | {"row_weights": 1}
 
 
 def shard_type(kind: str) -> np.dtype:
     """The type of a shard that is made here."""
-    return KINDS[kind] if kind in KINDS else BAG_KINDS[kind]
+    return KINDS[kind] if kind in KINDS else MORE_KINDS[kind]
 
 
 def measured_columns(schema: Schema, default: str) -> dict[str, str]:
@@ -84,6 +89,8 @@ def possible(rows: np.ndarray, kind: str) -> np.ndarray:
         return (rows == 0) | (rows == 1)
     if kind in ("dense", "weights"):
         return np.isfinite(rows)
+    if kind == "row_weights":
+        return np.isfinite(rows) & (rows >= 0)
     if kind in ("lengths", "starts"):
         return rows >= 0
     return (rows >= -(2**31)) & (rows < 2**32)  # of int64 ids the low 32 bits are read
@@ -126,12 +133,17 @@ class Ids:
 
 @dataclass(frozen=True)
 class Day:
-    """A day of the log: its rows, the sha256 of each shard (without its header), where it comes from."""
+    """A day of the log: its rows, the sha256 of each shard (without its header), where it comes from.
+
+    rejected: how many of its lines broke the rules.
+    dropped: how many rows without a click were left out by chance.
+    """
 
     rows: int
     sha256: dict[str, str]
     source: str
     rejected: int = 0
+    dropped: int = 0
 
 
 class Score(TypedDict):
@@ -190,6 +202,8 @@ class Manifest:
     clipped: dict[str, float] = field(default_factory=dict)
     # Of each dense column whose transform is measured, what the rows that train tell of it.
     measured: dict[str, Pairs] = field(default_factory=dict)
+    # The probability with which a row without a click was kept, on days that train.
+    keep_negatives: float = 1.0
     folder: Path = field(default=Path("."), compare=False)
 
     def require_consistent(self) -> None:
@@ -198,8 +212,13 @@ class Manifest:
         if {*SPLITS} - self.split.keys():
             raise ValueError("a split is missing")
         rows = dict(enumerate(day.rows for day in self.days))
-        if any(not 0 <= number < 2**63 for day in self.days for number in (day.rows, day.rejected)):
+        counts = [number for day in self.days for number in (day.rows, day.rejected, day.dropped)]
+        if any(not 0 <= number < 2**63 for number in counts):
             raise ValueError("a day of fewer rows than none")
+        if not 0 < self.keep_negatives <= 1:
+            raise ValueError(
+                f"rows without a click that are kept with a probability of {self.keep_negatives}"
+            )
         for day, start, stop in (stretch for part in self.split.values() for stretch in part):
             if not 0 <= start < stop <= rows.get(day, -1):
                 raise ValueError(f"rows {start} to {stop} of day {day}")
@@ -252,6 +271,10 @@ class Manifest:
         kind = "SYNTHETIC data, no click in it is real" if self.synthetic else f"{self.schema.name} data"
         sizes = ", ".join(f"{self.rows(split):,} {split}" for split in self.split)
         meaning = f"dense: {self.transforms()}; ids: {self.ids}; {self.split_note}"
+        if self.keep_negatives < 1:
+            dropped = sum(day.dropped for day in self.days)
+            meaning += f"; of the rows without a click that train, {self.keep_negatives:g} are kept"
+            meaning += f" ({dropped:,} dropped)"
         return shown(f"{kind}; rows: {sizes}; {meaning}")
 
     def transforms(self) -> str:
@@ -269,6 +292,12 @@ class Manifest:
             del data["measured"]
         if not self.schema.bags:  # likewise
             del data["schema"]["bags"]
+        if self.schema.weight is None:  # likewise
+            del data["schema"]["weight"]
+        if self.keep_negatives == 1:  # likewise
+            del data["keep_negatives"]
+            for day in data["days"]:
+                del day["dropped"]
         write_json(folder / MANIFEST, data)
 
     @classmethod

@@ -13,7 +13,7 @@ import numpy as np
 from data_pipeline.appearing import partial_name, read_note
 from data_pipeline.bags import Bags, IdsOfRows
 from data_pipeline.dialects import Distinct, modulo
-from data_pipeline.job import Job, identity
+from data_pipeline.job import Job, PrepareConfig, identity
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import RAGGED, measured_columns, shard_columns, shard_type
 from data_pipeline.names import shown
@@ -23,8 +23,8 @@ from data_pipeline.whole_files import new_file
 
 REJECTED = "rejected.tsv"
 
-# Some consecutive rows: an array (n, columns) for each of KINDS, but bags where the schema has any, and
-# `clipped` as in `Chunk`.
+# Some consecutive rows: an array (n, columns) for each of KINDS, but bags where the schema has any;
+# `row_weights` where it has a weight; `clipped` as in `Chunk`; and perhaps `dropped`, how many were before.
 Rows = dict[str, Any]
 
 
@@ -148,12 +148,13 @@ def _parts(
             assert chunk.label is not None
             rows = {"labels": chunk.label[:, None], "dense": chunk.dense, "sparse": chunk.ids}
             rows |= {"clipped": chunk.clipped}
+            rows |= {} if chunk.weight is None else {"row_weights": chunk.weight[:, None]}
             for day, (start, stop) in enumerate(pairwise([0, *ends]), source.first):
                 if start < stop:
-                    yield (
-                        day,
-                        {kind: _part(array, start, stop, config.schema) for kind, array in rows.items()},
-                    )
+                    part = {kind: _part(array, start, stop, config.schema) for kind, array in rows.items()}
+                    if day in job.thinned:
+                        part = _thinned(part, chunk.line[start:stop], day, config)
+                    yield day, part
 
 
 def _part(array: IdsOfRows, start: int, stop: int, schema: Schema) -> IdsOfRows:
@@ -161,16 +162,34 @@ def _part(array: IdsOfRows, start: int, stop: int, schema: Schema) -> IdsOfRows:
     return array.part(start, stop, len(schema.categorical)) if isinstance(array, Bags) else array[start:stop]
 
 
+def _thinned(rows: Rows, line: np.ndarray, day: int, config: PrepareConfig) -> Rows:
+    """Of these rows all clicks, and each other row with the probability `keep_negatives`; and how many rows
+    were `dropped`.
+
+    What is drawn for a row follows from the seed, its day and the number of its line (n,) alone.
+    """
+    first, last = int(line[0]), int(line[-1])
+    stream = np.random.PCG64(np.random.SeedSequence(config.seed, spawn_key=(day,))).advance(first)
+    words = stream.random_raw(last - first + 1)[line - first]
+    drawn = (words >> np.uint64(11)) * 2.0**-53  # from 0 to below 1
+    kept = np.flatnonzero((rows["labels"][:, 0] == 1) | (drawn < config.keep_negatives))
+    features = len(config.schema.categorical)
+    return {
+        kind: array.take(kept, features) if isinstance(array, Bags) else array[kept]
+        for kind, array in rows.items()
+    } | {"dropped": len(line) - len(kept)}
+
+
 def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
     """Write the shards of a day, and return their rows and hashes, and how many numbers were clipped.
 
-    Where there are bags, also how many `ids` each column has. With a dictionary, columns of raw values are
-    written instead of the sparse shard.
+    Of a day that is thinned, also how many rows were dropped, and where there are bags, how many `ids` each
+    column has. With a dictionary, columns of raw values are written instead of the sparse shard.
     """
     schema, dictionary = job.config.schema, job.config.ids == "dictionary"
     modulus = None if dictionary else job.config.max_ind_range
     distinct = Distinct(len(schema.categorical))
-    rows, clipped = 0, np.zeros(len(schema.dense), np.int64)
+    rows, dropped, clipped = 0, 0, np.zeros(len(schema.dense), np.int64)
     counts = np.zeros(len(schema.categorical), np.int64)
     sha256: dict[str, str] = {}
     with ExitStack() as stack:
@@ -183,6 +202,7 @@ def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
             columns = [job.column(day, "raw", feature) for feature in job.features()]
             append["sparse"] = stack.enter_context(new_columns(columns))
         for arrays in parts:
+            dropped += arrays.pop("dropped", 0)
             clipped += np.count_nonzero(arrays.pop("clipped"), axis=0)
             ids = arrays["sparse"] = modulo(arrays["sparse"], modulus)
             if isinstance(ids, Bags):
@@ -196,4 +216,5 @@ def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
     if not dictionary:
         save_array(job.work / f"day_{day}_distinct.npy", distinct.to_array())
     record = {"rows": rows, "sha256": sha256, "clipped": clipped.tolist()}
+    record |= {"dropped": dropped} if day in job.thinned else {}
     return record | {"ids": counts.tolist()} if schema.bags else record

@@ -39,7 +39,7 @@ from data_pipeline.ranks import Ranks
 from data_pipeline.scale_dense import measure, measured, scale_days
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.shard_files import load_array, save_array
-from data_pipeline.splits import halves_of, split
+from data_pipeline.splits import halves_of, split, training_days
 from data_pipeline.synthetic import FIGURES
 from data_pipeline.whole_files import naming, new_file, read_text, write_json
 
@@ -65,12 +65,13 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     split([10**6] * count, config.split)  # raises now if --split is wrong, not after hours of parsing
     days = range(count) if config.days is None else _chosen(config.days, count)
     locked = None if config.days is None else [f"day_{day}" for day in days]
-    job = Job(config, work_folder(config.out), ranks, meter)
+    thinned = training_days(count, config.split) if config.keep_negatives < 1 else ()
+    job = Job(config, work_folder(config.out), ranks, meter, thinned)
     with ExitStack() as stack:
         with ranks.together():
             if ranks.rank == 0:
                 stack.enter_context(
-                    resuming(config.out, _settings(config, files), meter.share, locked, NUMBERED_BY)
+                    resuming(config.out, _settings(job, files), meter.share, locked, NUMBERED_BY)
                 )
                 meter.plan(files, ranks.share(days), config.ids == "dictionary")
                 if len(files) == 1:
@@ -84,7 +85,8 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
         with ranks.together():  # all ranks read the notes before rank 0 may remove them
             records = [read_note(job.work / f"day_{day}.done") or {"rows": 0} for day in days]
         day_rows = [record["rows"] for record in records]
-        parts, note = _split(job, day_rows, origins, single=len(files) == 1)
+        dropped = [record.get("dropped", 0) for record in records]
+        parts, note = _split(job, day_rows, dropped, origins, single=len(files) == 1)
         if measured_columns(config.schema, config.dense):
             with ranks.together():
                 if ranks.rank == 0:
@@ -116,6 +118,12 @@ def _check(config: PrepareConfig) -> None:
         raise DataError(f"--min-count {config.min_count}: must be at least 1")
     if config.ids != "dictionary" and (config.min_count, config.order) != (1, "first"):
         raise DataError("--min-count and --order: are of dictionaries; give --ids dictionary")
+    if not 0 < config.keep_negatives <= 1:
+        raise DataError(f"--keep-negatives {config.keep_negatives}: must be above 0, and at most 1")
+    if config.seed < 0 or (config.seed and config.keep_negatives == 1):
+        raise DataError(
+            f"--seed {config.seed}: must be at least 0, and is of --keep-negatives; give both or none"
+        )
 
 
 def _keep_freed_memory() -> None:
@@ -129,14 +137,19 @@ def _keep_freed_memory() -> None:
             libc.mallopt(option, size)
 
 
-def _settings(config: PrepareConfig, files: list[Path]) -> dict[str, Any]:
+def _settings(job: Job, files: list[Path]) -> dict[str, Any]:
     """The settings that must be the same in each attempt to make one folder."""
+    config = job.config
+    thinned = {"keep_negatives": config.keep_negatives, "seed": config.seed, "thinned": [*job.thinned]}
+    if not job.thinned:  # as in folders that were begun before there was such a thing
+        thinned = dict.fromkeys(thinned)
     same = ("ids", "max_ind_range", "min_count", "order", "dense", "split")
     return {
         "inputs": [str(file) for file in files],
         "columns": config.schema.fingerprint(),
         **{name: getattr(config, name) for name in same},
         "blocks": config.blocks if len(files) == 1 else None,
+        **thinned,
     }
 
 
@@ -187,9 +200,10 @@ def _sources(job: Job, files: list[Path]) -> list[Source]:
 
 
 def _split(
-    job: Job, rows: list[int], origins: Sequence[str], *, single: bool
+    job: Job, rows: list[int], dropped: list[int], origins: Sequence[str], *, single: bool
 ) -> tuple[dict[str, tuple[Stretch, ...]], str]:
-    """`split` for days of so many rows; raises DataError, naming the file, if a day has too few.
+    """`split` for days of so many rows and those dropped; raises DataError, naming the file, if a day has too
+    few.
 
     The days of a single file are then forgotten, as more rows or fewer --blocks cut all of them anew.
     """
@@ -200,7 +214,11 @@ def _split(
                 (job.work / f"day_{other}.done").unlink(missing_ok=True)
             mend = "give more rows" + (", or cut the file into fewer --blocks" if single else "")
             raise DataError(f"{origin}: {count} usable rows, but each day needs 1 and the last 2; {mend}")
-    parts, note = split(rows, how)
+    whole, note = split([kept + others for kept, others in zip(rows, dropped, strict=True)], how)
+    parts = {  # a day of which rows were dropped trains from its first to its last
+        name: tuple((day, start, min(stop, rows[day])) for day, start, stop in stretches)
+        for name, stretches in whole.items()
+    }
     held_out = (f"{name}: {_told(parts[name], rows, origins)}" for name in ("test", "validation"))
     return parts, f"{note}; {', '.join(held_out)}"
 
@@ -249,7 +267,7 @@ def _finish(
             order=config.order,
         ),
         days=tuple(
-            Day(record["rows"], record["sha256"], origin, record["rejected"])
+            Day(record["rows"], record["sha256"], origin, record["rejected"], record.get("dropped", 0))
             for record, origin in zip(records, origins, strict=True)
         ),
         split=parts,
@@ -259,6 +277,7 @@ def _finish(
         features=found.features,
         clipped=_clipped(config.schema, records),
         measured=measured(job),
+        keep_negatives=config.keep_negatives,
     )
     manifest.save(work / "data")
     # Read back before the folder appears, as nothing may fail after that.

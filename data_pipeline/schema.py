@@ -65,6 +65,7 @@ class Schema:
     bags: those categorical columns whose cells hold any number of ids.
     dense_missing: what a missing number becomes, before the transform.
     threshold: the label is 1 from this value on, else 0; with None, labels must be 0 or 1.
+    weight: the column of a table that says how much a row counts; with None, all count alike.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Schema:
     transforms: dict[str, Dense] = field(default_factory=dict)
     quote: str = '"'
     bags: dict[str, Bag] = field(default_factory=dict)
+    weight: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "kinds", self.kinds or ("hex",) * len(self.categorical))
@@ -139,7 +141,7 @@ def load_schema(path: Path | str) -> Schema:
     except ValueError as error:
         raise DataError(f"{path}: not a TOML file ({error}); correct it") from None
     known = {"name", "label", "threshold", "dense", "dense_missing", "missing", "categorical"}
-    known |= {"missing_in", "transform", "quote", "bags"}
+    known |= {"missing_in", "transform", "quote", "bags", "weight"}
     for key in data.keys() - known:
         raise DataError(f"{path}: {key} is no key of a schema; there are {', '.join(sorted(known))}")
     defaults: dict[str, Any]
@@ -150,7 +152,7 @@ def load_schema(path: Path | str) -> Schema:
         raise DataError(
             f'{path}: no label; write `label = "COLUMN"` above the first table, with the column to predict'
         )
-    for key in ("name", "label"):
+    for key in ("name", "label", *({"weight"} & data.keys())):
         check(isinstance(data.get(key), str) and data[key] != "", key, "a text")
     for key in ("dense", "missing"):
         check(_are_texts(data[key]), key, "a list of texts")
@@ -181,11 +183,12 @@ def load_schema(path: Path | str) -> Schema:
         bags = {column: Bag(**rules) for column, rules in data["bags"].items()}
     except ValueError as error:
         raise DataError(f"{path}: bags: {error}; `robe schema FILE` shows an example") from None
-    for column in (data["label"], *data["dense"], *kinds):
+    named = [data["label"], *data["dense"], *kinds, *([data["weight"]] if "weight" in data else [])]
+    for column in named:
         pattern = column == "*" or (column.startswith("^") and column.endswith("$"))  # to Polars
         check(not pattern, f"column {column}", "the name of one column; rename it in the file")
-    (column, times), *_ = Counter([data["label"], *data["dense"], *kinds]).most_common(1)
-    check(times == 1, f"column {column}", "named once, as label, dense or categorical")
+    (column, times), *_ = Counter(named).most_common(1)
+    check(times == 1, f"column {column}", "named once, as label, weight, dense or categorical")
     return Schema(
         name=data["name"],
         label=data["label"],
@@ -199,6 +202,7 @@ def load_schema(path: Path | str) -> Schema:
         missing_in={column: tuple(texts) for column, texts in data["missing_in"].items()},
         transforms=data["transform"],
         bags=bags,
+        weight=data.get("weight"),
     )
 
 

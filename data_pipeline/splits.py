@@ -20,6 +20,17 @@ def halves_of(how: str) -> tuple[str, str] | None:
     return HALVES[how][:2] if how in HALVES else None
 
 
+def training_days(count: int, how: str) -> tuple[int, ...]:
+    """Which of so many days train; raises DataError where that is known only once their rows are counted."""
+    if how not in HALVES and "=" not in how:
+        raise DataError(
+            f"--keep-negatives: has to know which days train before they are read, and --split {how} tells "
+            "it only afterwards; name days to test and to validate, as --split test=5,validation=6"
+        )
+    parts, _ = split([10**6] * count, how)
+    return tuple(day for day, _, _ in parts["train"])
+
+
 def split(days: Sequence[int], how: str = "mlperf") -> tuple[dict[str, tuple[Stretch, ...]], str]:
     """Decide which rows train, which validate and which test.
 

@@ -174,7 +174,7 @@ def read_state(checkpoint: Path) -> tuple[TrainConfig, DataSpec, Position]:
             )
         config = resolve(from_json(state["config"]))
         data, position = (
-            _exactly(DataSpec, {"pooling": None} | state["data"]),
+            _exactly(DataSpec, {"pooling": None, "kept_negatives": None} | state["data"]),
             _exactly(Position, state["position"]),
         )
         if not 0 <= position.epoch_step <= position.step < 2**32 or not 0 <= position.epoch <= position.step:

@@ -327,6 +327,7 @@ def evaluate(
 
     `calibration` is the mean prediction over the base rate, `normalised_entropy` the log loss over that of
     the base rate, and `reliability` tells what was predicted and what came, from low predictions to high.
+    Where rows have weights, all of these count each row by its weight; `rows` is the number of rows.
 
     Args:
         run: The folder of a run.
@@ -597,7 +598,8 @@ def doctor(data: Path | None = None) -> None:
             # Drawn from all over the log, which may be sorted.
             batch = next(Rows(manifest, "train").batches(100_000, seed=0, prefetch=0))
             names = manifest.schema.dense, manifest.schema.categorical
-            yield from doctor.data_set(*batch, DataSpec.of(manifest), *names, rates)
+            arrays = batch.label, batch.dense, batch.ids
+            yield from doctor.data_set(*arrays, DataSpec.of(manifest), *names, rates)
 
     fine = True
     for check in checks():

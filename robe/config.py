@@ -28,6 +28,8 @@ class DataSpec:
     note: where the cardinalities come from, in words.
     pooling: how the vectors of the ids that a feature holds become one, per categorical feature; None where
         each feature has one id.
+    kept_negatives: the probability with which rows without a click were kept for training, by which
+        predictions are corrected; None where all were.
     """
 
     dense: int
@@ -36,8 +38,11 @@ class DataSpec:
     fingerprint: str
     note: str
     pooling: tuple[Pooling, ...] | None = None
+    kept_negatives: float | None = None
 
     def __post_init__(self):
+        if self.kept_negatives is not None and not 0 < self.kept_negatives <= 1:
+            raise ConfigError(f"rows are kept with a probability up to 1, not {self.kept_negatives}")
         if self.pooling is not None and len(self.pooling) != len(self.cardinalities):
             raise ConfigError(
                 f"there are {len(self.pooling)} ways of pooling for {len(self.cardinalities)} features"
@@ -52,7 +57,8 @@ class DataSpec:
         note = "distinct ids in the data" + ("" if ids.exact else ", estimated")
         note = "ids modulo that per feature" if ids.dialect == "modulo" else note
         dense, pooling = len(manifest.schema.dense), manifest.schema.poolings()
-        return cls(dense, ids.cardinalities, ids.dialect, manifest.fingerprint(), note, pooling)
+        kept = manifest.keep_negatives if manifest.keep_negatives < 1 else None
+        return cls(dense, ids.cardinalities, ids.dialect, manifest.fingerprint(), note, pooling, kept)
 
     def require(self, fingerprint: str, where: str) -> None:
         """Raise ConfigError unless the data of that fingerprint can be fed to a model of this one's."""
@@ -140,7 +146,8 @@ OPTIMIZERS = {
     "adagrad": ("eps",),
     "rowwise_adagrad": ("eps",),
     "adam": ("beta1", "beta2", "eps"),
-    "none": ("beta1", "beta2", "eps"),  # a converted model keeps the settings it was trained with
+    "momentum": ("momentum",),
+    "none": ("beta1", "beta2", "eps", "momentum"),  # a converted model keeps the settings it was trained with
 }
 
 # Recipe -> its settings, by part. What they leave at its default is that of the preset.
@@ -317,9 +324,9 @@ class ModelConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     optimizer: OptimizerName | None = None
-    """sgd, adagrad, rowwise_adagrad, which keeps one sum for a row of a table or 64 weights of robe, or adam,
-    which steps of the embedding only the weights that a batch reads; none: a model that was converted for
-    inference, and is not trained further."""
+    """sgd, adagrad, rowwise_adagrad, which keeps one sum for a row of a table or 64 weights of robe, or adam
+    and momentum (SGD's), which step of the embedding only the weights that a batch reads; none: a model that
+    was converted for inference, and is not trained further."""
 
     lr: float | None = None
     """Learning rate."""
@@ -335,6 +342,10 @@ class OptimizerConfig:
 
     beta2: float = 0.999
     """How much of the mean of their squares Adam keeps in a step."""
+
+    momentum: float = 0.9
+    """How much of its velocity v momentum keeps in a step: v = momentum * v + gradient, and the weight loses
+    lr * v."""
 
     weight_decay: float = 0.0
     """Share of each weight that a step takes away, times the rate (decoupled, as AdamW's); of the embedding
@@ -440,7 +451,7 @@ PARTS = ("model", "embedding", "optimizer")  # of a TrainConfig
 LATER = (
     *("fresh_embeddings", "patience", "teacher", "teacher_weight"),
     *("hot_share", *SKETCH, "online", "alpha", "master"),
-    *("embedding_lr", "schedule", "average", "beta1", "beta2", *DECAY, "clip_norm"),
+    *("embedding_lr", "schedule", "average", "beta1", "beta2", "momentum", *DECAY, "clip_norm"),
     *("dropout", "bottom_dropout", "recipe"),
     *("interaction", "cross_layers", "cross_rank", "loss"),
 )
@@ -547,7 +558,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError("--decay-steps needs --decay-start, the step at which the rate begins to fall")
     if (model.dropout or model.bottom_dropout) and config.precision == "bf16":
         raise ConfigError("--dropout and --bottom-dropout are not for --precision bf16; use tf32 or fp32")
-    for name in ("beta1", "beta2"):
+    for name in ("beta1", "beta2", "momentum"):
         if not 0 <= getattr(optimizer, name) < 1:
             raise ConfigError(f"--{name} must be at least 0, and less than 1, not {getattr(optimizer, name)}")
     falls = {"constant": "never falls", "plateau": "falls where the AUC does not rise"}

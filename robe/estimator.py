@@ -103,7 +103,8 @@ class DLRM:
         """One optimizer step per batch; call it again to go on, with the next epoch for instance.
 
         batches: of (label (B,) 0 or 1, dense (B, n) finite numbers, ids (B, F) integers, or bags), read once.
-            B is at most the larger of the setting `batch` and 2048.
+            B is at most the larger of the setting `batch` and 2048. Where rows have weights, of (label,
+            weight (B,) numbers of at least 0, dense, ids): each multiplies the loss of its row.
         Raises ArrayError for a batch that does not fit, TrainingError where the loss is not finite.
         """
         require_trainable(self.config)
@@ -111,17 +112,23 @@ class DLRM:
         sums, counts = [], []
 
         def checked() -> Generator[tuple]:
+            parts = 3, 4
             for batch in batches:
-                if not isinstance(batch, tuple | list) or len(batch) != 3:
-                    raise ArrayError("a batch must be (label, dense, ids), and fit takes an iterable of such")
-                label, dense, ids = batch
-                yield None, (_label(label, most), *_rows(self.data, dense, ids, len(label)))
+                if not isinstance(batch, tuple | list) or len(batch) not in parts:
+                    raise ArrayError(
+                        "a batch must be (label, dense, ids), and fit takes an iterable of such, or of "
+                        "(label, weight, dense, ids)"
+                    )
+                parts = (len(batch),)  # as a GPU has room for either
+                label, *weight, dense, ids = batch
+                label, weight = _label(label, most), [_weight(each, len(label)) for each in weight]
+                yield None, (label, *weight, *_rows(self.data, dense, ids, len(label)))
 
         try:
-            for _, (label, dense, ids) in fed(model, checked(), most):
+            for _, (label, *weight, dense, ids) in fed(model, checked(), most):
                 rate = learning_rate(self.config.optimizer, self._steps)
                 with model.lock:
-                    losses = model.step(label, dense, ids, rate)
+                    losses = model.step(label, dense, ids, rate, weight=weight[0] if weight else None)
                     sums.append(model.backend.xp.sum(losses, dtype="float64"))
                 counts.append(len(label))
                 self._steps += 1
@@ -231,6 +238,15 @@ def _label(label, most: int) -> np.ndarray:
         raise ArrayError(f"a batch has {len(label)} rows; give from 1 to {most}, or DLRM a larger batch=")
     _require(label, (label == 0) | (label == 1), "label", "must be 0 or 1")
     return np.ascontiguousarray(label, np.float32)
+
+
+def _weight(weight, rows: int) -> np.ndarray:
+    """Weights (B,) float32 of the rows of a batch."""
+    weight = _array("weight", weight, "fiub", "numbers", (rows,))
+    with np.errstate(over="ignore"):
+        floats = np.ascontiguousarray(weight, np.float32)
+    _require(weight, np.isfinite(floats) & (floats >= 0), "weight", "must be finite and at least 0")
+    return floats
 
 
 def _array(name: str, given, kinds: str, words: str, shape: tuple[int | None, ...]) -> np.ndarray:

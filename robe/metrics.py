@@ -1,4 +1,8 @@
-"""Quality of click predictions: exact AUC, of all rows and by group, log loss, calibration, base rate."""
+"""Quality of click predictions: exact AUC, of all rows and by group, log loss, calibration, base rate.
+
+With `weight` (N,), finite and at least 0, each row counts so much instead of 1: a mean is over the sum of the
+weights, and a pair of an AUC counts the product of both.
+"""
 
 import numpy as np
 
@@ -6,13 +10,15 @@ CHUNK = 1 << 20  # rows whose losses are in memory at a time
 BINS = 20  # of a reliability curve
 
 
-def auc(label: np.ndarray, score: np.ndarray) -> float:
+def auc(label: np.ndarray, score: np.ndarray, weight: np.ndarray | None = None) -> float:
     """Area under the ROC curve: P(score of a click > score of a non-click), ties counted half.
 
     label (N,) 0 or 1; score (N,) any float, logits or probabilities (logits tie less often). Exact:
     the pairs are counted in integers. NaN if a class is missing or a score is NaN.
     """
     clicks = label > 0.5
+    if weight is not None:
+        return _weighted_auc(clicks, score, weight.astype(np.float64))
     positive, negative = np.sort(score[clicks]), np.sort(score[~clicks])
     if not len(positive) or not len(negative) or np.isnan(positive[-1]) or np.isnan(negative[-1]):
         return float("nan")
@@ -22,7 +28,19 @@ def auc(label: np.ndarray, score: np.ndarray) -> float:
     return (below + not_above) / (2 * len(positive) * len(negative))
 
 
-def grouped_auc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> dict[str, float | int | None]:
+def _weighted_auc(clicks: np.ndarray, score: np.ndarray, weight: np.ndarray) -> float:
+    order = np.argsort(score[~clicks])
+    negative, before = score[~clicks][order], np.append(0, np.cumsum(weight[~clicks][order]))
+    positive, counts = score[clicks], weight[clicks]
+    if np.isnan(score).any() or not counts.sum() or not before[-1]:
+        return float("nan")
+    twice = sum(before[np.searchsorted(negative, positive, side)] for side in ("left", "right"))
+    return float((counts * twice).sum() / (2 * counts.sum() * before[-1]))
+
+
+def grouped_auc(
+    label: np.ndarray, score: np.ndarray, group: np.ndarray, weight: np.ndarray | None = None
+) -> dict[str, float | int | None]:
     """The mean of the AUCs of groups of rows, weighted by their rows (GAUC: Zhu et al., 2017).
 
     group (N,): rows of one number are a group. Groups of one class have no AUC, and are left out: `rows` and
@@ -34,8 +52,12 @@ def grouped_auc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> dict
     # Runs of rows of one group and one score; those that begin a group.
     runs = np.flatnonzero(begins | np.append(True, score[1:] != score[:-1]))
     first = np.flatnonzero(begins[runs])
-    positive = np.add.reduceat(clicks, runs, dtype=np.int64)
-    negative = np.diff(runs, append=len(group)) - positive
+    if weight is None:
+        positive = np.add.reduceat(clicks, runs, dtype=np.int64)
+        negative = np.diff(runs, append=len(group)) - positive
+    else:
+        counts = weight[order].astype(np.float64)
+        positive, negative = (np.add.reduceat(counts * of, runs) for of in (clicks, ~clicks))
     below = np.cumsum(negative) - negative
     below -= np.repeat(below[first], np.diff(first, append=len(runs)))
     # Twice the pairs in the right order, ties counted half.
@@ -43,25 +65,32 @@ def grouped_auc(label: np.ndarray, score: np.ndarray, group: np.ndarray) -> dict
         np.add.reduceat(values, first) for values in (positive * (2 * below + negative), positive, negative)
     )
     both = (positives > 0) & (negatives > 0)
-    rows = (positives + negatives)[both]
+    size = (positives + negatives)[both]
+    rows = np.diff(runs[first], append=len(group))[both]
     found = right[both] / (2 * positives[both] * negatives[both])
     known = rows.size > 0 and not np.isnan(score).any()
     return {
-        "auc": float(found @ rows / rows.sum()) if known else None,
+        "auc": float(found @ size / size.sum()) if known else None,
         "groups": int(both.sum()),
         "groups_of_one_class": int((~both).sum()),
         "rows": int(rows.sum()),
     }
 
 
-def log_loss(label: np.ndarray, logits: np.ndarray) -> float:
+def log_loss(label: np.ndarray, logits: np.ndarray, weight: np.ndarray | None = None) -> float:
     """Mean of -log(probability of what happened), in nats, from logits (N,) and label (N,) 0 or 1."""
     total = 0.0
     for start in range(0, len(logits), CHUNK):
         x = logits[start : start + CHUNK].astype(np.float64)
         y = label[start : start + CHUNK]
-        total += float((np.logaddexp(0, x) - x * y).sum())
-    return total / max(len(logits), 1)
+        losses = np.logaddexp(0, x) - x * y
+        total += float(losses.sum() if weight is None else (losses * weight[start : start + CHUNK]).sum())
+    return total / _count(logits, weight)
+
+
+def _count(rows: np.ndarray, weight: np.ndarray | None) -> float:
+    """How much rows count together."""
+    return max(len(rows), 1) if weight is None else float(weight.sum(dtype=np.float64))
 
 
 def entropy(rate: float) -> float:
@@ -75,48 +104,60 @@ def probability(logits: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
 
 
-def mean_probability(logits: np.ndarray) -> float:
-    parts = (logits[start : start + CHUNK] for start in range(0, len(logits), CHUNK))
-    return sum(float(probability(part).sum()) for part in parts) / max(len(logits), 1)
+def mean_probability(logits: np.ndarray, weight: np.ndarray | None = None) -> float:
+    total = 0.0
+    for start in range(0, len(logits), CHUNK):
+        part = probability(logits[start : start + CHUNK])
+        total += float(part.sum() if weight is None else (part * weight[start : start + CHUNK]).sum())
+    return total / _count(logits, weight)
 
 
-def reliability(label: np.ndarray, logits: np.ndarray) -> list[dict[str, float | int]]:
+def reliability(
+    label: np.ndarray, logits: np.ndarray, weight: np.ndarray | None = None
+) -> list[dict[str, float | int]]:
     """What was predicted, and what came: `probability` and `base_rate` are the means of `rows` rows, in up to
     BINS parts of about as many rows, from the lowest predictions to the highest.
 
-    Rows of one prediction stay together. There is no part where a logit is not finite.
+    Rows of one prediction stay together. There is no part where a logit is not finite, or all weights are 0.
     """
     if not len(logits) or not np.isfinite(logits).all():
         return []
     edges = np.sort(logits)[len(logits) * np.arange(1, BINS) // BINS]
-    sums = np.zeros((3, BINS))
+    sums = np.zeros((4, BINS))
     for start in range(0, len(logits), CHUNK):
         x, y = logits[start : start + CHUNK], label[start : start + CHUNK]
         part = np.searchsorted(edges, x, "right")
-        for total, weights in zip(sums, (None, y, probability(x)), strict=True):
+        counts = 1 if weight is None else weight[start : start + CHUNK].astype(np.float64)
+        of_rows = None if weight is None else counts
+        for total, weights in zip(sums, (None, of_rows, y * counts, probability(x) * counts), strict=True):
             total += np.bincount(part, weights, BINS)
     return [
-        {"probability": predicted / rows, "base_rate": clicks / rows, "rows": int(rows)}
-        for rows, clicks, predicted in sums.T.tolist()
-        if rows
+        {"probability": predicted / count, "base_rate": clicks / count, "rows": int(rows)}
+        for rows, count, clicks, predicted in sums.T.tolist()
+        if count
     ]
 
 
 @np.errstate(invalid="ignore")  # Logits that are not finite are told by None.
-def summary(label: np.ndarray, logits: np.ndarray) -> dict[str, float | None]:
+def summary(
+    label: np.ndarray, logits: np.ndarray, weight: np.ndarray | None = None
+) -> dict[str, float | None]:
     """All metrics of predictions. `normalised_entropy` is the log loss over that of the base rate
     (He et al., 2014): below 1 the model knows something. `calibration` is the mean probability over the base
     rate. With one class alone, normalised entropy and AUC are None, and without a click calibration; and so
     is whatever logits that are not finite make infinite or NaN."""
-    rate = float(np.mean(label, dtype=np.float64))
-    loss = log_loss(label, logits)
+    if weight is None:
+        rate = float(np.mean(label, dtype=np.float64))
+    else:
+        rate = float(np.average(label, weights=weight.astype(np.float64)))
+    loss = log_loss(label, logits, weight)
     two_classes = 0 < rate < 1
     lowest, highest = probability(np.array([logits.min(), logits.max()])).tolist()
     found = {
-        "auc": auc(label, logits) if two_classes else None,
+        "auc": auc(label, logits, weight) if two_classes else None,
         "log_loss": loss,
         "normalised_entropy": loss / entropy(rate) if two_classes else None,
-        "calibration": mean_probability(logits) / rate if rate else None,
+        "calibration": mean_probability(logits, weight) / rate if rate else None,
         "base_rate": rate,
         "lowest_probability": lowest,
         "highest_probability": highest,

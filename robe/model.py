@@ -20,7 +20,6 @@ products and the gradients by them are float32: they are read from float32 weigh
 
 import math
 import threading
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -128,6 +127,10 @@ class DLRM:
         own_rate, self.rate_share = config.optimizer.embedding_lr, None
         if own_rate is not None:
             self.rate_share = own_rate / config.optimizer.lr
+        # What training rows without the others that were dropped put on logits (He et al., 2014, 6.3).
+        self.shift = (
+            None if data.kept_negatives is None else np.dtype(dtype).type(math.log(data.kept_negatives))
+        )
         xp, batch = backend.xp, buffer_rows(config)
         self.rows, self.columns = batch, data.dense
         shapes = parameter_shapes(config, data)
@@ -178,7 +181,8 @@ class DLRM:
     def predict(self, dense, ids):
         """dense (B, n) float, ids (B, F) uint32 or bags -> logits (B,), valid until the next call.
 
-        Raises ArrayError for other shapes and types. That each id has a row, `checked` makes sure.
+        They are those of all rows, also where some rows without a click were left out of training. Raises
+        ArrayError for other shapes and types. That each id has a row, `checked` makes sure.
         """
         self._require_fit(dense, ids)
         if self.pooling:  # no two batches of bags have the same shapes
@@ -189,7 +193,10 @@ class DLRM:
         self.backend.limit_threads(len(dense) * self.largest_product)
         self._shorten()
         interacted = self.interaction.predict(self.bottom.forward(self._multiplied(dense), learns=False), ids)
-        return self.top.forward(interacted, learns=False)[:, 0]
+        logits = self.top.forward(interacted, learns=False)[:, 0]
+        if self.shift is not None:
+            logits += self.shift
+        return logits
 
     def forward(self, dense, ids, key=None):
         """As `predict`, and keeps what the gradient needs. key: of what is dropped; None: nothing is."""
@@ -197,12 +204,13 @@ class DLRM:
         self.bottom.forward(self._multiplied(dense), self.interaction.first(len(dense)), key=key)
         return self.top.forward(self.interaction.forward(ids), key=key)[:, 0]
 
-    def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase, target=None):
+    def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase, target=None, weight=None):
         """Gradients of the mean loss by all dense parameters; returns the losses (B,).
 
         The embedding is stepped on the way: nothing reads its weights afterwards. target (B,): what is
         learned instead of the label, a probability from 0 to 1; it is overwritten. The losses are those of
-        the label all the same.
+        the label all the same. weight (B,): what the loss of each row, and so its gradient, is multiplied
+        by; the mean is still over the number of rows.
         """
         rows = len(logits)
         losses, d_logits = self.losses[:rows], self.d_logits[:rows]
@@ -215,6 +223,9 @@ class DLRM:
                 target -= label
                 target *= logits
                 losses += target
+            if weight is not None:
+                losses *= weight
+                d_logits *= weight
             d_interacted = self.top.backward(d_logits[:, None], want_input=True)
         with phase("backward, embedding"):
             own_rate = rate if self.rate_share is None else rate * self.rate_share
@@ -223,46 +234,53 @@ class DLRM:
             self.bottom.backward(d_first, want_input=False)
         return losses
 
-    def step(self, label, dense, ids, rate: float, phase: Phase = no_phase, target=None):
+    def step(self, label, dense, ids, rate: float, phase: Phase = no_phase, target=None, weight=None):
         """One training step on a batch; returns the losses (B,) before it, valid until the next.
 
-        target: as of `backward`. Raises ArrayError as `predict` does.
+        target, weight: as of `backward`. Raises ArrayError as `predict` does.
         """
-        self._require_fit(dense, ids, label)
-        batch = (label, dense, ids, *(() if target is None else (target,)))
+        pairs = ("target", target), ("weight", weight)
+        more = {name: array for name, array in pairs if array is not None}
+        self._require_fit(dense, ids, label=label, **more)
         embedding, steps, dtype = self.embedding, self.embedding.steps, self.dense_parameters.dtype
         rate = dtype.type(rate)  # so that products with it are those of a graph
         corrected = corrections(self.optimizer.config, steps + 1, dtype)
         key = () if self.dropout_seed is None else (rounding_key(self.dropout_seed, DROPPED + steps),)
         # A graph has no phases, and bags of each batch have other shapes.
         if self.backend.graph is None or phase is not no_phase or self.pooling:
-            return self._step(*batch, numbers=(rate, corrected, *key), phase=phase)
+            return self._step(label, dense, ids, **more, numbers=(rate, corrected, *key), phase=phase)
         own = rate, *corrected, *key
         held = self.graphs.held((*own, *embedding.changing()))
         behind = 1 + len(corrected)
         numbers = held[0], held[1:behind], *held[behind : len(own)]
         embedding.held = held[len(own) :]
+
+        def captured(label, dense, ids, *arrays):
+            return self._step(label, dense, ids, **dict(zip(more, arrays, strict=True)), numbers=numbers)
+
         try:
-            return self.graphs("training", partial(self._step, numbers=numbers), *batch)
+            name = " with ".join(("training", *more))
+            return self.graphs(name, captured, label, dense, ids, *more.values())
         finally:
             embedding.held, embedding.steps = (), steps + 1  # whether Python ran the step or a graph
 
-    def _step(self, label, dense, ids, target=None, *, numbers, phase: Phase = no_phase):
+    def _step(self, label, dense, ids, target=None, weight=None, *, numbers, phase: Phase = no_phase):
         """numbers: the rate, `corrections` of the optimizer, and the key of dropout if there is any."""
         rate, corrected, *key = numbers
         self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):
             logits = self.forward(dense, ids, *key)
-        losses = self.backward(logits, label, ids, rate, phase, target)
+        losses = self.backward(logits, label, ids, rate, phase, target, weight)
         with phase("update"):
             self.optimizer.update(self.dense_gradient, rate, corrected)
         return losses
 
-    def _require_fit(self, dense, ids, *label) -> None:
+    def _require_fit(self, dense, ids, **others) -> None:
         """Raise ArrayError for arrays whose end the kernels would read past, or that they would misread."""
         bags, features = self._bags_of(ids), self.embedding.features
         rows = len(ids if bags is None else dense)
-        arrays = [("dense", dense, (rows, self.columns)), *(("label", array, (rows,)) for array in label)]
+        arrays: list[tuple[str, Any, tuple[int, ...]]] = [("dense", dense, (rows, self.columns))]
+        arrays += [(name, array, (rows,)) for name, array in others.items()]
         if bags is None:
             arrays.insert(1, ("ids", ids, (rows, features)))
         else:

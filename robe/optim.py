@@ -42,6 +42,7 @@ RULES = {
     "adagrad": Rule("adagrad", "adagrad_step", ("accumulator",), rounded=True, decayed="decayed_step"),
     "rowwise_adagrad": Rule("adagrad", "rowwise_step", ("accumulator",), grouped=True),
     "adam": Rule("adam", "adam_step", ("mean", "square"), decayed="adam_step", corrections=2),
+    "momentum": Rule("momentum", "momentum_step", ("velocity",), decayed="momentum_step"),
     "none": Rule(rounded=True),
 }
 # Of what rules keep: sums and means of squares, which are never negative, and have no sign to be hashed.

@@ -254,7 +254,8 @@ def fit(
     Raises DataError, not TrainingError, where a number of the training rows is not finite.
     """
     try:
-        summary = train(model, config, DataSpec.of(manifest), rows, run, update, phase, max_steps)
+        spec, weighted = DataSpec.of(manifest), manifest.schema.weight is not None
+        summary = train(model, config, spec, rows, run, update, phase, max_steps, weighted)
     except TrainingError:
         rows["train"].require_possible("dense")
         raise
@@ -319,6 +320,8 @@ def _teach(model: DLRM, manifest: Manifest, day: int, path: Path) -> Iterator[in
     with new_file(path) as file:
         np.lib.format.write_array_header_1_0(file, header)
         for part in probabilities(model, rows.batches(EVALUATION_BATCH)):
+            if manifest.keep_negatives < 1:  # what they are among the rows that were kept
+                part /= part + (1 - part) * manifest.keep_negatives
             file.write(part.astype(PROBABILITY).data)
             yield len(part)
     sync(path.parent)
@@ -339,13 +342,16 @@ def _probabilities(path: Path, rows: int) -> NpyFile:
 
 
 def before_training(rows: Mapping[str, Rows]) -> list[str]:
-    """Look at what would show hours later: all labels, and whatever evaluations read; returns `one_class`.
+    """Look at what would show hours later: all labels and weights of rows, and whatever evaluations read;
+    returns `one_class`.
 
     Raises DataError that names the first value that cannot be. The numbers of the training rows take long to
     read and show in the loss, so `fit` looks at them when they do.
     """
     for split in ("validation", "test"):
         rows[split].require_possible("dense", "sparse")
+    for part in rows.values():
+        part.require_weight()
     return one_class(rows)
 
 
@@ -392,6 +398,7 @@ def evaluate(
     if group_by in manifest.schema.bags:
         raise ConfigError(f"--group-by {group_by}: its rows have any number of values; name a column of one")
     rows.require_possible("labels", "dense")
+    rows.require_weight()
 
     def noted(*arguments, **options) -> Generator:
         with closing(rows.batches(*arguments, **options)) as batches:
@@ -401,11 +408,11 @@ def evaluate(
                 yield batch
 
     watched = Watched(noted, rows.count, update)
-    label, logits = predict(trained.model, watched)
-    found: dict[str, Any] = metrics.summary(label, logits)
-    found["reliability"] = metrics.reliability(label, logits)
+    label, logits, *weight = predict(trained.model, watched)
+    found: dict[str, Any] = metrics.summary(label, logits, *weight)
+    found["reliability"] = metrics.reliability(label, logits, *weight)
     if group_by is not None:
-        by_group = metrics.grouped_auc(label, logits, np.concatenate(groups))
+        by_group = metrics.grouped_auc(label, logits, np.concatenate(groups), *weight)
         found["grouped"] = {"column": group_by, **by_group}
     return manifest, watched.pace(), found
 

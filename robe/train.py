@@ -5,7 +5,8 @@
     RUN/averaged/       a run of the mean of the weights, with --average
 
 Rows come from outside: any object with `count` and `batches(batch_size, seed, epoch, start_step)` that
-yields `(label, dense, ids)`; with a teacher, those that train yield `(label, probability, dense, ids)`.
+yields `(label, dense, ids)`. Where rows have weights, these come behind the label, and with a teacher its
+probabilities of the rows that train come in front of `dense`.
 """
 
 import dataclasses
@@ -72,11 +73,12 @@ def train(
     progress: Update = unwatched,
     phase: Phase = no_phase,
     max_steps: int | None = None,
+    weighted: bool = False,
 ) -> dict:
     """Train a new model to the end of its configuration, from the newest checkpoint of `run` if it has one.
 
     rows: the splits `train`, `validation` and `test`; phase: times the parts of the loop; max_steps: ends it
-    after this step, from where another call goes on. Returns the summary
+    after this step, from where another call goes on; weighted: whether rows have weights. Returns the summary
     of the run; its `warnings`, a line each, tell what makes the model useless, and `diverged` whether that is
     because the losses grew. With `patience` the model, and the newest checkpoint, are then those of the best
     evaluation, `best_step`.
@@ -101,7 +103,8 @@ def train(
     started, loss, validation = time.perf_counter() - log.seconds(), math.nan, None
     # Read back for a log only, so that a GPU has its next step queued before it is done with this one.
     sums, counts = model.backend.xp.empty(min(log_every, total), "float64"), []
-    to_come = _to_come(rows["train"], config, position)
+    more = ("weight",) * weighted + ("target",) * (config.teacher is not None)
+    to_come = _to_come(rows["train"], config, position, weighted)
     began, seen = (position.step, time.perf_counter()), ""
     with closing(fed(model, to_come, config.batch, phase)) as batches:
         while not stopped and position.step < total:
@@ -109,12 +112,12 @@ def train(
                 model.embedding.begin(position.epoch)
             if position.epoch_step == steps_per_epoch // 2:
                 model.embedding.halfway()
-            position, (label, *target, dense, ids) = next(batches)
+            position, (label, *arrays, dense, ids) = next(batches)
             step, at_end = position.step, position.step == total
             evaluates = step % evaluate_every == 0 or at_end
             saves = step % checkpoint_every == 0 or at_end
             rate = learning_rate(config.optimizer, step - 1, whole, plateaus)
-            losses = model.step(label, dense, ids, rate, phase, *target)
+            losses = model.step(label, dense, ids, rate, phase, **dict(zip(more, arrays, strict=True)))
             model.backend.xp.sum(losses, dtype="float64", out=sums[len(counts), ...])
             counts.append(len(label))
             if number := averaged_number(config, step, whole):
@@ -272,16 +275,18 @@ def _reopened(
     return Log(path, position.step), position
 
 
-def predict(model: DLRM, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Labels (N,) uint8 and logits (N,) float32 of all rows, in file order."""
+def predict(model: DLRM, rows: Rows) -> tuple[np.ndarray, ...]:
+    """Labels (N,) uint8 and logits (N,) float32 of all rows, in file order; behind them weights (N,) float32,
+    where rows have any."""
     label, logits = np.empty(rows.count, np.uint8), np.empty(rows.count, np.float32)
-    start = 0
-    batches = ((batch_label, (dense, ids)) for batch_label, dense, ids in rows.batches(EVALUATION_BATCH))
-    for batch_label, batch_logits in _logits(model, batches):
+    start, weights = 0, []
+    batches = ((told, (dense, ids)) for *told, dense, ids in rows.batches(EVALUATION_BATCH))
+    for (batch_label, *weight), batch_logits in _logits(model, batches):
         stop = start + len(batch_logits)
         label[start:stop], logits[start:stop] = batch_label, batch_logits
+        weights += [each.copy() for each in weight]
         start = stop
-    return label, logits
+    return label, logits, *([np.concatenate(weights)] if weights else [])
 
 
 def probabilities(model: DLRM, batches: Iterable) -> Iterator[np.ndarray]:
@@ -463,24 +468,26 @@ def _parse(line: str) -> dict | None:
         return None
 
 
-def _to_come(rows: Rows, config: TrainConfig, position: Position) -> Generator[tuple[Position, tuple]]:
+def _to_come(
+    rows: Rows, config: TrainConfig, position: Position, weighted: bool
+) -> Generator[tuple[Position, tuple]]:
     """The batches of all epochs after `position`, each behind the position that training it reaches.
 
-    With a teacher what is to be predicted comes behind the label.
+    With a teacher what is to be predicted comes in front of the dense columns.
     """
     steps_per_epoch, weight = math.ceil(rows.count / config.batch), np.float32(config.teacher_weight)
     while position.epoch < config.epochs:
         start = {"epoch": position.epoch, "start_step": position.epoch_step}
         with closing(rows.batches(config.batch, seed=config.seed, **start)) as batches:
-            for label, *taught, dense, ids in batches:
+            for label, *more, dense, ids in batches:
                 position = position.advance(steps_per_epoch)
                 # A baseline has no teacher, where its rows do.
                 targets = [
                     label + weight * (probability - label)
-                    for probability in taught
+                    for probability in more[weighted:]
                     if config.teacher is not None
                 ]
-                yield position, (label, *targets, dense, ids)
+                yield position, (label, *more[:weighted], *targets, dense, ids)
 
 
 def fed(model: DLRM, batches: Generator, rows: int, phase: Phase = no_phase) -> Generator:

@@ -175,6 +175,14 @@ def test_options_of_the_optimizer():
             "--beta1 0.5 is not for --optimizer sgd; it is for --optimizer adam",
         ),
         ({"optimizer": "adam", "beta2": 1.0}, "--beta2 must be at least 0, and less than 1, not 1.0"),
+        (
+            {"optimizer": "momentum", "momentum": 1.0},
+            "--momentum must be at least 0, and less than 1, not 1.0",
+        ),
+        (
+            {"optimizer": "adam", "momentum": 0.5},
+            "--momentum 0.5 is not for --optimizer adam; it is for --opt",
+        ),
         ({"clip_norm": 0.0}, "--clip-norm must be positive, not 0.0"),
         ({"weight_decay": -1.0}, "--weight-decay must be from 0 to 1e.38, not -1.0"),
         ({"embedding_l2": float("nan")}, "--embedding-l2 must be from 0 to"),
@@ -191,6 +199,10 @@ def test_options_of_adam_and_of_decay(settings, message):
         (
             {"optimizer": "adam"},
             "--optimizer adam cannot step weights in few bits .*; choose of sgd, adagrad",
+        ),
+        (
+            {"optimizer": "momentum"},
+            "--optimizer momentum cannot step weights in few bits .*; choose of sgd, adagrad",
         ),
         (
             {"optimizer": "rowwise_adagrad"},

@@ -77,6 +77,7 @@ EVERY = [(method, optimizer, False, "fp32") for method in METHODS for optimizer 
 EVERY += [
     ("ROBE", "adam", False, "fp32"),
     ("cce", "adam", False, "fp32"),
+    ("ROBE", "momentum", False, "fp32"),
     ("ROBE", "sgd", True, "fp32"),
     ("compositional", "sgd", True, "fp32"),
     ("ROBE", "sgd", False, "bf16"),
@@ -165,12 +166,13 @@ def test_a_plan_counts_no_batches_of_steps_that_are_no_graphs(embedding, monkeyp
 
 
 @needs_simulator
-def test_steps_with_a_teacher_agree_too(monkeypatch):
+@pytest.mark.parametrize("more", ["target", "weight"])
+def test_steps_with_a_teacher_or_with_weights_agree_too(more, monkeypatch):
     graphs, plain = recording(monkeypatch)
     models = [build(settings("ROBE", "sgd"), DATA, backend) for backend in (graphs, plain)]
     for step in range(4):
         label, dense, ids = next(ROWS["train"].batches(8, seed=step))
-        losses = [m.step(label, dense, ids, 0.1, target=label * 0.5 + 0.1).copy() for m in models]
+        losses = [m.step(label, dense, ids, 0.1, **{more: label * 0.5 + 0.1}).copy() for m in models]
         np.testing.assert_array_equal(*losses)
     assert [recorder.replays for recorder in Recorder.made] == [3]
 

@@ -99,6 +99,33 @@ def test_grouped_auc_of_a_nan_is_none_and_of_one_group_the_auc(rng):
     assert metrics.grouped_auc(label, score, one)["auc"] is None
 
 
+def test_a_weight_of_n_counts_a_row_n_times(rng):
+    """Whole weights, so that rows can be repeated; sums of other numbers differ by rounding alone."""
+    label, group = (rng.random(400) < 0.3).astype(np.uint8), rng.integers(0, 40, 400)
+    logits = rng.integers(-5, 6, 400).astype(np.float32) / 4  # eleven of them: parts of a curve are these
+    weight = rng.integers(0, 4, 400).astype(np.float32)
+    repeated = np.repeat(np.arange(400), weight.astype(int))
+    found = metrics.summary(label, logits, weight)
+    assert found.pop("rows") == 400
+    expected = metrics.summary(label[repeated], logits[repeated])
+    assert found == pytest.approx({name: expected[name] for name in found}, rel=1e-12)
+    assert found["auc"] != pytest.approx(metrics.auc(label, logits), abs=1e-3)
+    grouped = metrics.grouped_auc(label, logits, group, weight)
+    expected = metrics.grouped_auc(label[repeated], logits[repeated], group[repeated])
+    assert grouped["auc"] == pytest.approx(expected["auc"], rel=1e-12)
+    assert grouped["groups"] == expected["groups"] > 10
+    parts, expected = (
+        metrics.reliability(label, logits, weight),
+        metrics.reliability(label[repeated], logits[repeated]),
+    )
+    assert len(parts) == len(expected) == 11
+    for part, same in zip(parts, expected, strict=True):
+        assert part["probability"] == pytest.approx(same["probability"], rel=1e-12)
+        assert part["base_rate"] == pytest.approx(same["base_rate"], rel=1e-12)
+    assert sum(part["rows"] for part in parts) == 400
+    assert math.isnan(metrics.auc(label, logits, np.where(label, 0, weight)))
+
+
 def test_reliability_tells_what_was_predicted_and_what_came(rng, monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK", 1000)
     probability = rng.uniform(0.01, 0.6, 20_001)

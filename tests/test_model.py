@@ -224,6 +224,9 @@ def stepped(optimizer, t, w, g, kept):
     if optimizer.optimizer == "adagrad":
         kept["accumulator"] += g**2
         return w - optimizer.lr * g / (np.sqrt(kept["accumulator"]) + optimizer.eps)
+    if optimizer.optimizer == "momentum":
+        kept["velocity"][...] = optimizer.momentum * kept["velocity"] + g
+        return w - optimizer.lr * kept["velocity"]
     kept["mean"][...] = optimizer.beta1 * kept["mean"] + (1 - optimizer.beta1) * g
     kept["square"][...] = optimizer.beta2 * kept["square"] + (1 - optimizer.beta2) * g**2
     mean, square = kept["mean"] / (1 - optimizer.beta1**t), kept["square"] / (1 - optimizer.beta2**t)
@@ -245,6 +248,7 @@ DECAYS = {"weight_decay": 0.3, "l2": 0.2, "embedding_l2": 0.4}
         {"optimizer": "adam", "beta1": 0.5, "beta2": 0.75, "eps": 0.01, **DECAYS},
         {"optimizer": "adagrad", "eps": 0.01, **DECAYS},
         {"optimizer": "sgd", **DECAYS},
+        {"optimizer": "momentum", "momentum": 0.75, **DECAYS},
     ],
     ids=lambda chosen: " ".join(map(str, chosen.values())),
 )

@@ -63,7 +63,11 @@ def test_a_schema_is_read_from_toml(tmp_path):
         ('"string"', '"text"', "categorical.a b must be one of hex, integer, string"),
         ('"string"', "['hex']", "categorical.a b must be one of hex, integer, string"),
         ("[categorical]", "[other]", "other is no key of a schema"),
-        ('code = "hex"', 'age = "hex"', "column age must be named once, as label, dense or categorical"),
+        (
+            'code = "hex"',
+            'age = "hex"',
+            "column age must be named once, as label, weight, dense or categorical",
+        ),
         ("[categorical]", "missing_in = 3\n[categorical]", "missing_in must be a table of COLUMN = "),
         ("[categorical]", "missing_in.age = '-'\n[categorical]", "missing_in.age must be a list of texts"),
         ("[categorical]", "missing_in.ag = []\n[categorical]", "missing_in.ag must be of a dense or categ"),

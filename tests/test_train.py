@@ -167,6 +167,7 @@ RECIPES = {
     "adam": {
         "optimizer": {"optimizer": "adam", "lr": 0.01, "embedding_l2": 1e-3, "weight_decay": 0.01, "l2": 1e-4}
     },
+    "momentum": {"optimizer": {"optimizer": "momentum", "lr": 0.05}, "memory": "int3"},
     "adagrad with decay": {"optimizer": {"optimizer": "adagrad", "lr": 0.1, "weight_decay": 0.01}},
     "dropout": {"model": {"dropout": 0.2}},
     "cross": {"average": 0.3, "model": {"interaction": "cross", "cross_layers": 2, "cross_rank": 3}},

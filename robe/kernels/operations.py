@@ -13,6 +13,7 @@ OPERATIONS = {
     "adagrad_step": "adagrad_step",
     "rowwise_step": "rowwise_step",
     "adam_step": "adam",
+    "momentum_step": "momentum",
     "decayed_step": "decayed_step",
     "half_step": "half_step",
     "quantise": "quantise",
@@ -39,6 +40,7 @@ OPERATIONS = {
     "sgd": "sgd",
     "adagrad": "adagrad",
     "adam": "adam",
+    "momentum": "momentum",
 }
 
 
