@@ -1,4 +1,4 @@
-"""Tables with named columns -> chunks of NumPy arrays: Parquet, Arrow IPC, and CSV with a header.
+"""Tables with named columns -> chunks of NumPy arrays: Parquet, Arrow IPC, CSV with a header, JSON lines.
 
 A file is read in slices, so memory does not depend on its size. The schema says which columns are used, and
 how; they may stand in any order, and other columns are ignored. A row with a value that breaks the rules of
@@ -9,7 +9,7 @@ those that are missing are left out, so an empty cell is an empty bag.
 
 CSV is separated by comma, tab, semicolon or bar, plain or packed, one row per line. Fields may be quoted as
 in RFC 4180, if the schema's `quote` is not empty, but hold no newline. A regular expression checks each line
-of a block before Polars parses the block.
+of a block before Polars parses the block. Lines of JSON are read by `json_lines.py`.
 """
 
 import csv
@@ -30,9 +30,10 @@ from data_pipeline.background import ahead
 from data_pipeline.bags import LONGEST, Column, IdsOfRows, of_columns
 from data_pipeline.chunk import Chunk, Parsed, Rejected
 from data_pipeline.dialects import dense_values
-from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, format_of, header_of
+from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, Format, format_of, header_of
+from data_pipeline.json_lines import JsonLines
 from data_pipeline.schema import WEIGHT, Bag, DataError, Schema
-from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
+from data_pipeline.text_blocks import BLOCK_BYTES, TextBlock, text_blocks
 
 # How Polars opens a file of a format.
 SCANS: dict[str, Callable[..., pl.LazyFrame]] = {"parquet": pl.scan_parquet, "arrow": pl.scan_ipc}
@@ -104,9 +105,11 @@ def read_table(
 
     Rows count from 1, without the header. Arguments and errors are those of `logs.read_log`.
     """
-    binary = is_binary(path)
-    if binary:
+    form = format_of(path)
+    if form in SCANS:
         parts = _slices(path, schema, labelled, first_line, slice_rows)
+    elif form == "json":
+        parts = _json(path, schema, labelled, first_line, block_bytes)
     else:
         parts = _csv(path, schema, labelled, first_line, block_bytes)
     rules: list[_Rule | _BagRule] = []
@@ -129,19 +132,19 @@ def read_table(
                 position=part.position,
             )
             rejected = sorted(part.broken + broken, key=attrgetter("row"))
-            yield chunk, [_rejected(binary, row) for row in rejected]
+            yield chunk, [_rejected(form, row) for row in rejected]
 
 
-def _rejected(binary: bool, broken: "_Broken") -> Rejected:
+def _rejected(form: Format, broken: "_Broken") -> Rejected:
     text = "\t".join("" if field is None else str(field) for field in broken.fields)
-    return Rejected(
-        broken.row, _where(binary, broken.row), broken.reason, text.encode().replace(b"\n", b"\\n")
-    )
+    return Rejected(broken.row, _where(form, broken.row), broken.reason, text.encode().replace(b"\n", b"\\n"))
 
 
-def _where(binary: bool, row: int) -> str:
-    """A row in words; in a text, where there is a header, its line too."""
-    return f"row {row}" if binary else f"row {row} (line {row + 1})"
+def _where(form: Format, row: int) -> str:
+    """A row in words; in a text its line too, which is another where there is a header."""
+    if form == "json":
+        return f"line {row}"
+    return f"row {row}" if form in SCANS else f"row {row} (line {row + 1})"
 
 
 def count_binary(path: Path) -> int:
@@ -170,7 +173,7 @@ def matrix(table: pl.DataFrame, columns: tuple[str, ...], dtype: type[np.generic
 
 def quote_of(path: Path) -> str:
     """`Schema.quote` for a table: empty if its first rows can be taken apart only where quotes are text."""
-    if is_binary(path):
+    if format_of(path) in (*SCANS, "json"):
         return '"'
     with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
         block = next(blocks)
@@ -186,20 +189,23 @@ def quote_of(path: Path) -> str:
 def head(path: Path | str, rows: int) -> pl.DataFrame:
     """All columns of the first rows of a table, with the quotes of `quote_of`; those of CSV are texts.
 
-    Raises DataError if the file is no table, or one of these rows of a CSV file cannot be taken apart.
+    Raises DataError if the file is no table, or one of these rows of a text cannot be taken apart.
     """
-    path = Path(path)
-    if format_of(path) == "raw" and not _is_header(path):
+    path, form = Path(path), format_of(path)
+    if form == "raw" and not _is_header(path):
         with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
             line = next(blocks).text.partition(b"\n")[0]
         if b"::" in line:
             _refuse_separator(path, "::")
         raise DataError(f"{path}: not called {', '.join(SUFFIXES)}; rename the file if it is one")
-    if is_binary(path):
+    if form in SCANS:
         with _named(path):
             return _scan(path).head(rows).collect()
     with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
         block = next(blocks)
+    if form == "json":
+        keys = JsonLines(block.text)
+        return _whole(path, form, _json_part(keys, block, list(keys.types))).head(rows)
     header, _, text = block.text.partition(b"\n")
     layout = _Csv(path, header, quote_of(path))
     if len(layout.names) == 1 and (other := [one for one in FOREIGN if one in layout.names[0].strip()]):
@@ -210,10 +216,15 @@ def head(path: Path | str, rows: int) -> pl.DataFrame:
             "columns above line 1 if that is data"
         )
     part = layout.parse(text, np.arange(1, block.rows), layout.names, block.position)
+    return _whole(path, form, part).head(rows)
+
+
+def _whole(path: Path, form: Format, part: "_Part") -> pl.DataFrame:
+    """The columns of a part; raises DataError if one of its lines could not be taken apart."""
     if part.broken:
         first = min(part.broken, key=attrgetter("row"))
-        raise DataError(f"{path}, {_where(False, first.row)}: {first.reason}; correct it")
-    return part.frame.head(rows)
+        raise DataError(f"{path}, {_where(form, first.row)}: {first.reason}; correct it")
+    return part.frame
 
 
 def _refuse_separator(path: Path, separator: str) -> None:
@@ -384,6 +395,27 @@ def _csv(
             yield layout.parse(text, row, wanted, block.position)
     if not row.size and block.line == 1:
         raise DataError(f"{path}: empty, there is no row after the header; check where the file comes from")
+
+
+def _json(
+    path: Path, schema: Schema, labelled: bool | None, first_line: int, block_bytes: int
+) -> Generator[_Part, None, None]:
+    keys = None
+    for block in text_blocks(path, block_bytes):
+        if keys is None:
+            keys = JsonLines(block.text)
+            wanted = _wanted(path, list(keys.types), schema, labelled)
+        if first_line < block.line + block.rows:
+            yield _json_part(keys, block, wanted)
+
+
+def _json_part(keys: JsonLines, block: TextBlock, wanted: list[str]) -> _Part:
+    lines, row = block.text.split(b"\n")[:-1], np.arange(block.line, block.line + block.rows)
+    frame, reasons = keys.parse(lines, wanted)
+    broken = [
+        _Broken(int(row[i]), reason, (lines[i].decode(errors="replace"),)) for i, reason in reasons.items()
+    ]
+    return _Part(np.delete(row, list(reasons)), frame, broken, block.position)
 
 
 class _Csv:

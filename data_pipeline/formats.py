@@ -20,7 +20,7 @@ from isal import igzip, isal_zlib
 
 from data_pipeline.schema import DataError
 
-Format = Literal["parquet", "arrow", "csv", "raw"]
+Format = Literal["parquet", "arrow", "csv", "json", "raw"]
 
 # What tables are called; all other names are those of raw logs.
 SUFFIXES: dict[str, Format] = {
@@ -31,8 +31,11 @@ SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
     ".tsv": "csv",
 }
+    ".jsonl": "json",
+    ".ndjson": "json",
 BINARY: dict[bytes, Format] = {b"PAR1": "parquet", b"ARROW1\0\0": "arrow"}
 
+JSON_LINE = rb"(\xef\xbb\xbf)?[ \t]*\{[ \t]*(\"|\}[ \t]*\r?\n)"
 # Packings that are read: first bytes, name, and what unpacks. ISA-L unpacks gzip 3.5 times as fast as zlib.
 PACKINGS: tuple[tuple[bytes, str, Any], ...] = (
     (rb"\x1f\x8b", "gzip", lambda file: igzip.IGzipFile(fileobj=file)),
@@ -72,8 +75,7 @@ UNREADABLE = (
     (rb"version https://git-lfs", "a pointer of Git LFS, not the file", "fetch that with `git lfs pull`"),
     (rb"(?i)\s*<(!doctype html|html|head|body)", "a web page, not data", FETCH),
     (rb"\s*<\?xml", "XML", f"if it tells of an error, {FETCH}; else write its rows as CSV or Parquet"),
-    (rb"\s*\{\s*\"", "JSON lines", POLARS.format("ndjson")),
-    (rb"\s*\[\s*[\[{]", "JSON", POLARS.format("json")),
+    (rb"\s*\[\s*[\[{]|\s*\{\s*\n", "JSON", POLARS.format("json")),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook", "save its sheet as CSV (UTF-8)"),
     (rb"SQLite format 3\0", "an SQLite database", "write a table of it with `sqlite3 -csv -header`"),
     (rb"\x89HDF\r\n\x1a\n", "HDF5", PARQUET + "pandas.read_hdf`"),
@@ -180,6 +182,8 @@ def format_of(path: Path) -> Format:
 
 def header_of(path: Path) -> bytes:
     """The first line of a text file, without its end; nothing if it cannot be read."""
+            if re.match(JSON_LINE, contents.head):
+                found = "json"
     try:
         with opened(path) as contents:
             return contents.stream.readline(1 << 20).removeprefix(BOM).rstrip(b"\r\n")

@@ -21,9 +21,9 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class PrepareConfig:
     inputs: tuple[Path, ...]
-    """Raw logs or tables (Parquet, Arrow, CSV), text also packed with gzip, bzip2, xz or zip: one file per
-    day, oldest first; or one folder, whose day_0, day_1, ... are taken in that order; or one file, to be cut
-    up."""
+    """Raw logs or tables (Parquet, Arrow, CSV, JSON lines), text also packed with gzip, bzip2, xz, Zstandard
+    or zip: one file per day, oldest first; or one folder, whose day_0, day_1, ... are taken in that order; or
+    one file, to be cut up."""
     out: Path
     """Folder to write; it must not exist yet, or be empty. Until it is done, what there is lies in
     .OUT.partial beside it, and the same command goes on from there."""

@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from data_pipeline import guesses
-from data_pipeline.columns import NUMBER, head, is_binary, quote_of
+from data_pipeline.columns import NUMBER, head, quote_of
+from data_pipeline.formats import format_of
 from data_pipeline.guesses import FEW, NOTHING, Look, listed, quoted, role
 from data_pipeline.schema import Bag, DataError
 
@@ -56,7 +57,7 @@ def propose(path: Path | str, rows: int) -> str:
     sample = head(path, rows)
     if sample.is_empty():
         raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
-    if not is_binary(path):
+    if format_of(path) in ("csv", "raw"):
         _require_header(path, sample)
     looks = {column.name: guesses.look(column) for column in sample}
     chosen, others = _labels(path, looks)

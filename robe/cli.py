@@ -154,7 +154,7 @@ def schema(file: Argument[Path], rows: int = 10_000) -> None:
     Doubts, and what is no feature, stand in comments. A label that no name decides on is left to you.
 
     Args:
-        file: A table: Parquet, Arrow, or CSV with a header, also packed with gzip, bzip2, xz or zip.
+        file: A table: Parquet, Arrow, CSV with a header, or JSON lines; text also packed (.gz, .zst, ...).
         rows: Look at so many rows, the first ones.
     """
     from data_pipeline.proposal import propose, unfilled

@@ -25,6 +25,7 @@ from data_pipeline.schema import CRITEO, DataError, Schema
 OWN = Schema("own", "click", (), ("user",), ("string",))
 CSV = b"click,user\n1,ann\n0,bob\n"
 LOG = b"\n".join(lines(300, seed=1)) + b"\n"
+JSON = b'{"click": 1, "user": "ann"}\n{"user": "bob", "click": 0}\n'
 UTF16 = "click,user\n1,ann\n0,bob\n".encode("utf-16-le")
 
 
@@ -57,6 +58,7 @@ def ids(path, schema):
 
 
 PACKED = {
+SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0\x09\0\0\0"
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
@@ -103,6 +105,10 @@ def test_contents_tell_the_format_and_not_the_name(tmp_path):
     }.items():
         (tmp_path / name).write_bytes(data)
         found = ids(tmp_path / name, OWN)
+        "own.jsonl": JSON,
+        "own.json": JSON.replace(b"\n", b"\r\n"),
+        "marked": b"\xef\xbb\xbf" + JSON,
+        "own.ndjson.gz": gzip.compress(JSON),
         expected = expected or found
         assert found == expected, name
         assert count_rows(tmp_path / name, OWN) == 2, name
@@ -137,8 +143,8 @@ REFUSED = {
     "page.gz": (gzip.compress(b"<html>\n"), r"a web page, not data in gzip; the download failed"),
     "error.csv": (b"<?xml version='1.0'?><Error><Code>AccessDenied", r"XML; if it tells of an error, "),
     "lfs.parquet": (b"version https://git-lfs.github.com/spec/v1\n", r"a pointer of Git LFS.*`git lfs"),
-    "a.jsonl": (b'{"click": 1, "user": "ann"}\n', r"JSON lines; write it as Parquet"),
-    "a.jsonl.gz": (gzip.compress(b'{"click": 1}\n'), r"JSON lines in gzip; unpack it .* `gzip -dc {} >"),
+    "pretty.jsonl": (b'{\n  "click": 1\n}\n', r"JSON; write it as Parquet"),
+    "a.json.gz": (gzip.compress(b'[{"click": 1}]\n'), r"JSON in gzip; unpack it .* `gzip -dc {} >"),
     "a.json": (b'[{"click": 1}]\n', r"JSON; write it as Parquet"),
     "a.sqlite": (b"SQLite format 3\0" + bytes(99), r"an SQLite database; .*sqlite3"),
     "a.h5": (b"\x89HDF\r\n\x1a\n" + bytes(9), r"HDF5; write it as Parquet"),
@@ -192,7 +198,7 @@ def test_the_first_lines_of_logs_and_tables_are_taken_for_nothing_else(tmp_path)
         assert format_of(tmp_path / "a.csv") == "csv"
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.arrows", "utf16.csv", "mac.csv"])
+@pytest.mark.parametrize("name", ["a.json", "a.arrows", "utf16.csv", "mac.csv"])
 def test_the_way_on_leads_to_a_table(tmp_path, name):
     """The command of the message is run; then the rows can be read."""
     path = tmp_path / name
