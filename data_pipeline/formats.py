@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
+from backports import zstd
 from isal import igzip, isal_zlib
 
 from data_pipeline.schema import DataError
@@ -30,17 +31,23 @@ SUFFIXES: dict[str, Format] = {
     ".feather": "arrow",
     ".csv": "csv",
     ".tsv": "csv",
-}
     ".jsonl": "json",
     ".ndjson": "json",
+}
 BINARY: dict[bytes, Format] = {b"PAR1": "parquet", b"ARROW1\0\0": "arrow"}
-
 JSON_LINE = rb"(\xef\xbb\xbf)?[ \t]*\{[ \t]*(\"|\}[ \t]*\r?\n)"
+
 # Packings that are read: first bytes, name, and what unpacks. ISA-L unpacks gzip 3.5 times as fast as zlib.
 PACKINGS: tuple[tuple[bytes, str, Any], ...] = (
     (rb"\x1f\x8b", "gzip", lambda file: igzip.IGzipFile(fileobj=file)),
     (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "bzip2", bz2.BZ2File),
     (rb"\xfd7zXZ\0", "xz", lzma.LZMAFile),
+    # What pzstd writes begins with a frame to be skipped; `zstd --long` takes windows of up to 2^31 bytes.
+    (
+        rb"(?s)(?:[\x50-\x5f]\x2a\x4d\x18.{4,12})?\x28\xb5\x2f\xfd",
+        "zstd",
+        lambda file: zstd.ZstdFile(file, options={zstd.DecompressionParameter.window_log_max: 31}),
+    ),
     (rb"PK(\x03\x04|\x05\x06)", "zip", None),
 )
 PACKED = {".gz", ".bz2", ".xz", ".zip", ".zst", ".lz4", ".z"}
@@ -51,6 +58,7 @@ DAMAGES: tuple[Any, ...] = (
     isal_zlib.error,
     zlib.error,
     lzma.LZMAError,
+    zstd.ZstdError,
     zipfile.BadZipFile,
 )
 
@@ -67,7 +75,6 @@ TABLE = "write it as a table, as docs/own_data.md shows"
 # without its suffix.
 UNREADABLE = (
     (rb"[\0-\xff]{257}ustar", TAR, "unpack it with `tar xf {file}`, and name a log in it"),
-    (rb"\x28\xb5\x2f\xfd", "packed with Zstandard", "unpack it with `zstd -dc {file} > {new}`"),
     (rb"\x04\x22\x4d\x18", "packed with LZ4", "unpack it with `lz4 -dc {file} > {new}`"),
     (rb"\x1f\x9d[\x80-\x9f]", "packed with compress", "unpack it with `gzip -dc {file} > {new}`"),
     (rb"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it with `7z x {file}`, and name a log in it"),
@@ -175,6 +182,8 @@ def format_of(path: Path) -> Format:
     try:
         with opened(path) as contents:
             found, name = _binary(contents.head), contents.name
+            if re.match(JSON_LINE, contents.head):
+                found = "json"
     except OSError:  # of which its reader tells
         found, name = None, _unpacked_name(path)
     return found or SUFFIXES.get(Path(name).suffix.lower(), "raw")
@@ -182,8 +191,6 @@ def format_of(path: Path) -> Format:
 
 def header_of(path: Path) -> bytes:
     """The first line of a text file, without its end; nothing if it cannot be read."""
-            if re.match(JSON_LINE, contents.head):
-                found = "json"
     try:
         with opened(path) as contents:
             return contents.stream.readline(1 << 20).removeprefix(BOM).rstrip(b"\r\n")

@@ -14,6 +14,7 @@ import zipfile
 import numpy as np
 import polars as pl
 import pytest
+from backports import zstd
 from plain_parser import lines, write
 
 from data_pipeline.formats import format_of
@@ -24,8 +25,8 @@ from data_pipeline.schema import CRITEO, DataError, Schema
 
 OWN = Schema("own", "click", (), ("user",), ("string",))
 CSV = b"click,user\n1,ann\n0,bob\n"
-LOG = b"\n".join(lines(300, seed=1)) + b"\n"
 JSON = b'{"click": 1, "user": "ann"}\n{"user": "bob", "click": 0}\n'
+LOG = b"\n".join(lines(300, seed=1)) + b"\n"
 UTF16 = "click,user\n1,ann\n0,bob\n".encode("utf-16-le")
 
 
@@ -57,11 +58,13 @@ def ids(path, schema):
     return np.concatenate([chunk.ids for chunk in read_log(path, schema)]).tolist()
 
 
-PACKED = {
 SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0\x09\0\0\0"
+PACKED = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
+    # A frame to be skipped, as pzstd writes it, and two of data.
+    ".zst": lambda data: SKIPPED + zstd.compress(data[:20]) + zstd.compress(data[20:]),
     ".zip": lambda data: archive({"inner.csv": data}),
 }
 
@@ -102,13 +105,13 @@ def test_contents_tell_the_format_and_not_the_name(tmp_path):
         "packed.csv": gzip.compress(CSV),
         "packed": archive({"own.csv": CSV}),
         "mac": archive({"own.csv": CSV, "__MACOSX/._own.csv": b"?"}),
-    }.items():
-        (tmp_path / name).write_bytes(data)
-        found = ids(tmp_path / name, OWN)
         "own.jsonl": JSON,
         "own.json": JSON.replace(b"\n", b"\r\n"),
         "marked": b"\xef\xbb\xbf" + JSON,
         "own.ndjson.gz": gzip.compress(JSON),
+    }.items():
+        (tmp_path / name).write_bytes(data)
+        found = ids(tmp_path / name, OWN)
         expected = expected or found
         assert found == expected, name
         assert count_rows(tmp_path / name, OWN) == 2, name
@@ -127,7 +130,7 @@ REFUSED = {
     "dac.tar.xz": (tar("w:xz"), r"a tar archive in xz; unpack it with `tar xf"),
     "dac.tgz": (tar("w:gz"), r"a tar archive in gzip; unpack it with `tar xf"),
     "dac.tar": (tar(), r"a tar archive; unpack it with `tar xf"),
-    "train.txt.zst": (b"\x28\xb5\x2f\xfd" + bytes(9), r"packed with Zstandard; .* `zstd -dc {} > \S*in.txt`"),
+    "parquet.zst": (zstd.compress(b"PAR1" + bytes(99)), r"parquet in zstd; .* `zstd -dc {} > \S*parquet`"),
     "train.lz4": (b"\x04\x22\x4d\x18" + bytes(9), r"packed with LZ4; unpack it with `lz4 -dc {} > \S*train`"),
     "train.7z": (b"7z\xbc\xaf\x27\x1c" + bytes(9), r"a 7-Zip archive; unpack it with `7z x"),
     "train.rar": (b"Rar!\x1a\x07\x01\0", r"a RAR archive; "),
@@ -224,7 +227,13 @@ def ids_of_ann(folder):
 
 
 def test_a_damaged_packing_is_named(tmp_path):
-    for suffix, name in ((".gz", "gzip"), (".xz", "xz"), (".zip", "zip"), (".bz2", "bzip2")):
+    for suffix, name in (
+        (".gz", "gzip"),
+        (".xz", "xz"),
+        (".zip", "zip"),
+        (".bz2", "bzip2"),
+        (".zst", "zstd"),
+    ):
         whole = PACKED[suffix](LOG)
         path = tmp_path / f"log{suffix}"
         for data in (whole[: len(whole) // 2], whole[:60] + bytes(40) + whole[100:]):
