@@ -32,6 +32,7 @@ from data_pipeline.chunk import Chunk, Parsed, Rejected
 from data_pipeline.dialects import dense_values
 from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, Format, format_of, header_of
 from data_pipeline.json_lines import JsonLines
+from data_pipeline.partitions import files_of, values_of
 from data_pipeline.schema import WEIGHT, Bag, DataError, Schema
 from data_pipeline.text_blocks import BLOCK_BYTES, TextBlock, text_blocks
 
@@ -74,7 +75,7 @@ def is_table(path: Path, schema: Schema) -> bool:
 
 
 def is_binary(path: Path) -> bool:
-    """Whether a file is Parquet or Arrow IPC."""
+    """Whether a file is Parquet or Arrow IPC, or a folder of Parquet."""
     return format_of(path) in SCANS
 
 
@@ -112,12 +113,12 @@ def read_table(
         parts = _json(path, schema, labelled, first_line, block_bytes)
     else:
         parts = _csv(path, schema, labelled, first_line, block_bytes)
-    rules: list[_Rule | _BagRule] = []
+    types, rules = None, []
     with closing(ahead(parts, 1)) as ready:
         for part in ready:
-            rules = rules or [
-                _any_rule(path, name, dtype, schema) for name, dtype in part.frame.schema.items()
-            ]
+            if part.frame.schema != types:  # the files of a folder need not agree
+                types = part.frame.schema
+                rules = [_any_rule(part.file, name, dtype, schema) for name, dtype in types.items()]
             values, good, reasons = _applied(rules, part.frame)
             broken = [_Broken(int(part.row[i]), text, part.frame.row(i)) for i, text in reasons.items()]
             values = values if good.all() else values.keep(good)
@@ -132,12 +133,13 @@ def read_table(
                 position=part.position,
             )
             rejected = sorted(part.broken + broken, key=attrgetter("row"))
-            yield chunk, [_rejected(form, row) for row in rejected]
+            inside = f" of {part.file.relative_to(path)}" if part.file != path else ""
+            yield chunk, [_rejected(row, _where(form, row.row - part.before) + inside) for row in rejected]
 
 
-def _rejected(form: Format, broken: "_Broken") -> Rejected:
+def _rejected(broken: "_Broken", where: str) -> Rejected:
     text = "\t".join("" if field is None else str(field) for field in broken.fields)
-    return Rejected(broken.row, _where(form, broken.row), broken.reason, text.encode().replace(b"\n", b"\\n"))
+    return Rejected(broken.row, where, broken.reason, text.encode().replace(b"\n", b"\\n"))
 
 
 def _where(form: Format, row: int) -> str:
@@ -148,8 +150,8 @@ def _where(form: Format, row: int) -> str:
 
 
 def count_binary(path: Path) -> int:
-    """The number of rows of a Parquet or Arrow file; raises DataError if it cannot be read."""
-    return _length(path, _scan(path))
+    """The number of rows of a Parquet or Arrow file, or of a folder of such; DataError if it is not read."""
+    return sum(_length(file, _scan(file)) for file in files_of(path))
 
 
 def frame_values(frame: pl.DataFrame, schema: Schema, what: Path) -> "Values":
@@ -199,13 +201,13 @@ def head(path: Path | str, rows: int) -> pl.DataFrame:
             _refuse_separator(path, "::")
         raise DataError(f"{path}: not called {', '.join(SUFFIXES)}; rename the file if it is one")
     if form in SCANS:
-        with _named(path):
-            return _scan(path).head(rows).collect()
+        with _named(file := files_of(path)[0]):
+            return _scan(file).head(rows).collect()
     with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
         block = next(blocks)
     if form == "json":
         keys = JsonLines(block.text)
-        return _whole(path, form, _json_part(keys, block, list(keys.types))).head(rows)
+        return _whole(path, form, _json_part(path, keys, block, list(keys.types))).head(rows)
     header, _, text = block.text.partition(b"\n")
     layout = _Csv(path, header, quote_of(path))
     if len(layout.names) == 1 and (other := [one for one in FOREIGN if one in layout.names[0].strip()]):
@@ -250,12 +252,15 @@ class _Part(NamedTuple):
     frame: the columns asked for, (n,) rows.
     broken: the lines in between that could not be taken apart, and are missing from `frame`.
     position: as in `Chunk`.
+    file: where they stand, behind the `before` rows of the files before it.
     """
 
     row: np.ndarray
     frame: pl.DataFrame
     broken: list[_Broken]
     position: int
+    file: Path
+    before: int = 0
 
 
 class _Rule(NamedTuple):
@@ -344,7 +349,12 @@ def _is_header(path: Path) -> bool:
 
 
 def _scan(path: Path) -> pl.LazyFrame:
-    return SCANS[format_of(path)](path, glob=False)
+    """The columns of a file, and as texts those that its folders' names tell and it does not have."""
+    log, told = SCANS[format_of(path)](path, glob=False), values_of(path)
+    with _named(path):
+        names = log.collect_schema().names() if told else []
+    missing = {name: value for name, value in told.items() if name not in names}
+    return log.with_columns(pl.lit(value, pl.String).alias(name) for name, value in missing.items())
 
 
 def _length(path: Path, log: pl.LazyFrame) -> int:
@@ -367,18 +377,22 @@ def _named(path: Path) -> Iterator[None]:
 def _slices(
     path: Path, schema: Schema, labelled: bool | None, first_line: int, slice_rows: int
 ) -> Generator[_Part, None, None]:
-    log = _scan(path)
-    rows, size = _length(path, log), path.stat().st_size
-    if rows == 0:
-        raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
     if schema.bags:  # which take more memory than numbers
         slice_rows = max(1, slice_rows // 4)
-    with _named(path):
-        wanted = _wanted(path, log.collect_schema().names(), schema, labelled)
-        for start in range((first_line - 1) // slice_rows * slice_rows, rows, slice_rows):
-            frame = log.select(wanted).slice(start, slice_rows).collect()
-            row = np.arange(start, start + frame.height) + 1
-            yield _Part(row, frame, [], size * (start + frame.height) // rows)
+    before = read = 0
+    for file in files_of(path):
+        log = _scan(file)
+        rows, size = _length(file, log), file.stat().st_size
+        with _named(file):
+            wanted = _wanted(file, log.collect_schema().names(), schema, labelled) if rows else []
+            first = max(first_line - 1 - before, 0)
+            for start in range(first // slice_rows * slice_rows, rows, slice_rows):
+                frame = log.select(wanted).slice(start, slice_rows).collect()
+                row = np.arange(before + start, before + start + frame.height) + 1
+                yield _Part(row, frame, [], read + size * (start + frame.height) // rows, file, before)
+        before, read = before + rows, read + size
+    if before == 0:
+        raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
 
 
 def _csv(
@@ -406,23 +420,23 @@ def _json(
             keys = JsonLines(block.text)
             wanted = _wanted(path, list(keys.types), schema, labelled)
         if first_line < block.line + block.rows:
-            yield _json_part(keys, block, wanted)
+            yield _json_part(path, keys, block, wanted)
 
 
-def _json_part(keys: JsonLines, block: TextBlock, wanted: list[str]) -> _Part:
+def _json_part(path: Path, keys: JsonLines, block: TextBlock, wanted: list[str]) -> _Part:
     lines, row = block.text.split(b"\n")[:-1], np.arange(block.line, block.line + block.rows)
     frame, reasons = keys.parse(lines, wanted)
     broken = [
         _Broken(int(row[i]), reason, (lines[i].decode(errors="replace"),)) for i, reason in reasons.items()
     ]
-    return _Part(np.delete(row, list(reasons)), frame, broken, block.position)
+    return _Part(np.delete(row, list(reasons)), frame, broken, block.position, path)
 
 
 class _Csv:
     """How the lines of a CSV file are taken apart, as its header and `Schema.quote` tell."""
 
     def __init__(self, path: Path, header: bytes, quote: str):
-        self.quote = quote
+        self.path, self.quote = path, quote
         try:
             text = header.decode("utf-8-sig")
             splits = {separator: self._split(text, separator) for separator in SEPARATORS}
@@ -469,7 +483,7 @@ class _Csv:
         frame = table.select(column.alias(name) for name, column in columns.items()).collect()
         frame = frame[: row.size]
         assert frame.height == row.size, "the two ways to read a line disagree"
-        return _Part(row, frame, broken, position)
+        return _Part(row, frame, broken, position, self.path)
 
     def _is_plain(self, text: bytes, rows: int) -> bool:
         """Whether there are no quotes, and all lines have the right number of fields."""

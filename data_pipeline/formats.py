@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 from backports import zstd
 from isal import igzip, isal_zlib
 
+from data_pipeline.partitions import files_of
 from data_pipeline.schema import DataError
 
 Format = Literal["parquet", "arrow", "csv", "json", "raw"]
@@ -177,8 +178,10 @@ def damaged(path: Path, packing: str | None, line: int, error: Exception) -> Dat
 def format_of(path: Path) -> Format:
     """The format of a file: what its first bytes tell, else its name, which is all if it cannot be read.
 
-    Raises DataError as `opened` does.
+    Raises DataError as `opened` does. A folder is taken for that of the Parquet files below it, if any.
     """
+    if path.is_dir() and files_of(path):
+        return "parquet"
     try:
         with opened(path) as contents:
             found, name = _binary(contents.head), contents.name

@@ -15,6 +15,7 @@ from data_pipeline.background import ahead
 from data_pipeline.chunk import Chunk, Rejected
 from data_pipeline.columns import SLICE_ROWS
 from data_pipeline.formats import DAMAGES, FROM_GBK, NOT_UTF8, format_of, opened
+from data_pipeline.partitions import size_of
 from data_pipeline.schema import CRITEO, DataError, Schema
 from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
 
@@ -126,7 +127,7 @@ def count_rows(
     if columns.is_binary(path):
         rows = columns.count_binary(path)
         if on_read is not None:
-            on_read(path.stat().st_size)
+            on_read(size_of(path))
         return rows
     rows = -1 if _has_header(path, schema) else 0  # the header is no row
     with closing(ahead(text_blocks(path, BLOCK_BYTES), 1)) as blocks:
