@@ -610,10 +610,13 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
     if kind == "integer" and (text or whole):
         ids = column.map_batches(_integer_ids, return_dtype=pl.UInt32)
         return rule(unlike(INTEGER), filled(ids), "an integer of up to 38 digits")
-    if kind == "integer" and dtype in EXACT:
+    if kind in ("integer", "string") and dtype in EXACT:
         column = column.fill_nan(None)
         good = (column == column.round()) & (column.abs() <= EXACT[dtype])
-        ids = column.cast(pl.Int64, strict=False).map_batches(_integer_ids, return_dtype=pl.UInt32)
+        number, hashed = column.cast(pl.Int64, strict=False), kind == "string"
+        ids = (number.cast(pl.String) if hashed else number).map_batches(
+            hash_texts if hashed else _integer_ids, return_dtype=pl.UInt32
+        )
         words = f"a whole number of up to {EXACT[dtype]}, as which {dtype} is exact"
         return rule(~good.fill_null(True), filled(ids), words)
     if kind is None and (text or whole or dtype.is_numeric()):
@@ -627,10 +630,9 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
         else:
             label, allowed, words = number >= schema.threshold, number.is_finite(), "a number"
         return rule(unlike(NUMBER) | ~allowed.fill_null(False), label.cast(pl.Int32), words)
-    remedy = "correct the schema"
-    if kind == "string" and dtype in EXACT:
-        remedy = "declare it as integer, or in dense if it has fractions"
-    raise DataError(f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; {remedy}")
+    raise DataError(
+        f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; correct the schema"
+    )
 
 
 def _applied(rules: list[_Rule | _BagRule], frame: pl.DataFrame) -> tuple[Values, np.ndarray, dict[int, str]]:
