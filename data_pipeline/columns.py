@@ -326,6 +326,14 @@ class Values(NamedTuple):
         return Column(ids, np.ones(len(ids), np.int64))
 
 
+def no_header(path: Path, cell: str) -> DataError:
+    """What is raised for a CSV file whose first line is a row, as one of its cells shows."""
+    return DataError(
+        f"{path}, line 1: no header, but data, as {cell!r} shows; write a line with the names of the columns "
+        "above it"
+    )
+
+
 def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None) -> list[str]:
     """Those of a table's columns that the schema names; raises DataError if one is missing."""
     wanted = [*([schema.label] if labelled else []), *schema.dense, *schema.categorical]
@@ -404,6 +412,9 @@ def _csv(
         if layout is None:
             header, _, text = text.partition(b"\n")
             layout, row = _Csv(path, header, schema.quote), row[1:]
+            numbers = [name for name in layout.names if re.fullmatch(NUMBER, name)]
+            if 2 * len(numbers) >= len(layout.names) and not set(schema.columns) & set(layout.names):
+                raise no_header(path, numbers[0])
             wanted = _wanted(path, layout.names, schema, labelled)
         if row.size and first_line <= row[-1]:
             yield layout.parse(text, row, wanted, block.position)

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from data_pipeline import guesses
-from data_pipeline.columns import NUMBER, head, quote_of
+from data_pipeline.columns import NUMBER, head, no_header, quote_of
 from data_pipeline.formats import format_of
 from data_pipeline.guesses import FEW, NOTHING, Look, listed, quoted, role
 from data_pipeline.schema import Bag, DataError
@@ -133,10 +133,7 @@ def _require_header(path: Path, sample: pl.DataFrame) -> None:
         found = [name for name, values in zip(names, texts, strict=True) if name in set(values)]
         data = 2 * len(found) >= len(names) > 0
     if data:
-        raise DataError(
-            f"{path}, line 1: no header, but data, as {found[0]!r} shows; write a line with the names of the "
-            "columns above it"
-        )
+        raise no_header(path, found[0])
 
 
 def _labels(path: Path, looks: dict[str, Look]) -> tuple[_Label | None, list[_Label]]:

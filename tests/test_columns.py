@@ -383,6 +383,23 @@ def test_whole_floats_are_integers(tmp_path, dtype):
             fails(words, path, declared)
 
 
+def test_a_file_without_a_header_says_so(tmp_path):
+    """Numbers may be names, as pandas gives them, if the schema has one of them."""
+    path = tmp_path / "own.csv"
+    path.write_text("1,37,9.5,ann,comedy,ff\n0,21,3,bob,war,1a\n")
+    for labelled in (True, None):
+        words = (
+            r"own.csv, line 1: no header, but data, as '1' shows; write a line with the names of the columns"
+        )
+        fails(words, path, labelled=labelled)
+    path.write_text("user,age,1,2\n1,37,9.5,ann\n")
+    fails("own.csv: has no column 'liked', but 'user,", path)
+    path.write_text("0,1\n7,8\n")
+    assert [row[3] for row in read(path, Schema("own", "y", (), ("1",), ("integer",)), labelled=None)] == [
+        [8]
+    ]
+
+
 def test_truths_are_labels_whatever_the_spelling(tmp_path):
     schema = Schema("own", "y", (), ("user",), ("string",))
     (tmp_path / "own.csv").write_text("y,user\n" + "".join(f"{word},True\n" for word in TRUTH))
