@@ -64,7 +64,8 @@ def _frame(lines: list[bytes], schema: dict[str, pl.DataType]) -> pl.DataFrame |
         return None
     for name in (name for name, kind in schema.items() if kind == TEXT):
         # Polars makes a text of a list or an object.
-        nested = frame[name].str.starts_with("[") | frame[name].str.starts_with("{")
+        texts = frame[name].alias("")  # Polars takes some names for patterns
+        nested = texts.str.starts_with("[") | texts.str.starts_with("{")
         for line in nested.arg_true():
             if isinstance((_object(lines[line])[0] or {}).get(name), list | dict):
                 return None
