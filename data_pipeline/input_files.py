@@ -122,9 +122,9 @@ def _parquet_days(folder: Path) -> list[Path]:
 
 
 def _require_whole_partitions(inputs: tuple[Path, ...]) -> None:
-    """Raise DataError for several files of one partition, as they are of one day."""
+    """Raise DataError for several files of one of many partitions, as they are of one day."""
     seen: dict[Path, Path] = {}
-    for path in inputs:
+    for path in inputs if len({path.parent for path in inputs}) > 1 else ():
         if is_partition(path.parent) and path.is_file() and seen.setdefault(path.parent, path) != path:
             raise DataError(
                 f"{path}: is in one partition with {seen[path.parent].name}, so both are of one day; name "

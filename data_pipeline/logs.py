@@ -79,7 +79,7 @@ def has_rows(path: Path, schema: Schema) -> bool:
 
     Raises DataError for a file of a format that cannot be read.
     """
-    if path.stat().st_size == 0:
+    if size_of(path) == 0:
         return False
     if columns.is_binary(path):
         return columns.count_binary(path) > 0

@@ -19,7 +19,7 @@ def parts_of(path: Path) -> list[str]:
 
 def by_number(path: Path) -> list[int | str]:
     """What sorts paths by the numbers in them, in which text and number take turns."""
-    return [int(part) if part.isdigit() else part for part in parts_of(path)]
+    return [int(part) if part.isdecimal() else part for part in parts_of(path)]
 
 
 def files_of(path: Path) -> list[Path]:

@@ -87,11 +87,13 @@ def test_layouts_that_do_not_say_what_a_day_is(tmp_path):
     log = tmp_path / "log"
     written(log / "date=1" / "a.parquet", [1])
     written(log / "date=1" / "b.parquet", [1])
+    one = (log / "date=1" / "a.parquet", log / "date=1" / "b.parquet")
+    assert input_files(one) == input_files((log / "date=1",)) == list(one)
+    written(log / "dt=2" / "a.parquet", [1])
     with pytest.raises(
         DataError, match=r"b.parquet: is in one partition with a.parquet.*; name \S*date=1 instead"
     ):
-        input_files((log / "date=1" / "a.parquet", log / "date=1" / "b.parquet"))
-    written(log / "dt=2" / "a.parquet", [1])
+        input_files((*one, log / "dt=2" / "a.parquet"))
     with pytest.raises(DataError, match=r"dt=2: does not say which day it is as date=1 does; name the days"):
         input_files((log,))
     assert input_files((log / "date=1", log / "dt=2"), "given") == [log / "date=1", log / "dt=2"]
