@@ -24,6 +24,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from copy import copy
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -143,7 +144,6 @@ class Rows:
             stretches = manifest.split[split]
         else:
             raise DataError(f"{manifest.folder}: has no split {split!r}; it has {', '.join(manifest.split)}")
-        self.count = sum(stop - start for _, start, stop in stretches)
         self.block_rows, self.window_blocks, self.checking = block_rows, window_blocks, checking
         # Bags are no part of a window's memory, as they take as much as they have ids.
         self._columns = (
@@ -153,13 +153,28 @@ class Rows:
         self.weighted = manifest.schema.weight is not None
         kinds = (WeightedBatch, TaughtWeightedBatch) if self.weighted else (Batch, TaughtBatch)
         self._manifest, self._kind = manifest, kinds[taught is not None]
-        # (number of stretches, 3): day, first row, row after the last.
-        self._stretches = np.array(stretches, np.int64).reshape(-1, 3)
-        lengths = self._stretches[:, 2] - self._stretches[:, 1]
-        # (number of stretches,): how many row blocks there are up to the end of each.
-        self._ends = np.cumsum(-(-lengths // block_rows))
+        self._take(np.array(stretches, np.int64).reshape(-1, 3))
         self._shards = {day: _shards(manifest, day, taught) for day, _, _ in stretches}
         self._bags = {day: open_bags(manifest, day) for day in self._shards} if manifest.schema.bags else {}
+
+    def _take(self, stretches: np.ndarray) -> None:
+        """Let these be the rows. stretches: (number, 3): day, first row, row after the last."""
+        self._stretches, lengths = stretches, stretches[:, 2] - stretches[:, 1]
+        self.count = int(lengths.sum())
+        # (number of stretches,): how many row blocks there are up to the end of each.
+        self._ends = np.cumsum(-(-lengths // self.block_rows))
+
+    def first(self, most: int | None) -> "Rows":
+        """The first `most` of these rows, or all that there are; None for all."""
+        if most is None:
+            return self
+        day, start, stop = self._stretches.T
+        before = np.cumsum(stop - start) - (stop - start)
+        cut = np.stack([day, start, np.minimum(stop, start + np.maximum(most - before, 0))], axis=1)
+        found = copy(self)
+        vars(found).pop("base_rate", None)
+        found._take(cut[before < most])
+        return found
 
     @cached_property
     def base_rate(self) -> float:

@@ -1,4 +1,4 @@
-"""Tables with named columns -> chunks of NumPy arrays: Parquet, Arrow IPC, and CSV with a header.
+"""Tables with named columns -> chunks of NumPy arrays: Parquet, Arrow IPC, CSV with a header, JSON lines.
 
 A file is read in slices, so memory does not depend on its size. The schema says which columns are used, and
 how; they may stand in any order, and other columns are ignored. A row with a value that breaks the rules of
@@ -9,7 +9,7 @@ those that are missing are left out, so an empty cell is an empty bag.
 
 CSV is separated by comma, tab, semicolon or bar, plain or packed, one row per line. Fields may be quoted as
 in RFC 4180, if the schema's `quote` is not empty, but hold no newline. A regular expression checks each line
-of a block before Polars parses the block.
+of a block before Polars parses the block. Lines of JSON are read by `json_lines.py`.
 """
 
 import csv
@@ -30,9 +30,11 @@ from data_pipeline.background import ahead
 from data_pipeline.bags import LONGEST, Column, IdsOfRows, of_columns
 from data_pipeline.chunk import Chunk, Parsed, Rejected
 from data_pipeline.dialects import dense_values
-from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, format_of, header_of
+from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, Format, format_of, header_of
+from data_pipeline.json_lines import JsonLines
+from data_pipeline.partitions import files_of, values_of
 from data_pipeline.schema import WEIGHT, Bag, DataError, Schema
-from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
+from data_pipeline.text_blocks import BLOCK_BYTES, TextBlock, text_blocks
 
 # How Polars opens a file of a format.
 SCANS: dict[str, Callable[..., pl.LazyFrame]] = {"parquet": pl.scan_parquet, "arrow": pl.scan_ipc}
@@ -73,7 +75,7 @@ def is_table(path: Path, schema: Schema) -> bool:
 
 
 def is_binary(path: Path) -> bool:
-    """Whether a file is Parquet or Arrow IPC."""
+    """Whether a file is Parquet or Arrow IPC, or a folder of Parquet."""
     return format_of(path) in SCANS
 
 
@@ -104,17 +106,19 @@ def read_table(
 
     Rows count from 1, without the header. Arguments and errors are those of `logs.read_log`.
     """
-    binary = is_binary(path)
-    if binary:
+    form = format_of(path)
+    if form in SCANS:
         parts = _slices(path, schema, labelled, first_line, slice_rows)
+    elif form == "json":
+        parts = _json(path, schema, labelled, first_line, block_bytes)
     else:
         parts = _csv(path, schema, labelled, first_line, block_bytes)
-    rules: list[_Rule | _BagRule] = []
+    types, rules = None, []
     with closing(ahead(parts, 1)) as ready:
         for part in ready:
-            rules = rules or [
-                _any_rule(path, name, dtype, schema) for name, dtype in part.frame.schema.items()
-            ]
+            if part.frame.schema != types:  # the files of a folder need not agree
+                types = part.frame.schema
+                rules = [_any_rule(part.file, name, dtype, schema) for name, dtype in types.items()]
             values, good, reasons = _applied(rules, part.frame)
             broken = [_Broken(int(part.row[i]), text, part.frame.row(i)) for i, text in reasons.items()]
             values = values if good.all() else values.keep(good)
@@ -130,24 +134,25 @@ def read_table(
                 weight=flat[schema.weight].to_numpy() if schema.weight in flat.columns else None,
             )
             rejected = sorted(part.broken + broken, key=attrgetter("row"))
-            yield chunk, [_rejected(binary, row) for row in rejected]
+            inside = f" of {part.file.relative_to(path)}" if part.file != path else ""
+            yield chunk, [_rejected(row, _where(form, row.row - part.before) + inside) for row in rejected]
 
 
-def _rejected(binary: bool, broken: "_Broken") -> Rejected:
+def _rejected(broken: "_Broken", where: str) -> Rejected:
     text = "\t".join("" if field is None else str(field) for field in broken.fields)
-    return Rejected(
-        broken.row, _where(binary, broken.row), broken.reason, text.encode().replace(b"\n", b"\\n")
-    )
+    return Rejected(broken.row, where, broken.reason, text.encode().replace(b"\n", b"\\n"))
 
 
-def _where(binary: bool, row: int) -> str:
-    """A row in words; in a text, where there is a header, its line too."""
-    return f"row {row}" if binary else f"row {row} (line {row + 1})"
+def _where(form: Format, row: int) -> str:
+    """A row in words; in a text its line too, which is another where there is a header."""
+    if form == "json":
+        return f"line {row}"
+    return f"row {row}" if form in SCANS else f"row {row} (line {row + 1})"
 
 
 def count_binary(path: Path) -> int:
-    """The number of rows of a Parquet or Arrow file; raises DataError if it cannot be read."""
-    return _length(path, _scan(path))
+    """The number of rows of a Parquet or Arrow file, or of a folder of such; DataError if it is not read."""
+    return sum(_length(file, _scan(file)) for file in files_of(path))
 
 
 def frame_values(frame: pl.DataFrame, schema: Schema, what: Path) -> "Values":
@@ -171,7 +176,7 @@ def matrix(table: pl.DataFrame, columns: tuple[str, ...], dtype: type[np.generic
 
 def quote_of(path: Path) -> str:
     """`Schema.quote` for a table: empty if its first rows can be taken apart only where quotes are text."""
-    if is_binary(path):
+    if format_of(path) in (*SCANS, "json"):
         return '"'
     with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
         block = next(blocks)
@@ -187,20 +192,23 @@ def quote_of(path: Path) -> str:
 def head(path: Path | str, rows: int) -> pl.DataFrame:
     """All columns of the first rows of a table, with the quotes of `quote_of`; those of CSV are texts.
 
-    Raises DataError if the file is no table, or one of these rows of a CSV file cannot be taken apart.
+    Raises DataError if the file is no table, or one of these rows of a text cannot be taken apart.
     """
-    path = Path(path)
-    if format_of(path) == "raw" and not _is_header(path):
+    path, form = Path(path), format_of(path)
+    if form == "raw" and not _is_header(path):
         with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
             line = next(blocks).text.partition(b"\n")[0]
         if b"::" in line:
             _refuse_separator(path, "::")
         raise DataError(f"{path}: not called {', '.join(SUFFIXES)}; rename the file if it is one")
-    if is_binary(path):
-        with _named(path):
-            return _scan(path).head(rows).collect()
+    if form in SCANS:
+        with _named(file := files_of(path)[0]):
+            return _scan(file).head(rows).collect()
     with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
         block = next(blocks)
+    if form == "json":
+        keys = JsonLines(block.text)
+        return _whole(path, form, _json_part(path, keys, block, list(keys.types))).head(rows)
     header, _, text = block.text.partition(b"\n")
     layout = _Csv(path, header, quote_of(path))
     if len(layout.names) == 1 and (other := [one for one in FOREIGN if one in layout.names[0].strip()]):
@@ -211,10 +219,15 @@ def head(path: Path | str, rows: int) -> pl.DataFrame:
             "columns above line 1 if that is data"
         )
     part = layout.parse(text, np.arange(1, block.rows), layout.names, block.position)
+    return _whole(path, form, part).head(rows)
+
+
+def _whole(path: Path, form: Format, part: "_Part") -> pl.DataFrame:
+    """The columns of a part; raises DataError if one of its lines could not be taken apart."""
     if part.broken:
         first = min(part.broken, key=attrgetter("row"))
-        raise DataError(f"{path}, {_where(False, first.row)}: {first.reason}; correct it")
-    return part.frame.head(rows)
+        raise DataError(f"{path}, {_where(form, first.row)}: {first.reason}; correct it")
+    return part.frame
 
 
 def _refuse_separator(path: Path, separator: str) -> None:
@@ -240,12 +253,15 @@ class _Part(NamedTuple):
     frame: the columns asked for, (n,) rows.
     broken: the lines in between that could not be taken apart, and are missing from `frame`.
     position: as in `Chunk`.
+    file: where they stand, behind the `before` rows of the files before it.
     """
 
     row: np.ndarray
     frame: pl.DataFrame
     broken: list[_Broken]
     position: int
+    file: Path
+    before: int = 0
 
 
 class _Rule(NamedTuple):
@@ -311,6 +327,14 @@ class Values(NamedTuple):
         return Column(ids, np.ones(len(ids), np.int64))
 
 
+def no_header(path: Path, cell: str) -> DataError:
+    """What is raised for a CSV file whose first line is a row, as one of its cells shows."""
+    return DataError(
+        f"{path}, line 1: no header, but data, as {cell!r} shows; write a line with the names of the columns "
+        "above it"
+    )
+
+
 def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None) -> list[str]:
     """Those of a table's columns that the schema names; raises DataError if one is missing."""
     told = [name for name in (schema.label, schema.weight) if labelled and name is not None]
@@ -335,7 +359,12 @@ def _is_header(path: Path) -> bool:
 
 
 def _scan(path: Path) -> pl.LazyFrame:
-    return SCANS[format_of(path)](path, glob=False)
+    """The columns of a file, and as texts those that its folders' names tell and it does not have."""
+    log, told = SCANS[format_of(path)](path, glob=False), values_of(path)
+    with _named(path):
+        names = log.collect_schema().names() if told else []
+    missing = {name: value for name, value in told.items() if name not in names}
+    return log.with_columns(pl.lit(value, pl.String).alias(name) for name, value in missing.items())
 
 
 def _length(path: Path, log: pl.LazyFrame) -> int:
@@ -358,18 +387,22 @@ def _named(path: Path) -> Iterator[None]:
 def _slices(
     path: Path, schema: Schema, labelled: bool | None, first_line: int, slice_rows: int
 ) -> Generator[_Part, None, None]:
-    log = _scan(path)
-    rows, size = _length(path, log), path.stat().st_size
-    if rows == 0:
-        raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
     if schema.bags:  # which take more memory than numbers
         slice_rows = max(1, slice_rows // 4)
-    with _named(path):
-        wanted = _wanted(path, log.collect_schema().names(), schema, labelled)
-        for start in range((first_line - 1) // slice_rows * slice_rows, rows, slice_rows):
-            frame = log.select(wanted).slice(start, slice_rows).collect()
-            row = np.arange(start, start + frame.height) + 1
-            yield _Part(row, frame, [], size * (start + frame.height) // rows)
+    before = read = 0
+    for file in files_of(path):
+        log = _scan(file)
+        rows, size = _length(file, log), file.stat().st_size
+        with _named(file):
+            wanted = _wanted(file, log.collect_schema().names(), schema, labelled) if rows else []
+            first = max(first_line - 1 - before, 0)
+            for start in range(first // slice_rows * slice_rows, rows, slice_rows):
+                frame = log.select(wanted).slice(start, slice_rows).collect()
+                row = np.arange(before + start, before + start + frame.height) + 1
+                yield _Part(row, frame, [], read + size * (start + frame.height) // rows, file, before)
+        before, read = before + rows, read + size
+    if before == 0:
+        raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
 
 
 def _csv(
@@ -381,6 +414,9 @@ def _csv(
         if layout is None:
             header, _, text = text.partition(b"\n")
             layout, row = _Csv(path, header, schema.quote), row[1:]
+            numbers = [name for name in layout.names if re.fullmatch(NUMBER, name)]
+            if 2 * len(numbers) >= len(layout.names) and not set(schema.columns) & set(layout.names):
+                raise no_header(path, numbers[0])
             wanted = _wanted(path, layout.names, schema, labelled)
         if row.size and first_line <= row[-1]:
             yield layout.parse(text, row, wanted, block.position)
@@ -388,11 +424,32 @@ def _csv(
         raise DataError(f"{path}: empty, there is no row after the header; check where the file comes from")
 
 
+def _json(
+    path: Path, schema: Schema, labelled: bool | None, first_line: int, block_bytes: int
+) -> Generator[_Part, None, None]:
+    keys = None
+    for block in text_blocks(path, block_bytes):
+        if keys is None:
+            keys = JsonLines(block.text)
+            wanted = _wanted(path, list(keys.types), schema, labelled)
+        if first_line < block.line + block.rows:
+            yield _json_part(path, keys, block, wanted)
+
+
+def _json_part(path: Path, keys: JsonLines, block: TextBlock, wanted: list[str]) -> _Part:
+    lines, row = block.text.split(b"\n")[:-1], np.arange(block.line, block.line + block.rows)
+    frame, reasons = keys.parse(lines, wanted)
+    broken = [
+        _Broken(int(row[i]), reason, (lines[i].decode(errors="replace"),)) for i, reason in reasons.items()
+    ]
+    return _Part(np.delete(row, list(reasons)), frame, broken, block.position, path)
+
+
 class _Csv:
     """How the lines of a CSV file are taken apart, as its header and `Schema.quote` tell."""
 
     def __init__(self, path: Path, header: bytes, quote: str):
-        self.quote = quote
+        self.path, self.quote = path, quote
         try:
             text = header.decode("utf-8-sig")
             splits = {separator: self._split(text, separator) for separator in SEPARATORS}
@@ -439,7 +496,7 @@ class _Csv:
         frame = table.select(column.alias(name) for name, column in columns.items()).collect()
         frame = frame[: row.size]
         assert frame.height == row.size, "the two ways to read a line disagree"
-        return _Part(row, frame, broken, position)
+        return _Part(row, frame, broken, position, self.path)
 
     def _is_plain(self, text: bytes, rows: int) -> bool:
         """Whether there are no quotes, and all lines have the right number of fields."""
@@ -566,10 +623,13 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
     if kind == "integer" and (text or whole):
         ids = column.map_batches(_integer_ids, return_dtype=pl.UInt32)
         return rule(unlike(INTEGER), filled(ids), "an integer of up to 38 digits")
-    if kind == "integer" and dtype in EXACT:
+    if kind in ("integer", "string") and dtype in EXACT:
         column = column.fill_nan(None)
         good = (column == column.round()) & (column.abs() <= EXACT[dtype])
-        ids = column.cast(pl.Int64, strict=False).map_batches(_integer_ids, return_dtype=pl.UInt32)
+        number, hashed = column.cast(pl.Int64, strict=False), kind == "string"
+        ids = (number.cast(pl.String) if hashed else number).map_batches(
+            hash_texts if hashed else _integer_ids, return_dtype=pl.UInt32
+        )
         words = f"a whole number of up to {EXACT[dtype]}, as which {dtype} is exact"
         return rule(~good.fill_null(True), filled(ids), words)
     if kind is None and (text or whole or dtype.is_numeric()):
@@ -587,10 +647,9 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
         else:
             label, allowed, words = number >= schema.threshold, number.is_finite(), "a number"
         return rule(unlike(NUMBER) | ~allowed.fill_null(False), label.cast(pl.Int32), words)
-    remedy = "correct the schema"
-    if kind == "string" and dtype in EXACT:
-        remedy = "declare it as integer, or in dense if it has fractions"
-    raise DataError(f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; {remedy}")
+    raise DataError(
+        f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; correct the schema"
+    )
 
 
 def _applied(rules: list[_Rule | _BagRule], frame: pl.DataFrame) -> tuple[Values, np.ndarray, dict[int, str]]:

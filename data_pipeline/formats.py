@@ -16,11 +16,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
+from backports import zstd
 from isal import igzip, isal_zlib
 
+from data_pipeline.partitions import files_of
 from data_pipeline.schema import DataError
 
-Format = Literal["parquet", "arrow", "csv", "raw"]
+Format = Literal["parquet", "arrow", "csv", "json", "raw"]
 
 # What tables are called; all other names are those of raw logs.
 SUFFIXES: dict[str, Format] = {
@@ -30,14 +32,23 @@ SUFFIXES: dict[str, Format] = {
     ".feather": "arrow",
     ".csv": "csv",
     ".tsv": "csv",
+    ".jsonl": "json",
+    ".ndjson": "json",
 }
 BINARY: dict[bytes, Format] = {b"PAR1": "parquet", b"ARROW1\0\0": "arrow"}
+JSON_LINE = rb"(\xef\xbb\xbf)?[ \t]*\{[ \t]*(\"|\}[ \t]*\r?\n)"
 
 # Packings that are read: first bytes, name, and what unpacks. ISA-L unpacks gzip 3.5 times as fast as zlib.
 PACKINGS: tuple[tuple[bytes, str, Any], ...] = (
     (rb"\x1f\x8b", "gzip", lambda file: igzip.IGzipFile(fileobj=file)),
     (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "bzip2", bz2.BZ2File),
     (rb"\xfd7zXZ\0", "xz", lzma.LZMAFile),
+    # What pzstd writes begins with a frame to be skipped; `zstd --long` takes windows of up to 2^31 bytes.
+    (
+        rb"(?s)(?:[\x50-\x5f]\x2a\x4d\x18.{4,12})?\x28\xb5\x2f\xfd",
+        "zstd",
+        lambda file: zstd.ZstdFile(file, options={zstd.DecompressionParameter.window_log_max: 31}),
+    ),
     (rb"PK(\x03\x04|\x05\x06)", "zip", None),
 )
 PACKED = {".gz", ".bz2", ".xz", ".zip", ".zst", ".lz4", ".z"}
@@ -48,6 +59,7 @@ DAMAGES: tuple[Any, ...] = (
     isal_zlib.error,
     zlib.error,
     lzma.LZMAError,
+    zstd.ZstdError,
     zipfile.BadZipFile,
 )
 
@@ -64,7 +76,6 @@ TABLE = "write it as a table, as docs/own_data.md shows"
 # without its suffix.
 UNREADABLE = (
     (rb"[\0-\xff]{257}ustar", TAR, "unpack it with `tar xf {file}`, and name a log in it"),
-    (rb"\x28\xb5\x2f\xfd", "packed with Zstandard", "unpack it with `zstd -dc {file} > {new}`"),
     (rb"\x04\x22\x4d\x18", "packed with LZ4", "unpack it with `lz4 -dc {file} > {new}`"),
     (rb"\x1f\x9d[\x80-\x9f]", "packed with compress", "unpack it with `gzip -dc {file} > {new}`"),
     (rb"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it with `7z x {file}`, and name a log in it"),
@@ -72,8 +83,7 @@ UNREADABLE = (
     (rb"version https://git-lfs", "a pointer of Git LFS, not the file", "fetch that with `git lfs pull`"),
     (rb"(?i)\s*<(!doctype html|html|head|body)", "a web page, not data", FETCH),
     (rb"\s*<\?xml", "XML", f"if it tells of an error, {FETCH}; else write its rows as CSV or Parquet"),
-    (rb"\s*\{\s*\"", "JSON lines", POLARS.format("ndjson")),
-    (rb"\s*\[\s*[\[{]", "JSON", POLARS.format("json")),
+    (rb"\s*\[\s*[\[{]|\s*\{\s*\n", "JSON", POLARS.format("json")),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook", "save its sheet as CSV (UTF-8)"),
     (rb"SQLite format 3\0", "an SQLite database", "write a table of it with `sqlite3 -csv -header`"),
     (rb"\x89HDF\r\n\x1a\n", "HDF5", PARQUET + "pandas.read_hdf`"),
@@ -168,11 +178,15 @@ def damaged(path: Path, packing: str | None, line: int, error: Exception) -> Dat
 def format_of(path: Path) -> Format:
     """The format of a file: what its first bytes tell, else its name, which is all if it cannot be read.
 
-    Raises DataError as `opened` does.
+    Raises DataError as `opened` does. A folder is taken for that of the Parquet files below it, if any.
     """
+    if path.is_dir() and files_of(path):
+        return "parquet"
     try:
         with opened(path) as contents:
             found, name = _binary(contents.head), contents.name
+            if re.match(JSON_LINE, contents.head):
+                found = "json"
     except OSError:  # of which its reader tells
         found, name = None, _unpacked_name(path)
     return found or SUFFIXES.get(Path(name).suffix.lower(), "raw")

@@ -1,7 +1,6 @@
 """Which files a preparation reads, and in which order; the last one tests."""
 
 import glob
-import os
 import re
 import shutil
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from data_pipeline.folders import DAY_FILE
+from data_pipeline.partitions import NOTHING, by_number, files_of, is_partition, key_of, parts_of
 from data_pipeline.schema import DataError
 
 InputOrder = Literal["names", "given"]
@@ -23,9 +23,10 @@ SHELLS = (str, lambda name: re.sub(r"\W|_", "", name).casefold())
 
 
 def input_files(inputs: tuple[Path, ...], order: InputOrder = "names") -> list[Path]:
-    """The log files, oldest first.
+    """The log files, oldest first; a folder stands for the Parquet files below it, those of a day.
 
-    inputs: files, or one folder of day_0, day_1, ..., which are taken by number.
+    inputs: files, patterns, or folders of one day's Parquet files; or one folder of day_0, day_1, ..., which
+        are taken by number, of Parquet files, or of partitions (`date=2024-01-01`), each a day.
     order: of several files; see `in_order`. `given` takes them as they are.
 
     Raises DataError unless all are there, all are different, and the order is clear.
@@ -34,15 +35,18 @@ def input_files(inputs: tuple[Path, ...], order: InputOrder = "names") -> list[P
         raise DataError("no input: name one log file per day, or one folder of day_0, day_1, ...")
     if len(inputs) == 1 and inputs[0].is_dir():
         inputs = tuple(_days_of(inputs[0]))
+    else:
+        inputs = tuple(matched(inputs))
+        _require_whole_partitions(inputs)
     seen: dict[tuple[int, int], Path] = {}
     for path in inputs:
         try:
             info = path.stat()
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}; check the path") from None
-        if path.is_dir():
+        if path.is_dir() and not files_of(path):
             raise DataError(f"{path}: is a folder; name log files, or one folder alone")
-        if not path.is_file():
+        if not (path.is_dir() or path.is_file()):
             raise DataError(f"{path}: is not an ordinary file; write the log to one first")
         file = info.st_dev, info.st_ino
         if file in seen:
@@ -74,19 +78,58 @@ def matched(inputs: tuple[Path, ...]) -> list[Path]:
         matches = [Path(name) for name in glob.glob(str(path), recursive=True)]
         if not matches:
             raise DataError(f"{path}: no file matches; check the path")
-        # Text and number take turns in the parts of a name.
-        found += sorted(matches, key=lambda p: [int(s) if s.isdigit() else s for s in _parts(p)])
+        found += sorted(matches, key=by_number)
     return found
 
 
 def _days_of(folder: Path) -> list[Path]:
     days = sorted((int(m[1]), path) for path in folder.iterdir() if (m := DAY_FILE.fullmatch(path.name)))
     if not days:
-        raise DataError(f"{folder}: holds no day_0, day_1, ...; name the log files one by one")
+        return _parquet_days(folder)
     for (number, path), (next_number, twin) in pairwise(days):
         if number == next_number:
             raise DataError(f"{twin}: is the same day as {path}; name the log files one by one")
     return [path for _, path in days]
+
+
+def _parquet_days(folder: Path) -> list[Path]:
+    """The partitions of a folder, or its Parquet files, by the numbers in their names.
+
+    Where partitions of a year hold those of its months, and these those of their days, the last are the days.
+    """
+    inside = [path for path in sorted(folder.iterdir()) if path.name[0] not in "._"]
+    days = [path for path in inside if is_partition(path) and files_of(path)]
+    files = [path for path in inside if path.is_file() and path.suffix == ".parquet"]
+    if days and files:
+        raise DataError(
+            f"{folder}: holds a partition, {days[0].name}, beside a file, {files[0].name}; name the days one "
+            "by one"
+        )
+    while days:
+        if odd := [day for day in days if key_of(day) != key_of(days[0]) or day.name.endswith(f"={NOTHING}")]:
+            raise DataError(
+                f"{odd[0]}: does not say which day it is as {days[0].name} does; name the days one by one"
+            )
+        below = [path for day in days for path in day.iterdir() if is_partition(path) and files_of(path)]
+        if not below or any(key_of(path) not in ("month", "day") for path in below):
+            break
+        days = below
+    if not (days or files):
+        raise DataError(
+            f"{folder}: holds no day_0, day_1, ..., nor Parquet files; name the log files one by one"
+        )
+    return sorted(days or files, key=by_number)
+
+
+def _require_whole_partitions(inputs: tuple[Path, ...]) -> None:
+    """Raise DataError for several files of one of many partitions, as they are of one day."""
+    seen: dict[Path, Path] = {}
+    for path in inputs if len({path.parent for path in inputs}) > 1 else ():
+        if is_partition(path.parent) and path.is_file() and seen.setdefault(path.parent, path) != path:
+            raise DataError(
+                f"{path}: is in one partition with {seen[path.parent].name}, so both are of one day; name "
+                f"{path.parent} instead"
+            )
 
 
 def in_order(files: list[Path]) -> list[Path]:
@@ -120,17 +163,12 @@ def in_order(files: list[Path]) -> list[Path]:
     return ordered
 
 
-def _parts(path: Path) -> list[str]:
-    """The absolute path without the suffixes of its name, cut at numbers: text, number, text, ..."""
-    return re.split(r"(\d+)", re.sub(r"(\.[A-Za-z]+\d?)+$", "", os.path.abspath(path)))
-
-
 def _name_without_numbers(path: Path) -> tuple[str, ...]:
-    return tuple(_parts(path)[::2])
+    return tuple(parts_of(path)[::2])
 
 
 def _numbers(path: Path) -> list[int]:
-    return [int(number) for number in _parts(path)[1::2]]
+    return [int(number) for number in parts_of(path)[1::2]]
 
 
 def _says(path: Path, words: str) -> bool:

@@ -9,6 +9,7 @@ from data_pipeline.chunk import BadRows
 from data_pipeline.dialects import Dialect, Order
 from data_pipeline.input_files import InputOrder
 from data_pipeline.manifest import measured_columns, shard_name
+from data_pipeline.partitions import files_of, size_of
 from data_pipeline.ranks import Ranks
 from data_pipeline.schema import CRITEO, Dense, Schema
 from data_pipeline.whole_files import sync, write_json
@@ -21,9 +22,9 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class PrepareConfig:
     inputs: tuple[Path, ...]
-    """Raw logs or tables (Parquet, Arrow, CSV), text also packed with gzip, bzip2, xz or zip: one file per
-    day, oldest first; or one folder, whose day_0, day_1, ... are taken in that order; or one file, to be cut
-    up."""
+    """Raw logs or tables (Parquet, Arrow, CSV, JSON lines), text also packed with gzip, bzip2, xz, Zstandard
+    or zip: one file per day, oldest first; or one folder, whose day_0, day_1, ... are taken in that order, or
+    its Parquet files, or its partitions such as date=2024-01-01; or one file, to be cut up."""
     out: Path
     """Folder to write; it must not exist yet, or be empty. Until it is done, what there is lies in
     .OUT.partial beside it, and the same command goes on from there."""
@@ -114,7 +115,7 @@ class Meter:
         Each file is read once to write the shards. A single file is read before that, to count its rows;
         making a dictionary takes about as long as one more pass.
         """
-        sizes = [path.stat().st_size for path in files]
+        sizes = [size_of(path) for path in files]
         self.size = sizes[0] if len(files) == 1 else sum(sizes[day] for day in days)
         self.counted = self.size * (len(files) == 1)
         self.total = self.counted + self.size * (1 + dictionary)
@@ -140,6 +141,7 @@ class Meter:
 
 
 def identity(path: Path) -> dict[str, int]:
-    """Size and time of the last change: if they differ, the file is not what it was."""
-    info = path.stat()
-    return {"bytes": info.st_size, "changed_ns": info.st_mtime_ns}
+    """Size and time of the last change of a log: if they differ, the file is not what it was."""
+    infos = [file.stat() for file in files_of(path)]
+    changed = max((info.st_mtime_ns for info in infos), default=0)
+    return {"bytes": sum(info.st_size for info in infos), "changed_ns": changed}

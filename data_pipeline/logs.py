@@ -1,7 +1,7 @@
 """A log in any format -> chunks of NumPy arrays.
 
-Tables (Parquet, Arrow, CSV) are read by `columns.py`; all other text is taken for a raw log in Criteo's
-format and read by `raw.py`. `formats.py` tells them apart.
+Tables (Parquet, Arrow, CSV, JSON lines) are read by `columns.py`; all other text is taken for a raw log in
+Criteo's format and read by `raw.py`. `formats.py` tells them apart.
 """
 
 import re
@@ -13,7 +13,8 @@ from data_pipeline import columns, raw
 from data_pipeline.background import ahead
 from data_pipeline.chunk import BadRows, Chunk, Rejected
 from data_pipeline.columns import SLICE_ROWS
-from data_pipeline.formats import DAMAGES, FROM_GBK, NOT_UTF8, opened
+from data_pipeline.formats import DAMAGES, FROM_GBK, NOT_UTF8, format_of, opened
+from data_pipeline.partitions import size_of
 from data_pipeline.schema import CRITEO, DataError, Schema
 from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
 
@@ -75,17 +76,22 @@ def has_rows(path: Path, schema: Schema) -> bool:
 
     Raises DataError for a file of a format that cannot be read.
     """
-    if path.stat().st_size == 0:
+    if size_of(path) == 0:
         return False
     if columns.is_binary(path):
         return columns.count_binary(path) > 0
     try:
         with opened(path) as contents:
-            if columns.is_table(path, schema):
+            if _has_header(path, schema):
                 contents.stream.readline()
             return contents.stream.read(1) != b""
     except (OSError, *DAMAGES):
         return True
+
+
+def _has_header(path: Path, schema: Schema) -> bool:
+    """Whether the first line of a text is no row, but names columns."""
+    return columns.is_table(path, schema) and format_of(path) != "json"
 
 
 def _remedy(bad: Rejected, table: bool, preparing: bool) -> str:
@@ -118,9 +124,9 @@ def count_rows(
     if columns.is_binary(path):
         rows = columns.count_binary(path)
         if on_read is not None:
-            on_read(path.stat().st_size)
+            on_read(size_of(path))
         return rows
-    rows = -1 if columns.is_table(path, schema) else 0  # the header is no row
+    rows = -1 if _has_header(path, schema) else 0  # the header is no row
     with closing(ahead(text_blocks(path, BLOCK_BYTES), 1)) as blocks:
         for block in blocks:
             rows += block.rows

@@ -59,7 +59,7 @@ def parse_days(job: Job, sources: list[Source], days: Sequence[int]) -> None:
             finally:  # what is amiss with a line, or has no line, may come of a change too
                 _require_unchanged(source)
         if mine:
-            job.meter.add(source.path.stat().st_size)
+            job.meter.add(source.found["bytes"])
 
 
 def _is_parsed(job: Job, source: Source, day: int) -> bool:

@@ -183,7 +183,7 @@ def _count_lines(job: Job, path: Path) -> None:
     note = job.work / "lines.json"
     if (read_note(note) or {}).get("source") != (found := identity(path)):
         write_json(note, {"source": found, "rows": count_rows(path, job.config.schema, job.meter.advance)})
-    job.meter.add(path.stat().st_size)
+    job.meter.add(found["bytes"])
 
 
 def _sources(job: Job, files: list[Path]) -> list[Source]:

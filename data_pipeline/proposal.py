@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from data_pipeline import guesses
-from data_pipeline.columns import NUMBER, head, is_binary, quote_of
+from data_pipeline.columns import NUMBER, head, no_header, quote_of
+from data_pipeline.formats import format_of
 from data_pipeline.guesses import FEW, NOTHING, Look, listed, quoted, role
 from data_pipeline.schema import Bag, DataError
 
@@ -56,7 +57,7 @@ def propose(path: Path | str, rows: int) -> str:
     sample = head(path, rows)
     if sample.is_empty():
         raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
-    if not is_binary(path):
+    if format_of(path) in ("csv", "raw"):
         _require_header(path, sample)
     looks = {column.name: guesses.look(column) for column in sample}
     chosen, others = _labels(path, looks)
@@ -132,10 +133,7 @@ def _require_header(path: Path, sample: pl.DataFrame) -> None:
         found = [name for name, values in zip(names, texts, strict=True) if name in set(values)]
         data = 2 * len(found) >= len(names) > 0
     if data:
-        raise DataError(
-            f"{path}, line 1: no header, but data, as {found[0]!r} shows; write a line with the names of the "
-            "columns above it"
-        )
+        raise no_header(path, found[0])
 
 
 def _labels(path: Path, looks: dict[str, Look]) -> tuple[_Label | None, list[_Label]]:

@@ -153,7 +153,7 @@ def schema(file: Argument[Path], rows: int = 10_000) -> None:
     Doubts, and what is no feature, stand in comments. A label that no name decides on is left to you.
 
     Args:
-        file: A table: Parquet, Arrow, or CSV with a header, also packed with gzip, bzip2, xz or zip.
+        file: A table: Parquet, Arrow, CSV with a header, or JSON lines; text also packed (.gz, .zst, ...).
         rows: Look at so many rows, the first ones.
     """
     from data_pipeline.proposal import propose, unfilled
@@ -260,6 +260,7 @@ def train(
     # Whatever is refused is refused here, before there is a folder of the run.
     with progress_bar("check", "rows") as update:
         rows = {split: Rows(manifest, split, checking=update) for split in SPLITS}
+        rows["train"] = rows["train"].first(config.limit_rows)
         if resume is not None:
             resumed(run, config, DataSpec.of(manifest), rows["train"].steps(config.batch))
         notices = run_folder.before_training(rows)
@@ -267,7 +268,8 @@ def train(
     if teacher is not None:
         with progress_bar("teach", "rows") as update:
             known = config.teacher if resume else None
-            digest, rows["train"] = run_folder.taught(teacher, manifest, config.backend, update, known)
+            digest, taught = run_folder.taught(teacher, manifest, config.backend, update, known)
+            rows["train"] = taught.first(config.limit_rows)
         config = dataclasses.replace(config, teacher=digest)
     backend = select(config.backend, config.precision, config.deterministic, graph and not profile)
     timeline = Timeline(backend.synchronize)

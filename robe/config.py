@@ -388,6 +388,9 @@ class TrainConfig:
     epochs: int = 1
     """Passes over the training days."""
 
+    limit_rows: int | None = None
+    """Train on the first so many of the training rows only, for a quick look. Evaluations are as ever."""
+
     loss: Literal["bce", "mse"] = "bce"
     """What training makes small. bce: the binary cross entropy; mse: the square of label less probability, as
     the debug runs of facebookresearch/dlrm. Metrics are the same."""
@@ -452,7 +455,7 @@ LATER = (
     *("fresh_embeddings", "patience", "teacher", "teacher_weight"),
     *("hot_share", *SKETCH, "online", "alpha", "master"),
     *("embedding_lr", "schedule", "average", "beta1", "beta2", "momentum", *DECAY, "clip_norm"),
-    *("dropout", "bottom_dropout", "recipe"),
+    *("dropout", "bottom_dropout", "recipe", "limit_rows"),
     *("interaction", "cross_layers", "cross_rank", "loss"),
 )
 
@@ -483,7 +486,7 @@ LARGEST_LAYER = 2**20  # numbers that a layer or a vector has
 # Settings that must be positive where they are given.
 POSITIVE = {
     *("batch", "epochs", "eval_every", "checkpoint_every", "patience", "width", "bottom", "top", "lr", "eps"),
-    *("embedding_lr", "clip_norm"),
+    *("embedding_lr", "clip_norm", "limit_rows"),
     *("weights", "megabytes", "compression", "block", "init_bound", "chunks", "half_life"),
 }
 
@@ -523,6 +526,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("checkpoint-every", config.checkpoint_every or 1, 1, 2**63 - 1),
         ("teacher-weight", config.teacher_weight, 0, 1),
         ("patience", config.patience or 1, 1, 2**63 - 1),
+        ("limit-rows", config.limit_rows or 1, 1, 2**63 - 1),
         ("average", config.average or 0, 0, 1),
         ("dropout", model.dropout, 0, 0.99),
         ("bottom-dropout", model.bottom_dropout, 0, 0.99),

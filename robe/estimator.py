@@ -43,6 +43,7 @@ LOOP = {
     "teacher_weight",
     "epochs",
     "fresh_embeddings",
+    "limit_rows",
     "eval_every",
     "checkpoint_every",
     "target_auc",

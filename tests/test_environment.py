@@ -9,7 +9,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def split(requirement):
-    name, ranges = re.fullmatch(r"([a-z0-9_-]+)(\S*)", requirement).groups()
+    name, ranges = re.fullmatch(r"([a-z0-9._-]+)(\S*)", requirement).groups()
     return name, ranges
 
 

@@ -14,6 +14,7 @@ import zipfile
 import numpy as np
 import polars as pl
 import pytest
+from backports import zstd
 from plain_parser import lines, write
 
 from data_pipeline.formats import format_of
@@ -24,6 +25,7 @@ from data_pipeline.schema import CRITEO, DataError, Schema
 
 OWN = Schema("own", "click", (), ("user",), ("string",))
 CSV = b"click,user\n1,ann\n0,bob\n"
+JSON = b'{"click": 1, "user": "ann"}\n{"user": "bob", "click": 0}\n'
 LOG = b"\n".join(lines(300, seed=1)) + b"\n"
 UTF16 = "click,user\n1,ann\n0,bob\n".encode("utf-16-le")
 
@@ -56,10 +58,13 @@ def ids(path, schema):
     return np.concatenate([chunk.ids for chunk in read_log(path, schema)]).tolist()
 
 
+SKIPPED = b"\x50\x2a\x4d\x18\x04\0\0\0\x09\0\0\0"
 PACKED = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
+    # A frame to be skipped, as pzstd writes it, and two of data.
+    ".zst": lambda data: SKIPPED + zstd.compress(data[:20]) + zstd.compress(data[20:]),
     ".zip": lambda data: archive({"inner.csv": data}),
 }
 
@@ -100,6 +105,10 @@ def test_contents_tell_the_format_and_not_the_name(tmp_path):
         "packed.csv": gzip.compress(CSV),
         "packed": archive({"own.csv": CSV}),
         "mac": archive({"own.csv": CSV, "__MACOSX/._own.csv": b"?"}),
+        "own.jsonl": JSON,
+        "own.json": JSON.replace(b"\n", b"\r\n"),
+        "marked": b"\xef\xbb\xbf" + JSON,
+        "own.ndjson.gz": gzip.compress(JSON),
     }.items():
         (tmp_path / name).write_bytes(data)
         found = ids(tmp_path / name, OWN)
@@ -121,7 +130,7 @@ REFUSED = {
     "dac.tar.xz": (tar("w:xz"), r"a tar archive in xz; unpack it with `tar xf"),
     "dac.tgz": (tar("w:gz"), r"a tar archive in gzip; unpack it with `tar xf"),
     "dac.tar": (tar(), r"a tar archive; unpack it with `tar xf"),
-    "train.txt.zst": (b"\x28\xb5\x2f\xfd" + bytes(9), r"packed with Zstandard; .* `zstd -dc {} > \S*in.txt`"),
+    "parquet.zst": (zstd.compress(b"PAR1" + bytes(99)), r"parquet in zstd; .* `zstd -dc {} > \S*parquet`"),
     "train.lz4": (b"\x04\x22\x4d\x18" + bytes(9), r"packed with LZ4; unpack it with `lz4 -dc {} > \S*train`"),
     "train.7z": (b"7z\xbc\xaf\x27\x1c" + bytes(9), r"a 7-Zip archive; unpack it with `7z x"),
     "train.rar": (b"Rar!\x1a\x07\x01\0", r"a RAR archive; "),
@@ -137,8 +146,8 @@ REFUSED = {
     "page.gz": (gzip.compress(b"<html>\n"), r"a web page, not data in gzip; the download failed"),
     "error.csv": (b"<?xml version='1.0'?><Error><Code>AccessDenied", r"XML; if it tells of an error, "),
     "lfs.parquet": (b"version https://git-lfs.github.com/spec/v1\n", r"a pointer of Git LFS.*`git lfs"),
-    "a.jsonl": (b'{"click": 1, "user": "ann"}\n', r"JSON lines; write it as Parquet"),
-    "a.jsonl.gz": (gzip.compress(b'{"click": 1}\n'), r"JSON lines in gzip; unpack it .* `gzip -dc {} >"),
+    "pretty.jsonl": (b'{\n  "click": 1\n}\n', r"JSON; write it as Parquet"),
+    "a.json.gz": (gzip.compress(b'[{"click": 1}]\n'), r"JSON in gzip; unpack it .* `gzip -dc {} >"),
     "a.json": (b'[{"click": 1}]\n', r"JSON; write it as Parquet"),
     "a.sqlite": (b"SQLite format 3\0" + bytes(99), r"an SQLite database; .*sqlite3"),
     "a.h5": (b"\x89HDF\r\n\x1a\n" + bytes(9), r"HDF5; write it as Parquet"),
@@ -192,7 +201,7 @@ def test_the_first_lines_of_logs_and_tables_are_taken_for_nothing_else(tmp_path)
         assert format_of(tmp_path / "a.csv") == "csv"
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.arrows", "utf16.csv", "mac.csv"])
+@pytest.mark.parametrize("name", ["a.json", "a.arrows", "utf16.csv", "mac.csv"])
 def test_the_way_on_leads_to_a_table(tmp_path, name):
     """The command of the message is run; then the rows can be read."""
     path = tmp_path / name
@@ -218,7 +227,13 @@ def ids_of_ann(folder):
 
 
 def test_a_damaged_packing_is_named(tmp_path):
-    for suffix, name in ((".gz", "gzip"), (".xz", "xz"), (".zip", "zip"), (".bz2", "bzip2")):
+    for suffix, name in (
+        (".gz", "gzip"),
+        (".xz", "xz"),
+        (".zip", "zip"),
+        (".bz2", "bzip2"),
+        (".zst", "zstd"),
+    ):
         whole = PACKED[suffix](LOG)
         path = tmp_path / f"log{suffix}"
         for data in (whole[: len(whole) // 2], whole[:60] + bytes(40) + whole[100:]):

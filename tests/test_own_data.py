@@ -16,6 +16,7 @@ from robe import cli as command_line
 from robe.metrics import auc
 
 PAGE = "own_data.md"
+FORMATS = ["own.csv", "own.parquet", "own.arrow", "own.jsonl"]
 TINY = ["--bottom", "8", "--width", "4", "--top", "8", "--batch", "64", "--block", "4", "--compression", "1"]
 
 
@@ -68,7 +69,7 @@ def test_a_table_is_made_of_libffm(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module", params=[0, 3])
 def own(request, tmp_path_factory):
-    """A table in three formats, with so many dense columns; its schema; and a model trained on it."""
+    """A table in four formats, with so many dense columns; its schema; and a model trained on it."""
     folder, dense, rows = tmp_path_factory.mktemp("own"), request.param, 6000
     rng = np.random.default_rng(0)
     group = rng.integers(4, size=rows)
@@ -78,11 +79,12 @@ def own(request, tmp_path_factory):
     frame.write_csv(folder / "own.csv")
     frame.write_parquet(folder / "own.parquet")
     frame.write_ipc(folder / "own.arrow")
+    frame.write_ndjson(folder / "own.jsonl")
     names = json.dumps([f"number {i}" for i in range(dense)])
     (folder / "own.toml").write_text(
         f'label = "clicked"\ndense = {names}\n[categorical]\nnoise = "integer"\ngroup = "string"\n'
     )
-    for name in ("own.csv", "own.parquet", "own.arrow"):
+    for name in FORMATS:
         run("prepare", folder / name, "--schema", folder / "own.toml", "--out", folder / f"{name}.data")
     run("train", "--data", folder / "own.csv.data", "--out", folder / "run", "--lr", "0.1", *TINY)
     return folder, dense
@@ -103,12 +105,12 @@ def test_a_schema_of_other_columns_trains(own):
 
 def test_formats_hold_the_same_rows(own):
     folder, _ = own
-    manifests = [Manifest.load(folder / f"{name}.data") for name in ("own.csv", "own.parquet", "own.arrow")]
+    manifests = [Manifest.load(folder / f"{name}.data") for name in FORMATS]
     first, *others = ([day.sha256 for day in manifest.days] for manifest in manifests)
-    assert others == [first, first]
+    assert others == [first] * 3
 
 
-@pytest.mark.parametrize("name", ["own.csv", "own.parquet", "own.arrow"])
+@pytest.mark.parametrize("name", FORMATS)
 def test_predictions_of_a_table_are_those_of_its_rows(own, name, tmp_path):
     folder, _ = own
     for data, out in ((folder / name, tmp_path / "p"), (folder / "own.csv.data", tmp_path / "q")):

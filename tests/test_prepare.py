@@ -282,7 +282,7 @@ def test_inputs_that_cannot_be_used(tmp_path):
     fails(tmp_path, "missing: No such file or directory; check the path", files[0], tmp_path / "missing")
     fails(tmp_path, "missing: No such file or directory; check the path", tmp_path / "missing")
     fails(tmp_path, "raw: is a folder; name log files, or one folder alone", files[0], tmp_path / "raw")
-    fails(tmp_path, "none: holds no day_0, day_1, ...; name the log files", none)
+    fails(tmp_path, "none: holds no day_0, day_1, ..., nor Parquet files; name the log files", none)
     fails(tmp_path, "empty: empty, there is no line 1", files[0], empty, done=[0])
     fails(tmp_path, "empty: empty, there is no line 1", empty)
     fails(tmp_path, "day_0: is the same file as .*day_0; name each file once", files[0], files[1], files[0])
