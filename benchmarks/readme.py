@@ -15,6 +15,7 @@ from pathlib import Path
 from analysis import equal_bytes as study
 from analysis.tradeoff import tables as tradeoff_tables
 from analysis.tried import table as tried_table
+from benchmarks.daily import table as daily_table
 from benchmarks.gpu import FIRST, PARTS
 from benchmarks.methods import plot
 from benchmarks.methods import table as methods_table
@@ -250,9 +251,15 @@ def quality() -> str:
     return quality_table(json.loads((RESULTS / "quality.json").read_text()))
 
 
+def daily() -> str:
+    """A week of new days: results/daily.json is what its benchmark wrote."""
+    return daily_table(json.loads((RESULTS / "daily.json").read_text()))
+
+
 PAGES = {
     ROOT / "README.md": (demonstration, equal_bytes, gpu),
     ROOT / "docs" / "speed.md": (speed, whole_gpu, prepare, loader, whole_speed),
+    ROOT / "docs" / "daily.md": (daily,),
     ROOT / "docs" / "results.md": (whole_equal_bytes, tried, tradeoff, methods, quality),
 }
 

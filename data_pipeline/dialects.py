@@ -321,6 +321,11 @@ class Dictionary:
     @classmethod
     def load(cls, manifest: Manifest) -> Self:
         """The dictionary of a prepared folder; raises DataError if there is none or it was changed."""
+        return cls(cls.values_of(manifest), manifest.ids.modulus)
+
+    @staticmethod
+    def values_of(manifest: Manifest) -> list[np.ndarray]:
+        """For each feature its values (n,) uint32, of ids 1 ... n; errors as of `load`."""
         path = manifest.folder / DICTIONARY
         if manifest.ids.dialect != "dictionary":
             raise DataError(f"{manifest.folder}: has no dictionary; prepare it with --ids dictionary")
@@ -332,7 +337,7 @@ class Dictionary:
         values = array.part(0, len(array))
         if hashlib.sha256(values.data).hexdigest() != manifest.dictionary_sha256:
             raise DataError(f"{path}: is not the one the manifest describes; {again}")
-        return cls(np.split(values, np.cumsum(sizes)[:-1]), manifest.ids.modulus)
+        return np.split(values, np.cumsum(sizes)[:-1])
 
 
 def encoder(manifest: Manifest) -> Callable[[IdsOfRows], IdsOfRows]:

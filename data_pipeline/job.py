@@ -56,6 +56,11 @@ class PrepareConfig:
     are done, the same command without --days finishes the folder."""
     schema: Schema = CRITEO
     """The columns; default: those of Criteo's logs. `schema FILE` proposes a file to give here."""
+    append: Path | None = None
+    """A prepared folder whose days come before these, each file then being one day more. Its shards are
+    linked, not copied, where both folders are on one file system, and it stays as it is. Columns, transforms
+    and the meaning of ids are its own; a dictionary keeps its numbers and grows by the values of the new days
+    (all of them, those that test now too)."""
     split: str = "mlperf"
     """Which rows test and validate. mlperf: the first half of the last day, and the second. torchrec: the
     other way round. kaggle: as mlperf, of 7 equal days. 0.8,0.1,0.1: shares of all rows in the order of the
@@ -109,15 +114,14 @@ class Meter:
         # size: of the files read; counted: of those, what is read once more before, to count its rows.
         self.size = self.counted = self.total = self.done = self.before = 0
 
-    def plan(self, files: list[Path], days: Sequence[int], dictionary: bool) -> None:
-        """Find the total of the work.
+    def plan(self, files: Sequence[Path], cut: bool, dictionary: bool) -> None:
+        """Find the total of the work on some files.
 
-        Each file is read once to write the shards. A single file is read before that, to count its rows;
-        making a dictionary takes about as long as one more pass.
+        Each file is read once to write the shards. One that is cut into days is read before that, to count
+        its rows; making a dictionary takes about as long as one more pass.
         """
-        sizes = [size_of(path) for path in files]
-        self.size = sizes[0] if len(files) == 1 else sum(sizes[day] for day in days)
-        self.counted = self.size * (len(files) == 1)
+        self.size = sum(size_of(path) for path in files)
+        self.counted = self.size * cut
         self.total = self.counted + self.size * (1 + dictionary)
 
     def advance(self, amount: int) -> None:

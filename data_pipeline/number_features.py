@@ -12,21 +12,27 @@ import numpy as np
 from data_pipeline import shard_files
 from data_pipeline.appearing import partial_name
 from data_pipeline.bags import laid_in
-from data_pipeline.dialects import Numbers, learn
+from data_pipeline.dialects import Dictionary, Numbers, learn
 from data_pipeline.job import Job
-from data_pipeline.manifest import Stretch
+from data_pipeline.manifest import Manifest, Stretch
 from data_pipeline.npy import NpyFile
 from data_pipeline.shard_files import new_shard, read_column, save_array
 from data_pipeline.whole_files import new_file
 
 
-def number_features(job: Job, day_rows: list[int], train: tuple[Stretch, ...]) -> None:
+def number_features(
+    job: Job, day_rows: list[int], train: tuple[Stretch, ...], known: Manifest | None
+) -> None:
     """Learn the dictionary of each feature from the rows that train, and write its columns as ids.
 
-    day_rows: the number of rows of each day.
+    day_rows: the number of rows of each day. known: of days before these, whose dictionary goes on with the
+    values of all rows of the days behind them: a day that tests now will train later, and is not read again.
     """
-    config, features = job.config, job.features()
-    ids = [_ids_before(job, day, rows) for day, rows in enumerate(day_rows)]
+    config, features, before = job.config, job.features(), [np.empty(0, np.uint32)] * len(job.features())
+    days = range(len(known.days) if known else 0, len(day_rows))
+    if known:
+        train, before = tuple((day, 0, day_rows[day]) for day in days), Dictionary.values_of(known)
+    ids = {day: _ids_before(job, day, day_rows[day]) for day in days}
     training = [
         (day, _ids_before(job, day, first), _ids_before(job, day, stop)) for day, first, stop in train
     ]
@@ -41,16 +47,22 @@ def number_features(job: Job, day_rows: list[int], train: tuple[Stretch, ...]) -
                 min_count=config.min_count,
                 order=config.order,
             )
-            save_array(job.work / f"feature_{feature}.npy", learned.values)
-            numbers = Numbers(learned.values, config.max_ind_range)
-            for day, counts in enumerate(ids):
+            new = learned.values[~np.isin(learned.values, before[feature])]
+            values = np.concatenate([before[feature], new])
+            save_array(job.work / f"feature_{feature}.npy", values)
+            numbers = Numbers(values, config.max_ind_range)
+            for day, counts in ids.items():
                 path = job.column(day, "ids", feature)
                 with new_file(path, partial_name(path)) as file:
                     for piece in read_column(job.column(day, "raw", feature), 0, counts[feature]):
                         file.write(numbers.find(piece).data)
             seen = {"ids": sum(stop - start for _, start, stop in mine)} if config.schema.bags else {}
-            job.note(done.name, learned.report | seen)
-        for day in range(len(day_rows)):
+            report = learned.report | seen
+            if known:  # shares of rows stay those of the days before
+                counts = {name: known.features[feature][name] + new.size for name in ("distinct", "kept")}
+                report = known.features[feature] | counts
+            job.note(done.name, report)
+        for day in days:
             job.column(day, "raw", feature).unlink(missing_ok=True)
         job.meter.add(job.meter.size // (2 * len(features)))
 

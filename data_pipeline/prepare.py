@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 
 from data_pipeline.appearing import finish, read_note, resuming, work_folder
+from data_pipeline.append import as_before, take_over
 from data_pipeline.dialects import DICTIONARY, Distinct
 from data_pipeline.input_files import input_files
 from data_pipeline.job import Job, Meter, PrepareConfig, Progress, identity
@@ -54,39 +55,45 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     kept for the next attempt; if none is, nothing is left. Under mpiexec every rank calls this and does its
     share of the work.
     """
+    known = None if config.append is None else Manifest.load(config.append)
+    config = config if known is None else as_before(config, known)
     _check(config)
     _keep_freed_memory()
     ranks, meter = Ranks(), Meter(progress)
     files = _without_empty(input_files(config.inputs, config.input_order), config.schema, ranks.rank == 0)
-    _synthetic(files, halves_of(config.split))  # raises where the last call would, hours later
-    count = len(files) if len(files) > 1 else config.blocks
+    _synthetic(files, halves_of(config.split), known)  # raises where the last call would, hours later
+    first, cut = len(known.days) if known else 0, len(files) == 1 and known is None
+    count = first + (config.blocks if cut else len(files))
     if count < 2:
         raise DataError(f"{files[0]}: a single file cannot be {count} days; give --blocks 2 or more")
     split([10**6] * count, config.split)  # raises now if --split is wrong, not after hours of parsing
-    days = range(count) if config.days is None else _chosen(config.days, count)
+    days = range(first, count) if config.days is None else _chosen(config.days, first, count)
     locked = None if config.days is None else [f"day_{day}" for day in days]
     thinned = training_days(count, config.split) if config.keep_negatives < 1 else ()
     job = Job(config, work_folder(config.out), ranks, meter, thinned)
     with ExitStack() as stack:
         with ranks.together():
             if ranks.rank == 0:
-                stack.enter_context(
-                    resuming(config.out, _settings(job, files), meter.share, locked, NUMBERED_BY)
-                )
-                meter.plan(files, ranks.share(days), config.ids == "dictionary")
-                if len(files) == 1:
+                settings = _settings(job, files, cut, known)
+                stack.enter_context(resuming(config.out, settings, meter.share, locked, NUMBERED_BY))
+                mine = files if cut else [files[day - first] for day in ranks.share(days)]
+                meter.plan(mine, cut, config.ids == "dictionary")
+                if known is not None:
+                    take_over(job, known)
+                if cut:
                     _count_lines(job, files[0])
-        sources = _sources(job, files)
+        sources = _sources(job, files, first, cut)
         with ranks.together():
             parse_days(job, sources, ranks.share(days))
         if config.days is not None:
             return None
-        origins = [origin for source in sources for origin in source.origins]
+        origins = [day.source for day in known.days] if known else []
+        origins += [origin for source in sources for origin in source.origins]
         with ranks.together():  # all ranks read the notes before rank 0 may remove them
-            records = [read_note(job.work / f"day_{day}.done") or {"rows": 0} for day in days]
+            records = [read_note(job.work / f"day_{day}.done") or {"rows": 0} for day in range(count)]
         day_rows = [record["rows"] for record in records]
         dropped = [record.get("dropped", 0) for record in records]
-        parts, note = _split(job, day_rows, dropped, origins, single=len(files) == 1)
+        parts, note = _split(job, day_rows, dropped, origins, single=cut)
         if measured_columns(config.schema, config.dense):
             with ranks.together():
                 if ranks.rank == 0:
@@ -95,12 +102,12 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
                 scale_days(job, day_rows)
         if config.ids == "dictionary":
             with ranks.together():
-                number_features(job, day_rows, parts["train"])
+                number_features(job, day_rows, parts["train"], known)
             with ranks.together():
                 join_days(job, day_rows)
         with ranks.together():
             if ranks.rank == 0:
-                manifest = _finish(job, files, origins, records, parts, note)
+                manifest = _finish(job, files, origins, records, parts, note, known)
         meter.finish()
     return manifest if ranks.rank == 0 else Manifest.load(config.out)
 
@@ -137,7 +144,7 @@ def _keep_freed_memory() -> None:
             libc.mallopt(option, size)
 
 
-def _settings(job: Job, files: list[Path]) -> dict[str, Any]:
+def _settings(job: Job, files: list[Path], cut: bool, known: Manifest | None) -> dict[str, Any]:
     """The settings that must be the same in each attempt to make one folder."""
     config = job.config
     thinned = {"keep_negatives": config.keep_negatives, "seed": config.seed, "thinned": [*job.thinned]}
@@ -148,19 +155,20 @@ def _settings(job: Job, files: list[Path]) -> dict[str, Any]:
         "inputs": [str(file) for file in files],
         "columns": config.schema.fingerprint(),
         **{name: getattr(config, name) for name in same},
-        "blocks": config.blocks if len(files) == 1 else None,
+        "blocks": config.blocks if cut else None,
         **thinned,
+        **({"append": [day.sha256 for day in known.days]} if known else {}),
     }
 
 
-def _chosen(text: str, count: int) -> list[int]:
-    """The days, of `count` days, that a text like 0-3,7 means."""
+def _chosen(text: str, least: int, count: int) -> list[int]:
+    """The days, of those from `least` on below `count`, that a text like 0-3,7 means."""
     days: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-        if not first <= last < count:
-            raise DataError(f"--days {text}: give days from 0 to {count - 1}, like 0-3,7")
+        if not least <= first <= last < count:
+            raise DataError(f"--days {text}: give days from {least} to {count - 1}, like 0-3,7")
         days.update(range(first, last + 1))
     return sorted(days)
 
@@ -186,10 +194,12 @@ def _count_lines(job: Job, path: Path) -> None:
     job.meter.add(found["bytes"])
 
 
-def _sources(job: Job, files: list[Path]) -> list[Source]:
-    """Each of several files is a day; a single one is cut into days of equal length, to within a row."""
-    if len(files) > 1:
-        return [Source(path, identity(path), day, (END,), (shown(path),)) for day, path in enumerate(files)]
+def _sources(job: Job, files: list[Path], first: int, cut: bool) -> list[Source]:
+    """Each file is a day, from `first` on, but one that is cut into days of equal length, to within a row."""
+    if not cut:
+        return [
+            Source(path, identity(path), day, (END,), (shown(path),)) for day, path in enumerate(files, first)
+        ]
     (path,), blocks = files, job.config.blocks
     counted = read_note(job.work / "lines.json")
     assert counted is not None, "_count_lines comes first"
@@ -239,14 +249,16 @@ def _finish(
     records: list[dict[str, Any]],
     parts: dict[str, tuple[Stretch, ...]],
     note: str,
+    known: Manifest | None,
 ) -> Manifest:
     """Write what describes the shards, let the folder appear, and return its manifest."""
     config, work = job.config, job.work
     if config.bad_rows == "skip":
         with new_file(work / "data" / REJECTED) as file:
             for day, record in enumerate(records):
-                if record["rejected"]:
-                    with naming(path := work / f"day_{day}_{REJECTED}"):
+                path = work / f"day_{day}_{REJECTED}"  # of days taken over, their folder has it
+                if record["rejected"] and record["source"]:
+                    with naming(path):
                         lines = path.read_bytes()
                     file.write(lines)
     if config.ids == "dictionary":
@@ -272,7 +284,7 @@ def _finish(
         ),
         split=parts,
         split_note=note,
-        synthetic=_synthetic(files, None if records[-1]["rejected"] else halves_of(config.split)),
+        synthetic=_synthetic(files, None if records[-1]["rejected"] else halves_of(config.split), known),
         dictionary_sha256=found.dictionary_sha256,
         features=found.features,
         clipped=_clipped(config.schema, records),
@@ -324,16 +336,21 @@ def _count_distinct(job: Job, days: int) -> _Found:
     return _Found(features, counts, distinct.exact())
 
 
-def _synthetic(files: list[Path], halves: tuple[str, str] | None) -> dict[str, Any] | None:
+def _synthetic(
+    files: list[Path], halves: tuple[str, str] | None, known: Manifest | None
+) -> dict[str, Any] | None:
     """What the generator says of its files: its settings, and the best scores that any model can reach.
 
     halves: the splits that the halves of the last file are, of which the best scores are known; None if they
         are not splits, or if rows of that file were left out.
+    known: of the days before these files.
 
     None for files that the generator did not write. Raises DataError if only some are its own, as such data
     could be called neither synthetic nor real.
     """
     path = files[-1].parent / FIGURES
+    if known and bool(known.synthetic) != path.is_file():
+        raise DataError(f"{files[-1]}: keep synthetic files apart from others, as those of {known.folder}")
     if not path.is_file():
         return None
     try:
@@ -347,7 +364,7 @@ def _synthetic(files: list[Path], halves: tuple[str, str] | None) -> dict[str, A
             other = next(file for file in files if file not in same)
             raise DataError(f"{other}: is not what {path} describes; keep synthetic files apart from others")
         bayes = None
-        if len(files) > 1 and halves is not None:
+        if (len(files) > 1 or known) and halves is not None:
             last = figures[files[-1].name]
             known = dict(zip(halves, (last["first_half"], last["second_half"]), strict=True))
             # With one class alone there is nothing to rank.

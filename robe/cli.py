@@ -11,6 +11,7 @@ import signal
 import sys
 from contextlib import ExitStack, nullcontext
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -200,6 +201,8 @@ def train(
     data: Path | None = None,
     out: Path | None = None,
     resume: Path | None = None,
+    start: Path | None = None,
+    fresh_optimizer: bool = False,
     baseline: bool = False,
     profile: bool = False,
     graph: bool = True,
@@ -214,6 +217,10 @@ def train(
             the embedding, the optimizer, the passes or a recipe, it is `--recipe best --compression 11`.
         out: The new folder of the run; default: runs/TIME-METHOD.
         resume: Go on with the run in this folder as if it had never stopped.
+        start: Begin with the weights of this run, and train on the rows of --data that it has not learned: a
+            day that `prepare --append` added, or other data prepared alike. Model and embedding are the
+            run's; so are optimizer, rate, batch and loss where you give no others.
+        fresh_optimizer: With --start, begin with none of the sums of squares that Adagrad has of the run.
         baseline: Train the same model without categorical features too, for comparison.
         profile: Print where the time goes, phase by phase, beside what this machine's speed of copies and
             products would allow, and write RUN/trace.json for chrome://tracing. It takes no graphs.
@@ -227,30 +234,39 @@ def train(
     from robe.files import alone
     from robe.model import build
     from robe.progress import progress_bar
+    from robe.start import begin, started_config
     from robe.timeline import Timeline, no_phase
     from robe.train import TrainingError, resumed
 
     if resume is not None:
-        if config != TrainConfig() or out is not None or baseline:
+        if config != TrainConfig() or out is not None or baseline or start is not None:
             raise ConfigError(
                 "--resume goes on with the settings of the run; give no others besides --data. For more "
                 "--epochs than it began with, or other settings, train anew with another --out"
             )
-        run, (config, trained_on, baseline, teacher) = resume, run_folder.read(resume)
+        config, trained_on, baseline, teacher, _ = run_folder.read(resume)
         data = data or trained_on
     else:
+        if start is not None and data is None:
+            raise ConfigError(f"--start {start} needs --data, the folder with rows that it has not learned")
+        if fresh_optimizer and start is None:
+            raise ConfigError("--fresh-optimizer is for --start; a training begins with no sums anyway")
         if data is None:
             config = demonstrated(config)
-        config = resolve(config)
-        run = out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.embedding.method}"
+        if start is None:
+            config = resolve(config)
         baseline, teacher = baseline or data is None, None
         if config.teacher is not None:
             teacher = Path(config.teacher)
-    require_trainable(config)
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
     data = data or demo_data("dictionary" if config.embedding.method in NUMBERED else "hash")
-    manifest = open_folder(data)
+    manifest = open_folder(data) if resume is None else run_folder.opened(resume, data)
+    if start is not None:
+        manifest = run_folder.continued(start, manifest)
+        config = started_config(config, start, DataSpec.of(manifest))
+    require_trainable(config)
+    run = resume or out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.embedding.method}"
     print(shown(f"data: {data}: {manifest.describe()}"))
     if resume is not None and not manifest.same_rows(run_folder.learned_data(run)):
         raise ConfigError(
@@ -275,7 +291,8 @@ def train(
     timeline = Timeline(backend.synchronize)
     model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)
     if resume is None:
-        run_folder.create(run, config, manifest, baseline, teacher)
+        first = partial(begin, model, config, DataSpec.of(manifest), start, fresh_optimizer)
+        run_folder.create(run, config, manifest, baseline, teacher, start, first if start else None)
     print(shown(f"run: {run}"), flush=True)
 
     def fit(config, model, run, phase=no_phase):

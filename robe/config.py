@@ -587,7 +587,11 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 def follow(config: TrainConfig) -> TrainConfig:
     """The settings of a recipe for all that are at their defaults."""
-    recipe = RECIPES.get(config.recipe or "", {})
+    return with_defaults(config, RECIPES.get(config.recipe or "", {}))
+
+
+def with_defaults(config: TrainConfig, recipe: dict[str, dict[str, Any]]) -> TrainConfig:
+    """Settings, in the form of RECIPES, for all that are at their defaults."""
 
     def filled(part: Any, values: dict[str, Any]) -> Any:
         defaults = vars(type(part)())

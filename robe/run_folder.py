@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from data_pipeline.appearing import appearing
 from data_pipeline.bags import Bags, IdsOfRows, columns_of
 from data_pipeline.batches import Rows, raw_batches
-from data_pipeline.dialects import DICTIONARY
+from data_pipeline.dialects import DICTIONARY, Dictionary
 from data_pipeline.folders import CHECKED, open_folder
 from data_pipeline.frames import RowReader, number_writer
 from data_pipeline.manifest import MANIFEST, Manifest, Stretch
@@ -59,17 +59,19 @@ class Settings(NamedTuple):
     config: resolved settings of the model and its training.
     data: the folder of the data.
     baseline: whether the same model is trained without categorical features too.
-    teacher: the run that teaches it, if one does.
+    teacher: the run that teaches it, if one does. start: the one whose weights it began with.
     """
 
     config: TrainConfig
     data: Path
     baseline: bool
     teacher: Path | None = None
+    start: Path | None = None
 
     def write(self, run: Path) -> None:
         settings = {"config": to_json(self.config), "data": str(self.data), "baseline": self.baseline}
-        settings |= {} if self.teacher is None else {"teacher": str(self.teacher)}
+        runs = {"teacher": self.teacher, "start": self.start}
+        settings |= {name: str(path) for name, path in runs.items() if path is not None}
         write_json(run / "config.json", settings)
 
 
@@ -80,13 +82,21 @@ class _Stored(msgspec.Struct):
     data: str
     baseline: bool
     teacher: str | None = None
+    start: str | None = None
 
 
 def create(
-    run: Path, config: TrainConfig, manifest: Manifest, baseline: bool, teacher: Path | None = None
+    run: Path,
+    config: TrainConfig,
+    manifest: Manifest,
+    baseline: bool,
+    teacher: Path | None = None,
+    start: Path | None = None,
+    first: Callable[[Path], None] | None = None,
 ) -> None:
     """Make the folder of a run, with all that using it later needs of the data.
 
+    first: writes the checkpoint that it begins with, if there is one, to the folder that it is given.
     Raises ConfigError if it holds a run already, DataError if it cannot be made.
     """
     if (run / "config.json").exists():
@@ -96,8 +106,10 @@ def create(
         manifest.save(folder / "data")
         if manifest.dictionary_sha256 is not None:
             copy_whole(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
-        teacher = teacher and teacher.resolve()
-        Settings(config, manifest.folder.resolve(), baseline, teacher).write(folder)
+        teacher, start = teacher and teacher.resolve(), start and start.resolve()
+        Settings(config, manifest.folder.resolve(), baseline, teacher, start).write(folder)
+        if first is not None:
+            first(folder)
 
 
 def read(run: Path) -> Settings:
@@ -109,8 +121,8 @@ def read(run: Path) -> Settings:
         config = resolve(from_json(settings.config))
         if (config.teacher is None) != (settings.teacher is None):
             raise ValueError("it names no teacher, or one that taught nothing")
-        teacher = None if settings.teacher is None else Path(settings.teacher)
-        return Settings(config, Path(settings.data), settings.baseline, teacher)
+        teacher, start = (path if path is None else Path(path) for path in (settings.teacher, settings.start))
+        return Settings(config, Path(settings.data), settings.baseline, teacher, start)
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError, ConfigError) as error:
         raise ConfigError(f"{path}: not the settings of a run ({error}); give the folder of a run") from None
 
@@ -125,6 +137,63 @@ def learned_data(run: Path) -> Manifest:
             f"{run}: holds no columns of a table, its model learned from arrays; predict from such"
         )
     return Manifest.load(run / "data")
+
+
+def continued(start: Path, manifest: Manifest) -> Manifest:
+    """The data of a training that goes on from a run: those of its rows train that the run did not learn.
+
+    `split` then has `learned` too, the rows that came before. Without a dictionary the numbers of ids are
+    those of the run, which sizes follow. Raises ConfigError if values do not mean what they meant there (a
+    dictionary may have grown), or if nothing is new.
+    """
+    before = learned_data(start)
+    if None not in (shas := {before.dictionary_sha256, manifest.dictionary_sha256}) and len(shas) == 2:
+        olds, news = (Dictionary.values_of(one) for one in (before, manifest))
+        if all(np.array_equal(old, new[: old.size]) for old, new in zip(olds, news, strict=True)):
+            before = replace(before, dictionary_sha256=manifest.dictionary_sha256)
+    if before.fingerprint() != manifest.fingerprint():
+        raise ConfigError(
+            f"{manifest.folder}: its columns or ids do not mean what they meant in {start}; make it with "
+            f"`robe prepare LOG --append FOLDER`, of the folder that {start} learned from"
+        )
+    days = [day.sha256 for day in manifest.days]
+    learned = [
+        (days.index(sha256), first, stop)
+        for split in ("train", "learned")
+        for day, first, stop in before.split.get(split, ())
+        if (sha256 := before.days[day].sha256) in days
+    ]
+    new = [part for stretch in manifest.split["train"] for part in _without(stretch, learned)]
+    if not new:
+        raise ConfigError(
+            f"{manifest.folder}: {start} has learned all rows of it that train; add a day with `robe prepare "
+            "LOG --append`"
+        )
+    split = manifest.split | {"train": tuple(new)} | ({"learned": tuple(learned)} if learned else {})
+    manifest = replace(manifest, split=split)
+    if manifest.ids.dialect == "dictionary":
+        return manifest
+    return replace(manifest, ids=before.ids, features=before.features)
+
+
+def _without(stretch: Stretch, others: Sequence[Stretch]) -> list[Stretch]:
+    """What is left of a stretch without what others have of its day."""
+    day, parts = stretch[0], [stretch]
+    for other, first, stop in others:
+        if other == day:
+            halves = [half for _, a, b in parts for half in ((day, a, min(b, first)), (day, max(a, stop), b))]
+            parts = [half for half in halves if half[1] < half[2]]
+    return parts
+
+
+def opened(run: Path, folder: Path) -> Manifest:
+    """The data in a folder, with the rows that train and the numbers of ids as a run has them that went on
+    from another; `same_rows` with `learned_data` tells whether they are the run's."""
+    manifest = open_folder(folder)
+    if read(run).start is None:
+        return manifest
+    known = learned_data(run)
+    return replace(manifest, split=known.split, ids=known.ids, features=known.features)
 
 
 @dataclass(frozen=True)
@@ -384,7 +453,7 @@ def evaluate(
     training, or are no longer the same rows.
     """
     trained = load(run, backend, graph)
-    manifest = open_folder(data or read(run).data)
+    manifest = open_folder(data) if data else opened(run, read(run).data)
     trained.data.require(manifest.fingerprint(), str(manifest.folder))
     if data is None and not manifest.same_rows(learned_data(run)):
         raise ConfigError(
