@@ -472,6 +472,24 @@ def convert(
     print(report.converted_text(shown(out), summary), compared, sep="\n")
 
 
+def export(run: Argument[Path], to: Literal["onnx"], out: Path) -> None:
+    """Write a trained model as a file that other programs compute with.
+
+    Args:
+        run: The folder of a run.
+        to: onnx: a graph of standard operators, hash and all, its weights stored as in the run. It gets its
+            name once ONNX Runtime computes the run's own probabilities from it.
+        out: The new file.
+    """
+    from robe import run_folder
+    from robe.progress import progress_bar
+
+    with progress_bar("export", ""):
+        found = run_folder.export(run, out)
+    size, within = f"{found['bytes']:,} B, {found['nodes']} nodes", f"{found['largest_difference']:.2g}"
+    print(f"{shown(out)}: {size}; its probabilities are those of the run to within {within}")
+
+
 def plan(
     config: Flat[TrainConfig],
     data: Path | None = None,
@@ -630,7 +648,7 @@ for kind in (TrainConfig, ModelConfig, OptimizerConfig):
 COMMANDS = {
     f.__name__: f
     for f in (
-        *(train, evaluate, predict, serve, convert, synth, schema, prepare, describe),
+        *(train, evaluate, predict, serve, convert, export, synth, schema, prepare, describe),
         *(plan, doctor, kernels, analyze),
     )
 }

@@ -34,6 +34,7 @@ from data_pipeline.schema import DataError, Schema
 from data_pipeline.whole_files import copy_whole, new_file, read_text, sync, write_json
 from robe import checkpoint, estimator, metrics, report
 from robe import convert as conversion
+from robe import export as exporting
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve, to_json
 from robe.model import DLRM
 from robe.progress import Update, Watched, unwatched
@@ -490,3 +491,23 @@ def convert(
         summary |= judged(folder)
         report.write_summary(folder, summary)
     return summary
+
+
+def export(run: Path, out: Path) -> dict:
+    """Write a run's model as an ONNX file, which gets its name once ONNX Runtime computes from it what the
+    model does; returns how many bytes and nodes it has, and the largest difference of a probability.
+
+    Raises ConfigError for a model that cannot be exported, ExportError where the probabilities differ.
+    """
+    trained = load(run, "cpu")
+    names = {}
+    if (run / "data").exists():
+        schema = trained.schema
+        names = {"dense": schema.dense, "categorical": schema.categorical}
+    content, nodes = exporting.to_onnx(trained.model, trained.config, trained.data, names)
+    with new_file(out) as file:
+        file.write(content)
+        file.flush()
+        largest = exporting.difference(Path(file.name), trained.model, trained.data)
+    sync(out.parent)
+    return {"bytes": len(content), "nodes": nodes, "largest_difference": largest}

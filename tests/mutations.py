@@ -50,6 +50,7 @@ TESTS = {
     "robe/doctor.py": "run",
     "robe/estimate.py": "run config",
     "robe/estimator.py": "python",
+    "robe/export.py": "export",
     "robe/feed.py": "feed",
     "robe/interaction.py": "model",
     "robe/layers.py": "model",
