@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
-from data_pipeline.appearing import appearing
+from data_pipeline.appearing import appearing, check_free
 from data_pipeline.bags import Bags, IdsOfRows, columns_of
 from data_pipeline.batches import Rows, raw_batches
 from data_pipeline.dialects import DICTIONARY
@@ -35,6 +35,8 @@ from data_pipeline.whole_files import copy_whole, new_file, read_text, sync, wri
 from robe import checkpoint, estimator, metrics, report
 from robe import convert as conversion
 from robe import export as exporting
+from robe import import_weights as importing
+from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve, to_json
 from robe.model import DLRM
 from robe.progress import Update, Watched, unwatched
@@ -93,12 +95,18 @@ def create(
     if (run / "config.json").exists():
         raise ConfigError(f"{run}: exists; choose another --out, or go on with it by --resume {run}")
     with appearing(run, lambda: 0.0) as folder:
-        (folder / "data").mkdir()
-        manifest.save(folder / "data")
-        if manifest.dictionary_sha256 is not None:
-            copy_whole(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
-        teacher = teacher and teacher.resolve()
-        Settings(config, manifest.folder.resolve(), baseline, teacher).write(folder)
+        _begin(folder, config, manifest, baseline, teacher and teacher.resolve())
+
+
+def _begin(
+    folder: Path, config: TrainConfig, manifest: Manifest, baseline: bool, teacher: Path | None = None
+) -> None:
+    """Write the settings of a run, and what it keeps of its data."""
+    (folder / "data").mkdir()
+    manifest.save(folder / "data")
+    if manifest.dictionary_sha256 is not None:
+        copy_whole(manifest.folder / DICTIONARY, folder / "data" / DICTIONARY)
+    Settings(config, manifest.folder.resolve(), baseline, teacher).write(folder)
 
 
 def read(run: Path) -> Settings:
@@ -511,3 +519,21 @@ def export(run: Path, out: Path) -> dict:
         largest = exporting.difference(Path(file.name), trained.model, trained.data)
     sync(out.parent)
     return {"bytes": len(content), "nodes": nodes, "largest_difference": largest}
+
+
+def import_weights(file: Path, data: Path, out: Path, block: int | None, hash_seed: int | None) -> dict:
+    """Make the run `out` of a published state dict, for the data of a prepared folder; returns its summary.
+
+    Raises ConfigError for a file that is none, or does not fit the data (robe.import_weights).
+    """
+    manifest = open_folder(data)
+    check_free(out)
+    tensors = importing.read_tensors(file)
+    config, model = importing.imported(tensors, DataSpec.of(manifest), block, hash_seed)
+    described = model.embedding.describe() | {"dense_parameters": int(model.dense_parameters.size)}
+    summary = {"imported_from": str(file.resolve()), "data": manifest.describe(), "steps": 0, **described}
+    with appearing(out, lambda: 0.0) as folder:
+        _begin(folder, config, manifest, baseline=False)
+        checkpoint.save(folder, model, config, DataSpec.of(manifest), Position(), "import again")
+        report.write_summary(folder, summary)
+    return summary

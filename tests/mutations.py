@@ -52,6 +52,7 @@ TESTS = {
     "robe/estimator.py": "python",
     "robe/export.py": "export",
     "robe/feed.py": "feed",
+    "robe/import_weights.py": "import_weights",
     "robe/interaction.py": "model",
     "robe/layers.py": "model",
     "robe/matmul.py": "matmul",
