@@ -183,6 +183,16 @@ def test_a_graph_that_computes_something_else_gets_no_name(run, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_probability_is_so_certain_that_any_would_do(tmp_path, monkeypatch, rng):
+    model = build(settings(weights=500), HASHED, select("reference"))
+    filled(model.embedding, rng)
+    model.embedding.memory *= 30
+    monkeypatch.setattr(export, "sign_bits", lambda word, position: word)
+    (tmp_path / "model.onnx").write_bytes(export.to_onnx(model, settings(weights=500), HASHED, {})[0])
+    with pytest.raises(export.ExportError, match="gives other probabilities"):
+        export.difference(tmp_path / "model.onnx", model, HASHED)
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
 def test_who_lacks_the_extra_is_told_its_name(package, run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
