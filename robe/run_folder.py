@@ -36,6 +36,7 @@ from robe import checkpoint, estimator, metrics, report
 from robe import convert as conversion
 from robe import export as exporting
 from robe import import_weights as importing
+from robe.backend import select
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve, to_json
 from robe.model import DLRM
@@ -503,20 +504,23 @@ def convert(
 
 def export(run: Path, out: Path) -> dict:
     """Write a run's model as an ONNX file, which gets its name once ONNX Runtime computes from it what the
-    model does; returns how many bytes and nodes it has, and the largest difference of a probability.
+    model does in float32.
 
+    Returns how many bytes and nodes it has, and the largest difference of a probability.
     Raises ConfigError for a model that cannot be exported, ExportError where the probabilities differ.
     """
-    trained = load(run, "cpu")
-    names = {}
+    trained, names = load(run, "cpu"), {}
+    # The graph multiplies float32, whatever the precision of the training.
+    model = DLRM(trained.config, trained.data, trained.model.embedding, select("cpu"))
+    model.dense_parameters[...] = trained.model.dense_parameters
     if (run / "data").exists():
         schema = trained.schema
         names = {"dense": schema.dense, "categorical": schema.categorical}
-    content, nodes = exporting.to_onnx(trained.model, trained.config, trained.data, names)
+    content, nodes = exporting.to_onnx(model, trained.config, trained.data, names)
     with new_file(out) as file:
         file.write(content)
         file.flush()
-        largest = exporting.difference(Path(file.name), trained.model, trained.data)
+        largest = exporting.difference(Path(file.name), model, trained.data)
     sync(out.parent)
     return {"bytes": len(content), "nodes": nodes, "largest_difference": largest}
 

@@ -129,13 +129,18 @@ def run(tmp_path_factory):
         "label='click'\ndense=['price']\n[categorical]\nuser='string'\ncity='string'\n"
     )
     main(["prepare", f"{folder}/log.csv", "--schema", f"{folder}/own.toml", "--out", f"{folder}/data"])
+    return begun(folder, "run")
+
+
+def begun(folder, name, **others):
+    """A run with weights that signs show in."""
     manifest = open_folder(folder / "data")
-    config, data = resolved({"width": 16}, {"weights": 200}), DataSpec.of(manifest)
-    run_folder.create(folder / "run", config, manifest, baseline=False)
+    config, data = resolved({"width": 16}, {"weights": 200}, **others), DataSpec.of(manifest)
+    run_folder.create(folder / name, config, manifest, baseline=False)
     model = build(config, data, select("reference"))
     filled(model.embedding, np.random.default_rng(0))
-    checkpoint.save(folder / "run", model, config, data, Position())
-    return folder / "run"
+    checkpoint.save(folder / name, model, config, data, Position())
+    return folder / name
 
 
 def exported(run, out, capsys):
@@ -173,6 +178,14 @@ def test_a_table_of_a_log_has_the_probabilities_of_predict_table(run, tmp_path, 
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (found,) = session.run(["probability"], {"dense": dense, "ids": ids.astype(np.int64)})
     np.testing.assert_allclose(found, model.predict_table(table), rtol=0, atol=1e-6)
+
+
+def test_a_run_in_another_precision_is_exported_in_float32(run, tmp_path, capsys):
+    begun(run.parent, "short", precision="bf16")
+    assert exported(run.parent / "short", tmp_path / "short.onnx", capsys)[0] == 0
+    assert exported(run, tmp_path / "model.onnx", capsys)[0] == 0
+    short, full = (onnx.load(tmp_path / name).graph for name in ("short.onnx", "model.onnx"))
+    assert short.SerializeToString() == full.SerializeToString()
 
 
 def test_a_graph_that_computes_something_else_gets_no_name(run, tmp_path, monkeypatch, capsys):
