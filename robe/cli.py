@@ -494,6 +494,48 @@ def convert(
     print(report.converted_text(shown(out), summary), compared, sep="\n")
 
 
+def export(run: Argument[Path], to: Literal["onnx"], out: Path) -> None:
+    """Write a trained model as a file that other programs compute with.
+
+    Args:
+        run: The folder of a run.
+        to: onnx: a graph of standard operators, hash and all, its weights stored as in the run. It gets its
+            name once ONNX Runtime computes the run's own probabilities from it.
+        out: The new file.
+    """
+    from robe import run_folder
+    from robe.progress import progress_bar
+
+    with progress_bar("export", ""):
+        found = run_folder.export(run, out)
+    size, within = f"{found['bytes']:,} B, {found['nodes']} nodes", f"{found['largest_difference']:.2g}"
+    print(f"{shown(out)}: {size}; its probabilities are those of the run to within {within}")
+
+
+def import_(
+    file: Argument[Path], data: Path, out: Path, block: int | None = None, hash_seed: int | None = None
+) -> None:
+    """Make a run, for inference, of weights that others have published: the state dict of a DLRM, with full
+    tables or a ROBE array.
+
+    Args:
+        file: .safetensors, or a file of PyTorch, of which only tensors are loaded.
+        data: A folder made by `prepare`, whose ids mean what they meant in that training.
+        out: The new folder.
+        block: Of a ROBE array: block length Z; default: 1, as in its code.
+        hash_seed: Of a ROBE array: seed of its hash; default: 1024, as in its code.
+    """
+    from robe import run_folder
+    from robe.progress import progress_bar
+
+    with progress_bar("import", ""):
+        found = run_folder.import_weights(file, data, out, block, hash_seed)
+    weights = (
+        f"{found['dense_parameters']:,} dense weights and {found['embedding_parameters']:,} of embeddings"
+    )
+    print(as_started(shown(f"{out}: {weights}; `robe evaluate {out}` judges them")))
+
+
 def plan(
     config: Flat[TrainConfig],
     data: Path | None = None,
@@ -652,9 +694,9 @@ def demo_data(dialect: Dialect) -> Path:
 for kind in (TrainConfig, ModelConfig, OptimizerConfig):
     show_presets(kind)
 COMMANDS = {
-    f.__name__: f
+    f.__name__.rstrip("_"): f
     for f in (
-        *(train, evaluate, predict, serve, convert, synth, schema, prepare, describe),
+        *(train, evaluate, predict, serve, convert, export, import_, synth, schema, prepare, describe),
         *(plan, doctor, kernels, analyze),
     )
 }

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 
-from data_pipeline.appearing import appearing
+from data_pipeline.appearing import appearing, check_free
 from data_pipeline.bags import Bags, IdsOfRows, columns_of
 from data_pipeline.batches import Rows, raw_batches
 from data_pipeline.dialects import DICTIONARY, Dictionary
@@ -34,6 +34,10 @@ from data_pipeline.schema import DataError, Schema
 from data_pipeline.whole_files import copy_whole, new_file, read_text, sync, write_json
 from robe import checkpoint, estimator, metrics, report
 from robe import convert as conversion
+from robe import export as exporting
+from robe import import_weights as importing
+from robe.backend import select
+from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve, to_json
 from robe.model import DLRM
 from robe.progress import Update, Watched, unwatched
@@ -565,4 +569,47 @@ def convert(
         settings._replace(config=new, baseline=False).write(folder)
         summary |= judged(folder)
         report.write_summary(folder, summary)
+    return summary
+
+
+def export(run: Path, out: Path) -> dict:
+    """Write a run's model as an ONNX file, which gets its name once ONNX Runtime computes from it what the
+    model does in float32.
+
+    Returns how many bytes and nodes it has, and the largest difference of a probability.
+    Raises ConfigError for a model that cannot be exported, ExportError where the probabilities differ.
+    """
+    trained, names = load(run, "cpu"), {}
+    # The graph multiplies float32, whatever the precision of the training.
+    model = DLRM(trained.config, trained.data, trained.model.embedding, select("cpu"))
+    model.dense_parameters[...] = trained.model.dense_parameters
+    if (run / "data").exists():
+        schema = trained.schema
+        names = {"dense": schema.dense, "categorical": schema.categorical}
+    content, nodes = exporting.to_onnx(model, trained.config, trained.data, names)
+    with new_file(out) as file:
+        file.write(content)
+        file.flush()
+        largest = exporting.difference(Path(file.name), model, trained.data)
+    sync(out.parent)
+    return {"bytes": len(content), "nodes": nodes, "largest_difference": largest}
+
+
+def import_weights(file: Path, data: Path, out: Path, block: int | None, hash_seed: int | None) -> dict:
+    """Make the run `out` of a published state dict, for the data of a prepared folder; returns its summary.
+
+    Raises ConfigError for a file that is none, or does not fit the data (robe.import_weights).
+    """
+    manifest = open_folder(data)
+    check_free(out)
+    tensors = importing.read_tensors(file)
+    config, model = importing.imported(tensors, DataSpec.of(manifest), block, hash_seed)
+    described = model.embedding.describe() | {"dense_parameters": int(model.dense_parameters.size)}
+    summary = {"imported_from": str(file.resolve()), "data": manifest.describe(), "steps": 0, **described}
+
+    def first(folder: Path) -> None:
+        checkpoint.save(folder, model, config, DataSpec.of(manifest), Position(), "import again")
+        report.write_summary(folder, summary)
+
+    create(out, config, manifest, baseline=False, first=first)
     return summary

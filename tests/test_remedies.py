@@ -64,6 +64,8 @@ SPEAKERS = {
     "robe/optim.py": SETTINGS,
     "robe/embeddings": SETTINGS,
     "robe/convert.py": ("convert",),
+    "robe/export.py": ("export",),
+    "robe/import_weights.py": ("import",),
     "robe/doctor.py": ("doctor",),
     "robe/backend.py": ("train", "evaluate", "predict"),
     "robe/kernels": ("kernels",),

@@ -1,6 +1,7 @@
 """The direction of the imports: what keeps the project readable."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -146,4 +147,6 @@ def test_no_module_imports_itself_through_others():
 def test_nothing_is_ever_unpickled():
     assert forbidden([*SOURCES, ROOT / "run.py"], "pickle", "cloudpickle", "joblib", "shelve", "dill") == []
     for path in SOURCES:
-        assert "allow_pickle=True" not in path.read_text(), path
+        text = path.read_text()
+        assert "allow_pickle=True" not in text, path
+        assert all("weights_only=True" in call for call in re.findall(r"torch\.load\((.*)\)", text)), path
