@@ -89,6 +89,14 @@ class Place(NamedTuple):
         """The tensor's memory, as kernels take it."""
         return self.backend.xp.asarray(tensor.detach())
 
+    def unpooled(self, ids: Tensor, offsets: Tensor | None, scales: Tensor | None) -> tuple:
+        """(ids, offsets); where each bag holds one id, which need not be pooled, (ids (B, F), None)."""
+        if offsets is None or scales is not None or len(offsets) != len(ids) + 1 or ids.is_cuda:
+            return ids, offsets
+        if (np.diff(offsets.numpy()) != 1).any():
+            return ids, offsets
+        return ids.reshape(-1, len(self.base)), None
+
     def slots(self, ids: Tensor, offsets: Tensor | None) -> tuple:
         """(rows, base, slot_map) as kernels take them: of ids (B, F), or of the tokens (N, 1) of bags."""
         rows = self.array(ids).view("uint64")
@@ -166,6 +174,7 @@ def _vectors(
     """
     here = _place(how, weight.device.type)
     _check(here, weight, ids, offsets, scales)
+    ids, offsets = here.unpooled(ids, offsets, scales)
     rows = here.gather(weight, here.slots(ids, offsets))
     if offsets is None:
         return rows
@@ -218,6 +227,7 @@ def _add_gradient(
     weight: None where the gradients do not depend on it.
     """
     here = _place(how, d_out.device.type)
+    ids, offsets = here.unpooled(ids, offsets, scales)
     slots = here.slots(ids, offsets)
     d_rows, d_scales = here.row_gradients(d_out, weight, slots, offsets, scales, wanted)
     here.backend.kernels.scatter_add(d_rows, *slots, 1, here.array(total))
@@ -263,6 +273,7 @@ def _step(
         afterwards, and what the optimizer keeps.
     """
     here = _place(how, weight.device.type)
+    ids, offsets = here.unpooled(ids, offsets, scales)
     slots, kernels = here.slots(ids, offsets), here.backend.kernels
     d_rows, d_scales = here.row_gradients(d_out, weight, slots, offsets, scales, wanted)
     rate, steps, *kept = state

@@ -225,6 +225,28 @@ def test_bags_are_those_of_embedding_bag(mode, weighted, rng):
         torch.testing.assert_close(d_single.grad, d_scales.grad, **CLOSE)
 
 
+def test_bags_of_one_id_are_looked_up_as_rows(rng):
+    """And bags that only are as many as their ids are not."""
+    pooled, single, ids = (
+        module(kind=RobeEmbeddingBag, fused="sgd", lr=0.5),
+        module(fused="sgd", lr=0.5),
+        draw(rng),
+    )
+    offsets = torch.arange(B * F)
+    vectors = pooled(ids.flatten(), offsets)
+    assert torch.equal(vectors, single(ids))
+    for found in (vectors, single(ids)):
+        found.backward(torch.ones_like(found))
+    assert torch.equal(pooled.weight, single.weight)
+    offsets[2] = 1  # so bag 1 is empty, and bag 2 has two ids
+    with torch.no_grad():
+        moved, rows = pooled(ids.flatten(), offsets).flatten(0, 1), single(ids).flatten(0, 1)
+        other = single(ids.roll(1, 1)).flatten(0, 1)[2]  # the id of feature 1 as one of feature 2
+    assert not moved[1].any()
+    torch.testing.assert_close(moved[2], rows[2] + other, **CLOSE)
+    assert torch.equal(moved[3:], rows[3:])
+
+
 def test_weights_of_a_mean_are_over_the_number_of_ids(rng):
     """Each feature may be pooled in its own way, and a fused step is by that gradient."""
     values, offsets = draw_bags(rng)
