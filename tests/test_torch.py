@@ -178,6 +178,11 @@ def test_a_fused_step_is_that_of_the_method_to_the_bit(optimizer, rng):
     assert kept.keys() == set(array.rule.state)
     for name, value in kept.items():
         assert np.array_equal(value.numpy(), getattr(array, name)), name
+    first, second = made(ids), made(ids)
+    first.backward(d)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        second.backward(d)  # whose weights are no longer those of its look-up
+    array.update(ids.numpy().astype(np.uint32), d.numpy(), rate)
     made.lr.fill_(0)
     made(ids).backward(d)
     assert np.array_equal(made.weight.detach().numpy(), array.memory)
