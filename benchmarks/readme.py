@@ -19,6 +19,7 @@ from benchmarks.daily import table as daily_table
 from benchmarks.gpu import FIRST, PARTS
 from benchmarks.methods import plot
 from benchmarks.methods import table as methods_table
+from benchmarks.modules import table as modules_table
 from benchmarks.quality import table as quality_table
 from benchmarks.rates import measured
 from robe.estimate import RATES
@@ -246,6 +247,12 @@ def methods() -> str:
     return methods_table(json.loads((RESULTS / "methods.json").read_text()))
 
 
+def modules() -> str:
+    """The modules for PyTorch: results/modules.json is what its benchmark wrote. Nothing without it."""
+    path = RESULTS / "modules.json"
+    return modules_table(json.loads(path.read_text())) if path.exists() else ""
+
+
 def quality() -> str:
     """Mixed precision beside the table it stands for: results/quality.json is what its benchmark wrote."""
     return quality_table(json.loads((RESULTS / "quality.json").read_text()))
@@ -260,6 +267,7 @@ PAGES = {
     ROOT / "README.md": (demonstration, equal_bytes, gpu),
     ROOT / "docs" / "speed.md": (speed, whole_gpu, prepare, loader, whole_speed),
     ROOT / "docs" / "daily.md": (daily,),
+    ROOT / "docs" / "pytorch.md": (modules,),
     ROOT / "docs" / "results.md": (whole_equal_bytes, tried, tradeoff, methods, quality),
 }
 

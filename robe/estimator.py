@@ -5,7 +5,8 @@ the column.
 """
 
 import re
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
@@ -79,23 +80,10 @@ class DLRM:
         pooling: Pooling | Iterable[Pooling] | None = None,
         **settings: Any,
     ):
-        cardinalities = tuple(int(count) for count in cardinalities)
-        if dense < 0 or not cardinalities or min(cardinalities) < 1:
-            raise ConfigError("dense must be at least 0, and there must be cardinalities, each at least 1")
-        each = None
-        if pooling is not None:
-            each = (pooling,) * len(cardinalities) if isinstance(pooling, str) else tuple(pooling)
-            if strange := [way for way in each if way not in POOLINGS]:
-                raise ConfigError(f"pooling must be of {', '.join(POOLINGS)}, not {strange[0]!r}")
-        try:
-            config = resolve(_config(settings))
+        with in_keywords():
+            config, data = described(cardinalities, dense, hashed, pooling, settings)
             learning_rate(config.optimizer, 0)  # which says if the schedule needs the end of the training
-            data = DataSpec(
-                dense, cardinalities, "hash" if hashed else "dictionary", "", "as they were given", each
-            )
             model = build(config, data, select(config.backend, config.precision, config.deterministic))
-        except ConfigError as error:
-            raise ConfigError(_as_keywords(str(error))) from None
         self.model, self.config, self.data, self.losses, self._steps = model, config, data, [], 0
 
     # Overflow and NaN are looked for in the losses, and reported with what to do.
@@ -277,6 +265,27 @@ def _require(array: np.ndarray, good: np.ndarray, name: str, rule: str, limits=N
     raise ArrayError(f"{name}, {where}: is {array[row, *column]}, but {rule}")
 
 
+def described(
+    cardinalities: Iterable[int],
+    dense: int,
+    hashed: bool,
+    pooling: Pooling | Iterable[Pooling] | None,
+    settings: dict[str, Any],
+) -> tuple[TrainConfig, DataSpec]:
+    """The configuration of settings by their names, and the data that it is for; as of DLRM."""
+    cardinalities = tuple(int(count) for count in cardinalities)
+    if dense < 0 or not cardinalities or min(cardinalities) < 1:
+        raise ConfigError("dense must be at least 0, and there must be cardinalities, each at least 1")
+    each = None
+    if pooling is not None:
+        each = (pooling,) * len(cardinalities) if isinstance(pooling, str) else tuple(pooling)
+        if strange := [way for way in each if way not in POOLINGS]:
+            raise ConfigError(f"pooling must be of {', '.join(POOLINGS)}, not {strange[0]!r}")
+    dialect: Literal["hash", "dictionary"] = "hash" if hashed else "dictionary"
+    data = DataSpec(dense, cardinalities, dialect, "", "as they were given", each)
+    return resolve(_config(settings)), data
+
+
 def _config(settings: dict[str, Any]) -> TrainConfig:
     """Settings by their names alone, as a configuration; raises ConfigError for one that there is not."""
     parts = {"model": ModelConfig, "embedding": EmbeddingConfig, "optimizer": OptimizerConfig}
@@ -322,11 +331,16 @@ def _words(hint: Any) -> str:
     return {int: "an integer", float: "a number", bool: "True or False"}[hint]
 
 
-def _as_keywords(message: str) -> str:
-    """`--hash-seed` as `hash_seed` and `--no-sign` as `sign=False`, but for what stands in a command."""
+@contextmanager
+def in_keywords() -> Iterator[None]:
+    """Have a ConfigError name `hash_seed` for `--hash-seed` and `sign=False` for `--no-sign`, but for what
+    stands in a command."""
 
     def keyword(found: re.Match) -> str:
         _, no, name = found.group(0, 1, 2)
         return name.replace("-", "_") + ("=False" if no else "") if name else found[0]
 
-    return re.sub(r"`[^`]*`|--(no-)?([a-z][a-z-]*)", keyword, message)
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(re.sub(r"`[^`]*`|--(no-)?([a-z][a-z-]*)", keyword, str(error))) from None

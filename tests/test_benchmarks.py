@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import codes, embedding, gpu, limits, loader, measure, mixed, prepare, rates, step
+from benchmarks import codes, embedding, gpu, limits, loader, measure, mixed, modules, prepare, rates, step
 from benchmarks.measure import QUICK, BenchmarkError
 from benchmarks.peer import check, environment, torch_here
 from benchmarks.readme import PAGES, fill, gpu_section, prepare_table, shown, speed_table
@@ -457,6 +457,15 @@ def test_a_peer_answers(monkeypatch):
     assert "kaggle, batch 8: training step, ROBE 0.1 MB" in ratios
     assert "kaggle, batch 8: inference, full table 0.000999 GB" in ratios
     assert all(row["peer_seconds"] > 0 for row in ratios.values())
+
+
+@needs_torch
+def test_modules_are_compared(monkeypatch):
+    monkeypatch.setattr(measure, "PAUSE", 0)
+    rows = modules.run(QUICK._replace(rounds=1))
+    assert len(rows) == 2 * (1 + 2 * len(modules.SHOWN))
+    assert all(row["median"] > 0 for row in rows)
+    assert [row["faster"]["median"] for row in rows[:2]] == [1, 1]
 
 
 @needs_torch

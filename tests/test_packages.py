@@ -1,6 +1,8 @@
 """The commands that install what is missing work with a clone and without one."""
 
+import importlib
 import re
+import sys
 
 import pytest
 from test_environment import PROJECT, ROOT
@@ -19,6 +21,13 @@ def test_without_a_clone_its_packages_are_named(monkeypatch, tmp_path):
     wanted.append('numba-cuda[cu13]>=0.30; extra == "cuda13"')
     monkeypatch.setattr("importlib.metadata.requires", lambda name: wanted)
     assert extra("cuda13") == "pip install 'cupy-cuda13x[ctk]<15' 'numba-cuda[cu13]>=0.30'"
+
+
+def test_without_torch_its_module_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "robe.torch", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"^robe\.torch needs PyTorch: pip install .*\[torch\]'$"):
+        importlib.import_module("robe.torch")
 
 
 def test_prepare_names_the_package_that_the_extra_asks_for():

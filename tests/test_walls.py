@@ -77,6 +77,12 @@ def test_only_the_backend_imports_cupy_and_cublas():
     assert forbidden([p for p in SOURCES if p.name != "backend.py"], "cupy", "cupyx", "nvmath") == []
 
 
+def test_torch_stays_in_its_module():
+    """And in the benchmarks, whose peers it has."""
+    outside = [p for p in SOURCES if p.relative_to(ROOT).parts[0] != "benchmarks" and p.name != "torch.py"]
+    assert forbidden(outside, "torch", "robe.torch") == []
+
+
 def test_polars_stays_in_the_data_pipeline():
     assert forbidden(rooms("robe/"), "polars") == []
 
