@@ -35,7 +35,7 @@ from robe.backend import select
 from robe.config import METHODS, PRESETS, ConfigError, DataSpec, EmbeddingConfig, TrainConfig, to_json
 from robe.files import alone
 from robe.model import DLRM, build
-from robe.train import read_log, train
+from robe.train import AVERAGED, read_log, train
 
 # Of Adagrad. 0.03 is best for every point of the full study of analysis/tradeoff.py, so the rate need not
 # grow as sqrt(compression) does.
@@ -151,8 +151,9 @@ class Trainings:
                 summary = train(model, config, self.spec, self.rows, run)
                 summary |= found(model)
                 write_json(done, summary | what)
-            # A checkpoint of the full table is large, and no longer needed.
-            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+            # Checkpoints of the full table are large, and no longer needed.
+            for folder in ("checkpoints", AVERAGED):
+                shutil.rmtree(run / folder, ignore_errors=True)
         log = [e for e in read_log(run / "metrics.jsonl") if e["kind"] == "validation"]
         took = "cached" if cached else f"{summary['seconds']:.1f} s"
         self.say(f"{name}: AUC {log[-1]['auc']:.4f} ({took})")

@@ -377,14 +377,14 @@ def taught(
             )
         total, done = sum(manifest.days[day].rows for day in missing), 0
         for day in missing:
-            for rows in _teach(model, manifest, day, files[day]):
+            for rows in teach(model, manifest, day, files[day]):
                 done += rows
                 update(done, total)
-    probabilities = {day: _probabilities(path, manifest.days[day].rows) for day, path in files.items()}
+    probabilities = {day: probabilities_of(path, manifest.days[day].rows) for day, path in files.items()}
     return digest, Rows(manifest, "train", taught=probabilities)
 
 
-def _teach(model: DLRM, manifest: Manifest, day: int, path: Path) -> Iterator[int]:
+def teach(model: DLRM, manifest: Manifest, day: int, path: Path) -> Iterator[int]:
     """Write the probabilities of a day's rows to a file that appears whole; yields how many are added."""
     count = manifest.days[day].rows
     split: dict[str, tuple[Stretch, ...]] = {"day": ((day, 0, count),)}
@@ -400,8 +400,8 @@ def _teach(model: DLRM, manifest: Manifest, day: int, path: Path) -> Iterator[in
     sync(path.parent)
 
 
-def _probabilities(path: Path, rows: int) -> NpyFile:
-    """The file that `_teach` wrote for so many rows; raises DataError if it holds anything else."""
+def probabilities_of(path: Path, rows: int) -> NpyFile:
+    """The file that `teach` wrote for so many rows; raises DataError if it holds anything else."""
     remedy = "delete it, and the training makes it again"
     found = NpyFile(path, missing=f"missing; {remedy}", remedy=remedy)
     if (found.shape, found.dtype) != ((rows, 1), PROBABILITY):
