@@ -138,7 +138,7 @@ def to_onnx(model: DLRM, config: TrainConfig, data: DataSpec, names: dict[str, A
     interacted = interactions(graph, model, config.model, first, vectors)
     logits = graph.add("Squeeze", mlp(graph, model, "top", interacted), [1])
     if model.shift is not None:
-        logits = logits + graph.weights(np.float32([model.shift]), "shift")
+        logits = logits + graph.weights(np.array([model.shift], np.float32), "shift")
     graph.nodes.append(onnx.helper.make_node("Sigmoid", [logits.name], ["probability"]))
     made, types = onnx.helper.make_tensor_value_info, graph.types
     body = onnx.helper.make_graph(
