@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis import equal_bytes as study
+from analysis.recipes import table as recipes_table
 from analysis.tradeoff import tables as tradeoff_tables
 from analysis.tried import table as tried_table
 from benchmarks.daily import table as daily_table
@@ -32,13 +33,14 @@ RESULTS = ROOT / "benchmarks" / "results"
 def demonstration() -> str:
     """What the default run reached: results/demonstration.json is its summary.json."""
     summary = json.loads((RESULTS / "demonstration.json").read_text())
+    served = summary["averaged"]["test"]  # of the folder RUN/averaged
     without, bayes = summary["without_categories"], summary["bayes"]["test"]
     rows = [
         ("best possible (the generator knows it)", bayes["auc"], bayes["log_loss"], ""),
         (
             f"ROBE, {fewer_bytes(summary):.0f}x smaller than the full table",
-            summary["test"]["auc"],
-            summary["test"]["log_loss"],
+            served["auc"],
+            served["log_loss"],
             f"{summary['embedding_bytes']:,} B",
         ),
         ("the same DLRM without categories", without["test"]["auc"], without["test"]["log_loss"], "0 B"),
@@ -242,6 +244,12 @@ def tried() -> str:
     return tried_table(json.loads(path.read_text())) if path.exists() else ""
 
 
+def recipes() -> str:
+    """What recipes are worth: results/recipes*.json are analysis/out/recipes.json of two studies."""
+    names = "recipes", "recipes_demonstration"
+    return "\n\n".join(recipes_table(json.loads((RESULTS / f"{name}.json").read_text())) for name in names)
+
+
 def methods() -> str:
     """Ways to store embeddings at equal bytes: results/methods.json is what its benchmark wrote."""
     return methods_table(json.loads((RESULTS / "methods.json").read_text()))
@@ -268,7 +276,7 @@ PAGES = {
     ROOT / "docs" / "speed.md": (speed, whole_gpu, prepare, loader, whole_speed),
     ROOT / "docs" / "daily.md": (daily,),
     ROOT / "docs" / "pytorch.md": (modules,),
-    ROOT / "docs" / "results.md": (whole_equal_bytes, tried, tradeoff, methods, quality),
+    ROOT / "docs" / "results.md": (whole_equal_bytes, recipes, tried, tradeoff, methods, quality),
 }
 
 

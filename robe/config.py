@@ -152,8 +152,13 @@ OPTIMIZERS = {
 
 # Recipe -> its settings, by part. What they leave at its default is that of the preset.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
-    # Ours: few-bit weights, and a pass with a fresh embedding (analysis/equal_bytes.py).
-    "best": {"embedding": {"memory": "int3"}, "train": {"epochs": 2, "fresh_embeddings": True}},
+    # Ours: few-bit weights (analysis/equal_bytes.py); Adam, a pass with a fresh embedding, and the mean of
+    # the weights over the last fifth of it (analysis/recipes.py).
+    "best": {
+        "embedding": {"memory": "int3"},
+        "optimizer": {"optimizer": "adam", "lr": 1e-3},
+        "train": {"epochs": 2, "fresh_embeddings": True, "average": 0.9},
+    },
     # facebookresearch/dlrm: bench/run_and_time.sh, the reference of MLPerf v1; ids are modulo 40,000,000.
     "mlperf_v1": {
         "model": {"preset": "mlperf"},
@@ -408,12 +413,12 @@ class TrainConfig:
     MLPs go on: in later passes it would otherwise learn the training rows by heart."""
 
     recipe: RecipeName | None = None
-    """A recipe, for all that you leave at its default: best (ours: few-bit weights, and a second pass with a
-    fresh embedding), or a published one: mlperf_v1 (MLPerf's reference: SGD 1.0, batch 2048, to an AUC of
-    0.8025), mlperf_v2 (its DCN v2: a cross network, Adagrad 0.005, batch 65536, to 0.80275), kaggle_dlrm
-    (facebookresearch/dlrm on Criteo Kaggle: SGD 0.1, batch 128), bars_criteo_x1 (BARS'
-    DLRM on Criteo_x1: Adam, L2 of the embedding, dropout, falls of the rate on a plateau and patience, but no
-    batch norm). Sources: docs/methods.md."""
+    """A recipe, for all that you leave at its default: best (ours: few-bit weights, Adam, a second pass with
+    a fresh embedding, and the mean of the last weights), or a published one: mlperf_v1 (MLPerf's reference:
+    SGD 1.0, batch 2048, to an AUC of 0.8025), mlperf_v2 (its DCN v2: a cross network, Adagrad 0.005, batch
+    65536, to 0.80275), kaggle_dlrm (facebookresearch/dlrm on Criteo Kaggle: SGD 0.1, batch 128),
+    bars_criteo_x1 (BARS' DLRM on Criteo_x1: Adam, L2 of the embedding, dropout, falls of the rate on a
+    plateau and patience, but no batch norm). Sources: docs/methods.md."""
 
     average: float | None = None
     """Average the weights from this share of the steps on: 0.5 for the second half of the training. The mean,
@@ -577,7 +582,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
         )
     if config.fresh_embeddings and config.epochs < 2:
         raise ConfigError("--fresh-embeddings needs --epochs of 2 or more; those of the first pass are fresh")
-    require_averageable(config)
+    if (trouble := no_mean(config)) is not None:
+        raise ConfigError(trouble)
     refuse_unused(model, "interaction", {name: (*OF_ANY_MODEL, *own) for name, own in INTERACTIONS.items()})
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
     require_lean(config.embedding)
@@ -586,8 +592,15 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def follow(config: TrainConfig) -> TrainConfig:
-    """The settings of a recipe for all that are at their defaults."""
-    return with_defaults(config, RECIPES.get(config.recipe or "", {}))
+    """The settings of a recipe for all that are at their defaults.
+
+    With another optimizer than the recipe's, its rate is not taken, nor an average where there can be none.
+    """
+    recipe, chosen = RECIPES.get(config.recipe or "", {}), config.optimizer.optimizer
+    if chosen not in (None, recipe.get("optimizer", {}).get("optimizer")):
+        recipe = {part: values for part, values in recipe.items() if part != "optimizer"}
+    followed = with_defaults(config, recipe)
+    return dataclasses.replace(followed, average=config.average) if no_mean(followed) else followed
 
 
 def with_defaults(config: TrainConfig, recipe: dict[str, dict[str, Any]]) -> TrainConfig:
@@ -603,28 +616,28 @@ def with_defaults(config: TrainConfig, recipe: dict[str, dict[str, Any]]) -> Tra
     return filled(dataclasses.replace(config, **parts), recipe.get("train", {}))
 
 
-def require_averageable(config: TrainConfig) -> None:
-    """Raise ConfigError for --average of weights that have no mean, or of a training of no known end."""
+def no_mean(config: TrainConfig) -> str | None:
+    """What is wrong with --average, if anything: of weights that have no mean, or a training of no known
+    end."""
     if config.average is None:
-        return
+        return None
     if config.embedding.master == "none":
-        raise ConfigError("--average is for weights, and --master none has codes alone; use --master fp32")
+        return "--average is for weights, and --master none has codes alone; use --master fp32"
     if not METHODS[config.embedding.method].averaged:
         takers = ", ".join(name for name, method in METHODS.items() if method.averaged)
-        raise ConfigError(
+        return (
             f"--average is not for --method {config.embedding.method}, whose weights are rounded or come to "
             f"stand for other ids; it is for {takers}"
         )
     for name in ("patience", "target_auc"):
         if getattr(config, name) is not None:
-            raise ConfigError(
-                f"--average has to know where the training ends; leave out --{name.replace('_', '-')}"
-            )
+            return f"--average has to know where the training ends; leave out --{name.replace('_', '-')}"
     if config.fresh_embeddings and config.average < 1 - 1 / config.epochs:
-        raise ConfigError(
+        return (
             "--average would be of weights before and after --fresh-embeddings drew them anew; begin in the "
             f"last pass, at {1 - 1 / config.epochs:.3g} or later"
         )
+    return None
 
 
 def require_lean(embedding: EmbeddingConfig) -> None:

@@ -129,6 +129,17 @@ def test_recipes_are_the_published_settings():
     assert dataclasses.replace(kaggle, recipe=None) == resolve(TrainConfig(model=ModelConfig("kaggle")))
 
 
+def test_a_recipe_takes_no_average_where_there_is_none_and_no_rate_of_another_optimizer():
+    best = TrainConfig(recipe="best")
+    assert resolve(best).average == 0.9
+    for changes in ({"patience": 2}, {"epochs": 20}, {"embedding": EmbeddingConfig("cafe", weights=10**6)}):
+        assert resolve(dataclasses.replace(best, **changes)).average is None
+    sgd = resolve(dataclasses.replace(best, optimizer=OptimizerConfig("sgd")))
+    assert (sgd.optimizer.lr, sgd.epochs) == (0.03, 2)  # the rate is that of the preset
+    with pytest.raises(ConfigError, match="has to know where the training ends"):
+        resolve(dataclasses.replace(best, average=0.5, patience=2))
+
+
 @pytest.mark.parametrize("recipe", c.RECIPES)
 def test_a_recipe_is_for_what_is_left_open_and_survives_json(recipe):
     given = resolve(TrainConfig(recipe=recipe, batch=77, optimizer=OptimizerConfig(lr=0.25), eval_every=5))

@@ -369,7 +369,9 @@ def test_the_default_command_follows_the_best_recipe(tmp_path, monkeypatch, caps
     assert demo["embedding_bytes"] == told["embedding_bytes"]
     config = json.loads((tmp_path / "demo" / "config.json").read_text())["config"]
     assert (config["embedding"]["memory"], config["embedding"]["compression"]) == ("int3", 11)
-    assert (config["epochs"], config["fresh_embeddings"]) == (2, True)
+    assert (config["epochs"], config["fresh_embeddings"], config["average"]) == (2, True, 0.9)
+    assert (config["optimizer"]["optimizer"], config["optimizer"]["lr"]) == ("adam", 0.001)
+    assert demo["averaged"]["test"] == told["averaged"]["test"] != demo["test"]
 
 
 def test_plan_prints_bytes(folder, capsys):
