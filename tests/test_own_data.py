@@ -24,7 +24,8 @@ def run(*arguments):
     command_line.main([str(argument) for argument in arguments])
 
 
-def test_the_example_gets_from_a_csv_file_to_an_auc(tmp_path):
+def test_the_example_gets_from_a_csv_file_to_an_auc_and_to_python(tmp_path):
+    """And docs/python.md, as it stands there, goes on with its run."""
     (tmp_path / "run.py").symlink_to(ROOT / "run.py")
     ((name, text),) = blocks(PAGE, "file")
     (tmp_path / name).write_text(text)
@@ -43,6 +44,17 @@ def test_the_example_gets_from_a_csv_file_to_an_auc(tmp_path):
         liked = np.array([float(row["rating"]) >= 4 for row in csv.DictReader(file)])
     assert len(probabilities) == len(liked) == 60_000
     assert auc(liked[-6000:], probabilities[-6000:]) == pytest.approx(found, abs=1e-4)
+
+    parts = [code for _, code in blocks("python.md", "python")]
+    assert len(parts) == (ROOT / "docs" / "python.md").read_text().count("```python")
+    (tmp_path / "page.py").write_text("\n".join(parts))
+    done = shell("python -W error page.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    # What the page says is printed.
+    assert "(2, 16)" in (lines := done.stdout.splitlines())
+    assert "ids, row 1, column 1: is 300, but must be from 0 to 299" in lines
+    before, after = map(float, re.search(r"loss (\S+) -> (\S+)", done.stdout).groups())
+    assert after < before - 0.1
 
 
 def test_cells_of_several_ids_get_to_an_auc(tmp_path):

@@ -1,6 +1,5 @@
 """What the package offers to Python: a trained run, a model of arrays of one's own, and docs/python.md."""
 
-import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import polars as pl
 import pytest
-from recipes import ROOT, blocks, shell
+from recipes import ROOT
 
 import robe
 from data_pipeline.manifest import Manifest
@@ -379,27 +378,6 @@ def test_numpy_may_come_first(tmp_path):
         "print(THREAD_POLICY.items() <= os.environ.items())"
     )
     assert python(code, tmp_path).split("\n") == ["(1,)", "set()", "True", ""]
-
-
-def test_the_page_runs_from_top_to_bottom(tmp_path):
-    """docs/python.md, as it stands there, on the run of docs/own_data.md."""
-    (tmp_path / "run.py").symlink_to(ROOT / "run.py")
-    ((name, text),) = blocks("own_data.md", "file")
-    (tmp_path / name).write_text(text)
-    for _, commands in blocks("own_data.md", "run"):
-        done = shell(commands, tmp_path)
-        assert done.returncode == 0, done.stderr
-    parts = [code for _, code in blocks("python.md", "python")]
-    assert len(parts) == (ROOT / "docs" / "python.md").read_text().count("```python")
-    (tmp_path / "page.py").write_text("\n".join(parts))
-    done = shell("python -W error page.py", tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    # What the page says is printed.
-    assert "(2, 16)" in lines
-    assert "ids, row 1, column 1: is 300, but must be from 0 to 299" in lines
-    before, after = map(float, re.search(r"loss (\S+) -> (\S+)", done.stdout).groups())
-    assert after < before - 0.1
 
 
 @pytest.mark.parametrize("method", ["robe", "mixed_precision"])

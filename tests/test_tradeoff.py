@@ -13,7 +13,7 @@ from data_pipeline.manifest import Manifest
 from robe.config import ConfigError
 from robe.model import DLRM
 
-TINY = dataclasses.replace(tradeoff.QUICK, rows=8_000, seeds=2, batch=320, timed=1)
+TINY = dataclasses.replace(tradeoff.QUICK, rows=16_000, seeds=2, batch=320, timed=1)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,10 @@ def test_seeds_draw_the_hash_too(cache):
 
 
 def test_all_points_are_seen_at_the_same_steps(cache):
-    """A pass has 23 steps; the odd ones, and so the last of a training of one pass, are not seen."""
+    """A pass has 45 steps; the odd ones, and so the last of a training of one pass, are not seen."""
     _, rows = cache
-    assert set(tradeoff.curve(rows, tradeoff.PUBLISHED)[0]) == set(range(2, 23, 2))
-    assert set(tradeoff.curve(rows, "100x")[0]) == set(range(2, 47, 2))
+    assert set(tradeoff.curve(rows, tradeoff.PUBLISHED)[0]) == set(range(2, 45, 2))
+    assert set(tradeoff.curve(rows, "100x")[0]) == set(range(2, 91, 2))
 
 
 def test_a_killed_training_goes_on_and_ends_the_same(cache, tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_figure_and_tables_tell_what_was_measured(cache, tmp_path):
     tradeoff.plot(rows).savefig(tmp_path / "figure.png")
     summary = json.loads(json.dumps(tradeoff.summarise(rows)))
     table = tradeoff.tables(summary).splitlines()
-    assert table[0].startswith("7,200 training and 400 test rows, 2 seeds; the best possible test AUC is 0.")
+    assert table[0].startswith("14,400 training and 800 test rows, 2 seeds; the best possible test AUC is 0.")
     last = [row for row in rows if row["kind"] == "test_auc" and row["point"] == "100x"]
     last = [row["value"] for row in last if row["step"] == last[-1]["step"]]
     cells = next(line for line in table if line.startswith("| 100x")).split(" | ")
