@@ -590,7 +590,7 @@ def kernels(
     Args:
         action: list: operations, versions, cost. show NAME: its code. check: every version against the
             reference, on the case table. bench: times of the CPU versions, as shares of a plain copy.
-        name: The operation to show, as `list` calls it.
+        name: The operation to show or check, as `list` calls it; default of check: all.
         form: source; asm or llvm (of the CPU version); ptx, sass (machine code) or registers (with spills,
             shared memory and occupancy) of the CUDA kernels, which need the extra `inspect`.
             registers without a name: those of all kernels, for several compute capabilities.
@@ -598,12 +598,14 @@ def kernels(
     """
     from robe.kernels.workbench import inspection
 
+    if name is not None and action in ("list", "bench"):
+        raise ConfigError(f"kernels {action} takes no name, so not {name!r}")
     if action == "list":
         lines = inspection.listing()
     elif action == "show":
         lines = [inspection.show(name, form, cc)]
     elif action == "check":
-        lines = inspection.checking()
+        lines = inspection.checking(name)
     else:
         lines = inspection.timing()
     for line in lines:

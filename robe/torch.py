@@ -381,7 +381,7 @@ class _MeetingLookUp(torch.autograd.Function):
 
 # Of the settings of `robe train`, by name, those of an array and of its initial weights; and those of a step.
 OF_ARRAY = {*METHODS["robe"].options, "seed"} - {"memory", "master", "rounding"}
-OF_STEP = {"eps", "beta1", "beta2", "weight_decay", "embedding_l2"}
+OF_STEP = {"eps", "beta1", "beta2", "momentum", "weight_decay", "embedding_l2"}
 
 
 class RobeEmbedding(nn.Module):
@@ -391,11 +391,11 @@ class RobeEmbedding(nn.Module):
     width: D.
     weights: M; or give `compression` or `megabytes`.
     hashed: ids are any 32 bits instead, and the cardinalities say about how many distinct ones there are.
-    fused: an optimizer, sgd, adagrad, rowwise_adagrad or adam, whose step the backward pass takes, on the
-        weights that the batch reads; `weight` then never has a gradient.
+    fused: an optimizer, sgd, adagrad, rowwise_adagrad, adam or momentum, whose step the backward pass takes,
+        on the weights that the batch reads; `weight` then never has a gradient.
     lr: its rate, which is the tensor `lr` from then on.
     settings: of `robe train`, by name: block, hash, hash_seed, sign, init_bound, seed; with `fused` also eps,
-        beta1, beta2, weight_decay and embedding_l2.
+        beta1, beta2, momentum, weight_decay and embedding_l2.
 
     Its parameter is `weight` (M,). What a fused optimizer keeps are buffers, so state_dict holds it.
     Raises ConfigError for settings that cannot be used, ArrayError (a ValueError) for ids that do not fit.

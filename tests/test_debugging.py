@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from recipes import ROOT, blocks, shell
 
-from robe.kernels.operations import OPERATIONS
 from robe.kernels.parts.hashing import locate, slot_map, span_at
 
 PAGE = "debugging.md"
@@ -64,8 +63,8 @@ def test_bounds_checking(copy):
     assert "IndexError: index is out of bounds" in done.stderr
 
 
-def test_checking_the_kernels():
+def test_checking_a_kernel():
     done = shell(RUN[4], ROOT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("ok ") == len(OPERATIONS)
+    assert re.findall(r"^ok +(\w+) +(\w+) ", done.stdout, re.M) == [("gather", "cpu")]
     assert len(RUN) == 5

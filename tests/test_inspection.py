@@ -10,6 +10,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from robe import cli
+from robe.config import ConfigError
 from robe.kernels import bias_relu
 from robe.kernels.operations import OPERATIONS, version, versions
 from robe.kernels.workbench import inspection
@@ -56,6 +58,15 @@ def test_all_versions_agree_on_all_cases():
     results = list(inspection.check())
     assert len(results) == sum(len(inspection.versions_here(name)) for name in OPERATIONS) * len(CASES)
     assert [result for result in results if not result.good] == []
+
+
+def test_one_operation_is_checked_alone():
+    ((verdict, operation, *_),) = (line.split() for line in inspection.checking("sgd"))
+    assert (verdict, operation) == ("ok", "sgd")
+    with pytest.raises(InspectionError, match="no kernel 'mean'; name one of gather, "):
+        list(inspection.checking("mean"))
+    with pytest.raises(ConfigError, match="kernels bench takes no name, so not 'sgd'"):
+        cli.kernels("bench", "sgd")
 
 
 def test_a_wrong_kernel_is_noticed(monkeypatch):

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -87,11 +87,11 @@ def versions_here(operation: str) -> list[str]:
     return [name for name in versions(operation) if name.startswith(here)]
 
 
-def check() -> Iterator[Agreement]:
-    """Every version that runs here against the reference, on every case for every operation."""
+def check(operations: Collection[str] = OPERATIONS) -> Iterator[Agreement]:
+    """Every version of `operations` that runs here against the reference, on every case."""
     for case in CASES:
         made = calls(case)
-        for operation in OPERATIONS:
+        for operation in operations:
             call = made[operation]
             expected = call.copy()
             version(operation, "reference")(*expected.values())
@@ -116,10 +116,11 @@ def listing() -> Iterator[str]:
         yield f"{operation:<29}{', '.join(versions(operation))}"
 
 
-def checking() -> Iterator[str]:
+def checking(operation: str | None = None) -> Iterator[str]:
     """Lines of text: the worst disagreement of each version; raises InspectionError if any is too large."""
+    found = sorted(check(OPERATIONS if operation is None else [_known(operation)]))
     bad = 0
-    for (operation, name), group in groupby(sorted(check()), key=lambda a: (a.operation, a.version)):
+    for (operation, name), group in groupby(found, key=lambda a: (a.operation, a.version)):
         worst = max(group, key=lambda a: (not a.good, a.error))
         bad += not worst.good
         verdict = "ok" if worst.good else "FAIL"
@@ -142,8 +143,7 @@ def show(operation: str | None, form: str, capability: str) -> str:
     """One operation as `source`, `ptx`, `sass`, `asm`, `llvm` or `registers`; these of all without a name."""
     if operation is None and form == "registers":
         return "\n".join(register_table(OPERATIONS, REPORTED))
-    if operation not in OPERATIONS:
-        raise InspectionError(f"no kernel {operation!r}; name one of {', '.join(OPERATIONS)}")
+    operation = _known(operation)
     if capability not in SM_LIMITS:
         raise InspectionError(f"--cc {capability}: choose one of {', '.join(SM_LIMITS)}")
     if form == "registers":
@@ -166,6 +166,12 @@ def register_table(operations, capabilities) -> Iterator[str]:
                 used = resources(started, capability)
                 sizes = f"{used.registers:>11}{used.spilled:>7} B{used.shared:>8} B{used.occupancy:>16.0%}"
                 yield f"{name:<47}{capability:>6}{sizes}"
+
+
+def _known(operation: str | None) -> str:
+    if operation not in OPERATIONS:
+        raise InspectionError(f"no kernel {operation!r}; name one of {', '.join(OPERATIONS)}")
+    return operation
 
 
 def _error(expected: np.ndarray, found: np.ndarray) -> float:
