@@ -207,6 +207,7 @@ def train(
     profile: bool = False,
     graph: bool = True,
     max_steps: int | None = None,
+    tensorboard: Path | None = None,
 ) -> None:
     """Train, evaluate and save a model; without --data, on synthetic data made for the purpose.
 
@@ -227,14 +228,17 @@ def train(
         graph: On a GPU, start a whole step as one CUDA graph. Without, each kernel is launched by itself, as
             debuggers want it; the results are the same.
         max_steps: End after this step, with an evaluation and a checkpoint; --resume goes on from there.
+        tensorboard: Write losses and evaluations for TensorBoard into a folder of the run's name in this one,
+            too; needs the extra `tensorboard`.
     """
     from data_pipeline.batches import Rows
     from robe import report, run_folder
     from robe.backend import select
     from robe.files import alone
     from robe.model import build
-    from robe.progress import progress_bar
+    from robe.progress import progress_bar, unheard
     from robe.start import begin, started_config
+    from robe.tensorboard import scalars
     from robe.timeline import Timeline, no_phase
     from robe.train import TrainingError, resumed
 
@@ -267,6 +271,7 @@ def train(
         config = started_config(config, start, DataSpec.of(manifest))
     require_trainable(config)
     run = resume or out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.embedding.method}"
+    beside = nullcontext(unheard) if tensorboard is None else scalars(tensorboard / run.resolve().name)
     print(shown(f"data: {data}: {manifest.describe()}"))
     if resume is not None and not manifest.same_rows(run_folder.learned_data(run)):
         raise ConfigError(
@@ -295,13 +300,13 @@ def train(
         run_folder.create(run, config, manifest, baseline, teacher, start, first if start else None)
     print(shown(f"run: {run}"), flush=True)
 
-    def fit(config, model, run, phase=no_phase):
+    def fit(config, model, run, phase=no_phase, told=unheard):
         with progress_bar(f"train {config.embedding.method}", "rows") as update:
-            return run_folder.fit(model, config, manifest, rows, run, update, phase, max_steps)
+            return run_folder.fit(model, config, manifest, rows, run, update, phase, max_steps, told)
 
-    with alone(run):
+    with alone(run), beside as told:
         try:
-            summary = fit(config, model, run, timeline if profile else no_phase)
+            summary = fit(config, model, run, timeline if profile else no_phase, told)
             if profile:
                 from robe.kernels.workbench.inspection import limits
 

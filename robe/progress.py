@@ -5,15 +5,21 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Update = Callable[..., None]
+Told = Callable[[dict[str, Any]], None]  # gets each entry of a run's metrics.jsonl
 
 
 def unwatched(done: int, total: int | None, note: str = "", line: str | None = None) -> None:
     """An `update` that shows nothing."""
+
+
+def unheard(entry: dict[str, Any]) -> None:
+    """A `told` that does nothing."""
 
 
 @contextmanager
