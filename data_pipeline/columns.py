@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ from data_pipeline.partitions import files_of, values_of
 from data_pipeline.schema import WEIGHT, Bag, DataError, Schema
 from data_pipeline.text_blocks import BLOCK_BYTES, TextBlock, text_blocks
 
+# Rows up to which columns with the same rule are read as one.
+FEW = 1000
 # How Polars opens a file of a format.
 SCANS: dict[str, Callable[..., pl.LazyFrame]] = {"parquet": pl.scan_parquet, "arrow": pl.scan_ipc}
 SLICE_ROWS = 1 << 18  # fewer, and the row groups of a Parquet file are decoded again and again
@@ -155,15 +158,27 @@ def count_binary(path: Path) -> int:
     return sum(_length(file, _scan(file)) for file in files_of(path))
 
 
-def frame_values(frame: pl.DataFrame, schema: Schema, what: Path) -> "Values":
-    """What the rules of a schema make of the columns of a frame.
+def frame_reader(schema: Schema, what: Path) -> Callable[[pl.DataFrame], "Values"]:
+    """A function that gives what the rules of a schema make of the columns of a frame.
 
-    Raises DataError for the first row that breaks a rule; `what` is what it calls the frame.
+    It raises DataError for the first row that breaks a rule; `what` is what it calls the frame. Rules are
+    kept, since to make them takes as long as to apply them to a few rows.
     """
-    rules = [_any_rule(what, name, dtype, schema) for name, dtype in frame.schema.items()]
-    values, _, reasons = _applied(rules, frame)
-    for row, reason in reasons.items():
-        raise DataError(f"{what}, row {row}: {reason}; correct the value")
+
+    @lru_cache(maxsize=1000)
+    def rule(name: str, dtype: pl.DataType) -> _Rule | _BagRule:
+        return _any_rule(what, name, dtype, schema)
+
+    def values(frame: pl.DataFrame) -> Values:
+        rules = [rule(*column) for column in frame.schema.items()]
+        flat = [each for each in rules if isinstance(each, _Rule)]
+        if frame.height <= FEW and len(flat) == len(rules) and (few := _few(frame, flat, schema)):
+            return few
+        found, _, reasons = _applied(rules, frame)
+        for row, reason in reasons.items():
+            raise DataError(f"{what}, row {row}: {reason}; correct the value")
+        return found
+
     return values
 
 
@@ -654,17 +669,36 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
 
 def _applied(rules: list[_Rule | _BagRule], frame: pl.DataFrame) -> tuple[Values, np.ndarray, dict[int, str]]:
     """(values, whether each row is good (n,), index -> reason of each row that is not) of some rows."""
-    lazy, flat = frame.lazy(), [rule for rule in rules if isinstance(rule, _Rule)]
-    bad, values = pl.collect_all(
-        [lazy.select(rule.bad for rule in flat), lazy.select(rule.value for rule in flat)]
-    )
+    flat = [rule for rule in rules if isinstance(rule, _Rule)]
+    bad, values = frame.select(rule.bad for rule in flat), frame.select(rule.value for rule in flat)
     found = {rule.name: rule.applied(frame[rule.name]) for rule in rules if isinstance(rule, _BagRule)}
     if found:
         broken = {name: rows for name, (_, rows) in found.items()}
         bad = pl.DataFrame(bad.to_dict() | broken).select(frame.columns)
-    good = ~bad.select(pl.any_horizontal(pl.all())).to_series().to_numpy()
+    good = np.logical_not(bad.to_numpy().any(axis=1))
     reasons = {i: _reason(rules, bad, frame, i) for i in np.flatnonzero(~good).tolist()}
     return Values(values, {name: bags for name, (bags, _) in found.items()}), good, reasons
+
+
+def _few(frame: pl.DataFrame, rules: list[_Rule], schema: Schema) -> Values | None:
+    """What `_applied` makes of a few good rows without bags; None if a row is not good.
+
+    Here a call of Polars takes longer than its work: columns with the same rule are one long column.
+    """
+    kinds = dict(zip(schema.categorical, schema.kinds, strict=True))
+    alike: dict[tuple, list[str]] = {}
+    for name, dtype in frame.schema.items():
+        alone = name if name in (schema.label, schema.weight) else None
+        key = dtype, kinds.get(name), schema.missing_in.get(name, schema.missing), alone
+        alike.setdefault(key, []).append(name)
+    columns, of, rows = {}, dict(zip(frame.columns, rules, strict=True)), frame.height
+    for names in alike.values():
+        long, rule = pl.DataFrame([pl.concat([frame[name] for name in names])]), of[names[0]]
+        bad, value = long.select(rule.bad.alias("bad"), rule.value.alias("value")).get_columns()
+        if bad.any():
+            return None
+        columns |= {name: value.slice(i * rows, rows) for i, name in enumerate(names)}
+    return Values(pl.DataFrame({name: columns[name] for name in frame.columns}), {})
 
 
 def _integer_ids(values: pl.Series) -> pl.Series:

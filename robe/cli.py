@@ -300,13 +300,13 @@ def train(
         run_folder.create(run, config, manifest, baseline, teacher, start, first if start else None)
     print(shown(f"run: {run}"), flush=True)
 
-    def fit(config, model, run, phase=no_phase, told=unheard):
+    def fit(config, model, run, phase=no_phase, listener=unheard):
         with progress_bar(f"train {config.embedding.method}", "rows") as update:
-            return run_folder.fit(model, config, manifest, rows, run, update, phase, max_steps, told)
+            return run_folder.fit(model, config, manifest, rows, run, update, phase, max_steps, listener)
 
-    with alone(run), beside as told:
+    with alone(run), beside as listener:
         try:
-            summary = fit(config, model, run, timeline if profile else no_phase, told)
+            summary = fit(config, model, run, timeline if profile else no_phase, listener)
             if profile:
                 from robe.kernels.workbench.inspection import limits
 

@@ -40,7 +40,7 @@ from robe.backend import select
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve, to_json
 from robe.model import DLRM
-from robe.progress import Told, Update, Watched, unheard, unwatched
+from robe.progress import Listener, Update, Watched, unheard, unwatched
 from robe.timeline import Phase, no_phase
 from robe.train import (
     AVERAGED,
@@ -320,16 +320,16 @@ def fit(
     update: Update = unwatched,
     phase: Phase = no_phase,
     max_steps: int | None = None,
-    told: Told = unheard,
+    listener: Listener = unheard,
 ) -> dict:
     """Train a model, or go on where `run` stands; returns the summary with what is known of the data.
 
-    rows: the splits `train`, `validation` and `test`; update, phase, max_steps, told: as in robe.train.train.
+    rows: the splits `train`, `validation` and `test`; others: as in robe.train.train.
     Raises DataError, not TrainingError, where a number of the training rows is not finite.
     """
     try:
         spec, weighted = DataSpec.of(manifest), manifest.schema.weight is not None
-        summary = train(model, config, spec, rows, run, update, phase, max_steps, weighted, told)
+        summary = train(model, config, spec, rows, run, update, phase, max_steps, weighted, listener)
     except TrainingError:
         rows["train"].require_possible("dense")
         raise
