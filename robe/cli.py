@@ -494,14 +494,15 @@ def convert(
     print(report.converted_text(shown(out), summary), compared, sep="\n")
 
 
-def export(run: Argument[Path], to: Literal["onnx", "torch"], out: Path) -> None:
+def export(run: Argument[Path], to: Literal["onnx", "torch", "fbgemm"], out: Path) -> None:
     """Write a trained model as a file that other programs compute with.
 
     Args:
         run: The folder of a run.
         to: onnx: a graph of standard operators, hash and all, its weights stored as in the run. It gets its
             name once ONNX Runtime computes the run's own probabilities from it. torch: a state dict of
-            PyTorch, by the names of the DLRM, of an array or of full tables; `import` reads it back.
+            PyTorch, by the names of the DLRM, of an array or of full tables; `import` reads it back. fbgemm:
+            tables in codes of 8, 4 or 2 bits as FBGEMM's fused rows, and the MLPs, in safetensors.
         out: The new file.
     """
     from robe import run_folder

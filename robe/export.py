@@ -171,14 +171,18 @@ def to_onnx(model: DLRM, config: TrainConfig, data: DataSpec, names: dict[str, A
     proto = onnx.helper.make_model(
         body, opset_imports=[opset], ir_version=IR, producer_name="robe-dlrm", producer_version=__version__
     )
-    settings = config.embedding
-    facts = names | {"dialect": data.dialect, "cardinalities": data.cardinalities}
-    facts |= {"method": settings.method, "memory": settings.memory}
-    facts |= {"pooling": data.pooling} if data.pooling else {}
-    words = {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in facts.items()}
-    onnx.helper.set_model_props(proto, words)
+    onnx.helper.set_model_props(proto, facts(config, data, names))
     onnx.checker.check_model(proto)
     return proto.SerializeToString(), len(graph.nodes)
+
+
+def facts(config: TrainConfig, data: DataSpec, names: dict[str, Any]) -> dict[str, str]:
+    """What the metadata of a file tell of a model; names: of `to_onnx`."""
+    settings = config.embedding
+    told = names | {"dialect": data.dialect, "cardinalities": data.cardinalities}
+    told |= {"method": settings.method, "memory": settings.memory}
+    told |= {"pooling": data.pooling} if data.pooling else {}
+    return {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in told.items()}
 
 
 def difference(file: Path, model: DLRM, data: DataSpec) -> float:

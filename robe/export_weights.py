@@ -6,6 +6,7 @@
     hashed_weight (M,), robe_settings (n,) uint8     a ROBE array, and what robe.torch makes a module of: JSON
 
 All else is float32, whatever the run stores. import_weights.py reads these files, and says more of the names.
+For FBGEMM tables are its fused rows, (rows, S) uint8: those of parts/codes.py, which are copied.
 The logits of a run whose training left out rows without a click are corrected in the last bias.
 """
 
@@ -13,14 +14,18 @@ from typing import BinaryIO, Literal, Self
 
 import msgspec
 import numpy as np
+from safetensors.numpy import save
 
 from robe.config import ConfigError, DataSpec, Pooling, TrainConfig
+from robe.embeddings import MixedPrecisionEmbedding
+from robe.kernels.parts.groups import form_of, quantised
 from robe.model import DLRM
 from robe.packages import extra
 
 PARTS = {"bottom": "bot_l", "top": "top_l"}
 TABLES = "full", "mixed_precision"  # methods that have a row for each id
 SETTINGS = "robe_settings"
+FUSED = 8, 4, 2  # bits that FBGEMM has fused rows of
 
 
 class ModuleSettings(msgspec.Struct, omit_defaults=True, forbid_unknown_fields=True):
@@ -92,4 +97,43 @@ def to_torch(model: DLRM, config: TrainConfig, data: DataSpec, file: BinaryIO) -
         raise ConfigError(f"--to torch needs torch: {extra('torch')}") from None
     tensors = state_dict(model, config, data)
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, file)
+    return len(tensors)
+
+
+def fused_rows(model: DLRM, config: TrainConfig) -> tuple[np.ndarray, int]:
+    """(rows (R, S) uint8 of all tables, bits of a code), with what a cache holds rounded as in training.
+
+    Raises ConfigError for a model that has no such rows.
+    """
+    method = config.embedding.method
+    if method not in TABLES:
+        instead = "; --to onnx and --to torch write its array" if method == "robe" else ""
+        raise ConfigError(
+            f"--to fbgemm is for tables, of `robe train --method full` and mixed_precision, and {method} has "
+            f"no row for each id{instead}"
+        )
+    (part,) = model.embedding.parts.values()
+    if isinstance(part, MixedPrecisionEmbedding):
+        stored, bits = part.table, part.form.bits
+    else:
+        stored = part.memory
+        bits = form_of(stored, part.slot_map).bits if quantised(stored) else 8 * stored.itemsize
+    if bits not in FUSED or part.width * bits % 8:
+        raise ConfigError(
+            f"--to fbgemm is for codes of 8, 4 or 2 bits that fill whole bytes, and a row of this run has "
+            f"{part.width} weights of {bits}; make them with `robe convert RUN --to int8 --out NEW`"
+        )
+    rows = np.empty_like(stored)
+    part.copy_codes(rows)
+    return rows, bits
+
+
+def to_fbgemm(model: DLRM, config: TrainConfig, data: DataSpec, facts: dict[str, str], file: BinaryIO) -> int:
+    """Write fused rows, and the MLPs in float32, as safetensors; returns how many tensors.
+
+    facts: what the metadata tell.
+    """
+    rows, bits = fused_rows(model, config)
+    tensors = dense_tensors(model, config) | by_feature(rows, data)
+    file.write(save(tensors, facts | {"memory": f"int{bits}"}))
     return len(tensors)

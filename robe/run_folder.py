@@ -572,7 +572,7 @@ def convert(
     return summary
 
 
-def export(run: Path, to: Literal["onnx", "torch"], out: Path) -> dict[str, Any]:
+def export(run: Path, to: Literal["onnx", "torch", "fbgemm"], out: Path) -> dict[str, Any]:
     """Write a run's model as a file for other programs; one of ONNX gets its name once ONNX Runtime computes
     from it what the model does in float32.
 
@@ -591,6 +591,9 @@ def export(run: Path, to: Literal["onnx", "torch"], out: Path) -> dict[str, Any]
     with new_file(out) as file:
         if to == "torch":
             found = {"tensors": export_weights.to_torch(model, config, data, file)}
+        elif to == "fbgemm":
+            facts = exporting.facts(config, data, names)
+            found = {"tensors": export_weights.to_fbgemm(model, config, data, facts, file)}
         else:
             content, nodes = exporting.to_onnx(model, config, data, names)
             file.write(content)

@@ -1,11 +1,17 @@
-"""Weights by the names of the DLRM: PyTorch loads them, `import` makes the same model of them."""
+"""Weights by the names of the DLRM: PyTorch loads them, `import` makes the same model of them, and FBGEMM's
+formula reads rows as the kernels do."""
 
 import dataclasses
+import io
+import json
 import sys
 
 import numpy as np
 import pytest
+from conftest import resolved
 from recipes import blocks
+from safetensors import safe_open
+from safetensors.numpy import load
 from test_export import HASHED, NUMBERED, filled, settings
 
 from data_pipeline.folders import open_folder
@@ -160,3 +166,98 @@ def test_who_lacks_pytorch_is_told_the_extra(data, tmp_path, monkeypatch, capsys
     assert said.startswith("error: --to torch needs torch: pip install")
     assert said.rstrip().endswith("[torch]'")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def dequantised(rows, bits):
+    """As FusedNBitRowwiseQuantizedSBHalfToFloatOrHalfRef of FBGEMM's src/QuantUtils.cc: codes, the first in
+    the lowest bits of a byte, then scale and bias as halves."""
+    per_byte = 8 // bits
+    columns = (rows.shape[1] - 4) * per_byte
+    scale, bias = rows[:, -4:].copy().view(np.float16).astype(np.float32).T
+    column = np.arange(columns)
+    codes = rows[:, column // per_byte] >> (column % per_byte * bits).astype(np.uint8) & (1 << bits) - 1
+    return scale[:, None] * codes.astype(np.float32) + bias[:, None]
+
+
+def tables(model, config, data):
+    """(tensors of the file, the rows of all tables behind one another)."""
+    file = io.BytesIO()
+    count = export_weights.to_fbgemm(model, config, data, {}, file)
+    tensors = load(file.getvalue())
+    assert count == len(tensors)
+    assert [tensors[f"emb_l.{f}.weight"].shape[0] for f in range(3)] == list(data.cardinalities)
+    return tensors, np.concatenate([tensors[f"emb_l.{f}.weight"] for f in range(3)])
+
+
+@pytest.mark.parametrize(("bits", "width"), [(8, 13), (4, 16), (2, 12)])
+def test_rows_are_read_by_the_formula_of_fbgemm(bits, width):
+    config = settings(f"int{bits}", width, method="full")
+    model = build(config, NUMBERED, select("reference"))
+    filled(model.embedding, np.random.default_rng(0))
+    tensors, rows = tables(model, config, NUMBERED)
+    assert (rows.dtype, rows.shape[1]) == (np.uint8, width * bits // 8 + 4)
+    read = model.embedding.read(0, model.embedding.weights).reshape(-1, width)
+    np.testing.assert_array_equal(dequantised(rows, bits), read)
+    dense = export_weights.dense_tensors(model, config)
+    assert tensors.keys() - dense.keys() == {f"emb_l.{f}.weight" for f in range(3)}
+    for name, array in dense.items():
+        np.testing.assert_array_equal(tensors[name], array)
+
+
+def test_rows_of_a_cache_are_rounded_into_the_table(rng):
+    settings = {"method": "mixed_precision", "bits": 4, "cache": 0.1}
+    config = resolved({"width": 16}, settings, {"optimizer": "adagrad", "lr": 0.1}, batch=8)
+    model = build(config, NUMBERED, select("reference"))
+    ids = rng.integers(0, NUMBERED.cardinalities, (8, 3)).astype(np.uint32)
+    model.embedding.update(ids, rng.standard_normal((8, 3, 16), np.float32), 0.1)
+    _, rows = tables(model, config, NUMBERED)
+    read, found = model.embedding.read(0, model.embedding.weights).reshape(-1, 16), dequantised(rows, 4)
+    cached = np.unique(ids + model.embedding.base.astype(np.uint32))
+    others = np.setdiff1d(np.arange(len(rows)), cached)
+    np.testing.assert_array_equal(found[others], read[others])
+    assert 0 < abs(found[cached] - read[cached]).max()
+    scale = rows[:, -4:-2].copy().view(np.float16)[cached]
+    assert (abs(found[cached] - read[cached]) < scale).all()
+
+
+@pytest.mark.parametrize(
+    ("bits", "operation"), [(4, "embedding_bag_4bit_unpack"), (2, "embedding_bag_2bit_unpack")]
+)
+def test_pytorch_unpacks_the_rows(bits, operation):
+    """Which has FBGEMM's formats for 4 and 2 bits."""
+    torch = pytest.importorskip("torch")
+    config = settings(f"int{bits}", 16, method="full")
+    model = build(config, NUMBERED, select("reference"))
+    filled(model.embedding, np.random.default_rng(0))
+    found = getattr(torch.ops.quantized, operation)(torch.from_numpy(tables(model, config, NUMBERED)[1]))
+    expected = model.embedding.read(0, model.embedding.weights).reshape(-1, 16)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)  # a fused multiply and add rounds once
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"weights": 300}, "and robe has no row for each id; --to onnx and --to torch write its array"),
+        ({"method": "quotient_remainder", "compression": 3}, "and quotient_remainder has no row for each id"),
+        (
+            {"method": "full"},
+            "a row of this run has 16 weights of 32; make them with `robe convert RUN --to int8",
+        ),
+        ({"method": "full", "memory": "int3"}, "has 16 weights of 3;"),
+        ({"method": "full", "memory": "int4", "width": 13}, "has 13 weights of 4;"),
+        ({"method": "mixed_precision", "bits": 16}, "has 16 weights of 16;"),
+    ],
+)
+def test_what_has_no_fused_rows_is_refused(changes, why):
+    config = settings(**changes)
+    with pytest.raises(ConfigError, match=why):
+        export_weights.fused_rows(build(config, NUMBERED, select("reference")), config)
+
+
+def test_the_command_tells_of_what_the_rows_are(data, tmp_path, capsys):
+    run = begun(data / "counted", tmp_path / "run", method="full", memory="int8")
+    code, said = exported(run, "fbgemm", tmp_path / "tables.safetensors", capsys)
+    with safe_open(tmp_path / "tables.safetensors", "numpy") as file:
+        facts, names = file.metadata(), list(file.keys())
+    assert (code, said.rpartition(", ")[2]) == (0, f"{len(names)} tensors\n")
+    assert (facts["memory"], json.loads(facts["categorical"])) == ("int8", ["user", "tags"])
