@@ -33,7 +33,7 @@ from data_pipeline.dialects import dense_values
 from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, Format, format_of, header_of
 from data_pipeline.json_lines import JsonLines
 from data_pipeline.partitions import files_of, values_of
-from data_pipeline.schema import WEIGHT, Bag, DataError, Schema
+from data_pipeline.schema import SPLIT_DAYS, WEIGHT, Bag, DataError, Schema
 from data_pipeline.text_blocks import BLOCK_BYTES, TextBlock, text_blocks
 
 # How Polars opens a file of a format.
@@ -132,6 +132,7 @@ def read_table(
                 ids=values.ids(schema),
                 position=part.position,
                 weight=flat[schema.weight].to_numpy() if schema.weight in flat.columns else None,
+                split=flat[schema.split].to_numpy() if schema.split in flat.columns else None,
             )
             rejected = sorted(part.broken + broken, key=attrgetter("row"))
             inside = f" of {part.file.relative_to(path)}" if part.file != path else ""
@@ -337,7 +338,7 @@ def no_header(path: Path, cell: str) -> DataError:
 
 def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None) -> list[str]:
     """Those of a table's columns that the schema names; raises DataError if one is missing."""
-    told = [name for name in (schema.label, schema.weight) if labelled and name is not None]
+    told = [name for name in (schema.label, schema.weight, schema.split) if labelled and name is not None]
     wanted = [*told, *schema.dense, *schema.categorical]
     if missing := [name for name in wanted if names.count(name) == 0]:
         remedy = "give its columns with --schema, of which `robe schema FILE` proposes one"
@@ -632,7 +633,10 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
         )
         words = f"a whole number of up to {EXACT[dtype]}, as which {dtype} is exact"
         return rule(~good.fill_null(True), filled(ids), words)
-    if kind is None and (text or whole or dtype.is_numeric()):
+    if name == schema.split and text:
+        day = column.replace_strict(SPLIT_DAYS, default=None, return_dtype=pl.UInt8)
+        return rule(day.is_null(), day, f"one of {', '.join(SPLIT_DAYS)}")
+    if kind is None and name != schema.split and (text or whole or dtype.is_numeric()):
         number = column.cast(pl.Float64, strict=False).fill_nan(None)
         if name in schema.dense:
             number = number.fill_null(schema.dense_missing)
@@ -647,9 +651,8 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
         else:
             label, allowed, words = number >= schema.threshold, number.is_finite(), "a number"
         return rule(unlike(NUMBER) | ~allowed.fill_null(False), label.cast(pl.Int32), words)
-    raise DataError(
-        f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; correct the schema"
-    )
+    wanted = kind or ("a split" if name == schema.split else "a number")
+    raise DataError(f"{path}: column {name} is {dtype}, which cannot be {wanted}; correct the schema")
 
 
 def _applied(rules: list[_Rule | _BagRule], frame: pl.DataFrame) -> tuple[Values, np.ndarray, dict[int, str]]:

@@ -17,6 +17,8 @@ Dense = Literal["log1p", "none", "zscore", "quantile"]
 MEASURED = ("zscore", "quantile")  # of these, those that the rows that train decide on
 Pooling = Literal["sum", "mean", "max"]  # how the vectors of a bag's ids become one
 WEIGHT = ":"  # stands between an id and its weight in a text
+# What a column may call the splits, and the day of a prepared folder that each of them is.
+SPLIT_DAYS = {"train": 0, "validation": 1, "valid": 1, "val": 1, "test": 2}
 
 
 class DataError(Exception):
@@ -66,6 +68,7 @@ class Schema:
     dense_missing: what a missing number becomes, before the transform.
     threshold: the label is 1 from this value on, else 0; with None, labels must be 0 or 1.
     weight: the column of a table that says how much a row counts; with None, all count alike.
+    split: the column of a table that says of each row whether it trains, validates or tests.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Schema:
     quote: str = '"'
     bags: dict[str, Bag] = field(default_factory=dict)
     weight: str | None = None
+    split: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "kinds", self.kinds or ("hex",) * len(self.categorical))
@@ -116,8 +120,11 @@ class Schema:
         return any(bag.weights for bag in self.bags.values())
 
     def fingerprint(self) -> str:
-        """A short hash of the columns, their order and rules, stored wherever the schema must match."""
-        rules = self.rules()
+        """A short hash of the columns, their order and rules, stored wherever the schema must match.
+
+        Which rows test is none of these: it changes no value.
+        """
+        rules = {name: rule for name, rule in self.rules().items() if name != "split"}
         told = [self.label, self.dense, self.categorical, *([rules] if rules else [])]
         text = json.dumps(told, default=asdict)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -141,7 +148,7 @@ def load_schema(path: Path | str) -> Schema:
     except ValueError as error:
         raise DataError(f"{path}: not a TOML file ({error}); correct it") from None
     known = {"name", "label", "threshold", "dense", "dense_missing", "missing", "categorical"}
-    known |= {"missing_in", "transform", "quote", "bags", "weight"}
+    known |= {"missing_in", "transform", "quote", "bags", "weight", "split"}
     for key in data.keys() - known:
         raise DataError(f"{path}: {key} is no key of a schema; there are {', '.join(sorted(known))}")
     defaults: dict[str, Any]
@@ -152,7 +159,8 @@ def load_schema(path: Path | str) -> Schema:
         raise DataError(
             f'{path}: no label; write `label = "COLUMN"` above the first table, with the column to predict'
         )
-    for key in ("name", "label", *({"weight"} & data.keys())):
+    others = [key for key in ("weight", "split") if key in data]
+    for key in ("name", "label", *others):
         check(isinstance(data.get(key), str) and data[key] != "", key, "a text")
     for key in ("dense", "missing"):
         check(_are_texts(data[key]), key, "a list of texts")
@@ -183,12 +191,12 @@ def load_schema(path: Path | str) -> Schema:
         bags = {column: Bag(**rules) for column, rules in data["bags"].items()}
     except ValueError as error:
         raise DataError(f"{path}: bags: {error}; `robe schema FILE` shows an example") from None
-    named = [data["label"], *data["dense"], *kinds, *([data["weight"]] if "weight" in data else [])]
+    named = [data["label"], *data["dense"], *kinds, *(data[key] for key in others)]
     for column in named:
         pattern = column == "*" or (column.startswith("^") and column.endswith("$"))  # to Polars
         check(not pattern, f"column {column}", "the name of one column; rename it in the file")
     (column, times), *_ = Counter(named).most_common(1)
-    check(times == 1, f"column {column}", "named once, as label, weight, dense or categorical")
+    check(times == 1, f"column {column}", "named once, as label, weight, split, dense or categorical")
     return Schema(
         name=data["name"],
         label=data["label"],
@@ -203,6 +211,7 @@ def load_schema(path: Path | str) -> Schema:
         transforms=data["transform"],
         bags=bags,
         weight=data.get("weight"),
+        split=data.get("split"),
     )
 
 

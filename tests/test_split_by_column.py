@@ -1,0 +1,188 @@
+"""Splits that a column of the table tells, from the file to the AUC of a training."""
+
+import json
+from functools import partial
+
+import numpy as np
+import polars as pl
+import pytest
+
+from data_pipeline import parse_days
+from data_pipeline.batches import Rows
+from data_pipeline.folders import verify
+from data_pipeline.logs import read_log
+from data_pipeline.manifest import SPLITS, Manifest
+from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.schema import DataError, load_schema
+from robe.cli import main
+
+TOML = 'label = "click"\nweight = "worth"\nsplit = "part"\ndense = ["number"]\n[transform]\nnumber = "none"\n'
+TOML += '[categorical]\nuser = "integer"\ntags = "string"\n[bags]\ntags = {}\n'
+WORDS = {"train": ["train"], "validation": ["validation", "valid", "val"], "test": ["test"]}
+FORMATS = ("csv", "parquet", "jsonl")
+ROWS = 600
+
+
+@pytest.fixture
+def log(tmp_path):
+    """A table with bags and weights whose numbers are those of its rows; part is of no order."""
+    rng = np.random.default_rng(0)
+    user = rng.integers(20, size=ROWS)
+    columns = {"click": (rng.random(ROWS) < user / 20) * 1, "worth": rng.integers(1, 4, ROWS)}
+    columns |= {"number": np.arange(ROWS), "user": user, "tags": rng.choice(["", "a", "a|b"], ROWS)}
+    words = ["train"] * 6 + [word for names in WORDS.values() for word in names]
+    frame = pl.DataFrame(columns | {"part": rng.choice(words, ROWS)})
+    written(tmp_path, frame)
+    (tmp_path / "log.toml").write_text(TOML)
+    return frame
+
+
+def written(folder, frame):
+    frame.write_csv(folder / "log.csv")
+    frame.write_parquet(folder / "log.parquet")
+    frame.write_ndjson(folder / "log.jsonl")
+
+
+def prepared(folder, name="data", inputs=("log.csv",), **options):
+    schema, files = load_schema(folder / "log.toml"), tuple(folder / one for one in inputs)
+    return prepare(PrepareConfig(files, folder / name, schema=schema, dense="none", **options))
+
+
+def numbers(manifest, split):
+    """The numbers of the rows of a split, in order."""
+    return np.concatenate([rows.dense[:, 0] for rows in Rows(manifest, split).batches(70)]).astype(int)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_rows_end_in_the_split_that_they_name(log, tmp_path):
+    manifests = [prepared(tmp_path, f"{form}.data", [f"log.{form}"]) for form in FORMATS]
+    for name in SPLITS:
+        mine = log.filter(pl.col("part").is_in(WORDS[name]))
+        found = list(Rows(verify(tmp_path / "csv.data"), name).batches(70))
+        for part in ("label", "weight"):
+            column = np.concatenate([getattr(rows, part) for rows in found])
+            np.testing.assert_array_equal(column, mine["click" if part == "label" else "worth"])
+        np.testing.assert_array_equal(numbers(manifests[0], name), mine["number"])
+        lengths = np.concatenate([rows.ids.lengths(2)[:, 1] for rows in found])
+        np.testing.assert_array_equal(lengths, mine["tags"].str.extract_all("[ab]").list.len())
+    assert (
+        manifests[0]
+        .describe()
+        .endswith(
+            "rows train, validate and test as column part says; "
+            f"test: {tmp_path}/log.csv, rows whose part is test, "
+            f"validation: {tmp_path}/log.csv, rows whose part is validation"
+        )
+    )
+    assert all(one.same_rows(manifests[0]) for one in manifests[1:])
+
+
+def test_the_bytes_are_the_same_however_the_work_is_cut(log, tmp_path, monkeypatch):
+    prepared(tmp_path, "whole")
+    assert prepared(tmp_path, "shared", days="2") is None
+    (tmp_path / "log.toml").write_text(TOML.replace('"part"', '"other"'))
+    with pytest.raises(DataError, match="was begun with split_by part, not other; go on with the same"):
+        prepared(tmp_path, "shared")
+    (tmp_path / "log.toml").write_text(TOML)
+    monkeypatch.setattr(parse_days, "read_log", partial(read_log, block_bytes=500))
+    prepared(tmp_path, "shared")
+    assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
+
+
+def test_the_split_changes_no_value_and_leaves_no_trace_where_there_is_none(log, tmp_path):
+    """So a model may be evaluated on rows that were split in another way."""
+    split = prepared(tmp_path)
+    (tmp_path / "log.toml").write_text(TOML.replace('split = "part"\n', ""))
+    plain = prepared(tmp_path, "plain")
+    assert split.fingerprint() == plain.fingerprint()
+    told = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("data", "plain")]
+    assert told[0]["schema"].keys() - told[1]["schema"].keys() == {"split"}
+
+
+def test_a_folder_of_parquet_is_one_log(log, tmp_path):
+    (tmp_path / "parts").mkdir()
+    for part in range(3):
+        log[part * 200 : (part + 1) * 200].write_parquet(tmp_path / "parts" / f"part-{part}.parquet")
+    assert prepared(tmp_path, "folder", ["parts"]).same_rows(prepared(tmp_path))
+    with pytest.raises(DataError, match=r"log.parquet: is a second file, .* put them together"):
+        prepared(tmp_path, "two", ["log.csv", "log.parquet"])
+
+
+def test_other_options_go_with_it(log, tmp_path):
+    """Negatives are dropped where rows train alone, and ids are numbered by what these have."""
+    manifest = prepared(tmp_path, "thinned", keep_negatives=0.25)
+    assert [day.dropped > 0 for day in manifest.days] == [True, False, False]
+    train = log.filter(pl.col("part") == "train")
+    assert manifest.days[0].rows + manifest.days[0].dropped == len(train)
+    assert set(train.filter(pl.col("click") == 1)["number"]) <= set(numbers(manifest, "train"))
+    numbered = prepared(tmp_path, "numbered", ids="dictionary")
+    users = [batch.ids.part(0, 1, 2).values[0] for batch in Rows(numbered, "train").batches(1)]
+    first = {user: i + 1 for i, user in enumerate(train["user"].unique(maintain_order=True))}
+    assert users == [first[user] for user in train["user"]]
+
+
+@pytest.mark.parametrize("bad", ["", "Train", "holdout"])
+def test_other_values_are_bad_cells(bad, log, tmp_path):
+    written(
+        tmp_path, log.with_columns(part=pl.when(pl.col("number") == 7).then(pl.lit(bad)).otherwise("part"))
+    )
+    for form, where in (("csv", r"row 8 \(line 9\)"), ("parquet", "row 8"), ("jsonl", "line 8")):
+        words = (
+            f"log.{form}, {where}: part is '{bad}', not one of train, validation, valid, val, test; correct"
+        )
+        with pytest.raises(DataError, match=words) as refused:
+            prepared(tmp_path, inputs=[f"log.{form}"])
+        assert "\n" not in str(refused.value)
+    manifest = prepared(tmp_path, bad_rows="skip")
+    assert [day.rejected for day in manifest.days] == [1, 0, 0]
+    assert sum(day.rows for day in manifest.days) == ROWS - 1
+    assert (tmp_path / "data" / "rejected.tsv").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"split": "0.8,0.1,0.1"},
+            "--split 0.8,0.1,0.1: column part of the schema's `split` says which rows",
+        ),
+        ({"inputs": ["raw"]}, "a raw log holds integers and hex digits alone, but schema log sets .*split"),
+        ({"inputs": ["none.csv"]}, "none.csv: has no column 'part'"),
+        ({"inputs": ["few.csv"]}, "few.csv, rows whose part is test: no usable row; give some"),
+        ({"inputs": ["types.parquet"]}, "types.parquet: column part is Int64, which cannot be a split; corr"),
+    ],
+)
+def test_what_cannot_be_split_is_refused(options, message, log, tmp_path):
+    log.drop("part").write_csv(tmp_path / "none.csv")
+    log.filter(pl.col("part") != "test").write_csv(tmp_path / "few.csv")
+    log.with_columns(part=0).cast({"part": pl.Int64}).write_parquet(tmp_path / "types.parquet")
+    (tmp_path / "raw").write_text("1\t2\t3\t4\n")
+    with pytest.raises(DataError, match=message) as refused:
+        prepared(tmp_path, **options)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / ".data.partial").exists() or "few" in message
+
+
+def test_days_are_not_appended_to_such_a_folder(log, tmp_path):
+    prepared(tmp_path)
+    with pytest.raises(
+        DataError, match=r"data: column part of the schema's `split` says .*, so --append cannot"
+    ):
+        prepared(tmp_path, "more", append=tmp_path / "data")
+
+
+def test_from_the_table_to_an_auc(log, tmp_path, capsys):
+    """Predictions need no column that splits; whoever guesses has an AUC of 0.5."""
+    data, run = str(tmp_path / "data"), str(tmp_path / "run")
+    main(["prepare", str(tmp_path / "log.csv"), "--schema", str(tmp_path / "log.toml"), "--out", data])
+    tiny = "--weights 400 --block 4 --bottom 4 --width 4 --top 4 --batch 32 --lr 0.05 --epochs 3"
+    main(["train", "--data", data, "--out", run, *tiny.split(), "--backend", "reference"])
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["test"]["auc"] > 0.6
+    assert "rows train, validate and test as column part says" in capsys.readouterr().out
+    log.drop("part", "click", "worth").write_csv(tmp_path / "new.csv")
+    main(["predict", run, str(tmp_path / "new.csv"), "--backend", "reference", "--out", str(tmp_path / "p")])
+    assert len(np.loadtxt(tmp_path / "p")) == ROWS
+    assert Manifest.load(data).rows("test") == (log["part"] == "test").sum()
