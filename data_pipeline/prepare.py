@@ -162,13 +162,14 @@ def _settings(job: Job, files: list[Path], cut: bool, known: Manifest | None) ->
     thinned = {"keep_negatives": config.keep_negatives, "seed": config.seed, "thinned": [*job.thinned]}
     if not job.thinned:  # as in folders that were begun before there was such a thing
         thinned = dict.fromkeys(thinned)
+    split_by = [config.schema.split, *(config.schema.split_at or ())]
     same = ("ids", "max_ind_range", "min_count", "order", "dense", "split")
     return {
         "inputs": [str(file) for file in files],
         "columns": config.schema.fingerprint(),
         **{name: getattr(config, name) for name in same},
         "blocks": config.blocks if cut else None,
-        **({"split_by": config.schema.split} if config.schema.split is not None else {}),
+        **({"split_by": split_by} if config.schema.split is not None else {}),
         **thinned,
         **({"append": [day.sha256 for day in known.days]} if known else {}),
     }
@@ -257,7 +258,7 @@ def _split(
             for other in range(len(rows)) if single else ():
                 (job.work / f"day_{other}.done").unlink(missing_ok=True)
             if column is not None:
-                raise DataError(f"{origin}: no usable row; give some, or leave out `split` in the schema")
+                raise DataError(f"{origin}: no usable row; give some, or correct `split` in the schema")
             mend = "give more rows" + (", or cut the file into fewer --blocks" if single else "")
             raise DataError(f"{origin}: {count} usable rows, but each day needs 1 and the last 2; {mend}")
     whole, note = split([kept + others for kept, others in zip(rows, dropped, strict=True)], how)

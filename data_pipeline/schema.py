@@ -6,6 +6,7 @@ import math
 import tomllib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -69,6 +70,8 @@ class Schema:
     threshold: the label is 1 from this value on, else 0; with None, labels must be 0 or 1.
     weight: the column of a table that says how much a row counts; with None, all count alike.
     split: the column of a table that says of each row whether it trains, validates or tests.
+    split_at: two times, as ISO texts or numbers, if `split` is a time: rows before the first train, those
+        from there to before the second validate, and all others test.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Schema:
     bags: dict[str, Bag] = field(default_factory=dict)
     weight: str | None = None
     split: str | None = None
+    split_at: tuple[str | float, str | float] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "kinds", self.kinds or ("hex",) * len(self.categorical))
@@ -124,7 +128,7 @@ class Schema:
 
         Which rows test is none of these: it changes no value.
         """
-        rules = {name: rule for name, rule in self.rules().items() if name != "split"}
+        rules = {name: rule for name, rule in self.rules().items() if name not in ("split", "split_at")}
         told = [self.label, self.dense, self.categorical, *([rules] if rules else [])]
         text = json.dumps(told, default=asdict)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -148,7 +152,7 @@ def load_schema(path: Path | str) -> Schema:
     except ValueError as error:
         raise DataError(f"{path}: not a TOML file ({error}); correct it") from None
     known = {"name", "label", "threshold", "dense", "dense_missing", "missing", "categorical"}
-    known |= {"missing_in", "transform", "quote", "bags", "weight", "split"}
+    known |= {"missing_in", "transform", "quote", "bags", "weight", "split", "split_at"}
     for key in data.keys() - known:
         raise DataError(f"{path}: {key} is no key of a schema; there are {', '.join(sorted(known))}")
     defaults: dict[str, Any]
@@ -191,6 +195,11 @@ def load_schema(path: Path | str) -> Schema:
         bags = {column: Bag(**rules) for column, rules in data["bags"].items()}
     except ValueError as error:
         raise DataError(f"{path}: bags: {error}; `robe schema FILE` shows an example") from None
+    if "split_at" in data:
+        check("split" in data, "split_at", "beside a split, the column of times")
+        data["split_at"] = _times(data["split_at"])
+        words = "two times, as texts like 2024-05-01 or as numbers, the earlier first"
+        check(data["split_at"] is not None, "split_at", words)
     named = [data["label"], *data["dense"], *kinds, *(data[key] for key in others)]
     for column in named:
         pattern = column == "*" or (column.startswith("^") and column.endswith("$"))  # to Polars
@@ -212,7 +221,30 @@ def load_schema(path: Path | str) -> Schema:
         bags=bags,
         weight=data.get("weight"),
         split=data.get("split"),
+        split_at=data.get("split_at"),
     )
+
+
+def moment(text: str) -> datetime:
+    """A time as ISO 8601 writes it, in UTC and without its zone; one without a zone is in UTC already."""
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
+
+
+def _times(values: Any) -> tuple[str, str] | tuple[float, float] | None:
+    """`Schema.split_at` of what TOML has, which may be its own dates; None if it is no such thing."""
+    if not isinstance(values, list) or len(values) != 2:
+        return None
+    first, second = (value.isoformat() if isinstance(value, date) else value for value in values)
+    if isinstance(first, str) and isinstance(second, str):
+        try:
+            return (first, second) if moment(first) < moment(second) else None
+        except (ValueError, OverflowError):
+            return None
+    numbers = [float(one) for one in values if isinstance(one, int | float) and not isinstance(one, bool)]
+    if len(numbers) == 2 and -math.inf < numbers[0] < numbers[1] < math.inf:
+        return numbers[0], numbers[1]
+    return None
 
 
 def _are_texts(values: Any) -> bool:

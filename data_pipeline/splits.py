@@ -24,6 +24,10 @@ def halves_of(how: str) -> tuple[str, str] | None:
 
 def split_words(schema: Schema) -> tuple[str, str, str]:
     """Which rows of a log each day of BY_COLUMN has, in words."""
+    if schema.split_at is not None:
+        first, second = (at if isinstance(at, str) else f"{at:.15g}" for at in schema.split_at)
+        told = f"rows whose {schema.split} is"
+        return f"{told} before {first}", f"{told} from {first} to before {second}", f"{told} from {second} on"
     train, validation, test = (
         f"rows whose {schema.split} is {name}" for name in ("train", "validation", "test")
     )

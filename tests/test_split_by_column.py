@@ -13,7 +13,7 @@ from data_pipeline.folders import verify
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.prepare import PrepareConfig, prepare
-from data_pipeline.schema import DataError, load_schema
+from data_pipeline.schema import DataError, load_schema, moment
 from robe.cli import main
 
 TOML = 'label = "click"\nweight = "worth"\nsplit = "part"\ndense = ["number"]\n[transform]\nnumber = "none"\n'
@@ -84,7 +84,9 @@ def test_the_bytes_are_the_same_however_the_work_is_cut(log, tmp_path, monkeypat
     prepared(tmp_path, "whole")
     assert prepared(tmp_path, "shared", days="2") is None
     (tmp_path / "log.toml").write_text(TOML.replace('"part"', '"other"'))
-    with pytest.raises(DataError, match="was begun with split_by part, not other; go on with the same"):
+    with pytest.raises(
+        DataError, match=r"was begun with split_by \['part'\], not \['other'\]; go on with the same"
+    ):
         prepared(tmp_path, "shared")
     (tmp_path / "log.toml").write_text(TOML)
     monkeypatch.setattr(parse_days, "read_log", partial(read_log, block_bytes=500))
@@ -122,6 +124,92 @@ def test_other_options_go_with_it(log, tmp_path):
     users = [batch.ids.part(0, 1, 2).values[0] for batch in Rows(numbered, "train").batches(1)]
     first = {user: i + 1 for i, user in enumerate(train["user"].unique(maintain_order=True))}
     assert users == [first[user] for user in train["user"]]
+
+
+def timed(folder, frame, part, at):
+    """The table with times in place of its parts."""
+    written(folder, frame.with_columns(part=part))
+    (folder / "log.toml").write_text(TOML.replace("dense", f"split_at = {at}\ndense", 1))
+
+
+DAYS = ["2024-04-30T23:59:59.999999", "2024-05-01", "2024-05-31 12:30", "2024-05-31T23:59Z", "2024-06-01"]
+DAYS += ["2024-06-01T01:30:00+02:00", "2024-05-01T01:30:00.5+0200", "2023-02-28", "2030-01-01 00:00:00"]
+PARTS = ["train", *["validation"] * 3, "test", "validation", "train", "train", "test"]
+
+
+def test_a_time_splits_alike_in_every_format(log, tmp_path):
+    """The first of two times validates, the second tests; the zone counts, and without one it is UTC."""
+    at = '["2024-05-01", "2024-06-01"]'
+    which = np.arange(ROWS) % len(DAYS)
+    timed(tmp_path, log, pl.Series(DAYS)[which], at)
+    manifests = [prepared(tmp_path, f"{form}.data", [f"log.{form}"]) for form in FORMATS]
+    utc = pl.Series(DAYS).map_elements(moment, pl.Datetime("us"))[which]
+    stamps = {"plain": utc, "zoned": utc.dt.replace_time_zone("UTC").dt.convert_time_zone("Asia/Tokyo")}
+    stamps |= {"fine": utc.cast(pl.Datetime("ns"))}
+    for name, part in stamps.items():
+        log.with_columns(part=part).write_parquet(tmp_path / f"{name}.parquet")
+        manifests.append(prepared(tmp_path, f"{name}.data", [f"{name}.parquet"]))
+    log.with_columns(part=stamps["zoned"]).write_csv(tmp_path / "again.csv")
+    manifests.append(prepared(tmp_path, "again.data", ["again.csv"]))
+    for name in SPLITS:
+        mine = [row for row in range(ROWS) if PARTS[row % len(PARTS)] == name]
+        assert numbers(manifests[0], name).tolist() == mine
+    assert all(one.same_rows(manifests[0]) for one in manifests[1:])
+    assert "log.csv, rows whose part is from 2024-06-01 on" in manifests[0].split_note
+
+
+def test_dates_and_numbers_are_times(log, tmp_path):
+    """TOML's own dates, Arrow's, and seconds, which CSV and JSON lines have as texts."""
+    day = pl.Series(np.arange(ROWS) % 30 + 1)
+    expected = {"train": day < 11, "validation": (day >= 11) & (day < 21), "test": day >= 21}
+    seconds = day * 86_400 + 1_700_000_000
+    numbered = "[1_700_950_400, 1_701_814_400.0]"
+    cases = (
+        (pl.date(2024, 5, day), "[2024-05-11, 2024-05-21]", FORMATS),
+        (seconds, numbered, FORMATS),
+        (seconds.cast(pl.Float64), numbered, ["parquet"]),
+    )
+    for case, (part, at, forms) in enumerate(cases):
+        timed(tmp_path, log, part, at)
+        for form in forms:
+            manifest = prepared(tmp_path, f"{form}.{case}", [f"log.{form}"])
+            for name, rows in expected.items():
+                np.testing.assert_array_equal(numbers(manifest, name), rows.arg_true())
+
+
+@pytest.mark.parametrize("bad", ["", "1714521600", "2024-02-30", "01/05/2024"])
+def test_other_texts_are_bad_times(bad, log, tmp_path):
+    part = pl.when(pl.col("number") == 7).then(pl.lit(bad)).otherwise(pl.lit("2024-05-01"))
+    timed(tmp_path, log, part, '["2024-05-01", "2024-06-01"]')
+    words = rf"log.csv, row 8 \(line 9\): part is '{bad}', not a time like 2024-05-01 or .*; correct it"
+    with pytest.raises(DataError, match=words):
+        prepared(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (pl.lit(None, pl.Float64), "part is 'None', not a number"),
+        (pl.date(2024, 5, 1), "is Date, which cannot"),
+    ],
+)
+def test_missing_times_and_those_of_another_kind_are_refused(part, words, log, tmp_path):
+    timed(tmp_path, log, part, "[1, 2]")
+    with pytest.raises(DataError, match=rf"log\.parquet.*{words}"):
+        prepared(tmp_path, inputs=["log.parquet"])
+
+
+@pytest.mark.parametrize(
+    "at",
+    ['["2024-06-01", "2024-05-01"]', '["2024-05-01", 3]', '["May", "June"]', "[1]", "[true, 2]", "[1, nan]"],
+)
+def test_two_times_of_one_kind_split(at, tmp_path):
+    (tmp_path / "log.toml").write_text(TOML.replace("dense", f"split_at = {at}\ndense", 1))
+    with pytest.raises(DataError, match=r"split_at must be two times, .* the earlier first"):
+        load_schema(tmp_path / "log.toml")
+    (tmp_path / "log.toml").write_text(TOML.replace('split = "part"', "split_at = [1, 2]"))
+    with pytest.raises(DataError, match="split_at must be beside a split"):
+        load_schema(tmp_path / "log.toml")
 
 
 @pytest.mark.parametrize("bad", ["", "Train", "holdout"])
