@@ -676,12 +676,7 @@ def _days_by_time(
         number = column.cast(pl.Float64, strict=False)
         good = number.is_finite() & (column.str.contains(NUMBER) if dtype == pl.String else True)
         return _days(pl.when(good).then(number), at), "a number"
-    if dtype == pl.String:
-        time = times(column)
-    elif isinstance(dtype, pl.Date | pl.Datetime):
-        zoned = isinstance(dtype, pl.Datetime) and dtype.time_zone is not None
-        time = (_in_utc(column) if zoned else column).cast(pl.Datetime("us"))
-    else:
+    if (time := times(column, dtype)) is None:
         return None
     return _days(time, [moment(str(text)) for text in at]), "a time like 2024-05-01 or 2024-05-01T12:30:00"
 
@@ -696,9 +691,16 @@ def _in_utc(zoned: pl.Expr) -> pl.Expr:
     return zoned.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
 
 
-def times(texts: pl.Expr) -> pl.Expr:
-    """Texts of ISO 8601 as times (Datetime of microseconds) in UTC; null where a text is none."""
-    parts = texts.str.extract_groups(TIME).struct
+def times(column: pl.Expr, dtype: pl.DataType) -> pl.Expr | None:
+    """Times, dates or texts of ISO 8601 as Datetime of microseconds in UTC, null where a text is none of
+    these; None for other types.
+    """
+    if isinstance(dtype, pl.Date | pl.Datetime):
+        zoned = isinstance(dtype, pl.Datetime) and dtype.time_zone is not None
+        return (_in_utc(column) if zoned else column).cast(pl.Datetime("us"))
+    if dtype != pl.String:
+        return None
+    parts = column.str.extract_groups(TIME).struct
     day, minute, second, zone = (parts.field(str(part)) for part in range(1, 5))
     zone = zone.fill_null("Z").replace("Z", "+0000")
     # Null where there is no day, as a text that is no time has none.

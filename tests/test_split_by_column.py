@@ -13,6 +13,7 @@ from data_pipeline.folders import verify
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.prepare import PrepareConfig, prepare
+from data_pipeline.proposal import propose
 from data_pipeline.schema import DataError, load_schema, moment
 from robe.cli import main
 
@@ -197,6 +198,26 @@ def test_missing_times_and_those_of_another_kind_are_refused(part, words, log, t
     timed(tmp_path, log, part, "[1, 2]")
     with pytest.raises(DataError, match=rf"log\.parquet.*{words}"):
         prepared(tmp_path, inputs=["log.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("part", "bounds"),
+    [
+        (pl.date(2024, 5, pl.col("number") // 20 + 1), '["2024-05-25", "2024-05-28"]'),
+        (1_700_000_000 + pl.col("number") * 3600, "[1701728000, 1701944000]"),
+    ],
+)
+def test_times_are_proposed_for_splits(part, bounds, log, tmp_path):
+    """As comments, which hold once the # is taken away, whatever the format."""
+    written(tmp_path, log.with_columns(created_at=part).drop("part"))
+    for form in FORMATS:
+        text = propose(tmp_path / f"log.{form}", ROWS)
+        assert f'# split = "created_at"\n# split_at = {bounds}  # behind 80% and 90% of these' in text
+        (tmp_path / "log.toml").write_text(text.replace("# split", "split"))
+        manifest = prepared(tmp_path, f"{form}.data", [f"log.{form}"])
+        assert [day.rows for day in manifest.days] == [480, 60, 60]
+    written(tmp_path, log.drop("part"))
+    assert "split" not in propose(tmp_path / "log.csv", ROWS)
 
 
 @pytest.mark.parametrize(
