@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from robe import cli
+from robe.backend import simulator
 from robe.config import ConfigError
 from robe.kernels import bias_relu
 from robe.kernels.operations import OPERATIONS, version, versions
@@ -54,9 +55,12 @@ def each_kernel():
 
 
 @pytest.mark.kernels
-def test_all_versions_agree_on_all_cases():
+def test_all_versions_agree_on_all_cases(monkeypatch):
+    # In the simulator on every other one: those that hash take all of them in files of their own.
+    cases = CASES[::2] if simulator() else CASES
+    monkeypatch.setattr(inspection, "CASES", cases)
     results = list(inspection.check())
-    assert len(results) == sum(len(inspection.versions_here(name)) for name in OPERATIONS) * len(CASES)
+    assert len(results) == sum(len(inspection.versions_here(name)) for name in OPERATIONS) * len(cases)
     assert [result for result in results if not result.good] == []
 
 
@@ -297,12 +301,13 @@ def test_the_interaction_reads_four_floats_at_once(capability):
 
 
 @needs_compiler
-def test_code_and_table_of_all_kernels():
+def test_code_and_table_of_all_kernels(monkeypatch):
+    monkeypatch.setattr(inspection, "REPORTED", ("7.5", "9.0"))  # which are compiled for anyway
     text = inspection.show("interaction", "ptx", "9.0")
     assert text.count(".entry") == 4  # and those of words
     assert "// _interaction_elements_kernel" in text
     table = inspection.show(None, "registers", "9.0").splitlines()
-    assert len(table) == 1 + 3 * len(each_kernel())
+    assert len(table) == 1 + 2 * len(each_kernel())
     # 27 vectors in 132 places of 4 bytes each; 4 blocks of 64 threads fit the 64 KB of an SM with 32 warps.
     (line,) = (line for line in table if line.split()[:2] == ["_interaction_kernel", "7.5"])
     assert line.split()[5:] == ["14256", "B", "25%"]
