@@ -28,7 +28,7 @@ import numpy as np
 import tyro
 
 import robe
-from benchmarks.measure import BenchmarkError, machine
+from benchmarks.measure import BenchmarkError, cpu_seconds_of_others, machine
 from data_pipeline.schema import Schema
 from data_pipeline.whole_files import write_json
 from robe.run_folder import TrainedModel
@@ -162,19 +162,25 @@ def figures(server: Served, asked: list[Question], connections: int, seconds: fl
 def measure(run: Path, seconds: float, connections: int) -> dict:
     """What results/server.json holds, after `seconds` of load for each size of a question."""
     model, rows = robe.load(run, "cpu"), []
+    start, others = time.monotonic(), cpu_seconds_of_others()
     for size in SIZES:
         asked = questions(model, size)
         with served(run) as server:
             ask_together(server.port, asked, connections, time.perf_counter() + ALONE * seconds)  # warm
             rows.append(figures(server, asked, 1, ALONE * seconds))
             rows.append(figures(server, asked, connections, seconds))
-    summary = json.loads((run / "summary.json").read_text())
-    return {"machine": machine("cpu"), "embedding_bytes": summary["embedding_bytes"], "rows": rows}
+    used = (cpu_seconds_of_others() - others) / (time.monotonic() - start)
+    where = machine("cpu") | {"cores_used_by_others": max(0.0, round(used, 2))}
+    return {"machine": where, "rows": rows}
 
 
 def table(results: dict) -> str:
     """The figures as a table in Markdown."""
+    where = results["machine"]
     lines = [
+        f"{where['cpu']}, {where['cores']} cores, {where['date']}, while other programs used "
+        f"{where['cores_used_by_others']:.2f} cores.",
+        "",
         "| rows a question | connections | questions | rows/s | median | 99% within | questions a call "
         "| memory, grown by |",
         "| --- " * 8 + "|",

@@ -271,7 +271,6 @@ def train(
         config = started_config(config, start, DataSpec.of(manifest))
     require_trainable(config)
     run = resume or out or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.embedding.method}"
-    beside = nullcontext(unheard) if tensorboard is None else scalars(tensorboard / run.resolve().name)
     print(shown(f"data: {data}: {manifest.describe()}"))
     if resume is not None and not manifest.same_rows(run_folder.learned_data(run)):
         raise ConfigError(
@@ -295,6 +294,7 @@ def train(
     backend = select(config.backend, config.precision, config.deterministic, graph and not profile)
     timeline = Timeline(backend.synchronize)
     model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)
+    beside = nullcontext(unheard) if tensorboard is None else scalars(tensorboard / run.resolve().name)
     if resume is None:
         first = partial(begin, model, config, DataSpec.of(manifest), start, fresh_optimizer)
         run_folder.create(run, config, manifest, baseline, teacher, start, first if start else None)

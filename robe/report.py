@@ -166,9 +166,10 @@ def draw_curves(run: Path, summary: dict) -> None:
         loss_axes.axhline(bayes["validation"]["log_loss"], **line)
         auc_axes.axhline(bayes["validation"]["auc"], **line)
     # Matplotlib takes seconds to look for the best corner of a legend on long curves, so each is told.
+    # A second curve of AUC runs far below the first.
     for axes, ylabel, corner in (
         (loss_axes, "log loss (nats)", "upper right"),
-        (auc_axes, "AUC", "lower right"),
+        (auc_axes, "AUC", "lower right" if len(curves) == 1 else "center right"),
     ):
         axes.set(xlabel="training steps", ylabel=ylabel)
         axes.grid(alpha=0.3)

@@ -54,13 +54,19 @@ def each_kernel():
     }
 
 
+# Operations that take the simulator a minute together, and of which another file holds every version against
+# the reference on all cases: test_gather_scatter.py, test_half.py, test_code_step.py, test_trained_codes.py.
+SLOW = {
+    *("gather", "scatter_add", "interaction_scatter", "adagrad_step", "rowwise_step", "half_step"),
+    *("code_step", "quantise_touched"),
+}
+
+
 @pytest.mark.kernels
-def test_all_versions_agree_on_all_cases(monkeypatch):
-    # In the simulator on every other one: those that hash take all of them in files of their own.
-    cases = CASES[::2] if simulator() else CASES
-    monkeypatch.setattr(inspection, "CASES", cases)
-    results = list(inspection.check())
-    assert len(results) == sum(len(inspection.versions_here(name)) for name in OPERATIONS) * len(cases)
+def test_all_versions_agree_on_all_cases():
+    operations = OPERATIONS.keys() - (SLOW if simulator() else ())
+    results = list(inspection.check(operations))
+    assert len(results) == sum(len(inspection.versions_here(name)) for name in operations) * len(CASES)
     assert [result for result in results if not result.good] == []
 
 

@@ -72,6 +72,12 @@ def test_a_training_writes_what_its_log_holds(tmp_path):
     assert shown(tmp_path / "logs" / "mine") == {
         key: pytest.approx(value, rel=1e-6) for key, value in expected.items()
     }
+    table[-1], others = "0.6,0.2,0.2", tmp_path / "others"
+    cli.main([str(word) for word in ["prepare", *table, "--out", others]])
+    refused = ["train", "--resume", run, "--data", others, "--tensorboard", tmp_path / "no"]
+    with pytest.raises(SystemExit):
+        cli.main([str(word) for word in refused])
+    assert not (tmp_path / "no").exists()
 
 
 def test_of_steps_that_were_repeated_the_last_numbers_are_shown(tmp_path):
