@@ -152,6 +152,7 @@ class Rows:
         )
         self.weighted = manifest.schema.weight is not None
         kinds = (WeightedBatch, TaughtWeightedBatch) if self.weighted else (Batch, TaughtBatch)
+        self.split = split
         self._manifest, self._kind = manifest, kinds[taught is not None]
         self._take(np.array(stretches, np.int64).reshape(-1, 3))
         self._shards = {day: _shards(manifest, day, taught) for day, _, _ in stretches}
@@ -179,7 +180,14 @@ class Rows:
     @cached_property
     def base_rate(self) -> float:
         """The share of clicks. All labels are read for it; raises DataError if one is neither 0 nor 1."""
+        self.require_any()
         return sum(int(labels.sum()) for labels in self._values("labels")) / self.count
+
+    def require_any(self) -> None:
+        """Raise DataError if there is no row, as where all rows of a folder test."""
+        if self.count == 0:
+            folder = self._manifest.folder
+            raise DataError(f"{folder}: has no row for {self.split}; prepare it with another --split")
 
     def require_weight(self) -> None:
         """Read the weights, if rows have any, and raise DataError if one cannot be, or all are 0."""

@@ -72,7 +72,15 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     count = first + (config.blocks if cut else len(files))
     if count < 2:
         raise DataError(f"{files[0]}: a single file cannot be {count} days; give --blocks 2 or more")
-    split([10**6] * count, config.split)  # raises now if --split is wrong, not after hours of parsing
+    asked, _ = split(
+        [10**6] * count, config.split
+    )  # raises now if --split is wrong, not after hours of parsing
+    learning = config.ids == "dictionary" or measured_columns(config.schema, config.dense)
+    if not asked["train"] and (learning or config.keep_negatives < 1):
+        raise DataError(
+            f"--split {config.split}: no row trains, as dictionaries, zscore, quantile and --keep-negatives "
+            "need; leave them out, or let rows train"
+        )
     days = range(first, count) if config.days is None else _chosen(config.days, first, count)
     locked = None if config.days is None else [f"day_{day}" for day in days]
     thinned = training_days(count, config.split) if config.keep_negatives < 1 else ()
@@ -267,7 +275,9 @@ def _split(
         name: tuple((day, start, min(stop, rows[day])) for day, start, stop in stretches)
         for name, stretches in whole.items()
     }
-    held_out = (f"{name}: {_told(parts[name], rows, origins)}" for name in ("test", "validation"))
+    held_out = (
+        f"{name}: {_told(parts[name], rows, origins)}" for name in ("test", "validation") if parts[name]
+    )
     return parts, f"{note}; {', '.join(held_out)}"
 
 

@@ -57,20 +57,22 @@ def split(days: Sequence[int], how: str = "mlperf") -> tuple[dict[str, tuple[Str
         test=5,validation=6   these days (from 0; also ranges, as 20-22); all others train.
 
     Returns the stretches of `train`, `test` and `validation`, and a note that says in words which they are.
-    Raises DataError if a part would have no row, or `how` is none of these.
+    Raises DataError if a part would have no row, or `how` is none of these. Only where all rows are asked to
+    test (0,0,1), the two others may have none.
     """
-    if how in HALVES:
-        parts, note = _halves(days, how)
-    elif re.fullmatch(r"[\d.]+,[\d.]+,[\d.]+", how):
-        parts, note = _shares(days, how)
+    kind = _halves
+    if re.fullmatch(r"[\d.]+,[\d.]+,[\d.]+", how):
+        kind = _shares
     elif all(DAYS.fullmatch(part) for part in how.split(",")):
-        parts, note = _days(days, how)
-    else:
+        kind = _days
+    elif how not in HALVES:
         raise DataError(
             f"--split {how}: give {', '.join(HALVES)}, or shares to train, validate and test "
             "(0.8,0.1,0.1), or days (test=5,validation=6)"
         )
-    for name in ("train", "test", "validation"):
+    parts, note = kind(days, how)
+    asked = parts if kind is _halves else kind([10**6] * len(days), how)[0]
+    for name in parts if asked["train"] or asked["validation"] else ["test"]:
         if not parts[name]:
             raise DataError(f"--split {how}: leaves no row to {name} of days of {list(days)} rows; give more")
     return {name: tuple(parts[name]) for name in ("train", "test", "validation")}, note

@@ -422,6 +422,8 @@ def before_training(rows: Mapping[str, Rows]) -> list[str]:
     Raises DataError that names the first value that cannot be. The numbers of the training rows take long to
     read and show in the loss, so `fit` looks at them when they do.
     """
+    for part in rows.values():
+        part.require_any()
     for split in ("validation", "test"):
         rows[split].require_possible("dense", "sparse")
     for part in rows.values():
@@ -471,6 +473,7 @@ def evaluate(
         raise ConfigError(f"--group-by {group_by}: no categorical column of these data: {', '.join(columns)}")
     if group_by in manifest.schema.bags:
         raise ConfigError(f"--group-by {group_by}: its rows have any number of values; name a column of one")
+    rows.require_any()
     rows.require_possible("labels", "dense")
     rows.require_weight()
 
