@@ -227,7 +227,7 @@ def test_processes_on_a_machine_share_its_cores(cores, expected, monkeypatch):
         assert os.environ.get("NUMBA_NUM_THREADS") == expected
 
 
-# Trains cases, and goes on with a run in which, if it is to die, rank 1 is killed on the way.
+# Trains cases twice, and goes on with a run in which, if it is to die, rank 1 is killed on the way.
 CHILD = """
 import os, signal, sys
 from pathlib import Path
@@ -239,7 +239,8 @@ from test_ranks import trained
 out, dies, *cases = sys.argv[1:]
 ranks = Mpi(MPI.COMM_WORLD)
 for case in cases:
-    trained(case, Path(out) / case, ranks, "cpu")
+    for time in "first", "second":
+        trained(case, Path(out) / time / case, ranks, "cpu")
 if dies == "dies" and ranks.rank == 1:
     train.averaged_number = lambda config, step, total: step == 5 and os.kill(os.getpid(), signal.SIGKILL)
 trained("robe", Path(out) / "killed", ranks, "cpu")
@@ -272,20 +273,17 @@ def saved(run):
 
 @without_simulator
 def test_processes_give_the_model_of_one_and_go_on_where_one_was_killed(tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
     alone = {case: trained(case, tmp_path / "alone" / case, backend="cpu")[0] for case in COMPILED}
     here = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "NUMBA_NUM_THREADS": 1}
-    assert mpiexec(2, first, "dies", *COMPILED, program=["-c", CHILD], **here).returncode != 0
-    assert checkpoint.latest(first / "killed").name == "step_00000003"
-    for size, out, cases in ((3, first, ()), (2, second, COMPILED)):
-        done = mpiexec(size, out, "lives", *cases, program=["-c", CHILD], **here)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == ""
+    assert mpiexec(2, tmp_path, "dies", *COMPILED, program=["-c", CHILD], **here).returncode != 0
     for case in COMPILED:
-        arrays, found = saved(first / case)
+        arrays, found = saved(tmp_path / "first" / case)
         compare(arrays, alone[case])
-        assert saved(second / case)[1] == found
-    compare(saved(first / "killed")[0], alone["robe"])
+        assert saved(tmp_path / "second" / case)[1] == found
+    assert checkpoint.latest(tmp_path / "killed").name == "step_00000003"
+    done = mpiexec(3, tmp_path, "lives", program=["-c", CHILD], **here)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    compare(saved(tmp_path / "killed")[0], alone["robe"])
 
 
 @pytest.fixture(scope="module")
