@@ -23,6 +23,7 @@ from benchmarks.methods import table as methods_table
 from benchmarks.modules import table as modules_table
 from benchmarks.quality import table as quality_table
 from benchmarks.rates import measured
+from benchmarks.server import table as server_table
 from robe.estimate import RATES
 from robe.report import fewer_bytes
 
@@ -271,11 +272,17 @@ def daily() -> str:
     return daily_table(json.loads((RESULTS / "daily.json").read_text()))
 
 
+def server() -> str:
+    """A server under load: results/server.json is what its benchmark wrote."""
+    return server_table(json.loads((RESULTS / "server.json").read_text()))
+
+
 PAGES = {
     ROOT / "README.md": (demonstration, equal_bytes, gpu),
     ROOT / "docs" / "speed.md": (speed, whole_gpu, prepare, loader, whole_speed),
     ROOT / "docs" / "daily.md": (daily,),
     ROOT / "docs" / "pytorch.md": (modules,),
+    ROOT / "docs" / "serving.md": (server,),
     ROOT / "docs" / "results.md": (whole_equal_bytes, recipes, tried, tradeoff, methods, quality),
 }
 

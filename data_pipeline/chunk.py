@@ -22,6 +22,7 @@ class Chunk:
     ids: (n, number of categorical columns) uint32, 0 where missing; bags where the schema has any.
     position: how many bytes of the file, as it lies on disk, have been read so far.
     weight: (n,) float32, finite and at least 0; None if the schema has none, or labels are not read.
+    split: (n,) uint8, the values of `schema.SPLIT_DAYS`; None in the same way.
     """
 
     line: np.ndarray
@@ -31,6 +32,7 @@ class Chunk:
     ids: IdsOfRows
     position: int
     weight: np.ndarray | None = None
+    split: np.ndarray | None = None
 
 
 class Rejected(NamedTuple):

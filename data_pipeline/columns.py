@@ -15,9 +15,10 @@ of a block before Polars parses the block. Lines of JSON are read by `json_lines
 import csv
 import io
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,9 +34,11 @@ from data_pipeline.dialects import dense_values
 from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, Format, format_of, header_of
 from data_pipeline.json_lines import JsonLines
 from data_pipeline.partitions import files_of, values_of
-from data_pipeline.schema import WEIGHT, Bag, DataError, Schema
+from data_pipeline.schema import SPLIT_DAYS, WEIGHT, Bag, DataError, Schema, moment
 from data_pipeline.text_blocks import BLOCK_BYTES, TextBlock, text_blocks
 
+# Rows up to which columns with the same rule are read as one.
+FEW = 1000
 # How Polars opens a file of a format.
 SCANS: dict[str, Callable[..., pl.LazyFrame]] = {"parquet": pl.scan_parquet, "arrow": pl.scan_ipc}
 SLICE_ROWS = 1 << 18  # fewer, and the row groups of a Parquet file are decoded again and again
@@ -47,6 +50,9 @@ NUMBER = r"^-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"
 INTEGER = r"^-?[0-9]{1,38}(?:\.0+)?$"  # what 128 bits hold; Pandas writes 37.0 where others are missing
 LARGEST = 1e38  # what float32 holds
 HEX = r"^[0-9a-fA-F]{1,8}$"
+# A time of ISO 8601: day, hour and minute, second with its fraction, zone.
+_CLOCK = r"([0-9]{2}:[0-9]{2})(:[0-9]{2}(?:\.[0-9]+)?)?(Z|[-+][0-9]{2}:?[0-9]{2})?"
+TIME = rf"^([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:[T ]{_CLOCK})?$"
 QUOTES = "quotes that do not match, or are not around a whole field"
 # The integers up to which a float tells each from its neighbours.
 EXACT: dict[pl.DataType | type[pl.DataType], int] = {pl.Float32: 2**24, pl.Float64: 2**53}
@@ -132,6 +138,7 @@ def read_table(
                 ids=values.ids(schema),
                 position=part.position,
                 weight=flat[schema.weight].to_numpy() if schema.weight in flat.columns else None,
+                split=flat[schema.split].to_numpy() if schema.split in flat.columns else None,
             )
             rejected = sorted(part.broken + broken, key=attrgetter("row"))
             inside = f" of {part.file.relative_to(path)}" if part.file != path else ""
@@ -155,15 +162,27 @@ def count_binary(path: Path) -> int:
     return sum(_length(file, _scan(file)) for file in files_of(path))
 
 
-def frame_values(frame: pl.DataFrame, schema: Schema, what: Path) -> "Values":
-    """What the rules of a schema make of the columns of a frame.
+def frame_reader(schema: Schema, what: Path) -> Callable[[pl.DataFrame], "Values"]:
+    """A function that gives what the rules of a schema make of the columns of a frame.
 
-    Raises DataError for the first row that breaks a rule; `what` is what it calls the frame.
+    It raises DataError for the first row that breaks a rule; `what` is what it calls the frame. Rules are
+    kept, since to make them takes as long as to apply them to a few rows.
     """
-    rules = [_any_rule(what, name, dtype, schema) for name, dtype in frame.schema.items()]
-    values, _, reasons = _applied(rules, frame)
-    for row, reason in reasons.items():
-        raise DataError(f"{what}, row {row}: {reason}; correct the value")
+
+    @lru_cache(maxsize=1000)
+    def rule(name: str, dtype: pl.DataType) -> _Rule | _BagRule:
+        return _any_rule(what, name, dtype, schema)
+
+    def values(frame: pl.DataFrame) -> Values:
+        rules = [rule(*column) for column in frame.schema.items()]
+        flat = [each for each in rules if isinstance(each, _Rule)]
+        if frame.height <= FEW and len(flat) == len(rules) and (few := _few(frame, flat, schema)):
+            return few
+        found, _, reasons = _applied(rules, frame)
+        for row, reason in reasons.items():
+            raise DataError(f"{what}, row {row}: {reason}; correct the value")
+        return found
+
     return values
 
 
@@ -337,7 +356,7 @@ def no_header(path: Path, cell: str) -> DataError:
 
 def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None) -> list[str]:
     """Those of a table's columns that the schema names; raises DataError if one is missing."""
-    told = [name for name in (schema.label, schema.weight) if labelled and name is not None]
+    told = [name for name in (schema.label, schema.weight, schema.split) if labelled and name is not None]
     wanted = [*told, *schema.dense, *schema.categorical]
     if missing := [name for name in wanted if names.count(name) == 0]:
         remedy = "give its columns with --schema, of which `robe schema FILE` proposes one"
@@ -632,7 +651,14 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
         )
         words = f"a whole number of up to {EXACT[dtype]}, as which {dtype} is exact"
         return rule(~good.fill_null(True), filled(ids), words)
-    if kind is None and (text or whole or dtype.is_numeric()):
+    if name == schema.split and schema.split_at is not None:
+        if found := _days_by_time(column, dtype, schema.split_at):
+            day, words = found
+            return rule(day.is_null(), day, words)
+    elif name == schema.split and text:
+        day = column.replace_strict(SPLIT_DAYS, default=None, return_dtype=pl.UInt8)
+        return rule(day.is_null(), day, f"one of {', '.join(SPLIT_DAYS)}")
+    if kind is None and name != schema.split and (text or whole or dtype.is_numeric()):
         number = column.cast(pl.Float64, strict=False).fill_nan(None)
         if name in schema.dense:
             number = number.fill_null(schema.dense_missing)
@@ -647,24 +673,88 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
         else:
             label, allowed, words = number >= schema.threshold, number.is_finite(), "a number"
         return rule(unlike(NUMBER) | ~allowed.fill_null(False), label.cast(pl.Int32), words)
-    raise DataError(
-        f"{path}: column {name} is {dtype}, which cannot be {kind or 'a number'}; correct the schema"
-    )
+    wanted = kind or "a number"
+    if name == schema.split:
+        wanted = "a split" if schema.split_at is None else f"a time like {schema.split_at[0]!r}"
+    raise DataError(f"{path}: column {name} is {dtype}, which cannot be {wanted}; correct the schema")
+
+
+def _days_by_time(
+    column: pl.Expr, dtype: pl.DataType, at: tuple[str | float, str | float]
+) -> tuple[pl.Expr, str] | None:
+    """The day (UInt8) of a folder that is split at two times, null where a value is no time; and what a value
+    has to be in words. None if the type cannot be a time as these two are.
+    """
+    if not isinstance(at[0], str):
+        if dtype != pl.String and not dtype.is_numeric():
+            return None
+        number = column.cast(pl.Float64, strict=False)
+        good = number.is_finite() & (column.str.contains(NUMBER) if dtype == pl.String else True)
+        return _days(pl.when(good).then(number), at), "a number"
+    if (time := times(column, dtype)) is None:
+        return None
+    return _days(time, [moment(str(text)) for text in at]), "a time like 2024-05-01 or 2024-05-01T12:30:00"
+
+
+def _days(time: pl.Expr, at: Sequence[Any]) -> pl.Expr:
+    """How many of some times have come: UInt8, null where `time` is."""
+    return pl.sum_horizontal([(time >= pl.lit(one)).cast(pl.UInt8) for one in at], ignore_nulls=False)
+
+
+def _in_utc(zoned: pl.Expr) -> pl.Expr:
+    """Times of a zone in UTC, without it."""
+    return zoned.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+
+
+def times(column: pl.Expr, dtype: pl.DataType) -> pl.Expr | None:
+    """Times, dates or texts of ISO 8601 as Datetime of microseconds in UTC, null where a text is none of
+    these; None for other types.
+    """
+    if isinstance(dtype, pl.Date | pl.Datetime):
+        zoned = isinstance(dtype, pl.Datetime) and dtype.time_zone is not None
+        return (_in_utc(column) if zoned else column).cast(pl.Datetime("us"))
+    if dtype != pl.String:
+        return None
+    parts = column.str.extract_groups(TIME).struct
+    day, minute, second, zone = (parts.field(str(part)) for part in range(1, 5))
+    zone = zone.fill_null("Z").replace("Z", "+0000")
+    # Null where there is no day, as a text that is no time has none.
+    whole = pl.concat_str(day, pl.lit("T"), minute.fill_null("00:00"), second.fill_null(":00"), zone)
+    return _in_utc(whole.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", strict=False))
 
 
 def _applied(rules: list[_Rule | _BagRule], frame: pl.DataFrame) -> tuple[Values, np.ndarray, dict[int, str]]:
     """(values, whether each row is good (n,), index -> reason of each row that is not) of some rows."""
-    lazy, flat = frame.lazy(), [rule for rule in rules if isinstance(rule, _Rule)]
-    bad, values = pl.collect_all(
-        [lazy.select(rule.bad for rule in flat), lazy.select(rule.value for rule in flat)]
-    )
+    flat = [rule for rule in rules if isinstance(rule, _Rule)]
+    bad, values = frame.select(rule.bad for rule in flat), frame.select(rule.value for rule in flat)
     found = {rule.name: rule.applied(frame[rule.name]) for rule in rules if isinstance(rule, _BagRule)}
     if found:
         broken = {name: rows for name, (_, rows) in found.items()}
         bad = pl.DataFrame(bad.to_dict() | broken).select(frame.columns)
-    good = ~bad.select(pl.any_horizontal(pl.all())).to_series().to_numpy()
+    good = np.logical_not(bad.to_numpy().any(axis=1))
     reasons = {i: _reason(rules, bad, frame, i) for i in np.flatnonzero(~good).tolist()}
     return Values(values, {name: bags for name, (bags, _) in found.items()}), good, reasons
+
+
+def _few(frame: pl.DataFrame, rules: list[_Rule], schema: Schema) -> Values | None:
+    """What `_applied` makes of a few good rows without bags; None if a row is not good.
+
+    Here a call of Polars takes longer than its work: columns with the same rule are one long column.
+    """
+    kinds = dict(zip(schema.categorical, schema.kinds, strict=True))
+    alike: dict[tuple, list[str]] = {}
+    for name, dtype in frame.schema.items():
+        alone = name if name in (schema.label, schema.weight) else None
+        key = dtype, kinds.get(name), schema.missing_in.get(name, schema.missing), alone
+        alike.setdefault(key, []).append(name)
+    columns, of, rows = {}, dict(zip(frame.columns, rules, strict=True)), frame.height
+    for names in alike.values():
+        long, rule = pl.DataFrame([pl.concat([frame[name] for name in names])]), of[names[0]]
+        bad, value = long.select(rule.bad.alias("bad"), rule.value.alias("value")).get_columns()
+        if bad.any():
+            return None
+        columns |= {name: value.slice(i * rows, rows) for i, name in enumerate(names)}
+    return Values(pl.DataFrame({name: columns[name] for name in frame.columns}), {})
 
 
 def _integer_ids(values: pl.Series) -> pl.Series:

@@ -13,7 +13,7 @@ import polars as pl
 
 from data_pipeline.bags import Column, IdsOfRows, of_columns
 from data_pipeline.batches import require_recipe
-from data_pipeline.columns import Values, frame_values, matrix
+from data_pipeline.columns import Values, frame_reader, matrix
 from data_pipeline.dialects import dense_values, encoder, scaler
 from data_pipeline.formats import SUFFIXES
 from data_pipeline.manifest import Manifest
@@ -31,7 +31,7 @@ class RowReader:
     def __init__(self, manifest: Manifest):
         require_recipe(manifest, TABLE)
         self.schema, self.transform = manifest.schema, manifest.dense_transform
-        self.encode = encoder(manifest)
+        self.encode, self.read = encoder(manifest), frame_reader(manifest.schema, TABLE)
         self.scale = scaler(self.schema, self.transform, manifest.measured)
 
     def rows(self, table: Any) -> tuple[np.ndarray, IdsOfRows]:
@@ -74,7 +74,7 @@ class RowReader:
                 f"{TABLE}: has no column {missing[0]!r}, but {', '.join(frame.columns)[:200]!r}; give all "
                 "columns that the model was trained on"
             )
-        return frame_values(frame.select(names), self.schema, TABLE)
+        return self.read(frame.select(names))
 
 
 def number_writer(path: Path, name: str) -> Callable[[BinaryIO, Iterator[np.ndarray]], None] | None:

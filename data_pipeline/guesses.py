@@ -84,6 +84,7 @@ BEFORE = set(
     """.split()
 )
 
+TIME_STAMP = "a time stamp"  # what is told of a column of times
 SECONDS = 631_152_000, 2_208_988_800  # 1990 to 2040
 _MONTH = "(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*"
 _CLOCK = r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]+)?)?"
@@ -149,7 +150,7 @@ def look(column: pl.Series) -> Look:
     elif column.dtype.is_numeric() or column.dtype == pl.Boolean:
         found = _number(name, column, frozenset())
     elif column.dtype.is_temporal():
-        return Look(None, f"a time stamp, {column.dtype}")
+        return Look(None, f"{TIME_STAMP}, {column.dtype}")
     elif isinstance(column.dtype, pl.List | pl.Array) and (found := _lists(column)):
         pass
     elif column.dtype.is_nested():
@@ -276,7 +277,7 @@ def _unlike_text(name: str, values: pl.Series) -> str:
     if bare.str.contains(COMMAS).all():
         return f"numbers with commas, as in {_example(values, ',')}; write a point before decimals alone"
     if bare.str.contains(DATE).all():
-        return "a time stamp"
+        return TIME_STAMP
     if values.n_unique() == values.len() >= ROWS and (words(name) & UNIQUE or words(name) == {"id"}):
         return "another value in each row, as of an id of the row"
     return ""
@@ -353,13 +354,13 @@ def _in_order(name: str, column: pl.Series, found: Look, said: str) -> str:
     least, most = known.min(), known.max()
     unix = any(SECONDS[0] * k <= least and most <= SECONDS[1] * k for k in (1, 1e3, 1e6, 1e9))  # type: ignore[operator]
     if unix and (timed or said == ""):
-        return "a time stamp"
+        return TIME_STAMP
     if found.code and (timed or parts & {"day", "hour"} or said == ""):
         texts = known.cast(pl.Int64, strict=False).cast(pl.String)
         if texts.str.contains(DAY).all() or ("hour" in parts and most > 10**7):  # type: ignore[operator]
-            return "a time stamp"
+            return TIME_STAMP
     if timed and found.distinct > FEW:
-        return "a time stamp"
+        return TIME_STAMP
     index = (
         name == ""
         or parts & {"index", "unnamed", "row", "rowid", "rownum", "rowno", "idx"}

@@ -64,7 +64,8 @@ class PrepareConfig:
     split: str = "mlperf"
     """Which rows test and validate. mlperf: the first half of the last day, and the second. torchrec: the
     other way round. kaggle: as mlperf, of 7 equal days. 0.8,0.1,0.1: shares of all rows in the order of the
-    log, to train, validate and test. test=5,validation=6: these days, from 0 (or ranges, 20-22)."""
+    log, to train, validate and test. test=5,validation=6: these days, from 0 (or ranges, 20-22). Not with a
+    schema whose `split` names the column that says it."""
     keep_negatives: float = 1.0
     """Of the days that train, keep each row without a click with this probability, for shorter trainings.
     Models know of it, and their probabilities are those of whole days."""

@@ -294,6 +294,10 @@ class Manifest:
             del data["schema"]["bags"]
         if self.schema.weight is None:  # likewise
             del data["schema"]["weight"]
+        if self.schema.split is None:  # likewise
+            del data["schema"]["split"]
+        if self.schema.split_at is None:  # likewise
+            del data["schema"]["split_at"]
         if self.keep_negatives == 1:  # likewise
             del data["keep_negatives"]
             for day in data["days"]:

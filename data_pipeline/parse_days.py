@@ -17,7 +17,7 @@ from data_pipeline.job import Job, PrepareConfig, identity
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import RAGGED, measured_columns, shard_columns, shard_type
 from data_pipeline.names import shown
-from data_pipeline.schema import DataError, Schema
+from data_pipeline.schema import SPLIT_DAYS, DataError, Schema
 from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard, save_array
 from data_pipeline.whole_files import new_file
 
@@ -30,6 +30,9 @@ Rows = dict[str, Any]
 
 class Source(NamedTuple):
     """A log file and the days in it, which are numbered from `first` on.
+
+    Where the schema has a `split`, each of the three days has a source of its own, and keeps its rows of the
+    whole file.
 
     found: size and time of the last change of the file, as it was found; it may not change from then on.
     stops: the number of each day's last line.
@@ -93,12 +96,14 @@ def _is_parsed(job: Job, source: Source, day: int) -> bool:
 
 def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
     """Write the shards of some days of a file."""
-    rejected = Counter[int]()
+    rejected, schema = Counter[int](), job.config.schema
     with ExitStack() as stack:
         files: dict[int, BinaryIO] = {}
         ends: dict[int, ExitStack] = {}
 
         def reject(line: int, reason: str, text: bytes) -> None:
+            if schema.split is not None and source.first != SPLIT_DAYS["train"]:
+                return  # all three days read it, and the first of them lists it
             if (day := source.day_of(line)) in needed:
                 if day not in files:
                     path = job.work / f"day_{day}_{REJECTED}"
@@ -144,16 +149,20 @@ def _parts(
     with closing(chunks):
         for chunk in chunks:
             job.meter.advance(chunk.position)
-            ends = np.searchsorted(chunk.line, source.stops, side="right")
             assert chunk.label is not None
+            line = chunk.line
             rows = {"labels": chunk.label[:, None], "dense": chunk.dense, "sparse": chunk.ids}
             rows |= {"clipped": chunk.clipped}
             rows |= {} if chunk.weight is None else {"row_weights": chunk.weight[:, None]}
+            if chunk.split is not None:
+                own = np.flatnonzero(chunk.split == source.first)
+                rows, line = _taken(rows, own, config.schema), line[own]
+            ends = np.searchsorted(line, source.stops, side="right")
             for day, (start, stop) in enumerate(pairwise([0, *ends]), source.first):
                 if start < stop:
                     part = {kind: _part(array, start, stop, config.schema) for kind, array in rows.items()}
                     if day in job.thinned:
-                        part = _thinned(part, chunk.line[start:stop], day, config)
+                        part = _thinned(part, line[start:stop], day, config)
                     yield day, part
 
 
@@ -173,11 +182,16 @@ def _thinned(rows: Rows, line: np.ndarray, day: int, config: PrepareConfig) -> R
     words = stream.random_raw(last - first + 1)[line - first]
     drawn = (words >> np.uint64(11)) * 2.0**-53  # from 0 to below 1
     kept = np.flatnonzero((rows["labels"][:, 0] == 1) | (drawn < config.keep_negatives))
-    features = len(config.schema.categorical)
+    return _taken(rows, kept, config.schema) | {"dropped": len(line) - len(kept)}
+
+
+def _taken(rows: Rows, index: np.ndarray, schema: Schema) -> Rows:
+    """The rows at `index` (n,)."""
+    features = len(schema.categorical)
     return {
-        kind: array.take(kept, features) if isinstance(array, Bags) else array[kept]
+        kind: array.take(index, features) if isinstance(array, Bags) else array[index]
         for kind, array in rows.items()
-    } | {"dropped": len(line) - len(kept)}
+    }
 
 
 def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:

@@ -36,11 +36,12 @@ from data_pipeline.manifest import Day, Ids, Manifest, Scores, Stretch, measured
 from data_pipeline.names import shown
 from data_pipeline.number_features import join_days, number_features
 from data_pipeline.parse_days import REJECTED, Source, parse_days
+from data_pipeline.partitions import files_of
 from data_pipeline.ranks import Ranks
 from data_pipeline.scale_dense import measure, measured, scale_days
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.shard_files import load_array, save_array
-from data_pipeline.splits import halves_of, split, training_days
+from data_pipeline.splits import BY_COLUMN, halves_of, split, split_words, training_days
 from data_pipeline.synthetic import FIGURES
 from data_pipeline.whole_files import naming, new_file, read_text, write_json
 
@@ -58,9 +59,14 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     known = None if config.append is None else Manifest.load(config.append)
     config = config if known is None else as_before(config, known)
     _check(config)
+    by_column = config.schema.split is not None
+    config = replace(config, split=BY_COLUMN) if by_column else config
     _keep_freed_memory()
     ranks, meter = Ranks(), Meter(progress)
-    files = _without_empty(input_files(config.inputs, config.input_order), config.schema, ranks.rank == 0)
+    files = input_files(config.inputs, config.input_order)
+    if by_column:  # three days, of which each reads the whole log
+        files = [_only_log(config.inputs, files)] * 3
+    files = _without_empty(files, config.schema, ranks.rank == 0)
     _synthetic(files, halves_of(config.split), known)  # raises where the last call would, hours later
     first, cut = len(known.days) if known else 0, len(files) == 1 and known is None
     count = first + (config.blocks if cut else len(files))
@@ -93,7 +99,7 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
             records = [read_note(job.work / f"day_{day}.done") or {"rows": 0} for day in range(count)]
         day_rows = [record["rows"] for record in records]
         dropped = [record.get("dropped", 0) for record in records]
-        parts, note = _split(job, day_rows, dropped, origins, single=cut)
+        parts, note = _split(job, day_rows, dropped, origins, single=cut or by_column)
         if measured_columns(config.schema, config.dense):
             with ranks.together():
                 if ranks.rank == 0:
@@ -127,6 +133,12 @@ def _check(config: PrepareConfig) -> None:
         raise DataError("--min-count and --order: are of dictionaries; give --ids dictionary")
     if not 0 < config.keep_negatives <= 1:
         raise DataError(f"--keep-negatives {config.keep_negatives}: must be above 0, and at most 1")
+    if config.schema.split is not None:
+        column = f"column {config.schema.split} of the schema's `split` says which rows test"
+        if config.append is not None:
+            raise DataError(f"{config.append}: {column}, so --append cannot; prepare all rows at once")
+        if config.split != PrepareConfig.split:
+            raise DataError(f"--split {config.split}: {column}; leave out one of the two")
     if config.seed < 0 or (config.seed and config.keep_negatives == 1):
         raise DataError(
             f"--seed {config.seed}: must be at least 0, and is of --keep-negatives; give both or none"
@@ -150,12 +162,14 @@ def _settings(job: Job, files: list[Path], cut: bool, known: Manifest | None) ->
     thinned = {"keep_negatives": config.keep_negatives, "seed": config.seed, "thinned": [*job.thinned]}
     if not job.thinned:  # as in folders that were begun before there was such a thing
         thinned = dict.fromkeys(thinned)
+    split_by = [config.schema.split, *(config.schema.split_at or ())]
     same = ("ids", "max_ind_range", "min_count", "order", "dense", "split")
     return {
         "inputs": [str(file) for file in files],
         "columns": config.schema.fingerprint(),
         **{name: getattr(config, name) for name in same},
         "blocks": config.blocks if cut else None,
+        **({"split_by": split_by} if config.schema.split is not None else {}),
         **thinned,
         **({"append": [day.sha256 for day in known.days]} if known else {}),
     }
@@ -171,6 +185,18 @@ def _chosen(text: str, least: int, count: int) -> list[int]:
             raise DataError(f"--days {text}: give days from {least} to {count - 1}, like 0-3,7")
         days.update(range(first, last + 1))
     return sorted(days)
+
+
+def _only_log(inputs: tuple[Path, ...], files: list[Path]) -> Path:
+    """The file that the rows of all splits are in, or the folder of Parquet; DataError if there are more."""
+    if len(files) == 1:
+        return files[0]
+    if len(inputs) == 1 and files_of(inputs[0]) == [part for file in files for part in files_of(file)]:
+        return inputs[0]
+    raise DataError(
+        f"{files[1]}: is a second file, but the schema's `split` needs one that holds all rows, or one "
+        "folder of Parquet; put them together, or name days with --split"
+    )
 
 
 def _without_empty(files: list[Path], schema: Schema, tells: bool) -> list[Path]:
@@ -195,7 +221,16 @@ def _count_lines(job: Job, path: Path) -> None:
 
 
 def _sources(job: Job, files: list[Path], first: int, cut: bool) -> list[Source]:
-    """Each file is a day, from `first` on, but one that is cut into days of equal length, to within a row."""
+    """Each file is a day, from `first` on, but one that is cut into days of equal length, to within a row.
+
+    Where the schema has a `split`, that of a day is the file with all rows.
+    """
+    if job.config.schema.split is not None:
+        words = split_words(job.config.schema)
+        return [
+            Source(path, identity(path), day, (END,), (shown(f"{path}, {words[day]}"),))
+            for day, path in enumerate(files)
+        ]
     if not cut:
         return [
             Source(path, identity(path), day, (END,), (shown(path),)) for day, path in enumerate(files, first)
@@ -217,14 +252,17 @@ def _split(
 
     The days of a single file are then forgotten, as more rows or fewer --blocks cut all of them anew.
     """
-    last, how = len(rows) - 1, job.config.split
+    last, how, column = len(rows) - 1, job.config.split, job.config.schema.split
     for day, (count, origin) in enumerate(zip(rows, origins, strict=True)):
         if count < (2 if day == last and halves_of(how) else 1):
             for other in range(len(rows)) if single else ():
                 (job.work / f"day_{other}.done").unlink(missing_ok=True)
+            if column is not None:
+                raise DataError(f"{origin}: no usable row; give some, or correct `split` in the schema")
             mend = "give more rows" + (", or cut the file into fewer --blocks" if single else "")
             raise DataError(f"{origin}: {count} usable rows, but each day needs 1 and the last 2; {mend}")
     whole, note = split([kept + others for kept, others in zip(rows, dropped, strict=True)], how)
+    note = note if column is None else f"rows train, validate and test as column {column} says"
     parts = {  # a day of which rows were dropped trains from its first to its last
         name: tuple((day, start, min(stop, rows[day])) for day, start, stop in stretches)
         for name, stretches in whole.items()

@@ -7,6 +7,7 @@ learned to predict another column would look like any other.
 
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +15,9 @@ import numpy as np
 import polars as pl
 
 from data_pipeline import guesses
-from data_pipeline.columns import NUMBER, head, no_header, quote_of
+from data_pipeline.columns import NUMBER, head, no_header, quote_of, times
 from data_pipeline.formats import format_of
-from data_pipeline.guesses import FEW, NOTHING, Look, listed, quoted, role
+from data_pipeline.guesses import FEW, NOTHING, TIME_STAMP, Look, listed, quoted, role
 from data_pipeline.schema import Bag, DataError
 
 # What a label is called, the surest names first: it may have these words, and others of BESIDE.
@@ -77,6 +78,7 @@ def propose(path: Path | str, rows: int) -> str:
         f"name = {quoted(path.name.split('.')[0] or 'table')}",
         "",
         *_label_lines(chosen, others),
+        *_split_lines(sample, looks),
         *([] if quote_of(path) else ['quote = ""  # quotes are part of the text, not around it']),
         "",
         f"# Numbers. The model gets log(max(x, 0) + 1) of each{transforms}.",
@@ -289,6 +291,34 @@ def _label_lines(chosen: _Label | None, others: list[_Label]) -> list[str]:
         return _as_label(chosen._replace(words=words))
     lines = [UNFILLED, "# features; they are left out below."]
     return [*lines, *(f"# {line}" for one in others for line in _as_label(one))]
+
+
+def _split_lines(sample: pl.DataFrame, looks: dict[str, Look]) -> list[str]:
+    """How the first column of times could split the table, as comments; nothing if there is none."""
+    for name, look in looks.items():
+        column = sample[name].alias("")  # Polars takes some names for patterns
+        time, found = times(pl.col(""), column.dtype), look.numbers
+        if not (look.left_out or look.words).startswith(TIME_STAMP) or (found is None and time is None):
+            continue
+        found = column.to_frame().select(time).to_series() if found is None else found
+        found = found.drop_nulls().sort()
+        if found.is_empty():
+            continue
+        two = [found[found.len() * tenths // 10] for tenths in (8, 9)]
+        if two[0] < two[1]:
+            return [
+                "# In place of --split, by time: rows before the first train, and from the second on test.",
+                f"# split = {quoted(name)}",
+                f"# split_at = [{', '.join(map(_time, two))}]  # behind 80% and 90% of these rows",
+            ]
+    return []
+
+
+def _time(time: datetime | float) -> str:
+    """A time as TOML has it in `split_at`."""
+    if isinstance(time, datetime):
+        return quoted(time.isoformat(" ").removesuffix(" 00:00:00"))
+    return f"{time:.15g}"
 
 
 def _as_label(label: _Label) -> list[str]:

@@ -6,6 +6,7 @@ import math
 import tomllib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,8 @@ Dense = Literal["log1p", "none", "zscore", "quantile"]
 MEASURED = ("zscore", "quantile")  # of these, those that the rows that train decide on
 Pooling = Literal["sum", "mean", "max"]  # how the vectors of a bag's ids become one
 WEIGHT = ":"  # stands between an id and its weight in a text
+# What a column may call the splits, and the day of a prepared folder that each of them is.
+SPLIT_DAYS = {"train": 0, "validation": 1, "valid": 1, "val": 1, "test": 2}
 
 
 class DataError(Exception):
@@ -66,6 +69,9 @@ class Schema:
     dense_missing: what a missing number becomes, before the transform.
     threshold: the label is 1 from this value on, else 0; with None, labels must be 0 or 1.
     weight: the column of a table that says how much a row counts; with None, all count alike.
+    split: the column of a table that says of each row whether it trains, validates or tests.
+    split_at: two times, as ISO texts or numbers, if `split` is a time: rows before the first train, those
+        from there to before the second validate, and all others test.
     """
 
     name: str
@@ -81,6 +87,8 @@ class Schema:
     quote: str = '"'
     bags: dict[str, Bag] = field(default_factory=dict)
     weight: str | None = None
+    split: str | None = None
+    split_at: tuple[str | float, str | float] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "kinds", self.kinds or ("hex",) * len(self.categorical))
@@ -116,8 +124,11 @@ class Schema:
         return any(bag.weights for bag in self.bags.values())
 
     def fingerprint(self) -> str:
-        """A short hash of the columns, their order and rules, stored wherever the schema must match."""
-        rules = self.rules()
+        """A short hash of the columns, their order and rules, stored wherever the schema must match.
+
+        Which rows test is none of these: it changes no value.
+        """
+        rules = {name: rule for name, rule in self.rules().items() if name not in ("split", "split_at")}
         told = [self.label, self.dense, self.categorical, *([rules] if rules else [])]
         text = json.dumps(told, default=asdict)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -141,7 +152,7 @@ def load_schema(path: Path | str) -> Schema:
     except ValueError as error:
         raise DataError(f"{path}: not a TOML file ({error}); correct it") from None
     known = {"name", "label", "threshold", "dense", "dense_missing", "missing", "categorical"}
-    known |= {"missing_in", "transform", "quote", "bags", "weight"}
+    known |= {"missing_in", "transform", "quote", "bags", "weight", "split", "split_at"}
     for key in data.keys() - known:
         raise DataError(f"{path}: {key} is no key of a schema; there are {', '.join(sorted(known))}")
     defaults: dict[str, Any]
@@ -152,7 +163,8 @@ def load_schema(path: Path | str) -> Schema:
         raise DataError(
             f'{path}: no label; write `label = "COLUMN"` above the first table, with the column to predict'
         )
-    for key in ("name", "label", *({"weight"} & data.keys())):
+    others = [key for key in ("weight", "split") if key in data]
+    for key in ("name", "label", *others):
         check(isinstance(data.get(key), str) and data[key] != "", key, "a text")
     for key in ("dense", "missing"):
         check(_are_texts(data[key]), key, "a list of texts")
@@ -183,12 +195,17 @@ def load_schema(path: Path | str) -> Schema:
         bags = {column: Bag(**rules) for column, rules in data["bags"].items()}
     except ValueError as error:
         raise DataError(f"{path}: bags: {error}; `robe schema FILE` shows an example") from None
-    named = [data["label"], *data["dense"], *kinds, *([data["weight"]] if "weight" in data else [])]
+    if "split_at" in data:
+        check("split" in data, "split_at", "beside a split, the column of times")
+        data["split_at"] = _times(data["split_at"])
+        words = "two times, as texts like 2024-05-01 or as numbers, the earlier first"
+        check(data["split_at"] is not None, "split_at", words)
+    named = [data["label"], *data["dense"], *kinds, *(data[key] for key in others)]
     for column in named:
         pattern = column == "*" or (column.startswith("^") and column.endswith("$"))  # to Polars
         check(not pattern, f"column {column}", "the name of one column; rename it in the file")
     (column, times), *_ = Counter(named).most_common(1)
-    check(times == 1, f"column {column}", "named once, as label, weight, dense or categorical")
+    check(times == 1, f"column {column}", "named once, as label, weight, split, dense or categorical")
     return Schema(
         name=data["name"],
         label=data["label"],
@@ -203,7 +220,31 @@ def load_schema(path: Path | str) -> Schema:
         transforms=data["transform"],
         bags=bags,
         weight=data.get("weight"),
+        split=data.get("split"),
+        split_at=data.get("split_at"),
     )
+
+
+def moment(text: str) -> datetime:
+    """A time as ISO 8601 writes it, in UTC and without its zone; one without a zone is in UTC already."""
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
+
+
+def _times(values: Any) -> tuple[str, str] | tuple[float, float] | None:
+    """`Schema.split_at` of what TOML has, which may be its own dates; None if it is no such thing."""
+    if not isinstance(values, list) or len(values) != 2:
+        return None
+    first, second = (value.isoformat() if isinstance(value, date) else value for value in values)
+    if isinstance(first, str) and isinstance(second, str):
+        try:
+            return (first, second) if moment(first) < moment(second) else None
+        except (ValueError, OverflowError):
+            return None
+    numbers = [float(one) for one in values if isinstance(one, int | float) and not isinstance(one, bool)]
+    if len(numbers) == 2 and -math.inf < numbers[0] < numbers[1] < math.inf:
+        return numbers[0], numbers[1]
+    return None
 
 
 def _are_texts(values: Any) -> bool:

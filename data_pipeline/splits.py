@@ -5,19 +5,33 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from data_pipeline.manifest import Stretch
-from data_pipeline.schema import DataError
+from data_pipeline.schema import DataError, Schema
 
 HALVES = {
     "mlperf": ("test", "validation", "as MLPerf v1, unlike TorchRec"),
     "torchrec": ("validation", "test", "as TorchRec, unlike MLPerf v1"),
     "kaggle": ("test", "validation", "of 7 equal blocks, as DLRM does with Criteo Kaggle"),
 }
+# Of a schema with a `split`: its three days, as `schema.SPLIT_DAYS` numbers them.
+BY_COLUMN = "validation=1,test=2"
 DAYS = re.compile(r"(test|validation)=(\d+)(?:-(\d+))?")
 
 
 def halves_of(how: str) -> tuple[str, str] | None:
     """The splits that the two halves of the last day are; None if `how` does not halve it."""
     return HALVES[how][:2] if how in HALVES else None
+
+
+def split_words(schema: Schema) -> tuple[str, str, str]:
+    """Which rows of a log each day of BY_COLUMN has, in words."""
+    if schema.split_at is not None:
+        first, second = (at if isinstance(at, str) else f"{at:.15g}" for at in schema.split_at)
+        told = f"rows whose {schema.split} is"
+        return f"{told} before {first}", f"{told} from {first} to before {second}", f"{told} from {second} on"
+    train, validation, test = (
+        f"rows whose {schema.split} is {name}" for name in ("train", "validation", "test")
+    )
+    return train, validation, test
 
 
 def training_days(count: int, how: str) -> tuple[int, ...]:

@@ -308,14 +308,14 @@ def train(
         run_folder.create(run, config, manifest, baseline, teacher, start, first if start else None)
     print(shown(f"run: {run}"), flush=True)
 
-    def fit(config, model, run, phase=no_phase, told=unheard):
+    def fit(config, model, run, phase=no_phase, listener=unheard):
         with progress_bar(f"train {config.embedding.method}", "rows") as update:
-            return run_folder.fit(model, config, manifest, rows, run, update, phase, max_steps, told)
+            return run_folder.fit(model, config, manifest, rows, run, update, phase, max_steps, listener)
 
-    with alone(run), beside as hears:
+    with alone(run), beside as listener:
         ranks().lead(run, data, max_steps)
         try:
-            summary = fit(config, model, run, timeline if profile else no_phase, hears)
+            summary = fit(config, model, run, timeline if profile else no_phase, listener)
             if profile:
                 from robe.kernels.workbench.inspection import limits
 
@@ -544,22 +544,28 @@ def convert(
     print(report.converted_text(shown(out), summary), compared, sep="\n")
 
 
-def export(run: Argument[Path], to: Literal["onnx"], out: Path) -> None:
+def export(run: Argument[Path], to: Literal["onnx", "torch", "fbgemm"], out: Path) -> None:
     """Write a trained model as a file that other programs compute with.
 
     Args:
         run: The folder of a run.
         to: onnx: a graph of standard operators, hash and all, its weights stored as in the run. It gets its
-            name once ONNX Runtime computes the run's own probabilities from it.
+            name once ONNX Runtime computes the run's own probabilities from it. torch: a state dict of
+            PyTorch, by the names of the DLRM, of an array or of full tables; `import` reads it back. fbgemm:
+            tables in codes of 8, 4 or 2 bits as FBGEMM's fused rows, and the MLPs, in safetensors.
         out: The new file.
     """
     from robe import run_folder
     from robe.progress import progress_bar
 
     with progress_bar("export", ""):
-        found = run_folder.export(run, out)
-    size, within = f"{found['bytes']:,} B, {found['nodes']} nodes", f"{found['largest_difference']:.2g}"
-    print(f"{shown(out)}: {size}; its probabilities are those of the run to within {within}")
+        found = run_folder.export(run, to, out)
+    said = f"{shown(out)}: {found['bytes']:,} B, "
+    if to == "onnx":
+        within = f"{found['largest_difference']:.2g}"
+        print(f"{said}{found['nodes']} nodes; its probabilities are those of the run to within {within}")
+    else:
+        print(f"{said}{found['tensors']} tensors")
 
 
 def import_(

@@ -3,8 +3,12 @@
     dense (B, n) float32, ids (B, F) int64 -> probability (B,) float32
 
 B is any number of rows; ids are those of a prepared folder, raw 32-bit values from 0 to 2^32 - 1 or the
-numbers of a dictionary. The graph has operators of the standard set alone (opset 18). Weights lie in the file
-as in the run, floats, halves or codes, and only what a batch reads of them becomes float32.
+numbers of a dictionary. Where the data have pooling, bags (bags.py) take the place of ids:
+
+    values (N,) int64, offsets (B * F + 1,) int64, weights (N,) float32, or (0,) where all are 1
+
+The graph has operators of the standard set alone (opset 18). Weights lie in the file as in the run, floats,
+halves or codes, and only what a batch reads of them becomes float32.
 
 The hash is that of kernels/parts/hashing.py, whose functions run on the values of a graph as they do on
 arrays: each operation becomes a node. ONNX Runtime multiplies no uint64, so a word is the int64 of the same
@@ -19,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from robe.bags import Bags, modes
 from robe.config import ConfigError, DataSpec, ModelConfig, TrainConfig
 from robe.embeddings import ArrayEmbedding
 from robe.embeddings.sketched import SketchedEmbedding
@@ -40,6 +45,7 @@ from robe.kernels.parts.hashing import (
     sign_bits,
     word_of,
 )
+from robe.kernels.pool import MAX, MEAN
 from robe.model import DLRM
 from robe.packages import extra
 from robe.version import __version__
@@ -73,7 +79,7 @@ OPERATORS: dict[Any, str] = {
     **{np.add: "Add", np.subtract: "Sub", np.negative: "Neg", np.multiply: "Mul", np.matmul: "MatMul"},
     **{np.floor_divide: "Div", np.remainder: "Mod", np.bitwise_and: "BitwiseAnd"},
     **{np.bitwise_xor: "BitwiseXor", np.less: "Less", np.greater_equal: "GreaterOrEqual"},
-    **{np.minimum: "Min", np.where: "Where"},
+    **{np.minimum: "Min", np.true_divide: "Div", np.where: "Where"},
 }
 
 
@@ -130,21 +136,29 @@ def to_onnx(model: DLRM, config: TrainConfig, data: DataSpec, names: dict[str, A
     names: of the columns `dense` and `categorical`; empty where they have none.
     """
     onnx, _ = packages()
-    embedding = exportable(model, config, data)
+    embedding = exportable(model, config)
     graph, features = Graph(onnx), len(data.cardinalities)
+    types = graph.types
     first = mlp(graph, model, "bottom", Value(graph, "dense"))
-    vectors = look_up(graph, embedding, Value(graph, "ids"))
+    if data.pooling is None:
+        inputs = {"ids": (types.INT64, ["rows", features])}
+        vectors = look_up(graph, embedding, Value(graph, "ids"))
+    else:
+        inputs = {"values": (types.INT64, ["ids"]), "offsets": (types.INT64, ["bags and 1"])}
+        inputs["weights"] = types.FLOAT, ["weights"]
+        vectors = pooled(graph, embedding, data.pooling, *(Value(graph, name) for name in inputs))
     vectors = graph.add("Concat", graph.add("Unsqueeze", first, [1]), vectors, axis=1)
     interacted = interactions(graph, model, config.model, first, vectors)
     logits = graph.add("Squeeze", mlp(graph, model, "top", interacted), [1])
     if model.shift is not None:
         logits = logits + graph.weights(np.array([model.shift], np.float32), "shift")
     graph.nodes.append(onnx.helper.make_node("Sigmoid", [logits.name], ["probability"]))
-    made, types = onnx.helper.make_tensor_value_info, graph.types
+    made = onnx.helper.make_tensor_value_info
+    inputs = {"dense": (types.FLOAT, ["rows", data.dense])} | inputs
     body = onnx.helper.make_graph(
         graph.nodes,
         "robe-dlrm",
-        [made("dense", types.FLOAT, ["rows", data.dense]), made("ids", types.INT64, ["rows", features])],
+        [made(name, *what) for name, what in inputs.items()],
         [made("probability", types.FLOAT, ["rows"])],
         graph.constants,
     )
@@ -157,13 +171,18 @@ def to_onnx(model: DLRM, config: TrainConfig, data: DataSpec, names: dict[str, A
     proto = onnx.helper.make_model(
         body, opset_imports=[opset], ir_version=IR, producer_name="robe-dlrm", producer_version=__version__
     )
-    settings = config.embedding
-    facts = names | {"dialect": data.dialect, "cardinalities": data.cardinalities}
-    facts |= {"method": settings.method, "memory": settings.memory}
-    words = {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in facts.items()}
-    onnx.helper.set_model_props(proto, words)
+    onnx.helper.set_model_props(proto, facts(config, data, names))
     onnx.checker.check_model(proto)
     return proto.SerializeToString(), len(graph.nodes)
+
+
+def facts(config: TrainConfig, data: DataSpec, names: dict[str, Any]) -> dict[str, str]:
+    """What the metadata of a file tell of a model; names: of `to_onnx`."""
+    settings = config.embedding
+    told = names | {"dialect": data.dialect, "cardinalities": data.cardinalities}
+    told |= {"method": settings.method, "memory": settings.memory}
+    told |= {"pooling": data.pooling} if data.pooling else {}
+    return {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in told.items()}
 
 
 def difference(file: Path, model: DLRM, data: DataSpec) -> float:
@@ -172,12 +191,12 @@ def difference(file: Path, model: DLRM, data: DataSpec) -> float:
     _, onnxruntime = packages()
     rng, hashed = np.random.default_rng(0), data.dialect == "hash"
     counts = np.array([2**32] * len(data.cardinalities) if hashed else data.cardinalities)
-    ids = rng.integers(0, counts, (CHECKED, len(counts)))
-    ids[:2] = np.zeros_like(counts), counts - 1
+    ids = random_bags(rng, counts, data.pooling) if data.pooling else random_ids(rng, counts)
     dense = rng.standard_normal((CHECKED, data.dense), np.float32)
     expected = predict(model, data, dense, ids)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    (found,) = session.run(["probability"], {"dense": dense, "ids": ids})
+    given = ids._asdict() if isinstance(ids, Bags) else {"ids": ids}
+    (found,) = session.run(["probability"], {"dense": dense, **given})
     largest = float(abs(found - expected).max())
     bounded = np.clip(expected, 1e-7, 1 - 1e-7)  # no probability is so certain that all would do
     logit = float(abs(np.log(bounded / (1 - bounded))).max())
@@ -189,11 +208,26 @@ def difference(file: Path, model: DLRM, data: DataSpec) -> float:
     return largest
 
 
-def exportable(model: DLRM, config: TrainConfig, data: DataSpec) -> ArrayEmbedding:
+def random_ids(rng: np.random.Generator, counts: np.ndarray) -> np.ndarray:
+    """Ids (CHECKED, F) below `counts` (F,), the lowest and the highest among them."""
+    ids = rng.integers(0, counts, (CHECKED, len(counts)))
+    ids[:2] = np.zeros_like(counts), counts - 1
+    return ids
+
+
+def random_bags(rng: np.random.Generator, counts: np.ndarray, pooling: tuple[str, ...]) -> Bags:
+    """The same in bags of 0 to 3 ids, with weights where there can be any."""
+    lengths = rng.integers(0, 4, (CHECKED, len(counts)))
+    owners = np.tile(np.arange(len(counts)), CHECKED).repeat(lengths.reshape(-1))
+    values = rng.integers(0, counts[owners])
+    values[::20], values[1::20] = 0, counts[owners[1::20]] - 1
+    weights = np.where(modes(pooling)[owners] == MAX, 1, rng.random(len(values))).astype(np.float32)
+    return Bags(values, np.append(0, lengths.cumsum()), weights)
+
+
+def exportable(model: DLRM, config: TrainConfig) -> ArrayEmbedding:
     """The embedding of a model; ConfigError unless the graph can look it up."""
     embedding, method = model.embedding, config.embedding.method
-    if data.pooling is not None:
-        raise ConfigError("--to onnx is for one id a feature, and the data of this run have bags")
     if (
         not isinstance(embedding, ArrayEmbedding)
         or isinstance(embedding, SketchedEmbedding)
@@ -237,13 +271,66 @@ def interactions(graph: Graph, model: DLRM, settings: ModelConfig, first: Value,
 
 def look_up(graph: Graph, embedding: ArrayEmbedding, ids: Value) -> Value:
     """Vectors (B, F, D) of ids (B, F)."""
+    return read(graph, embedding, tokens_of(embedding, ids), embedding.features, embedding.width)
+
+
+def tokens_of(embedding: ArrayEmbedding, ids: Value) -> Value:
+    """Tokens (B, F) of ids (B, F); of ids (B, 1), what they are to each feature."""
     rows = ids if embedding.row_of is None else embedding.row_of(ids, slice(None))
-    tokens = graph.add("Unsqueeze", rows + embedding.base, [2])
-    slots, negative = places(graph, embedding.slot_map, tokens)
+    return rows + embedding.base
+
+
+def read(graph: Graph, embedding: ArrayEmbedding, tokens: Value, *shape: int) -> Value:
+    """The rows of tokens (B, C), as (B, *shape)."""
+    slots, negative = places(graph, embedding.slot_map, graph.add("Unsqueeze", tokens, [2]))
     vectors = fetch(graph, embedding, slots)
     if negative is not None:
         vectors = np.where(negative, -vectors, vectors)
-    return graph.add("Reshape", vectors, [0, embedding.features, embedding.width])
+    return graph.add("Reshape", vectors, [0, *shape])
+
+
+def pooled(
+    graph: Graph,
+    embedding: ArrayEmbedding,
+    pooling: tuple[str, ...],
+    values: Value,
+    offsets: Value,
+    weights: Value,
+) -> Value:
+    """Vectors (B, F, D) of bags, as kernels/pool.py has them.
+
+    The bag of an id is how many offsets, but for the first and the last, are at most the place of the id.
+    ScatterElements adds up in that order on a CPU, where ScatterND has threads that spoil each other's sums.
+    """
+    add, features, width, ways = graph.add, embedding.features, embedding.width, modes(pooling)[:, None]
+    count, inner = add("Shape", values), add("Slice", offsets, [1], [-1])
+    ones, begun = add("Expand", [1], add("Shape", inner)), add("Expand", [0], count + 1)
+    begun = add("ScatterElements", begun, inner, ones, axis=0, reduction="add")
+    begun = add("CumSum", begun, add("Squeeze", [0]))  # the axis has no dimension
+    bag = add("Unsqueeze", add("Slice", begun, [0], [-1]), [1])
+    tokens = tokens_of(embedding, add("Unsqueeze", values, [1]))
+    rows = read(graph, embedding, add("GatherElements", tokens, bag % features, axis=1), width)
+    lengths = add("Slice", offsets, [1], [2**63 - 1]) - add("Slice", offsets, [0], [-1])
+    shape = add("Concat", add("Shape", lengths), [width], axis=0)
+    bag, lengths = add("Expand", bag, add("Shape", rows)), add("Reshape", lengths, [-1, features, 1])
+
+    def reduced(rows: Value, by: str, start: float) -> Any:
+        begun = add("Expand", np.float32(start), shape)
+        found = add("ScatterElements", begun, bag, rows, axis=0, reduction=by)
+        return add("Reshape", found, [-1, features, width])
+
+    def largest() -> Any:
+        return np.where(lengths >= 1, reduced(rows, "max", -np.inf), np.float32(0))
+
+    def summed() -> Any:
+        rest = add("Expand", np.float32(1), count - add("Shape", weights))
+        scales = add("Unsqueeze", add("Concat", weights, rest, axis=0), [1])
+        number: Any = add("Max", graph.cast(lengths, "FLOAT"), np.float32(1))
+        return reduced(rows * scales, "add", 0) / np.where(ways == MEAN, number, np.float32(1))
+
+    if (ways == MAX).all():
+        return largest()
+    return np.where(ways == MAX, largest(), summed()) if (ways == MAX).any() else summed()
 
 
 def places(graph: Graph, where: SlotMap, tokens: Any) -> tuple[Any, Any]:

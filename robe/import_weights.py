@@ -8,6 +8,7 @@
                                   (github.com/apd10/universal_memory_allocation, apd10/robez, apd10/dlrm)
     emb_l.K.random_numbers        beside it, the constants P, C, B, A of its hash, and more
     emb_l.K.helper_Eidx_base      beside it, on a CPU, (D,): the block of each element, i // Z
+    robe_settings                 beside it, in files of export_weights.py: the hash, and of which data it is
 
 Widths, M and the interaction follow from the shapes: what the top MLP reads are the products of pairs, or the
 vectors themselves (`--interaction none`); the products where both have as many numbers. Features come in the
@@ -18,6 +19,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -31,6 +33,7 @@ from robe.config import (
     TrainConfig,
     resolve,
 )
+from robe.export_weights import SETTINGS, ModuleSettings
 from robe.interaction import Interaction
 from robe.kernels.parts.hashing import P, SlotMap
 from robe.model import DLRM, build
@@ -91,12 +94,12 @@ def imported(
     block, hash_seed: Z and the seed of the hash of a ROBE array; default: those of the published code.
     Raises ConfigError that names the tensor which does not fit the others, or the data.
     """
-    if data.dialect == "hash":
+    if data.dialect == "hash" and SETTINGS not in tensors:
         raise ConfigError(
             "published weights are for ids that count from 0, and those of these data are raw values; prepare"
             " them with `robe prepare FILE --ids dictionary --out DIR`"
         )
-    left, features = dict(tensors), len(data.cardinalities)
+    left, features, written = dict(tensors), len(data.cardinalities), None
     for name, tensor in left.items():
         if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
             raise ConfigError(f"{name}: holds a value that is not finite")
@@ -104,7 +107,13 @@ def imported(
     width = len(bottom[-1][1])
     shared = [name for name in left if ARRAY.fullmatch(name) and left[name].ndim == 1]
     _require_each(left, features, shared)
-    if shared:
+    if shared and SETTINGS in left:
+        if (block, hash_seed) != (None, None):
+            raise ConfigError(f"--block and --hash-seed are for files that lack {SETTINGS}, which tell them")
+        written = _settings(left.pop(SETTINGS))
+        how = {name: getattr(written, name) for name in ("block", "hash", "hash_seed", "sign")}
+        settings = EmbeddingConfig("robe", weights=left[shared[0]].size, **how)
+    elif shared:
         settings = EmbeddingConfig(
             "robe",
             weights=left[shared[0]].size,
@@ -121,6 +130,8 @@ def imported(
     interaction = _interaction(top[0][0], features, width)
     model = ModelConfig(width=width, bottom=hidden[0], top=hidden[1], interaction=interaction)
     config = resolve(TrainConfig(model, settings, OptimizerConfig("none")))
+    if written is not None:
+        _require_same(written, ModuleSettings.of(config, data, left[shared[0]].size))
     made = build(config, data, select("cpu"))
     embedding: Any = made.embedding
     for part, layers in (("bottom", bottom), ("top", top)):
@@ -136,6 +147,24 @@ def imported(
     if left:
         raise ConfigError(f"{min(left)}: is no tensor of such a model, and may change what it computes")
     return config, made
+
+
+def _settings(tensor: np.ndarray) -> ModuleSettings:
+    try:
+        return msgspec.json.decode(tensor.tobytes(), type=ModuleSettings)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{SETTINGS}: not as `robe export` writes them ({error})") from None
+
+
+def _require_same(written: ModuleSettings, here: ModuleSettings) -> None:
+    """Raise ConfigError unless an array was written for data like these. How many raw values there are
+    changes nothing."""
+    for name in written.__struct_fields__:
+        of_file, of_data = getattr(written, name), getattr(here, name)
+        if of_file != of_data and not (name == "cardinalities" and written.hashed):
+            raise ConfigError(
+                f"{SETTINGS}: {name} is {of_file}, but {of_data} for these data; give those it was trained on"
+            )
 
 
 def _take(left: Tensors, name: str, *shape: int | None) -> np.ndarray:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Update = Callable[..., None]
-Told = Callable[[dict[str, Any]], None]  # gets each entry of a run's metrics.jsonl
+Listener = Callable[[dict[str, Any]], None]  # gets each entry of a run's metrics.jsonl
 
 
 def unwatched(done: int, total: int | None, note: str = "", line: str | None = None) -> None:
@@ -19,7 +19,7 @@ def unwatched(done: int, total: int | None, note: str = "", line: str | None = N
 
 
 def unheard(entry: dict[str, Any]) -> None:
-    """A `told` that does nothing."""
+    """A listener that does nothing."""
 
 
 @contextmanager

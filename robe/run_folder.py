@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -32,7 +32,7 @@ from data_pipeline.manifest import MANIFEST, Manifest, Stretch
 from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError, Schema
 from data_pipeline.whole_files import copy_whole, new_file, read_text, sync, write_json
-from robe import checkpoint, estimator, metrics, report
+from robe import checkpoint, estimator, export_weights, metrics, report
 from robe import convert as conversion
 from robe import export as exporting
 from robe import import_weights as importing
@@ -40,7 +40,7 @@ from robe.backend import select
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve, to_json
 from robe.model import DLRM
-from robe.progress import Told, Update, Watched, unheard, unwatched
+from robe.progress import Listener, Update, Watched, unheard, unwatched
 from robe.timeline import Phase, no_phase
 from robe.train import (
     AVERAGED,
@@ -320,16 +320,16 @@ def fit(
     update: Update = unwatched,
     phase: Phase = no_phase,
     max_steps: int | None = None,
-    told: Told = unheard,
+    listener: Listener = unheard,
 ) -> dict:
     """Train a model, or go on where `run` stands; returns the summary with what is known of the data.
 
-    rows: the splits `train`, `validation` and `test`; update, phase, max_steps, told: as in robe.train.train.
+    rows: the splits `train`, `validation` and `test`; others: as in robe.train.train.
     Raises DataError, not TrainingError, where a number of the training rows is not finite.
     """
     try:
         spec, weighted = DataSpec.of(manifest), manifest.schema.weight is not None
-        summary = train(model, config, spec, rows, run, update, phase, max_steps, weighted, told)
+        summary = train(model, config, spec, rows, run, update, phase, max_steps, weighted, listener)
     except TrainingError:
         rows["train"].require_possible("dense")
         raise
@@ -573,27 +573,37 @@ def convert(
     return summary
 
 
-def export(run: Path, out: Path) -> dict:
-    """Write a run's model as an ONNX file, which gets its name once ONNX Runtime computes from it what the
-    model does in float32.
+def export(run: Path, to: Literal["onnx", "torch", "fbgemm"], out: Path) -> dict[str, Any]:
+    """Write a run's model as a file for other programs; one of ONNX gets its name once ONNX Runtime computes
+    from it what the model does in float32.
 
-    Returns how many bytes and nodes it has, and the largest difference of a probability.
+    Returns its bytes, and how many tensors it has; of ONNX nodes, and the largest difference of probability.
     Raises ConfigError for a model that cannot be exported, ExportError where the probabilities differ.
     """
     trained, names = load(run, "cpu"), {}
-    # The graph multiplies float32, whatever the precision of the training.
-    model = DLRM(trained.config, trained.data, trained.model.embedding, select("cpu"))
+    config, data = trained.config, trained.data
+    # Others multiply float32, whatever the precision of the training.
+    model = DLRM(config, data, trained.model.embedding, select("cpu"))
     model.dense_parameters[...] = trained.model.dense_parameters
     if (run / "data").exists():
         schema = trained.schema
         names = {"dense": schema.dense, "categorical": schema.categorical}
-    content, nodes = exporting.to_onnx(model, trained.config, trained.data, names)
+    found: dict[str, Any]
     with new_file(out) as file:
-        file.write(content)
-        file.flush()
-        largest = exporting.difference(Path(file.name), model, trained.data)
+        if to == "torch":
+            found = {"tensors": export_weights.to_torch(model, config, data, file)}
+        elif to == "fbgemm":
+            facts = exporting.facts(config, data, names)
+            found = {"tensors": export_weights.to_fbgemm(model, config, data, facts, file)}
+        else:
+            content, nodes = exporting.to_onnx(model, config, data, names)
+            file.write(content)
+            file.flush()
+            found = {"nodes": nodes}
+            found["largest_difference"] = exporting.difference(Path(file.name), model, data)
+        found["bytes"] = file.tell()
     sync(out.parent)
-    return {"bytes": len(content), "nodes": nodes, "largest_difference": largest}
+    return found
 
 
 def import_weights(file: Path, data: Path, out: Path, block: int | None, hash_seed: int | None) -> dict:

@@ -9,10 +9,10 @@ from typing import Any
 
 from robe.config import ConfigError
 from robe.packages import extra
-from robe.progress import Told
+from robe.progress import Listener
 
 
-def scalars(folder: Path) -> AbstractContextManager[Told]:
+def scalars(folder: Path) -> AbstractContextManager[Listener]:
     """Gives `told(entry)`, which writes the numbers of an entry, as `train/loss` and `validation/auc`.
 
     Raises ConfigError at once where tensorboardX is not installed, or the folder cannot be made.
@@ -29,7 +29,7 @@ def scalars(folder: Path) -> AbstractContextManager[Told]:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[Told]:
+def _writing(folder: Path) -> Iterator[Listener]:
     # Not by its SummaryWriter, which writes from a thread of its own, so that a kill would lose entries.
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog

@@ -31,6 +31,7 @@ from robe.config import METHODS, OPTIMIZERS, WEIGHT_BYTES, ConfigError, Optimize
 from robe.embeddings import create
 from robe.errors import ArrayError
 from robe.estimator import described, in_keywords
+from robe.export_weights import ModuleSettings
 from robe.kernels.parts.hashing import SlotMap, slot_map
 from robe.optim import RULES, corrections, touched_step
 from robe.packages import extra
@@ -611,12 +612,8 @@ def from_run(folder: Path | str, **fused: Any) -> RobeEmbedding:
         what = f"--method {chosen.method} --memory {chosen.memory}"
         raise ConfigError(f"{folder}: is of {what}, but a module is made of --method robe in fp32 or fp16")
     trained: Any = checkpoint.load_model(folder, "cpu")[0].embedding
-    settings = {name: getattr(chosen, name) for name in ("block", "hash", "hash_seed", "sign")}
-    settings |= {"hashed": data.dialect == "hash", **fused}
-    arguments = data.cardinalities, config.model.width, trained.weights
-    if data.pooling:
-        module: RobeEmbedding = RobeEmbeddingBag(*arguments, mode=data.pooling, **settings)
-    else:
-        module = RobeEmbedding(*arguments, **settings)
+    kind = RobeEmbeddingBag if data.pooling else RobeEmbedding
+    settings = msgspec.to_builtins(ModuleSettings.of(config, data, trained.weights))
+    module = kind(**settings, **fused)
     module.weight.data.copy_(torch.from_numpy(trained.read(0, trained.weights)))
     return module

@@ -38,7 +38,7 @@ from robe.config import ConfigError, DataSpec, TrainConfig
 from robe.errors import RobeError
 from robe.model import DLRM, EVALUATION_BATCH
 from robe.optim import learning_rate
-from robe.progress import Told, Update, unheard, unwatched
+from robe.progress import Listener, Update, unheard, unwatched
 from robe.ranks import Alone
 from robe.timeline import Phase, no_phase
 from robe.version import __version__
@@ -80,12 +80,12 @@ def train(
     phase: Phase = no_phase,
     max_steps: int | None = None,
     weighted: bool = False,
-    told: Told = unheard,
+    listener: Listener = unheard,
 ) -> dict:
     """Train a new model to the end of its configuration, from the newest checkpoint of `run` if it has one.
 
     rows: the splits `train`, `validation` and `test`; phase: times the parts of the loop; max_steps: ends it
-    after this step, from where another call goes on; weighted: whether rows have weights; told: gets each
+    after this step, from where another call goes on; weighted: whether rows have weights; listener: gets each
     entry of the log. Returns the summary of the run; its `warnings`, a line each, tell what makes the model
     useless, and `diverged` whether that is because the losses grew. With `patience` the model, and the newest
     checkpoint, are then those of the best evaluation, `best_step`.
@@ -106,7 +106,7 @@ def train(
     if newest is not None:
         _load(newest, model, position.step)
     log, position = ranks.told(lambda: _reopened(run, config, position, steps_per_epoch))
-    log.writes, log.told = writes, told
+    log.writes, log.listener = writes, listener
     if writes:
         checkpoint.drop_old(run, *log.stays(config))
     stopped, plateaus = log.stopped(config), log.plateaus(evaluate_every)
@@ -396,14 +396,14 @@ class Log:
         self.entries = [entry for entry in found if entry["step"] <= step]
         write_whole(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
         self.path, self.writes = path, True
-        self.told: Told = unheard
+        self.listener: Listener = unheard
 
     def write(self, **entry: Any) -> None:
         self.entries.append(entry)
         if self.writes:
             with naming(self.path), self.path.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
-            self.told(entry)
+            self.listener(entry)
 
     def sync(self) -> None:
         """Have the disk hold the entries, as a checkpoint relies on those up to it."""

@@ -51,6 +51,7 @@ TESTS = {
     "robe/estimate.py": "run config",
     "robe/estimator.py": "python",
     "robe/export.py": "export",
+    "robe/export_weights.py": "export_weights",
     "robe/feed.py": "feed",
     "robe/import_weights.py": "import_weights",
     "robe/interaction.py": "model",

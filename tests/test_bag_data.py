@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from data_pipeline import shard_files, synthetic
 from data_pipeline.batches import Batch, Rows, raw_batches
-from data_pipeline.columns import frame_values
+from data_pipeline.columns import frame_reader
 from data_pipeline.describe import describe, text
 from data_pipeline.folders import verify
 from data_pipeline.frames import RowReader
@@ -325,11 +325,11 @@ def test_lists_are_checked_as_texts_are(data, tmp_path):
 @pytest.mark.parametrize("name", ["weight", "ids", "bad", "", "a:"])
 def test_names_of_bags_are_data(name):
     schema = Schema("own", "y", (), (name,), ("integer",), bags={name: PAID})
-    found = frame_values(pl.DataFrame({name: ["3:0.5|4:2", ""]}), schema, "own")
+    found = frame_reader(schema, "own")(pl.DataFrame({name: ["3:0.5|4:2", ""]}))
     values, offsets, weights = found.ids(schema)
     assert (values.tolist(), offsets.tolist(), weights.tolist()) == ([3, 4], [0, 2, 2], [0.5, 2.0])
     plain = replace(schema, bags={name: Bag()})
-    found = frame_values(pl.DataFrame({name: [[3, 4], []]}), plain, "own")
+    found = frame_reader(plain, "own")(pl.DataFrame({name: [[3, 4], []]}))
     assert found.ids(plain).values.tolist() == [3, 4]
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.columns import hash_texts
+from data_pipeline.columns import frame_reader, hash_texts
 from data_pipeline.logs import count_rows, read_log
 from data_pipeline.proposal import propose
 from data_pipeline.schema import DataError, Schema, load_schema
@@ -507,3 +507,21 @@ def test_tables_that_cannot_be_used(tmp_path):
     for damage in (data[:-20], b"", data[: len(data) // 2]):
         (tmp_path / "own.arrow").write_bytes(damage)
         fails("own.arrow: not a whole arrow file", tmp_path / "own.arrow")
+
+
+def test_a_few_rows_are_read_as_many_are():
+    """Columns of one rule are read together then; these are alike in all but one thing each."""
+    kinds = [*("integer", "string", "hex") * 2, "integer", "string"]
+    names = tuple("abcdefgh")
+    schema = Schema("own", "liked", ("x", "y", "z"), names, kinds, missing_in={"d": ("", "7"), "y": ("-",)})
+    rng = np.random.default_rng(0)
+    missing = {name: schema.missing_in.get(name, ("",))[0] for name in (*names, "x", "y")}
+    texts = {name: rng.choice(["1", "7", "22", text], 2000) for name, text in missing.items()}
+    others = {"g": rng.integers(50, size=2000), "h": rng.integers(50, size=2000), "z": rng.normal(size=2000)}
+    frame, read = pl.DataFrame(texts | others), frame_reader(schema, "own")
+    whole = read(frame).flat
+    for rows in (1, 7, 500):
+        assert read(frame[1000 : 1000 + rows]).flat.equals(whole[1000 : 1000 + rows])
+    bad = frame[:5].with_columns(pl.Series("d", ["1", "7", "1", "a word", ""]))
+    with pytest.raises(DataError, match="own, row 3: d is 'a word', not an integer"):
+        read(bad.with_columns(pl.Series("f", ["1", "", "1", "no hex", "1"])))

@@ -1,6 +1,7 @@
 """Models as ONNX graphs: ONNX Runtime reads the weights that the kernels read, and computes the model's own
 probabilities."""
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -10,10 +11,12 @@ import onnx
 import onnxruntime
 import pytest
 from conftest import resolved
+from recipes import blocks
 
 from data_pipeline.folders import open_folder
 from robe import checkpoint, export, run_folder
 from robe.backend import select
+from robe.bags import Bags
 from robe.checkpoint import Position
 from robe.cli import main
 from robe.config import ConfigError, DataSpec
@@ -47,17 +50,25 @@ def ids_of(data, rng, rows=30):
     return np.concatenate([EDGES % most, rng.integers(0, most, (rows, 3))])
 
 
+def computed(graph, found, **given):
+    """What a value of a graph becomes, of arrays by the names of its inputs."""
+    helper = onnx.helper
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
+        for name, array in given.items()
+    ]
+    outputs = [helper.make_tensor_value_info(found.name, graph.types.FLOAT, [None] * 3)]
+    body = helper.make_graph(graph.nodes, "look-up", inputs, outputs, graph.constants)
+    model = helper.make_model(
+        body, opset_imports=[helper.make_opsetid("", export.OPSET)], ir_version=export.IR
+    )
+    return onnxruntime.InferenceSession(model.SerializeToString()).run(None, given)[0]
+
+
 def looked_up(embedding, ids):
     """Vectors (B, F, D) from the nodes of a look-up alone."""
     graph = export.Graph(onnx)
-    found = export.look_up(graph, embedding, export.Value(graph, "ids"))
-    value = onnx.helper.make_tensor_value_info
-    inputs = [value("ids", graph.types.INT64, [None, 3])]
-    outputs = [value(found.name, graph.types.FLOAT, [None, 3, embedding.width])]
-    body = onnx.helper.make_graph(graph.nodes, "look-up", inputs, outputs, graph.constants)
-    opset = onnx.helper.make_opsetid("", export.OPSET)
-    model = onnx.helper.make_model(body, opset_imports=[opset], ir_version=export.IR)
-    return onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"ids": ids})[0]
+    return computed(graph, export.look_up(graph, embedding, export.Value(graph, "ids")), ids=ids)
 
 
 def require_same_vectors(config, data, rng):
@@ -92,6 +103,62 @@ def test_tables_are_read_row_by_row(method, rng):
     size = {} if method == "full" else {"compression": 3}
     for memory, width in zip(MEMORY, (16, 8, 13, 12, 9, 10, 11), strict=True):  # few end with a byte
         require_same_vectors(settings(memory, width, method=method, **size), NUMBERED, rng)
+
+
+def bags_of(data, rng, rows=30):
+    """Bags of 0 to 3 ids, none in the first and the last row, with weights but where the maximum counts."""
+    most = np.array([2**32] * 3 if data.dialect == "hash" else data.cardinalities)
+    lengths = rng.integers(0, 4, (rows, 3))
+    lengths[[0, -1]] = 0
+    owners = np.tile(np.arange(3), rows).repeat(lengths.reshape(-1))
+    values = rng.integers(0, most[owners])
+    values[:20] = most[owners[:20]] - 1
+    by_max = np.array(data.pooling)[owners] == "max"
+    weights = np.where(by_max, 1, rng.standard_normal(len(values))).astype(np.float32)
+    return Bags(values, np.append(0, lengths.cumsum()), weights)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "data", "changes"),
+    [
+        (("sum", "max", "mean"), HASHED, {"weights": 777, "memory": "int4"}),
+        (("mean", "sum", "sum"), NUMBERED, {"weights": 777, "hash": "affine", "memory": "fp16"}),
+        (("max", "max", "max"), NUMBERED, {"method": "full"}),
+        (("mean", "max", "sum"), NUMBERED, {"method": "hashing", "compression": 3, "memory": "int8"}),
+        (("max", "mean", "mean"), NUMBERED, {"method": "frequency", "compression": 3}),
+        (("sum", "max", "mean"), NUMBERED, {"method": "hot", "compression": 3}),
+    ],
+)
+def test_bags_are_pooled_as_by_the_kernels(pooling, data, changes, rng):
+    data = dataclasses.replace(data, pooling=pooling)
+    model = build(settings(**changes), data, select("reference"))
+    filled(model.embedding, rng)
+    bags = bags_of(data, rng)
+    expected = model.interaction.look_up(bags._replace(values=bags.values.astype(np.uint32)))[:, 1:]
+    graph = export.Graph(onnx)
+    inputs = (export.Value(graph, name) for name in bags._fields)
+    found = computed(graph, export.pooled(graph, model.embedding, pooling, *inputs), **bags._asdict())
+    assert not found[[0, -1]].any()
+    # Sums of up to three float32, which other threads may add up in another order.
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_graph_of_bags_gives_the_probabilities_of_its_model(rng):
+    data, config = dataclasses.replace(HASHED, pooling=("sum", "max", "mean")), settings(weights=999)
+    model = build(config, data, select("reference"))
+    filled(model.embedding, rng)
+    session = onnxruntime.InferenceSession(export.to_onnx(model, config, data, {})[0])
+    for rows in (30, 1, 0):
+        bags = (
+            bags_of(data, rng, rows) if rows else Bags(np.empty(0, int), np.zeros(1, int), np.empty(0, "f"))
+        )
+        dense = rng.standard_normal((rows, data.dense), np.float32)
+        for weights in (bags.weights, None):
+            given = bags._replace(weights=np.empty(0, np.float32) if weights is None else weights)
+            (found,) = session.run(None, {"dense": dense, **given._asdict()})
+            expected = predict(model, data, dense, bags._replace(weights=weights))
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert found.shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +247,30 @@ def test_a_table_of_a_log_has_the_probabilities_of_predict_table(run, tmp_path, 
     np.testing.assert_allclose(found, model.predict_table(table), rtol=0, atol=1e-6)
 
 
+def test_a_log_of_bags_has_the_probabilities_of_predict_table(tmp_path, capsys):
+    tags = ("", "t0:1", "t1:0.5|t2:2")
+    rows = "".join(f"{i % 2},u{i % 7},{i},{tags[i % 3]}\n" for i in range(60))
+    (tmp_path / "log.csv").write_text("click,user,price,tags\n" + rows)
+    (tmp_path / "own.toml").write_text(
+        "label='click'\ndense=['price']\n[categorical]\nuser='string'\ntags='string'\n"
+        "[bags]\ntags={pooling='mean',weights=true}\n"
+    )
+    words = ["--schema", f"{tmp_path}/own.toml", "--out", f"{tmp_path}/data"]
+    main(["prepare", f"{tmp_path}/log.csv", *words])
+    run, file = begun(tmp_path, "run"), tmp_path / "model.onnx"
+    code, said = exported(run, file, capsys)
+    assert (code, float(said.rpartition(" ")[2]) < 1e-6) == (0, True)
+    told = {one.key: json.loads(one.value) for one in onnx.load(file).metadata_props if one.key == "pooling"}
+    assert told == {"pooling": ["sum", "mean"]}
+    model, table = (
+        run_folder.load(run, "cpu"),
+        {"user": ["u1", "u2"], "price": [3, 4], "tags": ["t0:2|t1:3", ""]},
+    )
+    names = {"np": np, "onnxruntime": onnxruntime, "model": model, "table": table, "file": file}
+    exec(blocks("serving.md", "bags")[0][1], names)
+    np.testing.assert_allclose(names["probability"], model.predict_table(table), rtol=0, atol=1e-6)
+
+
 def test_a_run_in_another_precision_is_exported_in_float32(run, tmp_path, capsys):
     begun(run.parent, "short", precision="bf16")
     assert exported(run.parent / "short", tmp_path / "short.onnx", capsys)[0] == 0
@@ -225,10 +316,7 @@ def test_what_cannot_be_exported_is_named(run, tmp_path, monkeypatch, capsys):
     ):
         config = settings(**changes)
         with pytest.raises(ConfigError, match=f"--method {changes['method']}`; it is for robe, full"):
-            export.exportable(build(config, data, select("reference")), config, data)
-    bags = DataSpec(4, (1000, 10), "hash", "", "test", ("sum", "max"))
-    with pytest.raises(ConfigError, match="have bags"):
-        export.exportable(build(settings(), bags, select("reference")), settings(), bags)
+            export.exportable(build(config, data, select("reference")), config)
     monkeypatch.setattr(export, "LARGEST_FILE", 1000)
     code, said = exported(run, tmp_path / "model.onnx", capsys)
     assert (code, list(tmp_path.iterdir())) == (2, [])

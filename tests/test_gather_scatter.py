@@ -64,7 +64,6 @@ def test_gather_into_a_strided_view_leaves_the_rest_alone(case, run, dtype):
 def test_prefetching_changes_nothing(case, monkeypatch):
     """As large arrays are looked up: the same vectors, whichever of them lie ahead."""
     monkeypatch.setattr(gather, "CACHE", -1)
-    monkeypatch.setattr(gather, "CACHE_OF_CODES", -1)
     for operation in ("gather", "gather_interaction"):
         call = calls(case)[operation]
         expected, found = call.copy(), call.copy()

@@ -65,6 +65,7 @@ SPEAKERS = {
     "robe/embeddings": SETTINGS,
     "robe/convert.py": ("convert",),
     "robe/export.py": ("export",),
+    "robe/export_weights.py": ("export",),
     "robe/import_weights.py": ("import",),
     "robe/doctor.py": ("doctor",),
     "robe/backend.py": ("train", "evaluate", "predict"),

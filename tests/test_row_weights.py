@@ -102,7 +102,10 @@ def test_a_bad_weight_is_a_bad_cell(bad, tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ('weight = "user"\n', "column user must be named once, as label, weight, dense or categorical"),
+        (
+            'weight = "user"\n',
+            "column user must be named once, as label, weight, split, dense or categorical",
+        ),
         ("weight = 3\n", "weight must be a text"),
     ],
 )

@@ -66,7 +66,7 @@ def test_a_schema_is_read_from_toml(tmp_path):
         (
             'code = "hex"',
             'age = "hex"',
-            "column age must be named once, as label, weight, dense or categorical",
+            "column age must be named once, as label, weight, split, dense or categorical",
         ),
         ("[categorical]", "missing_in = 3\n[categorical]", "missing_in must be a table of COLUMN = "),
         ("[categorical]", "missing_in.age = '-'\n[categorical]", "missing_in.age must be a list of texts"),

@@ -10,12 +10,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 from recipes import ROOT
 
 import robe
+from benchmarks import server as benchmark
+from benchmarks.measure import BenchmarkError
 from robe.cli import main
 from robe.config import ConfigError
 from robe.serve import Server, serve
@@ -198,6 +201,18 @@ def test_a_missing_package_is_named(model, monkeypatch):
         serve(model, "127.0.0.1", 0, 1, 1)
 
 
+def test_no_part_of_an_answer_waits_for_the_other_side(model, monkeypatch):
+    uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve`")
+
+    def run(self, sockets):
+        with socket.create_connection(sockets[0].getsockname()), sockets[0].accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    serve(model, "127.0.0.1", 0, 1, 1)
+
+
 def test_the_command_answers_and_ends_after_the_requests_at_hand(model, run):
     pytest.importorskip("uvicorn", reason="the extra `serve`")
     command = [sys.executable, "run.py", "serve", str(run), "--port", "0", "--backend", "cpu"]
@@ -225,3 +240,18 @@ def test_the_command_answers_and_ends_after_the_requests_at_hand(model, run):
         assert b"200 OK" in said
         assert len(json.loads(said.partition(b"\r\n\r\n")[2])["probabilities"]) == 60
         assert (server.wait(60), server.stderr.read()) == (0, "")
+
+
+def test_a_server_under_load_answers_as_the_model_does(model, run):
+    """The benchmark, for a moment; and what would end it."""
+    pytest.importorskip("uvicorn", reason="the extra `serve`")
+    asked = benchmark.questions(model, 2, 8)
+    with benchmark.served(run) as server:
+        found = benchmark.figures(server, asked, 3, 0.5)
+        assert found["requests"] == server.counter("rows") / 2
+        assert 1 <= found["requests_per_call"] <= 3
+        assert found["grown"] < 50e6  # a quarter of what Python and its packages take
+        wrong = asked[1]._replace(probabilities=asked[1].probabilities + 2e-6)
+        for bad, told in ((wrong, "wrong by 2e-06"), (asked[0]._replace(body=b"{}"), "status 400")):
+            with pytest.raises(BenchmarkError, match=told):
+                benchmark.ask_together(server.port, [*asked, bad], 3, time.perf_counter() + 0.5)

@@ -85,7 +85,7 @@ def test_mpi_is_loaded_by_what_finds_out_that_there_is_need():
 
 def test_torch_stays_where_it_is_used():
     """And in the benchmarks, whose peers it has."""
-    users = "torch.py", "import_weights.py"
+    users = "torch.py", "import_weights.py", "export_weights.py"
     outside = [p for p in SOURCES if p.relative_to(ROOT).parts[0] != "benchmarks" and p.name not in users]
     assert forbidden(outside, "torch", "robe.torch") == []
 

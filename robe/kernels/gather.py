@@ -39,12 +39,11 @@ from robe.kernels.parts.spans import row_walk
 from robe.kernels.parts.vector import in_fours, store4
 from robe.kernels.parts.walks import elements, nothing, pieces, rows, walk_elements, walk_pieces
 
-# Above this many bytes a ROBE array falls out of the caches, and waiting for memory costs more than hashing
-# a vector early to prefetch it: slower by a fifth at 10 MB, twice as fast at 100 MB.
-CACHE = 2**24
-# Codes take longer to expand than floats to copy, so fewer reads are under way at a time: with prefetching
-# slower by a seventh at 1 MB (Z = 32), faster by a fifth at 4 MB and 2.5 times at 15 MB.
-CACHE_OF_CODES = 2**22
+# Above this many bytes a ROBE array falls out of a core's own caches, and waiting for it costs more than
+# hashing a vector early to prefetch it. An EPYC with 0.5 MB for a core, and 32 MB that virtual machines
+# share, takes with prefetching 1.1 to 1.6 times as long at 0.5 MB, 0.5 to 1.2 times at 1 MB and 0.3 to 0.7
+# times from 2 to 16 MB, floats and codes (Z = 8 to 32); where the shared cache was near, 1.2 times at 10 MB.
+CACHE = 2**20
 # Vectors asked for ahead of the one that is copied. 2 and 4 are alike; with 8 or a row of the batch, more
 # cache lines are asked for than a core can await, and half of the gain may be lost.
 AHEAD = 4
@@ -64,7 +63,7 @@ def gather_reference(memory, ids, base, slot_map, out):
 
 def out_of_cache(memory) -> bool:
     """Whether an array is so large that it should be prefetched."""
-    return memory.nbytes > (CACHE_OF_CODES if quantised(memory) else CACHE)
+    return memory.nbytes > CACHE
 
 
 @register_jitable(forceinline=True)
