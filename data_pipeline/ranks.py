@@ -26,6 +26,12 @@ class Ranks:
                 ) from None
             self.comm = MPI.COMM_WORLD
             self.rank, self.size = self.comm.rank, self.comm.size
+            if self.size == 1:
+                library = " ".join(MPI.Get_library_version().split()[:3]).strip("\0")
+                raise DataError(
+                    "several processes were started, but each is alone in the MPI that mpi4py loaded "
+                    f"({library}); start them by its own mpiexec, or start one"
+                )
 
     def share(self, items: Sequence) -> Sequence:
         """The consecutive items that are this rank's share."""

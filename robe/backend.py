@@ -23,6 +23,7 @@ from robe.kernels.operations import OPERATIONS, version
 from robe.kernels.parts import launch
 from robe.matmul import EMULATED, Epilogues, Gemm, Short, emulated
 from robe.packages import extra
+from robe.ranks import ALONE, Alone
 from robe.threads import limit_threads
 from robe.timeline import no_phase
 
@@ -56,6 +57,7 @@ class Backend:
     fuses_scatter: whether interaction_scatter is better here than the two operations that it joins.
     multiple: of how many columns the inputs of dense layers should be, for the sake of the products.
     graph: makes an empty Graph, as of graph.py; None where work is not captured.
+    ranks: the processes that train a model together (ranks.py).
     """
 
     name: str
@@ -75,6 +77,7 @@ class Backend:
     fuses_scatter: bool
     multiple: int
     graph: Callable[[], Any] | None = None
+    ranks: Alone = ALONE
 
     def padded(self, columns: int) -> int:
         """Columns of an input of a dense layer that holds so many; the rest, if any, are zeros behind."""
@@ -203,6 +206,19 @@ def select(
     chosen = _device(kernels, precision, graph) if device else _host(name, kernels, precision)
     # What repeats takes the largest of all gradients first, so they are written, and nothing is fused.
     return replace(chosen, fuses_scatter=False) if deterministic else chosen
+
+
+def among(backend: Backend, ranks: Alone) -> Backend:
+    """The same backend for a model that these processes train together.
+
+    Gradients that they exchange are written, so nothing is fused. Raises BackendError on a GPU.
+    """
+    if ranks.size == 1:
+        return backend
+    if backend.name == "cuda":
+        raise BackendError("several processes train on CPUs alone as yet; give --backend cpu, or start one")
+    description = f"{backend.description}, {ranks.size} processes"
+    return replace(backend, description=description, fuses_scatter=False, graph=None, ranks=ranks)
 
 
 def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:

@@ -9,9 +9,10 @@ import json
 import os
 import signal
 import sys
+import time
 from contextlib import ExitStack, nullcontext
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -28,6 +29,7 @@ from data_pipeline.folders import open_folder
 from data_pipeline.job import PrepareConfig
 from data_pipeline.manifest import SPLITS, Manifest
 from data_pipeline.names import shown
+from data_pipeline.ranks import Ranks
 from data_pipeline.schema import (
     CRITEO,
     CRITEO_TB_GZIP_BYTES,
@@ -55,6 +57,7 @@ from robe.config import (
     resolve,
 )
 from robe.errors import RobeError
+from robe.ranks import ALONE, Alone, Mpi
 from robe.terminal import prepare_streams, require_usable
 from robe.version import __version__
 
@@ -75,6 +78,8 @@ DESCRIPTION = (
     "tells the version."
 )
 DEMO, DEMO_ROWS = Path("data/demo"), 1_000_000
+WITHOUT = "without_categories"  # folder, in that of a run, of the baseline
+GRACE = 1  # seconds in which rank 0 may tell an error that others find too
 DEMO_COMPRESSION = 11  # in codes of three bits as many bytes as float32 weights take at 100x
 
 
@@ -116,7 +121,6 @@ def prepare(config: Flat[PrepareArguments], verify: Path | None = None) -> None:
     from data_pipeline.folders import verify as check
     from data_pipeline.parse_days import REJECTED
     from data_pipeline.prepare import prepare
-    from data_pipeline.ranks import Ranks
     from robe.progress import progress_bar
 
     if verify is not None:
@@ -211,7 +215,8 @@ def train(
 ) -> None:
     """Train, evaluate and save a model; without --data, on synthetic data made for the purpose.
 
-    A terminal shows a bar; a file or a pipe gets a line for each evaluation.
+    A terminal shows a bar; a file or a pipe gets a line for each evaluation. `mpiexec` shares it: each
+    process takes its part of every batch, and the first one tells what is found.
 
     Args:
         data: A folder made by `prepare`. Without one, --baseline is on; and unless you choose the model,
@@ -233,7 +238,7 @@ def train(
     """
     from data_pipeline.batches import Rows
     from robe import report, run_folder
-    from robe.backend import select
+    from robe.backend import among, select
     from robe.files import alone
     from robe.model import build
     from robe.progress import progress_bar, unheard
@@ -264,6 +269,8 @@ def train(
             teacher = Path(config.teacher)
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"--max-steps must be at least 1, not {max_steps}")
+    if data is None and ranks().size > 1:
+        raise ConfigError("--data: several processes train on a prepared folder; name it")
     data = data or demo_data("dictionary" if config.embedding.method in NUMBERED else "hash")
     manifest = open_folder(data) if resume is None else run_folder.opened(resume, data)
     if start is not None:
@@ -292,6 +299,7 @@ def train(
             rows["train"] = taught.first(config.limit_rows)
         config = dataclasses.replace(config, teacher=digest)
     backend = select(config.backend, config.precision, config.deterministic, graph and not profile)
+    backend = among(backend, ranks())
     timeline = Timeline(backend.synchronize)
     model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)
     beside = nullcontext(unheard) if tensorboard is None else scalars(tensorboard / run.resolve().name)
@@ -305,6 +313,7 @@ def train(
             return run_folder.fit(model, config, manifest, rows, run, update, phase, max_steps, listener)
 
     with alone(run), beside as listener:
+        ranks().lead(run, data, max_steps)
         try:
             summary = fit(config, model, run, timeline if profile else no_phase, listener)
             if profile:
@@ -313,14 +322,10 @@ def train(
                 timeline.write(run / "trace.json")
                 print(timeline.text(limits(backend)))
             if baseline:
-                own = {
-                    name: getattr(TrainConfig, name)
-                    for name in ("average", "recipe", "target_auc", "teacher", "teacher_weight")
-                }
-                plain = dataclasses.replace(config, embedding=EmbeddingConfig("none"), **own)
+                plain = without_categories(config)
                 model = build(plain, DataSpec.of(manifest), backend)
                 try:
-                    summary["without_categories"] = fit(plain, model, run / "without_categories")
+                    summary[WITHOUT] = fit(plain, model, run / WITHOUT)
                 except TrainingError as error:
                     summary["warnings"].append(f"the same model without categorical features: {error}")
             print(report.finish(run, summary), flush=True)
@@ -336,6 +341,46 @@ def train(
             fail(f"{told(error)}, then go on with `robe train --resume {run}`")
     if summary["diverged"]:
         raise TrainingError(f"{run}: the training diverged, and its model is of no use")
+
+
+def without_categories(config: TrainConfig) -> TrainConfig:
+    """The settings of the same model without categorical features."""
+    chosen = "average", "recipe", "target_auc", "teacher", "teacher_weight"
+    own = {name: getattr(TrainConfig, name) for name in chosen}
+    return dataclasses.replace(config, embedding=EmbeddingConfig("none"), **own)
+
+
+def follow(ranks: Mpi) -> None:
+    """Take part in the training that rank 0 begins, without a word."""
+    from data_pipeline.batches import Rows
+    from robe import run_folder
+    from robe.backend import among, select
+    from robe.model import build
+    from robe.train import TrainingError
+    from robe.train import train as fit
+
+    for asked in (signal.SIGINT, signal.SIGTERM):  # of which rank 0 tells, as it ends all
+        signal.signal(asked, signal.SIG_IGN)
+    run, data, max_steps = ranks.follow()
+    try:
+        config, _, baseline, teacher, _ = run_folder.read(run)
+        manifest = run_folder.opened(run, data)
+        rows = {split: Rows(manifest, split) for split in SPLITS}
+        if teacher is not None:
+            _, rows["train"] = run_folder.taught(teacher, manifest, config.backend, digest=config.teacher)
+        rows["train"] = rows["train"].first(config.limit_rows)
+        backend = among(select(config.backend, config.precision, config.deterministic), ranks)
+        spec, weighted = DataSpec.of(manifest), manifest.schema.weight is not None
+        trainings = {run: config} | ({run / WITHOUT: without_categories(config)} if baseline else {})
+        for folder, each in trainings.items():
+            model = build(each, spec, backend)
+            fit(model, each, spec, rows, folder, max_steps=max_steps, weighted=weighted)
+    except TrainingError:  # of which rank 0 tells, too
+        pass
+    except Exception:
+        # What is wrong with the data rank 0 finds as well, and ends all before this is told twice.
+        time.sleep(GRACE)
+        raise
 
 
 def evaluate(
@@ -715,13 +760,37 @@ COMMANDS = {
 }
 
 
+@cache
+def ranks() -> Alone:
+    """The processes that `mpiexec` started for a training, or this one alone."""
+    comm = Ranks().comm
+    return ALONE if comm is None else Mpi(comm)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Carry out a command; without arguments those of this process, and help where there are none."""
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     prepare_streams()
     # Asked to stop, the commands tidy up as they do for Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if arguments[0] != "train":
+        return carry_out(arguments)
     try:
+        shared = ranks()
+    except DataError as error:
+        fail(str(error))
+    try:
+        carry_out(arguments, shared)
+    except BaseException as error:
+        shared.end(error)
+        raise
+
+
+def carry_out(arguments: list[str], shared: Alone = ALONE) -> None:
+    """Carry out a command, or a rank's part of it; what goes wrong ends this process after a line."""
+    try:
+        if isinstance(shared, Mpi) and shared.rank > 0:
+            return follow(shared)
         require_usable()
         if arguments == ["--version"]:
             print(f"robe-dlrm {__version__}")

@@ -151,15 +151,19 @@ class Interaction:
         return vectors
 
     def update(self, ids, d_vectors, rate: float) -> None:
-        """One step of the embedding, from the gradient (B, 1 + F, D) of what `look_up` gave last."""
+        """One step of the embedding, from the gradient (B, 1 + F, D) of what `look_up` gave last; by those of
+        all ranks."""
+        joined = self.backend.ranks.joined
         if not self.pooling:
+            ids, d_vectors = joined(ids, d_vectors)
             self.embedding.update(ids, d_vectors[:, 1:], rate)
             return
         values, offsets, weights = ids
         rows, d_rows = self.looked_up[:, : len(values)]
         bags = offsets, self._weights(weights), self.modes
         self.kernels.pool_backward(d_vectors[:, 1:], rows, *bags, d_rows)
-        self.embedding.update(values[:, None], d_rows[:, None], rate, self.owners)
+        values, d_rows, owners = joined(values, d_rows, self.owners)
+        self.embedding.update(values[:, None], d_rows[:, None], rate, owners)
 
     def _weights(self, weights) -> Any:
         return self.backend.xp.empty(0, "float32") if weights is None else weights

@@ -60,10 +60,11 @@ class MLP:
             for _, columns in shapes[:-1]
         ]
 
-    def forward(self, x, out=None, learns: bool = True, key=None):
+    def forward(self, x, out=None, learns: bool = True, key=None, before: int = 0):
         """x (B, in) -> (B, out), in `out` if given; valid until the next call.
 
-        learns: whether `backward` will follow. key: what is dropped follows from it; None: nothing is.
+        learns: whether `backward` will follow. key: what is dropped follows from it and from the number of a
+        row, which is `before` of the first; None: nothing is.
         """
         xp, rows = self.backend.xp, len(x)
         self.dropped = bool(self.dropout) and key is not None
@@ -83,7 +84,7 @@ class MLP:
             if self.short and i < last:
                 self.short.settle(y)
             if self.dropped and i < last:
-                first = LAYER * (2 * i + self.linear_end)
+                first = LAYER * (2 * i + self.linear_end) + before * y.shape[1]
                 self.backend.kernels.dropout(self.dropout, key, first, y.reshape(-1))
             x = y
             self.activations.append(x)

@@ -198,19 +198,31 @@ class DLRM:
             logits += self.shift
         return logits
 
-    def forward(self, dense, ids, key=None):
-        """As `predict`, and keeps what the gradient needs. key: of what is dropped; None: nothing is."""
+    def forward(self, dense, ids, key=None, before: int = 0):
+        """As `predict`, and keeps what the gradient needs. key, before: of what is dropped, as of MLP."""
+        dropped = {"key": key, "before": before}
         self._shorten()
-        self.bottom.forward(self._multiplied(dense), self.interaction.first(len(dense)), key=key)
-        return self.top.forward(self.interaction.forward(ids), key=key)[:, 0]
+        self.bottom.forward(self._multiplied(dense), self.interaction.first(len(dense)), **dropped)
+        return self.top.forward(self.interaction.forward(ids), **dropped)[:, 0]
 
-    def backward(self, logits, label, ids, rate: float, phase: Phase = no_phase, target=None, weight=None):
+    def backward(
+        self,
+        logits,
+        label,
+        ids,
+        rate: float,
+        phase: Phase = no_phase,
+        target=None,
+        weight=None,
+        whole: int | None = None,
+    ):
         """Gradients of the mean loss by all dense parameters; returns the losses (B,).
 
         The embedding is stepped on the way: nothing reads its weights afterwards. target (B,): what is
         learned instead of the label, a probability from 0 to 1; it is overwritten. The losses are those of
         the label all the same. weight (B,): what the loss of each row, and so its gradient, is multiplied
-        by; the mean is still over the number of rows.
+        by; the mean is still over the number of rows. whole: how many rows the batch has of which these are a
+        part, if they are one; the mean is over these.
         """
         rows = len(logits)
         losses, d_logits = self.losses[:rows], self.d_logits[:rows]
@@ -226,6 +238,8 @@ class DLRM:
             if weight is not None:
                 losses *= weight
                 d_logits *= weight
+            if whole not in (None, rows):
+                d_logits *= rows / whole
             d_interacted = self.top.backward(d_logits[:, None], want_input=True)
         with phase("backward, embedding"):
             own_rate = rate if self.rate_share is None else rate * self.rate_share
@@ -237,7 +251,8 @@ class DLRM:
     def step(self, label, dense, ids, rate: float, phase: Phase = no_phase, target=None, weight=None):
         """One training step on a batch; returns the losses (B,) before it, valid until the next.
 
-        target, weight: as of `backward`. Raises ArrayError as `predict` does.
+        target, weight: as of `backward`. Of several ranks each gives its part of the batch, all at the same
+        time. Raises ArrayError as `predict` does.
         """
         pairs = ("target", target), ("weight", weight)
         more = {name: array for name, array in pairs if array is not None}
@@ -266,12 +281,14 @@ class DLRM:
 
     def _step(self, label, dense, ids, target=None, weight=None, *, numbers, phase: Phase = no_phase):
         """numbers: the rate, `corrections` of the optimizer, and the key of dropout if there is any."""
-        rate, corrected, *key = numbers
+        rate, corrected, *keys = numbers
+        before, whole = self.backend.ranks.place(len(label))
         self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):
-            logits = self.forward(dense, ids, *key)
-        losses = self.backward(logits, label, ids, rate, phase, target, weight)
+            logits = self.forward(dense, ids, keys[0] if keys else None, before)
+        losses = self.backward(logits, label, ids, rate, phase, target, weight, whole)
         with phase("update"):
+            self.backend.ranks.add(self.dense_gradient)
             self.optimizer.update(self.dense_gradient, rate, corrected)
         return losses
 

@@ -17,6 +17,8 @@ from functools import cache
 
 from robe.errors import RobeError
 
+# Variables by which launchers tell how many processes are on this machine: Open MPI; MPICH and Intel MPI.
+TOGETHER = "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"
 THREAD_POLICY = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_THREAD_TIMEOUT": "16"}
 # Below about 0.2 ms of one core's arithmetic a matrix product is not worth waking a second thread, and
 # waiting for it costs milliseconds where other programs use the cores. The kernels of a step, which do less
@@ -31,7 +33,8 @@ class ThreadsError(RobeError):
 def share_cores() -> None:
     """Set how threads wait, where the environment does not say, and mend numbers of threads that cannot be.
 
-    For the whole process, and those that it starts; before NumPy, Numba and Polars are imported.
+    For the whole process, and those that it starts; before NumPy, Numba and Polars are imported. Processes
+    that `mpiexec` starts on one machine get equal shares of its cores.
     """
     for name, value in THREAD_POLICY.items():
         os.environ.setdefault(name, value)
@@ -40,6 +43,10 @@ def share_cores() -> None:
         if re.fullmatch(r"-\d+|0+", value := os.environ.get(name, "")):
             print(f"{name}={value}: must be at least 1, so all cores are used", file=sys.stderr)
             del os.environ[name]
+    together = max(int(os.environ.get(name, 1)) for name in TOGETHER)
+    # A launcher may have bound each process to cores of its own. Numba would not change what it began with.
+    if together > 1 and len(os.sched_getaffinity(0)) == os.cpu_count() and "numba" not in sys.modules:
+        os.environ.setdefault("NUMBA_NUM_THREADS", str(max(1, os.cpu_count() // together)))
 
 
 def limit_threads(flops: float) -> None:

@@ -7,6 +7,9 @@
 Rows come from outside: any object with `count` and `batches(batch_size, seed, epoch, start_step)` that
 yields `(label, dense, ids)`. Where rows have weights, these come behind the label, and with a teacher its
 probabilities of the rows that train come in front of `dense`.
+
+Several ranks (ranks.py) go through the same loop with the same rows and come to the same numbers. Rank 0
+alone writes.
 """
 
 import dataclasses
@@ -22,18 +25,21 @@ from importlib.metadata import PackageNotFoundError, version
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypedDict
+from zlib import crc32
 
 import msgspec
 import numpy as np
 
 from data_pipeline.whole_files import make_folder, naming, new_file, read_text, remedy, sync, write_whole
 from robe import checkpoint, metrics
+from robe.bags import cut
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig
 from robe.errors import RobeError
 from robe.model import DLRM, EVALUATION_BATCH
 from robe.optim import learning_rate
 from robe.progress import Listener, Update, unheard, unwatched
+from robe.ranks import Alone
 from robe.timeline import Phase, no_phase
 from robe.version import __version__
 
@@ -83,8 +89,9 @@ def train(
     entry of the log. Returns the summary of the run; its `warnings`, a line each, tell what makes the model
     useless, and `diverged` whether that is because the losses grew. With `patience` the model, and the newest
     checkpoint, are then those of the best evaluation, `best_step`.
-    Raises TrainingError if the loss or a weight is not finite. The last good checkpoint stays: the newest one
-    up to an evaluation that found the model of use.
+    Raises TrainingError if the loss or a weight is not finite, or the ranks have not the same weights; it is
+    raised on all ranks. The last good checkpoint stays: the newest one up to an evaluation that found the
+    model of use.
     """
     steps_per_epoch = math.ceil(rows["train"].count / config.batch)
     whole = steps_per_epoch * config.epochs
@@ -93,20 +100,22 @@ def train(
     checkpoint_every = config.checkpoint_every or evaluate_every
     log_every = max(1, evaluate_every // LOGS_PER_EVALUATION)
 
-    newest, position = resumed(run, config, data, steps_per_epoch)
+    ranks = model.backend.ranks
+    writes = ranks.rank == 0
+    newest, position = ranks.told(lambda: resumed(run, config, data, steps_per_epoch))
     if newest is not None:
         _load(newest, model, position.step)
-    make_folder(run)
-    log, position = _reopened(run, config, position, steps_per_epoch)
-    log.listener = listener
-    checkpoint.drop_old(run, *log.stays(config))
+    log, position = ranks.told(lambda: _reopened(run, config, position, steps_per_epoch))
+    log.writes, log.listener = writes, listener
+    if writes:
+        checkpoint.drop_old(run, *log.stays(config))
     stopped, plateaus = log.stopped(config), log.plateaus(evaluate_every)
 
     started, loss, validation = time.perf_counter() - log.seconds(), math.nan, None
     # Read back for a log only, so that a GPU has its next step queued before it is done with this one.
     sums, counts = model.backend.xp.empty(min(log_every, total), "float64"), []
     more = ("weight",) * weighted + ("target",) * (config.teacher is not None)
-    to_come = _to_come(rows["train"], config, position, weighted)
+    to_come = _to_come(rows["train"], config, position, weighted, ranks)
     began, seen = (position.step, time.perf_counter()), ""
     with closing(fed(model, to_come, config.batch, phase)) as batches:
         while not stopped and position.step < total:
@@ -125,7 +134,10 @@ def train(
             if number := averaged_number(config, step, whole):
                 model.average(number)
             if step % log_every == 0 or evaluates or saves:
-                loss = _mean_loss(model.backend.to_host(sums[: len(counts)]), counts, step, config, log)
+                found = model.backend.to_host(sums[: len(counts)]), np.array(counts)
+                for each in found:
+                    ranks.add(each)
+                loss = _mean_loss(*found, step, config, log)
                 counts = []
                 log.write(kind="train", step=step, loss=loss, lr=rate, seconds=time.perf_counter() - started)
             progress(step * config.batch, total * config.batch, f"loss {loss:.4f}{seen}")
@@ -144,12 +156,15 @@ def train(
             if saves:
                 with phase("checkpoint"):
                     _check_finite(model, step, config, log)
-                    log.sync()
-                    checkpoint.save(run, model, config, data, position, stays=log.stays(config))
+                    _check_same(model, step, log)
+                    if writes:
+                        log.sync()
+                        checkpoint.save(run, model, config, data, position, stays=log.stays(config))
     kept_step = log.kept_step(config) or position.step
     if kept_step < position.step:
         _load(checkpoint.of_step(run, kept_step), model, kept_step)
-        checkpoint.drop_newer(run, kept_step)
+        if writes:
+            checkpoint.drop_newer(run, kept_step)
         validation = None
     rows_trained = position.epoch * rows["train"].count + position.epoch_step * config.batch
     predicted = predict(model, rows["test"])
@@ -222,7 +237,8 @@ def _averaged(
         return {}
     model.use_averages()
     found = {split: metrics.summary(*predict(model, rows[split])) for split in ("test", "validation")}
-    checkpoint.save(run / AVERAGED, model, averaged_config(config), data, position)
+    if model.backend.ranks.rank == 0:
+        checkpoint.save(run / AVERAGED, model, averaged_config(config), data, position)
     _load(checkpoint.of_step(run, position.step), model, position.step)
     return {AVERAGED: found}
 
@@ -268,6 +284,7 @@ def _reopened(
     Where a run with `patience` has ended, its newest checkpoint is the best: then all of the log, and where
     the training stood at its end.
     """
+    make_folder(run)
     path, total = run / "metrics.jsonl", steps_per_epoch * config.epochs
     if config.patience and path.exists():
         whole = Log(path, total)
@@ -280,14 +297,22 @@ def _reopened(
 def predict(model: DLRM, rows: Rows) -> tuple[np.ndarray, ...]:
     """Labels (N,) uint8 and logits (N,) float32 of all rows, in file order; behind them weights (N,) float32,
     where rows have any."""
-    label, logits = np.empty(rows.count, np.uint8), np.empty(rows.count, np.float32)
-    start, weights = 0, []
-    batches = ((told, (dense, ids)) for *told, dense, ids in rows.batches(EVALUATION_BATCH))
-    for (batch_label, *weight), batch_logits in _logits(model, batches):
-        stop = start + len(batch_logits)
-        label[start:stop], logits[start:stop] = batch_label, batch_logits
-        weights += [each.copy() for each in weight]
-        start = stop
+    label, logits = np.empty(rows.count, np.uint8), np.zeros(rows.count, np.float32)
+    ranks, weights = model.backend.ranks, []
+
+    def own() -> Generator:
+        """The batches of this rank, of which the ranks have one after the other."""
+        stop = 0
+        for number, (batch_label, *weight, dense, ids) in enumerate(rows.batches(EVALUATION_BATCH)):
+            start, stop = stop, stop + len(dense)
+            label[start:stop] = batch_label
+            weights.extend(each.copy() for each in weight)
+            if number % ranks.size == ranks.rank:
+                yield slice(start, stop), (dense, ids)
+
+    for place, batch_logits in _logits(model, own()):
+        logits[place] = batch_logits
+    ranks.add(logits)
     return label, logits, *([np.concatenate(weights)] if weights else [])
 
 
@@ -370,14 +395,15 @@ class Log:
         found = read_log(path) if path.exists() else ()
         self.entries = [entry for entry in found if entry["step"] <= step]
         write_whole(path, "".join(json.dumps(entry) + "\n" for entry in self.entries))
-        self.path = path
+        self.path, self.writes = path, True
         self.listener: Listener = unheard
 
     def write(self, **entry: Any) -> None:
         self.entries.append(entry)
-        with naming(self.path), self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        self.listener(entry)
+        if self.writes:
+            with naming(self.path), self.path.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+            self.listener(entry)
 
     def sync(self) -> None:
         """Have the disk hold the entries, as a checkpoint relies on those up to it."""
@@ -473,9 +499,10 @@ def _parse(line: str) -> dict | None:
 
 
 def _to_come(
-    rows: Rows, config: TrainConfig, position: Position, weighted: bool
+    rows: Rows, config: TrainConfig, position: Position, weighted: bool, ranks: Alone
 ) -> Generator[tuple[Position, tuple]]:
-    """The batches of all epochs after `position`, each behind the position that training it reaches.
+    """This rank's part of the batches of all epochs after `position`, each behind the position that training
+    it reaches.
 
     With a teacher what is to be predicted comes in front of the dense columns.
     """
@@ -483,7 +510,8 @@ def _to_come(
     while position.epoch < config.epochs:
         start = {"epoch": position.epoch, "start_step": position.epoch_step}
         with closing(rows.batches(config.batch, seed=config.seed, **start)) as batches:
-            for label, *more, dense, ids in batches:
+            for batch in batches:
+                label, *more, dense, ids = batch if ranks.size == 1 else _part(batch, ranks)
                 position = position.advance(steps_per_epoch)
                 # A baseline has no teacher, where its rows do.
                 targets = [
@@ -492,6 +520,14 @@ def _to_come(
                     if config.teacher is not None
                 ]
                 yield position, (label, *more[:weighted], *targets, dense, ids)
+
+
+def _part(batch: Sequence, ranks: Alone) -> tuple:
+    """The rows of a batch that are this rank's."""
+    *arrays, ids = batch
+    rows = len(arrays[0])
+    part = ranks.part(rows)
+    return *(array[part] for array in arrays), cut(ids, part.start, part.stop, rows)
 
 
 def fed(model: DLRM, batches: Generator, rows: int, phase: Phase = no_phase) -> Generator:
@@ -521,7 +557,7 @@ def _logits(model: DLRM, batches: Generator) -> Iterator[tuple[Any, np.ndarray]]
     return model.backend.fetch(results, EVALUATION_BATCH)
 
 
-def _mean_loss(sums: np.ndarray, counts: list[int], step: int, config: TrainConfig, log: Log) -> float:
+def _mean_loss(sums: np.ndarray, counts: np.ndarray, step: int, config: TrainConfig, log: Log) -> float:
     """Mean loss per row of the steps up to `step`, from the sum of the losses and the rows of each.
 
     Raises TrainingError if a sum is not finite.
@@ -529,7 +565,7 @@ def _mean_loss(sums: np.ndarray, counts: list[int], step: int, config: TrainConf
     for number, loss in enumerate(sums.tolist(), step - len(counts) + 1):
         if not math.isfinite(loss):
             raise TrainingError(_not_finite(f"the loss became {loss}", number, config, log))
-    return float(sum(sums)) / sum(counts)
+    return float(sum(sums)) / int(sum(counts))
 
 
 def _check_finite(model: DLRM, step: int, config: TrainConfig, log: Log) -> None:
@@ -537,6 +573,23 @@ def _check_finite(model: DLRM, step: int, config: TrainConfig, log: Log) -> None
         if not bool(model.backend.xp.isfinite(array).all()):
             what = f"{name} holds a value that is not finite"
             raise TrainingError(_not_finite(what, step, config, log))
+
+
+def _check_same(model: DLRM, step: int, log: Log) -> None:
+    """Raise TrainingError unless all ranks have the same weights."""
+    ranks, checksum = model.backend.ranks, 0
+    if ranks.size == 1:
+        return
+    for array in model.state().values():
+        checksum = crc32(np.ascontiguousarray(model.backend.to_host(array)), checksum)
+    checksums = ranks.numbers(checksum)
+    for rank, found in enumerate(checksums):
+        if found != checksums[0]:
+            raise TrainingError(
+                f"process {rank} of {ranks.size} holds other weights than process 0 after step {step}, so "
+                f"memory, network or MPI of a machine fail; {_last_good(log)}. Go on with `robe train "
+                f"--resume {log.path.parent}`, on others"
+            )
 
 
 def _not_finite(what: str, step: int, config: TrainConfig, log: Log) -> str:

@@ -60,6 +60,7 @@ TESTS = {
     "robe/metrics.py": "metrics",
     "robe/model.py": "model",
     "robe/optim.py": "model train",
+    "robe/ranks.py": "ranks",
     "robe/run_folder.py": "run python predict",
     "robe/serve.py": "serve",
     "robe/train.py": "train run",

@@ -334,15 +334,29 @@ def test_days_by_several_processes(tmp_path, kind):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def mpiexec(ranks, *arguments):
+# What Open MPI wants to be told of a container, and of more processes than cores.
+OPEN_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+
+
+def require_mpiexec():
+    """The command that starts processes; the test is skipped where there is none."""
     pytest.importorskip("mpi4py")
     beside = Path(sys.executable).with_name("mpiexec")
     command = str(beside) if beside.exists() else shutil.which("mpiexec")
     if command is None:
         pytest.skip("no mpiexec")
-    environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    command = [command, "-n", str(ranks), sys.executable, str(ROOT / "run.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    return command
+
+
+def mpiexec(ranks, *arguments, program=(ROOT / "run.py",), **environment):
+    command = [require_mpiexec(), "-n", ranks, sys.executable, *program, *arguments]
+    environment = os.environ | OPEN_MPI | {name: str(value) for name, value in environment.items()}
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.parametrize("kind", ["plain", "dictionary", "single"])

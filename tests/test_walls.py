@@ -77,6 +77,12 @@ def test_only_the_backend_imports_cupy_and_cublas():
     assert forbidden([p for p in SOURCES if p.name != "backend.py"], "cupy", "cupyx", "nvmath") == []
 
 
+def test_mpi_is_loaded_by_what_finds_out_that_there_is_need():
+    """All else is given a communicator."""
+    outside = [p for p in SOURCES if p != ROOT / "data_pipeline/ranks.py"]
+    assert forbidden(outside, "mpi4py") == []
+
+
 def test_torch_stays_where_it_is_used():
     """And in the benchmarks, whose peers it has."""
     users = "torch.py", "import_weights.py", "export_weights.py"
@@ -110,6 +116,7 @@ def test_numba_compiles_in_the_kernels_only():
         ("robe/feed.py", ("robe.backend", "robe.kernels", "robe.model", "robe.train", "robe.config")),
         ("robe/matmul.py", ("robe.backend", "robe.kernels", "robe.model", "robe.train", "robe.config")),
         ("robe/config.py", ("robe.backend", "robe.kernels", "robe.optim", "robe.embeddings", "robe.model")),
+        ("robe/ranks.py", ("robe.backend", "robe.kernels", "robe.model", "robe.train", "robe.config")),
         ("robe/optim.py", ("robe.embeddings", "robe.interaction", "robe.model", "robe.train")),
         (
             "robe/embeddings/",

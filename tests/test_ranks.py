@@ -1,0 +1,330 @@
+"""Several processes that train one model: ranks that are threads, and processes where there is an mpiexec."""
+
+import copy
+import dataclasses
+import json
+import os
+import re
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+from conftest import resolved, without_simulator
+from recipes import ROOT, blocks, shell
+from safetensors.numpy import load_file
+from test_resume import OPEN_MPI, mpiexec, require_mpiexec
+
+from data_pipeline import synthetic
+from robe import checkpoint, cli, train
+from robe.backend import BackendError, among, select
+from robe.bags import Bags
+from robe.config import DataSpec
+from robe.model import build
+from robe.ranks import ALONE, Mpi
+from robe.threads import share_cores
+from robe.train import TrainingError
+
+CARDINALITIES = (200, 3, 40, 9)
+DATA = DataSpec(3, CARDINALITIES, "dictionary", "", "test")
+BAGS = dataclasses.replace(DATA, pooling=("sum", "max", "mean", "sum"))
+# Ways to store weights and to step them, with what else depends on the number of a row.
+CASES = {
+    "robe": ({"block": 4}, {"optimizer": "sgd"}, {}),
+    "robe in halves": ({"block": 4, "memory": "fp16"}, {"optimizer": "adagrad"}, {}),
+    "robe in codes": ({"block": 4, "memory": "int8"}, {"optimizer": "adagrad"}, {}),
+    "codes alone": ({"block": 4, "memory": "int4", "master": "none"}, {"optimizer": "sgd"}, {}),
+    "full": ({"method": "full"}, {"optimizer": "adagrad", "clip_norm": 0.1}, {"weighted": True}),
+    "mixed precision": ({"method": "mixed_precision", "cache": 0.2}, {"optimizer": "adagrad"}, {}),
+    "sketched": ({"method": "cafe"}, {"optimizer": "sgd"}, {}),
+    "composed": ({"method": "quotient_remainder"}, {"optimizer": "adam"}, {"average": 0.5}),
+    "clustered": ({"method": "cce"}, {"optimizer": "sgd"}, {}),
+    "bags": ({"block": 4}, {"optimizer": "adagrad"}, {"data": BAGS}),
+    "dropped": ({"block": 4}, {"optimizer": "sgd"}, {"model": {"interaction": "cross", "dropout": 0.5}}),
+    "squares": ({"block": 4}, {"optimizer": "sgd"}, {"loss": "mse"}),
+}
+COMPILED = "robe", "full"  # those that are trained by the kernels of the CPU, too
+
+
+class Made:
+    """Rows whose label depends on the first id, in memory."""
+
+    def __init__(self, count, data=DATA, weighted=False):
+        self.count, self.data, rng = count, data, np.random.default_rng(count)
+        self.ids = np.stack([rng.integers(0, n, count) for n in CARDINALITIES], 1).astype(np.uint32)
+        self.label = (rng.random(count) < np.where(self.ids[:, 0] % 2, 0.8, 0.2)).astype(np.float32)
+        self.dense = rng.random((count, 3), np.float32)
+        self.lengths = rng.integers(0, 3, (count, len(CARDINALITIES)))
+        self.weight = [rng.random(count, np.float32)] if weighted else []
+
+    def batches(self, batch_size, *, seed=None, epoch=0, start_step=0):
+        order = np.arange(self.count)
+        if seed is not None:
+            order = np.random.default_rng([seed, epoch]).permutation(self.count)
+        for start in range(start_step * batch_size, self.count, batch_size):
+            rows = order[start : start + batch_size]
+            ids = self.ids[rows]
+            if self.data.pooling:  # an id up to twice
+                lengths = self.lengths[rows].ravel()
+                ids = Bags(ids.ravel().repeat(lengths), np.append(0, np.cumsum(lengths)), None)
+            yield (*(array[rows] for array in (self.label, *self.weight, self.dense)), ids)
+
+
+def trained(case, run, ranks=ALONE, backend="reference", **options):
+    """Train a case, or go on with it, as one of these ranks; returns its arrays, and the summary.
+
+    Of 50 rows in batches of 12 the last has 2, fewer than 4 ranks.
+    """
+    embedding, optimizer, others = CASES[case]
+    others = {"model": {}, "data": DATA, "weighted": False} | others
+    data, weighted, model = others.pop("data"), others.pop("weighted"), others.pop("model")
+    if embedding.get("method") not in ("full", "mixed_precision"):
+        embedding = {"weights": 600} | embedding
+    model = {"width": 4, "bottom": (6,), "top": (6,)} | model
+    others = {"batch": 12, "epochs": 2, "eval_every": 3, "backend": backend} | others
+    config = resolved(model, embedding, {"lr": 0.05} | optimizer, **others)
+    rows = {name: Made(n, data, weighted) for name, n in (("train", 50), ("validation", 30), ("test", 31))}
+    network = build(config, data, among(select(backend), ranks))
+    summary = train.train(network, config, data, rows, run, weighted=weighted, **options)
+    return {name: np.array(array) for name, array in network.state().items()}, summary
+
+
+class Thread:
+    """A rank that is a thread, with what is used of a communicator of mpi4py."""
+
+    def __init__(self, rank, given, barrier):
+        self.rank, self.size, self.given, self.barrier = rank, len(given), given, barrier
+
+    def _all(self, value):
+        self.given[self.rank] = value
+        self.barrier.wait()
+        found = list(self.given)
+        self.barrier.wait()
+        return found
+
+    def bcast(self, value):
+        return copy.deepcopy(self._all(value)[0])
+
+    def Allreduce(self, _, array):
+        array[...] = sum(self._all(array.copy()))
+
+    def Allgather(self, sent, received):
+        received[...] = np.concatenate(self._all(sent))
+
+    def Allgatherv(self, sent, received):
+        whole, counts = received
+        parts = [part.ravel() for part in self._all(sent.copy())]
+        assert counts == [part.size for part in parts]
+        assert whole.dtype == sent.dtype
+        whole.reshape(-1)[...] = np.concatenate(parts)
+
+
+def together(size, work):
+    """What `work(ranks)` returns on each of so many ranks."""
+    given, barrier = [None] * size, threading.Barrier(size)
+
+    def one(rank):
+        try:
+            return work(Mpi(Thread(rank, given, barrier)))
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        return list(pool.map(one, range(size)))
+
+
+@pytest.fixture
+def small_evaluations(monkeypatch):
+    """So that each rank evaluates some batches."""
+    monkeypatch.setattr(train, "EVALUATION_BATCH", 8)
+
+
+def compare(found, expected):
+    """Floats added up in another order, in ten steps: some 1e-6 of the largest weight."""
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        if array.dtype.kind == "f":
+            largest = np.abs(array).max(initial=1e-3)
+            np.testing.assert_allclose(found[name] / largest, array / largest, atol=1e-5, err_msg=name)
+        else:
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@without_simulator
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_give_the_model_of_one_process(case, tmp_path, small_evaluations):
+    expected, alone = trained(case, tmp_path / "alone")
+    for size in (2, 4):
+        runs = [tmp_path / f"{size} {time}" for time in ("first", "second")]
+        first, second = (together(size, lambda ranks, run=run: trained(case, run, ranks)) for run in runs)
+        compare(first[0][0], expected)
+        for arrays, summary in (*first, *second):
+            for name, array in first[0][0].items():
+                assert arrays[name].tobytes() == array.tobytes(), name
+            assert summary["test"] == first[0][1]["test"]
+        assert first[0][1]["steps"] == alone["steps"] == 10
+        assert first[0][1]["test"]["auc"] == pytest.approx(alone["test"]["auc"], abs=0.01)
+        losses = [
+            [entry["loss"] for entry in train.read_log(run / "metrics.jsonl") if entry["kind"] == "train"]
+            for run in (tmp_path / "alone", *runs)
+        ]
+        assert losses[1] == losses[2]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@without_simulator
+def test_a_training_goes_on_with_another_number_of_ranks(tmp_path, small_evaluations):
+    expected, _ = trained("robe", tmp_path / "alone")
+    for size, steps in ((3, 4), (1, 6), (2, 8), (4, None)):
+        together(size, lambda ranks, steps=steps: trained("robe", tmp_path / "run", ranks, max_steps=steps))
+    found, summary = trained("robe", tmp_path / "run")  # where nothing is left to do
+    compare(found, expected)
+    assert (summary["steps"], summary["stopped"]) == (10, "all epochs done")
+
+
+@without_simulator
+def test_other_weights_on_one_rank_end_the_training(tmp_path, monkeypatch):
+    def strayed(model, number):
+        if model.backend.ranks.rank == 1:
+            model.dense_parameters[-1] += np.float32(1e-6)
+
+    monkeypatch.setattr(train, "averaged_number", lambda config, step, total: step == 4)
+    monkeypatch.setattr("robe.model.DLRM.average", strayed)
+    told = []
+
+    def one(ranks):
+        with pytest.raises(TrainingError) as ended:
+            trained("robe", tmp_path / "run", ranks)
+        told.append(str(ended.value))
+
+    together(2, one)
+    assert len(set(told)) == 1
+    said = "process 1 of 2 holds other weights than process 0 after step 6, so .*step_00000003"
+    assert re.match(said, told[0])
+    assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step_00000003"]
+
+
+def test_several_processes_are_not_for_a_gpu():
+    device = dataclasses.replace(select("reference"), name="cuda")
+    assert among(device, ALONE) is device
+    with pytest.raises(BackendError, match="give --backend cpu"):
+        among(device, SimpleNamespace(size=2))
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(8, "2"), (3, None)], ids=["free", "bound"])
+def test_processes_on_a_machine_share_its_cores(cores, expected, monkeypatch):
+    """Where the launcher has not bound them to some each."""
+    monkeypatch.delitem(sys.modules, "numba")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    with mock.patch.dict(os.environ, {"MPI_LOCALNRANKS": "3"}, clear=True):
+        share_cores()
+        assert os.environ.get("NUMBA_NUM_THREADS") == expected
+
+
+# Trains cases twice, and goes on with a run in which, if it is to die, rank 1 is killed on the way.
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from mpi4py import MPI
+from robe import train
+from robe.ranks import Mpi
+from test_ranks import trained
+
+out, dies, *cases = sys.argv[1:]
+ranks = Mpi(MPI.COMM_WORLD)
+for case in cases:
+    for time in "first", "second":
+        trained(case, Path(out) / time / case, ranks, "cpu")
+if dies == "dies" and ranks.rank == 1:
+    train.averaged_number = lambda config, step, total: step == 5 and os.kill(os.getpid(), signal.SIGKILL)
+trained("robe", Path(out) / "killed", ranks, "cpu")
+"""
+# The command line, in which a batch of rank 1 is refused.
+FAILING = """
+import sys
+from robe import cli, train
+from robe.config import ConfigError
+
+part, parts = train._part, []
+
+def failing(batch, ranks):
+    parts.append(part(batch, ranks))
+    if ranks.rank == 1 and len(parts) == 3:
+        raise ConfigError("a third batch is too much")
+    return parts[-1]
+
+train._part = failing
+cli.main(sys.argv[1:])
+"""
+TINY = "--weights 400 --block 4 --batch 64 --bottom 4 --width 4 --top 4 --backend reference".split()
+
+
+def saved(run):
+    """The newest arrays of a run, and their bytes."""
+    file = checkpoint.latest(run) / checkpoint.WEIGHTS
+    return load_file(file), file.read_bytes()
+
+
+@without_simulator
+def test_processes_give_the_model_of_one_and_go_on_where_one_was_killed(tmp_path):
+    alone = {case: trained(case, tmp_path / "alone" / case, backend="cpu")[0] for case in COMPILED}
+    here = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "NUMBA_NUM_THREADS": 1}
+    assert mpiexec(2, tmp_path, "dies", *COMPILED, program=["-c", CHILD], **here).returncode != 0
+    for case in COMPILED:
+        arrays, found = saved(tmp_path / "first" / case)
+        compare(arrays, alone[case])
+        assert saved(tmp_path / "second" / case)[1] == found
+    assert checkpoint.latest(tmp_path / "killed").name == "step_00000003"
+    done = mpiexec(3, tmp_path, "lives", program=["-c", CHILD], **here)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    compare(saved(tmp_path / "killed")[0], alone["robe"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A prepared folder, where a page has one."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "SAMPLE_CHUNKS", 2)
+        cli.main(["synth", "--rows", "900", "--days", "3", "--out", str(folder / "raw")])
+    cli.main(["prepare", str(folder / "raw"), "--out", str(folder / "data" / "days")])
+    (folder / "run.py").symlink_to(ROOT / "run.py")
+    return folder
+
+
+def test_the_page_says_what_works(folder, monkeypatch):
+    """Nothing is told twice, and there is one run."""
+    require_mpiexec()
+    for name, value in OPEN_MPI.items():
+        monkeypatch.setenv(name, value)
+    for (_, code), backend in zip(blocks("cluster.md", "run"), (", 2 processes", " threads)"), strict=True):
+        done = shell(code, folder)
+        assert done.returncode == 0, done.stderr
+        for line in ("data: .*/days: ", "run: ", "test AUC "):
+            assert len(re.findall(f"^{line}", done.stdout, re.MULTILINE)) == 1, done.stdout
+        (run,) = (folder / "runs").iterdir()
+        summary = json.loads((run / "summary.json").read_text())
+        assert summary["backend"].endswith(backend)
+        assert summary["rows_trained"] == 600
+
+
+def test_a_wrong_argument_is_refused_once(folder):
+    done = mpiexec(2, "train", "--data", folder / "data" / "days", "--learn", "3", *TINY)
+    assert done.returncode == 2
+    assert done.stderr.count("--learn") == 1
+
+
+def test_a_process_that_fails_ends_all(folder, tmp_path):
+    began = time.monotonic()
+    words = "train", "--data", folder / "data" / "days", "--out", tmp_path / "run", *TINY
+    done = mpiexec(2, *words, program=["-c", FAILING], PYTHONPATH=ROOT)
+    assert time.monotonic() - began < 10
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == done.stderr.count("error: a third batch is too much") == 1
+    assert done.stdout.count("data: ") == 1
