@@ -46,6 +46,7 @@ SHOWN = {
     "RobeEmbedding": "`RobeEmbedding`",
     "RobeEmbedding, fused": '`RobeEmbedding`, `fused="sgd"`',
     "26 RobeFeatures": "26 `RobeFeature` of `replace_embedding_bags`",
+    "26 RobeFeatures, fused": '26 `RobeFeature`, `fused="sgd"`',
     "published ROBE": "the published ROBE in PyTorch's operations",
 }
 
@@ -87,8 +88,9 @@ def jobs(effort: Effort) -> dict[str, Callable[[], object]]:
             RobeEmbedding(*where, block=BLOCK),
             RobeEmbedding(*where, block=BLOCK, fused="sgd", lr=RATE),
         )
-        features = Bags(pieces, sparse=True)
+        features, fused_features = Bags(pieces, sparse=True), Bags(pieces, sparse=True)
         replace_embedding_bags(features.bags, weights=where[-1], block=BLOCK)
+        replace_embedding_bags(fused_features.bags, weights=where[-1], block=BLOCK, fused="sgd", lr=RATE)
         some, expected = batches[0][:64], np.empty((*batches[0][:64].shape, work.width), np.float32)
         embedding.robe(work, megabytes, BLOCK, select("reference")).lookup(some.astype(np.uint32), expected)
         with torch.no_grad():
@@ -102,6 +104,7 @@ def jobs(effort: Effort) -> dict[str, Callable[[], object]]:
         add(f"RobeEmbedding {size}", made, sgd(made), whole)
         add(f"RobeEmbedding, fused {size}", fused, None, whole)
         add(f"26 RobeFeatures {size}", features.lookup, sgd(features.bags), columns)
+        add(f"26 RobeFeatures, fused {size}", fused_features.lookup, None, columns)
         add(f"published ROBE {size}", published.lookup, published.optimizer, flat)
     return calls
 

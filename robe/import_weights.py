@@ -138,6 +138,8 @@ def imported(
         for i, (weight, bias) in enumerate(layers):
             made.parameters[f"{part}.{i}.weight"][...] = weight.T
             made.parameters[f"{part}.{i}.bias"][...] = bias
+    if made.shift is not None:  # so that all together gives what the file gives
+        made.parameters[f"top.{len(top) - 1}.bias"][...] -= made.shift
     if shared:
         embedding.write(0, _array(left, shared, config, embedding.slot_map))
     else:

@@ -92,11 +92,13 @@ class Place(NamedTuple):
 
     def unpooled(self, ids: Tensor, offsets: Tensor | None, scales: Tensor | None) -> tuple:
         """(ids, offsets); where each bag holds one id, which need not be pooled, (ids (B, F), None)."""
+        features = len(self.base)
         if offsets is None or scales is not None or len(offsets) != len(ids) + 1 or ids.is_cuda:
             return ids, offsets
-        if (np.diff(offsets.numpy()) != 1).any():
+        starts = offsets.numpy()
+        if len(ids) % features or starts[0] != 0 or (starts[1:] - starts[:-1] != 1).any():
             return ids, offsets
-        return ids.reshape(-1, len(self.base)), None
+        return ids.reshape(-1, features), None
 
     def slots(self, ids: Tensor, offsets: Tensor | None) -> tuple:
         """(rows, base, slot_map) as kernels take them: of ids (B, F), or of the tokens (N, 1) of bags."""
@@ -174,8 +176,8 @@ def _vectors(
     state: of `_step`, which the backward pass is then; empty where it gives a gradient.
     """
     here = _place(how, weight.device.type)
-    _check(here, weight, ids, offsets, scales)
     ids, offsets = here.unpooled(ids, offsets, scales)
+    _check(here, weight, ids, offsets, scales)
     rows = here.gather(weight, here.slots(ids, offsets))
     if offsets is None:
         return rows
@@ -325,39 +327,67 @@ def _backward(ctx, d_out: Tensor):
 _look_up.register_autograd(_backward, setup_context=_keep)
 
 
+@_in_order
+def _by_token(
+    d_out: Tensor,
+    weight: Tensor | None,
+    ids: Tensor,
+    offsets: Tensor | None,
+    scales: Tensor | None,
+    how: str,
+    wanted: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(gradients (N, 1, D), tokens (N, 1)) of the ids of one feature, and what `_add_gradient` returns."""
+    here = _place(how, d_out.device.type)
+    ids, offsets = here.unpooled(ids, offsets, scales)
+    slots = here.slots(ids, offsets)
+    d_rows, d_scales = here.row_gradients(d_out, weight, slots, offsets, scales, wanted)
+    rows, base, _ = slots
+    return torch.as_tensor(d_rows), torch.as_tensor((base + rows).view("int64")), d_scales
+
+
 class _Meet(torch.autograd.Function):
     """Weights (M,) -> a tensor (0,) that look-ups of many features depend on instead.
 
-    So the backward pass comes here when all of them have added to one gradient, `total`. Each for itself,
-    they would make as many gradients as large as the array.
+    So the backward pass comes here when all of them have added to one gradient, `told`. Each for itself,
+    they would make as many gradients as large as the array. Where an optimizer is fused, they have listed
+    theirs there, by `_by_token`, and one step takes them all.
     """
 
     @staticmethod
-    def forward(ctx, weight, total):
-        ctx.total = total
+    def forward(ctx, weight, told, array):
+        ctx.told, ctx.array = told, array
         return weight.new_empty(0)
 
     @staticmethod
     def backward(ctx, nothing):
-        return ctx.total.pop() if ctx.total else None, None
+        told, array = ctx.told, ctx.array
+        if array is not None:
+            d_rows, tokens = (torch.cat(each) for each in zip(*told, strict=True))
+            told.clear()
+            flat = dataclasses.replace(_how(array.how), base=(0,), pooling=None).text()
+            _step(d_rows, array.weight.detach(), tokens, None, None, array.kept(), flat, False)
+            return None, None, None
+        return told.pop() if told else None, None, None
 
 
 class _Meeting:
-    """Where the look-ups of one forward pass in one array meet."""
+    """Where the look-ups of one forward pass in one array meet; `array`: where its optimizer is fused."""
 
-    def __init__(self):
-        self.found = None  # a weak reference: only the look-ups of a pass keep it
+    def __init__(self, array: "RobeEmbedding | None"):
+        self.array = array
+        self.found: weakref.ref | None = None  # only the look-ups of a pass keep it
 
     def __getstate__(self):
-        return {"found": None}
+        return {"array": self.array, "found": None}
 
     def of(self, weight: Tensor) -> Tensor:
-        """The tensor (0,) of `_Meet`; its `total` is a list of the one gradient, or of none yet."""
+        """The tensor (0,) of `_Meet`, with its `told`, a list, and the array."""
         meeting = self.found and self.found()
         if meeting is None:
-            total: list[Tensor] = []
-            meeting = _Meet.apply(weight, total)
-            meeting.total = total
+            told: list = []
+            meeting = _Meet.apply(weight, told, self.array)
+            meeting.told, meeting.fused = told, self.array is not None
             self.found = weakref.ref(meeting)
         return meeting
 
@@ -373,10 +403,14 @@ class _MeetingLookUp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_out):
-        total = ctx.meeting.total
-        if not total:
-            total.append(d_out.new_zeros(_how(ctx.how).weights))
-        d_scales = _add_gradient(d_out.contiguous(), *ctx.saved_tensors, ctx.how, ctx.wanted, total[0])
+        told, arguments = ctx.meeting.told, (d_out.contiguous(), *ctx.saved_tensors, ctx.how, ctx.wanted)
+        if ctx.meeting.fused:
+            *gradients, d_scales = _by_token(*arguments)
+            told.append(gradients)
+        else:
+            if not told:
+                told.append(d_out.new_zeros(_how(ctx.how).weights))
+            d_scales = _add_gradient(*arguments, told[0])
         return d_out.new_empty(0), None, None, None, d_scales if ctx.wanted else None, None
 
 
@@ -459,8 +493,12 @@ class RobeEmbedding(nn.Module):
 
     def _look_up(self, ids: Tensor, offsets: Tensor | None = None, scales: Tensor | None = None) -> Tensor:
         training = torch.is_grad_enabled() and self.weight.requires_grad
-        state = [getattr(self, name) for name in self.state] if training else []
+        state = self.kept() if training else []
         return _look_up(self.weight, _integers("ids", ids), offsets, scales, state, self.how)
+
+    def kept(self) -> list[Tensor]:
+        """The state of `_step`; empty where no optimizer is fused."""
+        return [getattr(self, name) for name in self.state]
 
 
 class RobeEmbeddingBag(RobeEmbedding):
@@ -515,12 +553,13 @@ class RobeFeature(nn.Module):
     replaces.
 
     Of a bag: ids (N,), offsets and per_sample_weights, or ids (B, L), all bags as long -> (B, D). Of an
-    embedding: ids of any shape -> (..., D). `weight` is that of all of them.
+    embedding: ids of any shape -> (..., D). `weight` is that of all of them, and so is `array`, with the rate
+    `lr`, where an optimizer is fused.
     """
 
     def __init__(self, array: RobeEmbedding, feature: int, table: nn.Module, meeting: _Meeting):
         super().__init__()
-        self.weight, self.meeting = array.weight, meeting
+        self.weight, self.meeting, self.array = array.weight, meeting, meeting.array
         self.mode: Pooling | None = getattr(table, "mode", None)
         self.include_last_offset = getattr(table, "include_last_offset", False)
         how = _how(array.how)
@@ -547,6 +586,8 @@ class RobeFeature(nn.Module):
         arguments = ids, offsets, scales
         meets = torch.is_grad_enabled() and self.weight.requires_grad
         if torch.compiler.is_compiling() or not meets:  # no meeting can be traced
+            if self.array is not None and meets:
+                raise ConfigError("features with a fused optimizer cannot be compiled; RobeEmbedding can be")
             return _look_up(self.weight, *arguments, [], self.how)
         return _MeetingLookUp.apply(self.meeting.of(self.weight), self.weight.detach(), *arguments, self.how)
 
@@ -566,8 +607,9 @@ def replace_embedding_bags(model: nn.Module, **settings: Any) -> Saved:
     """Put one new array in the place of every nn.EmbeddingBag of a model, and of every nn.Embedding that is
     in an nn.ModuleList; each becomes a RobeFeature of it.
 
-    settings: those of RobeEmbedding, without `fused`; `compression` is 100 where no size is given.
-    The array is untrained, whatever the tables were, and its gradient is dense. Make optimizers afterwards.
+    settings: those of RobeEmbedding; `compression` is 100 where no size is given.
+    The array is untrained, whatever the tables were, and its gradient is dense unless an optimizer is fused.
+    Make others afterwards.
     Raises ConfigError for tables that one array cannot stand for: of several widths, or with options that it
     has not.
     """
@@ -588,10 +630,8 @@ def replace_embedding_bags(model: nn.Module, **settings: Any) -> Saved:
         for option, default in REFUSED.items():
             if getattr(table, option) is not default:
                 raise ConfigError(f"{table}: an array has no {option}; make the table without it")
-    if strange := settings.keys() & {"fused", "lr"}:
-        raise ConfigError(f"{min(strange)} is not for features that are looked up one by one")
     array = RobeEmbedding([table.num_embeddings for table in tables], width, **settings).to(weight.device)
-    meeting = _Meeting()
+    meeting = _Meeting(array if array.state else None)
     features = {table: RobeFeature(array, f, table, meeting) for f, table in enumerate(tables)}
     for parent, name, table in places:
         setattr(parent, name, features[table])

@@ -1,6 +1,7 @@
 """Published weights: what is read from a state dict computes the published formula, and what does not fit is
 named."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from data_pipeline.folders import open_folder
-from robe import import_weights, run_folder
+from robe import export_weights, import_weights, run_folder
 from robe.cli import main
 from robe.config import ConfigError, DataSpec
 
@@ -123,6 +124,20 @@ def test_a_state_dict_computes_the_published_formula(kind, array, block, data, t
     weights = MEMORY if array else WIDTH * sum(cardinalities(data))
     assert f"and {weights:,} of embeddings; " in said
     require_published(tmp_path / "run", tensors, data, block, rng)
+
+
+def test_a_state_dict_gives_the_same_where_negatives_are_thinned(data, tmp_path, rng):
+    """Its weights know nothing of a correction of logits, and those that `robe export` writes hold it."""
+    tensors, whole = state_dict(data), DataSpec.of(open_folder(data / "dictionary"))
+    dense = rng.standard_normal((20, DENSE), np.float32)
+    ids = rng.integers(0, whole.cardinalities, (20, 3)).astype(np.uint32)
+    thinned = dataclasses.replace(whole, kept_negatives=0.125)
+    (_, expected), (config, model) = (import_weights.imported(tensors, each) for each in (whole, thinned))
+    assert model.shift == pytest.approx(np.log(0.125))
+    # float32 logits of some units, from which 2 is taken and to which it is added.
+    np.testing.assert_allclose(model.predict(dense, ids), expected.predict(dense, ids), rtol=0, atol=1e-6)
+    again = import_weights.imported(export_weights.state_dict(model, config, thinned), thinned)[1]
+    np.testing.assert_allclose(again.predict(dense, ids), expected.predict(dense, ids), rtol=0, atol=1e-6)
 
 
 def test_an_imported_run_is_a_run_like_any_other(data, tmp_path, capsys):

@@ -316,6 +316,51 @@ def test_a_training_goes_on_from_its_state(rng):
         assert subject.steps == 4
 
 
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "adam"])
+def test_features_step_together_by_a_fused_optimizer(name, rng):
+    """As one module does, from the gradients in another order; and so does a copy, from what was kept."""
+    whole = module(fused=name, lr=0.1)
+    tables = nn.ModuleList(nn.EmbeddingBag(n, WIDTH, mode="sum") for n in CARDINALITIES)
+    replace_embedding_bags(tables, weights=400, **SETTINGS, fused=name, lr=0.1)
+    assert [key for key, _ in tables.named_parameters()] == ["0.weight"]
+    for step in range(4):
+        ids, d = draw(rng), normal(rng, B, F, WIDTH)
+        tables = copy.deepcopy(tables) if step == 2 else tables
+        whole(ids).backward(d)
+        torch.stack([table(ids[:, f, None]) for f, table in enumerate(tables)], 1).backward(d)
+        torch.testing.assert_close(tables[1].weight, whole.weight, **CLOSE)
+    assert tables[0].array is tables[2].array
+    assert tables[0].array.steps == 4
+    assert tables[0].weight.grad is None
+    with pytest.raises(Exception, match="cannot be compiled; RobeEmbedding can be"):
+        torch.compile(tables[0], backend="aot_eager", fullgraph=True)(ids[:, :1])
+
+
+def test_features_of_bags_step_together(rng):
+    """By sum, mean and max, with weights of ids, whose gradient stays that of the bags."""
+    values, offsets, modes = *draw_bags(rng), ("sum", "mean", "max")
+    dense, fused = (
+        nn.ModuleList(
+            nn.EmbeddingBag(n, WIDTH, mode=mode) for n, mode in zip(CARDINALITIES, modes, strict=True)
+        )
+        for _ in range(2)
+    )
+    replace_embedding_bags(dense, weights=400, **SETTINGS)
+    replace_embedding_bags(fused, weights=400, **SETTINGS, fused="sgd", lr=0.5)
+    own, gradients = normal(rng, len(values)), []
+    for tables in (dense, fused):
+        scales, total = own.clone().requires_grad_(), 0
+        for f, mode in enumerate(modes):
+            numbers, starts = bag(values, offsets, f)
+            weights = scales[numbers] if mode == "sum" else None
+            total = total + (tables[f](values[numbers], starts, weights) ** 2).sum()
+        total.backward()
+        gradients.append(scales.grad)
+    expected = dense[0].weight - 0.5 * dense[0].weight.grad
+    torch.testing.assert_close(fused[0].weight, expected, **CLOSE)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
 class Net(nn.Module):
     """The DLRM of facebookresearch/dlrm: dlrm_s_pytorch.py, with its names."""
 
@@ -461,11 +506,6 @@ class TestReplaced:
         ([nn.EmbeddingBag(9, 4).double()], {}, "tables of one width, in float32"),
         ([nn.EmbeddingBag(9, 4, padding_idx=0)], {}, "an array has no padding_idx"),
         ([nn.Embedding(9, 4, max_norm=1.0)], {}, "an array has no max_norm"),
-        (
-            [nn.EmbeddingBag(9, 4)],
-            {"fused": "sgd", "lr": 1},
-            "fused is not for features that are looked up one",
-        ),
         (
             [nn.EmbeddingBag(9, 4)],
             {"compression": 2, "weights": 20},

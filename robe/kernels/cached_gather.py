@@ -26,7 +26,7 @@ from robe.kernels.parts.cost import Cost
 from robe.kernels.parts.groups import expand, expanded
 from robe.kernels.parts.hashing import ZERO
 from robe.kernels.parts.lanes import copy_span, prefetch_span, require_rows_together
-from robe.kernels.parts.walks import elements, rows, walk_elements
+from robe.kernels.parts.walks import elements, in_rows, rows, walk_elements
 
 
 def cached_gather_cost(table, form, tags, values, ids, base, out) -> Cost:
@@ -103,7 +103,8 @@ _cached_gather = rows(begin, _read)
 
 def cached_gather_cpu(table, form, tags, values, ids, base, out):
     require_rows_together(out)
-    _cached_gather((table, tags, values.reshape(-1), out), form, ids, base)
+    for longer, bases, written in in_rows(ids, base, out):
+        _cached_gather((table, tags, values.reshape(-1), written), form, longer, bases)
 
 
 @register_jitable

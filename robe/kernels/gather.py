@@ -37,7 +37,7 @@ from robe.kernels.parts.lanes import require_rows_together
 from robe.kernels.parts.pieces import count_pieces, weight
 from robe.kernels.parts.spans import row_walk
 from robe.kernels.parts.vector import in_fours, store4
-from robe.kernels.parts.walks import elements, nothing, pieces, rows, walk_elements, walk_pieces
+from robe.kernels.parts.walks import elements, in_rows, nothing, pieces, rows, walk_elements, walk_pieces
 
 # Above this many bytes a ROBE array falls out of a core's own caches, and waiting for it costs more than
 # hashing a vector early to prefetch it. An EPYC with 0.5 MB for a core, and 32 MB that virtual machines
@@ -132,7 +132,8 @@ _gather = rows(nothing, _read)
 
 def gather_cpu(memory, ids, base, slot_map, out):
     require_rows_together(out)
-    _gather((words(memory), out_of_cache(memory), out), slot_map, ids, base)
+    for longer, bases, written in in_rows(ids, base, out):
+        _gather((words(memory), out_of_cache(memory), written), slot_map, longer, bases)
 
 
 @register_jitable

@@ -90,6 +90,7 @@ CASES = [
     Case("M barely above Z", rows=4, features=3, width=32, block=30, memory=31),
     Case("D = 1", rows=4, features=3, width=1, block=1, memory=7),
     Case("one row, one feature", rows=1, features=1, width=16, block=8, memory=100),
+    Case("one feature, whose rows are walked together", rows=19, features=1, width=8, block=4, memory=100),
     Case("empty batch", rows=0, features=3, width=16, block=8, memory=100),
     Case("no features", rows=4, features=0, width=16, block=8, memory=100),
     Case("repeated ids", rows=9, features=3, width=16, block=8, memory=200, ids="repeated"),
