@@ -234,6 +234,24 @@ def test_pytorch_unpacks_the_rows(bits, operation):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)  # a fused multiply and add rounds once
 
 
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_fbgemm_looks_up_what_the_run_does(bits):
+    """As docs/serving.md hands the rows over."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("fbgemm_gpu")
+    model = build(config := settings(f"int{bits}", 16, method="full"), NUMBERED, select("reference"))
+    filled(model.embedding, np.random.default_rng(0))
+    tensors = tables(model, config, NUMBERED)[0]
+    names = {"tensors": {name: torch.from_numpy(each) for name, each in tensors.items()}}
+    names |= {"features": 3, "D": 16, "bits": bits}
+    exec(blocks("serving.md", "fbgemm")[0][1], names)
+    ids = np.stack([np.arange(5) % n for n in NUMBERED.cardinalities])
+    found = names["lookup"](torch.from_numpy(ids.ravel()).int(), torch.arange(ids.size + 1).int())
+    expected = np.empty((5, 3, 16), np.float32)
+    model.embedding.lookup(ids.T.astype(np.uint32), expected)
+    np.testing.assert_array_equal(found.reshape(5, 3, 16), expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

@@ -361,6 +361,33 @@ def test_features_of_bags_step_together(rng):
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
+def test_the_bags_of_torchrec_are_replaced(rng):
+    """Of an EmbeddingBagCollection that is not sharded, in which two features share a table."""
+    torchrec = pytest.importorskip("torchrec")
+    mean = torchrec.PoolingType.MEAN
+    tables = [
+        torchrec.EmbeddingBagConfig(name="a", embedding_dim=WIDTH, num_embeddings=300, feature_names=["x"]),
+        torchrec.EmbeddingBagConfig(
+            name="b", embedding_dim=WIDTH, num_embeddings=50, feature_names=["y", "z"], pooling=mean
+        ),
+    ]
+    bags = torchrec.EmbeddingBagCollection(tables=tables)
+    saved = replace_embedding_bags(bags, weights=400, **SETTINGS, fused="sgd", lr=0.5)
+    assert saved == (350 * WIDTH * 4, 1600)
+    a, b = bags.embedding_bags["a"], bags.embedding_bags["b"]
+    values, lengths = torch.tensor([7, 299, 0, 3, 4, 49, 5]), torch.tensor([1, 2, 0, 3, 1, 0])
+    jagged = torchrec.KeyedJaggedTensor.from_lengths_sync(["x", "y", "z"], values, lengths)
+    with torch.no_grad():
+        expected = a(torch.tensor([7, 299, 0]), torch.tensor([0, 1, 3]))
+    before, found = a.weight.detach().clone(), bags(jagged)
+    torch.testing.assert_close(found["x"], expected, **CLOSE)
+    with torch.no_grad():
+        torch.testing.assert_close(found["y"][1], b(torch.tensor([[3, 4, 49]]))[0], **CLOSE)
+    assert not found["y"][0].any()
+    found.values().sum().backward()
+    assert (a.weight != before).sum() > WIDTH
+
+
 class Net(nn.Module):
     """The DLRM of facebookresearch/dlrm: dlrm_s_pytorch.py, with its names."""
 
