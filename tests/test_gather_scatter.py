@@ -207,8 +207,7 @@ def test_scatter_of_the_interaction_is_its_derivative(case, run, rng):
 @each_version("gather_interaction_backward")
 def test_a_gradient_that_gathers_again_is_that_of_the_vectors_kept(run, rng):
     """Of repeated ids, in integers, to views; the weights are read, and not stepped on the way."""
-    case = CASES[13]
-    assert case.ids == "repeated"
+    case = next(case for case in CASES if case.ids == "repeated")
     rows = (case.draw_ids(), case.base(), case.slot_map())
     memory, sums = rng.integers(-2, 3, (2, case.memory)).astype(np.float32)
     vectors = rng.integers(-2, 3, (case.rows, 1 + case.features, case.width)).astype(np.float32)
