@@ -277,20 +277,32 @@ def _step(
     """
     here = _place(how, weight.device.type)
     ids, offsets = here.unpooled(ids, offsets, scales)
-    slots, kernels = here.slots(ids, offsets), here.backend.kernels
+    slots = here.slots(ids, offsets)
     d_rows, d_scales = here.row_gradients(d_out, weight, slots, offsets, scales, wanted)
+    _take_step(weight, state, here, [(d_rows, slots)])
+    return d_scales
+
+
+def _take_step(weight: Tensor, state: Sequence[Tensor], here: Place, gradients: list[tuple]) -> None:
+    """One step of the optimizer. gradients: those of the rows that each look-up read, and their slots.
+
+    What several look-ups read is stepped with the first of them by all their gradients, which are 0 then, and
+    for a gradient of 0 nothing happens.
+    """
     rate, steps, *kept = state
     steps += 1
-    memory, optimizer = here.array(weight), here.how.optimizer
+    memory, kernels, optimizer = here.array(weight), here.backend.kernels, here.how.optimizer
     touched, options = touched_step(optimizer)
     if touched is None:
-        kernels.scatter_add(d_rows, *slots, -float(rate), memory)
-    else:
-        gradient, *sums = map(here.array, kept)
+        for d_rows, slots in gradients:
+            kernels.scatter_add(d_rows, *slots, -float(rate), memory)
+        return
+    gradient, *sums = map(here.array, kept)
+    for d_rows, slots in gradients:
         kernels.scatter_add(d_rows, *slots, 1, gradient)
-        numbers = float(rate), *corrections(optimizer, int(steps), memory.dtype), *options
+    numbers = float(rate), *corrections(optimizer, int(steps), memory.dtype), *options
+    for _, slots in gradients:
         getattr(kernels, touched)(*slots, *numbers, gradient, *sums, memory)
-    return d_scales
 
 
 @_step.register_fake
@@ -328,7 +340,7 @@ _look_up.register_autograd(_backward, setup_context=_keep)
 
 
 @_in_order
-def _by_token(
+def _row_gradients(
     d_out: Tensor,
     weight: Tensor | None,
     ids: Tensor,
@@ -336,14 +348,13 @@ def _by_token(
     scales: Tensor | None,
     how: str,
     wanted: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(gradients (N, 1, D), tokens (N, 1)) of the ids of one feature, and what `_add_gradient` returns."""
+) -> tuple[tuple, Tensor]:
+    """What `_take_step` takes of a look-up, and what `_add_gradient` returns."""
     here = _place(how, d_out.device.type)
     ids, offsets = here.unpooled(ids, offsets, scales)
     slots = here.slots(ids, offsets)
     d_rows, d_scales = here.row_gradients(d_out, weight, slots, offsets, scales, wanted)
-    rows, base, _ = slots
-    return torch.as_tensor(d_rows), torch.as_tensor((base + rows).view("int64")), d_scales
+    return (d_rows, slots), d_scales
 
 
 class _Meet(torch.autograd.Function):
@@ -351,7 +362,7 @@ class _Meet(torch.autograd.Function):
 
     So the backward pass comes here when all of them have added to one gradient, `told`. Each for itself,
     they would make as many gradients as large as the array. Where an optimizer is fused, they have listed
-    theirs there, by `_by_token`, and one step takes them all.
+    theirs there, and one step takes them all.
     """
 
     @staticmethod
@@ -363,10 +374,9 @@ class _Meet(torch.autograd.Function):
     def backward(ctx, nothing):
         told, array = ctx.told, ctx.array
         if array is not None:
-            d_rows, tokens = (torch.cat(each) for each in zip(*told, strict=True))
+            weight = array.weight.detach()
+            _in_order(_take_step)(weight, array.kept(), _place(array.how, weight.device.type), told)
             told.clear()
-            flat = dataclasses.replace(_how(array.how), base=(0,), pooling=None).text()
-            _step(d_rows, array.weight.detach(), tokens, None, None, array.kept(), flat, False)
             return None, None, None
         return told.pop() if told else None, None, None
 
@@ -405,7 +415,7 @@ class _MeetingLookUp(torch.autograd.Function):
     def backward(ctx, d_out):
         told, arguments = ctx.meeting.told, (d_out.contiguous(), *ctx.saved_tensors, ctx.how, ctx.wanted)
         if ctx.meeting.fused:
-            *gradients, d_scales = _by_token(*arguments)
+            gradients, d_scales = _row_gradients(*arguments)
             told.append(gradients)
         else:
             if not told:

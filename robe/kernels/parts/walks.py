@@ -27,18 +27,18 @@ ROWS = 16  # of a batch, that a thread of the CPU does in turn
 TOGETHER = 8  # vectors of one feature that are walked as if they were a row of the batch
 
 
-def in_rows(ids, base, out):
+def in_rows(ids, base, vectors):
     """A batch of one feature, such as the ids of all bags, as longer rows, and what is left of it.
 
-    out (B, 1, D). What lies ahead is asked for within a row and the next one alone, so that without this a
-    look-up took 2 to 3 times as long. To add to weights is as fast either way.
+    vectors (B, 1, D). What lies ahead is asked for within a row and the next one alone, so that without this
+    to look them up took 2 to 3 times as long, and to add them 1.4 times.
     """
-    whole = len(ids) // TOGETHER * TOGETHER if ids.shape[1] == 1 and out.flags.c_contiguous else 0
+    whole = len(ids) // TOGETHER * TOGETHER if ids.shape[1] == 1 and vectors.flags.c_contiguous else 0
     if whole:
-        rows = out[:whole].reshape(-1, TOGETHER, out.shape[2])
-        yield ids[:whole].reshape(-1, TOGETHER), base.repeat(TOGETHER), rows
+        longer = vectors[:whole].reshape(-1, TOGETHER, vectors.shape[2])
+        yield ids[:whole].reshape(-1, TOGETHER), base.repeat(TOGETHER), longer
     if whole < len(ids):
-        yield ids[whole:], base, out[whole:]
+        yield ids[whole:], base, vectors[whole:]
 
 
 def of(visit):
