@@ -33,8 +33,9 @@ from data_pipeline.chunk import Chunk, Parsed, Rejected
 from data_pipeline.dialects import dense_values
 from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, Format, format_of, header_of
 from data_pipeline.json_lines import JsonLines
-from data_pipeline.partitions import files_of, values_of
+from data_pipeline.partitions import files_of, size_of, values_of
 from data_pipeline.schema import SPLIT_DAYS, WEIGHT, Bag, DataError, Schema, moment
+from data_pipeline.stores import OPTIONS, Stored, asking, located
 from data_pipeline.text_blocks import BLOCK_BYTES, TextBlock, text_blocks
 
 # Rows up to which columns with the same rule are read as one.
@@ -213,7 +214,8 @@ def head(path: Path | str, rows: int) -> pl.DataFrame:
 
     Raises DataError if the file is no table, or one of these rows of a text cannot be taken apart.
     """
-    path, form = Path(path), format_of(path)
+    path = located(path)
+    form = format_of(path)
     if form == "raw" and not _is_header(path):
         with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
             line = next(blocks).text.partition(b"\n")[0]
@@ -379,7 +381,8 @@ def _is_header(path: Path) -> bool:
 
 def _scan(path: Path) -> pl.LazyFrame:
     """The columns of a file, and as texts those that its folders' names tell and it does not have."""
-    log, told = SCANS[format_of(path)](path, glob=False), values_of(path)
+    told, options = values_of(path), OPTIONS if isinstance(path, Stored) else None
+    log = SCANS[format_of(path)](str(path), glob=False, storage_options=options)
     with _named(path):
         names = log.collect_schema().names() if told else []
     missing = {name: value for name, value in told.items() if name not in names}
@@ -394,6 +397,10 @@ def _length(path: Path, log: pl.LazyFrame) -> int:
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Turn what Polars raises about a file into a DataError of one line that names it."""
+    if isinstance(path, Stored):
+        with asking(path):
+            yield
+        return
     try:
         yield
     except FileNotFoundError:
@@ -408,18 +415,20 @@ def _slices(
 ) -> Generator[_Part, None, None]:
     if schema.bags:  # which take more memory than numbers
         slice_rows = max(1, slice_rows // 4)
-    before = read = 0
+    before = read = arrived = 0
     for file in files_of(path):
         log = _scan(file)
-        rows, size = _length(file, log), file.stat().st_size
+        rows, size = _length(file, log), size_of(file)
         with _named(file):
             wanted = _wanted(file, log.collect_schema().names(), schema, labelled) if rows else []
             first = max(first_line - 1 - before, 0)
             for start in range(first // slice_rows * slice_rows, rows, slice_rows):
                 frame = log.select(wanted).slice(start, slice_rows).collect()
                 row = np.arange(before + start, before + start + frame.height) + 1
-                yield _Part(row, frame, [], read + size * (start + frame.height) // rows, file, before)
-        before, read = before + rows, read + size
+                arrived += int(frame.estimated_size())
+                position = arrived if size is None else read + size * (start + frame.height) // rows
+                yield _Part(row, frame, [], position, file, before)
+        before, read = before + rows, read + (size or 0)
     if before == 0:
         raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
 

@@ -34,13 +34,13 @@ class Source(NamedTuple):
     Where the schema has a `split`, each of the three days has a source of its own, and keeps its rows of the
     whole file.
 
-    found: size and time of the last change of the file, as it was found; it may not change from then on.
+    found: the `identity` of the file, as it was found; it may not change from then on.
     stops: the number of each day's last line.
     origins: what the manifest calls each day.
     """
 
     path: Path
-    found: dict[str, int]
+    found: dict[str, Any]
     first: int
     stops: tuple[int, ...]
     origins: tuple[str, ...]

@@ -19,6 +19,7 @@ from data_pipeline.columns import NUMBER, head, no_header, quote_of, times
 from data_pipeline.formats import format_of
 from data_pipeline.guesses import FEW, NOTHING, TIME_STAMP, Look, listed, quoted, role
 from data_pipeline.schema import Bag, DataError
+from data_pipeline.stores import located
 
 # What a label is called, the surest names first: it may have these words, and others of BESIDE.
 LABELS = (
@@ -54,7 +55,7 @@ def propose(path: Path | str, rows: int) -> str:
     Raises DataError if the table cannot be read, is empty, has no header, or no column that can be the label
     or none that can be embedded.
     """
-    path = Path(path)
+    path = located(path)
     sample = head(path, rows)
     if sample.is_empty():
         raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
