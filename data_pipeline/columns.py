@@ -34,7 +34,7 @@ from data_pipeline.dialects import dense_values
 from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, Format, format_of, header_of
 from data_pipeline.json_lines import JsonLines
 from data_pipeline.partitions import files_of, size_of, values_of
-from data_pipeline.schema import SPLIT_DAYS, WEIGHT, Bag, DataError, Schema, moment
+from data_pipeline.schema import PARTS, SPLIT_DAYS, WEIGHT, Bag, DataError, Schema, moment
 from data_pipeline.stores import OPTIONS, Stored, asking, located
 from data_pipeline.text_blocks import BLOCK_BYTES, TextBlock, text_blocks
 
@@ -54,6 +54,7 @@ HEX = r"^[0-9a-fA-F]{1,8}$"
 # A time of ISO 8601: day, hour and minute, second with its fraction, zone.
 _CLOCK = r"([0-9]{2}:[0-9]{2})(:[0-9]{2}(?:\.[0-9]+)?)?(Z|[-+][0-9]{2}:?[0-9]{2})?"
 TIME = rf"^([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:[T ]{_CLOCK})?$"
+A_TIME = "a time like 2024-05-01 or 2024-05-01T12:30:00"
 QUOTES = "quotes that do not match, or are not around a whole field"
 # The integers up to which a float tells each from its neighbours.
 EXACT: dict[pl.DataType | type[pl.DataType], int] = {pl.Float32: 2**24, pl.Float64: 2**53}
@@ -77,7 +78,7 @@ def is_table(path: Path, schema: Schema) -> bool:
         named = set(_Csv(path, header_of(path), schema.quote).names)
     except DataError:
         return False
-    wanted = {*schema.dense, *schema.categorical}
+    wanted = {*schema.sources}
     return wanted <= named or bool(schema.rules() and wanted & named)
 
 
@@ -120,13 +121,14 @@ def read_table(
         parts = _json(path, schema, labelled, first_line, block_bytes)
     else:
         parts = _csv(path, schema, labelled, first_line, block_bytes)
-    types, rules = None, []
+    types, rules, taken = None, [], _taken(schema, labelled)
     with closing(ahead(parts, 1)) as ready:
         for part in ready:
-            if part.frame.schema != types:  # the files of a folder need not agree
-                types = part.frame.schema
+            frame = part.frame.select(pl.col(column).alias(name) for name, column in taken.items())
+            if frame.schema != types:  # the files of a folder need not agree
+                types = frame.schema
                 rules = [_any_rule(part.file, name, dtype, schema) for name, dtype in types.items()]
-            values, good, reasons = _applied(rules, part.frame)
+            values, good, reasons = _applied(rules, frame)
             broken = [_Broken(int(part.row[i]), text, part.frame.row(i)) for i, text in reasons.items()]
             values = values if good.all() else values.keep(good)
             flat = values.flat
@@ -358,8 +360,7 @@ def no_header(path: Path, cell: str) -> DataError:
 
 def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None) -> list[str]:
     """Those of a table's columns that the schema names; raises DataError if one is missing."""
-    told = [name for name in (schema.label, schema.weight, schema.split) if labelled and name is not None]
-    wanted = [*told, *schema.dense, *schema.categorical]
+    wanted = [*dict.fromkeys(_taken(schema, labelled).values())]
     if missing := [name for name in wanted if names.count(name) == 0]:
         remedy = "give its columns with --schema, of which `robe schema FILE` proposes one"
         if labelled is None:
@@ -368,6 +369,13 @@ def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None)
     if twice := [name for name in wanted if names.count(name) > 1]:
         raise DataError(f"{path}: has two columns {twice[0]!r}; rename one")
     return wanted
+
+
+def _taken(schema: Schema, labelled: bool | None) -> dict[str, str]:
+    """What is made of the columns of a table: name -> the column that it is made of."""
+    told = [name for name in (schema.label, schema.weight, schema.split) if labelled and name is not None]
+    names = (*told, *schema.dense, *schema.categorical)
+    return {name: schema.times.get(name, name) for name in names}
 
 
 def _is_header(path: Path) -> bool:
@@ -443,7 +451,9 @@ def _csv(
             header, _, text = text.partition(b"\n")
             layout, row = _Csv(path, header, schema.quote), row[1:]
             numbers = [name for name in layout.names if re.fullmatch(NUMBER, name)]
-            if 2 * len(numbers) >= len(layout.names) and not set(schema.columns) & set(layout.names):
+            if 2 * len(numbers) >= len(layout.names) and not {schema.label, *schema.sources} & {
+                *layout.names
+            }:
                 raise no_header(path, numbers[0])
             wanted = _wanted(path, layout.names, schema, labelled)
         if row.size and first_line <= row[-1]:
@@ -660,6 +670,9 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
         )
         words = f"a whole number of up to {EXACT[dtype]}, as which {dtype} is exact"
         return rule(~good.fill_null(True), filled(ids), words)
+    if kind in PARTS and (time := times(column, dtype)) is not None:
+        ids = time.dt.hour() + 1 if kind == "hour" else time.dt.weekday()
+        return rule(time.is_null() & column.is_not_null(), filled(ids.cast(pl.UInt32)), A_TIME)
     if name == schema.split and schema.split_at is not None:
         if found := _days_by_time(column, dtype, schema.split_at):
             day, words = found
@@ -682,10 +695,11 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
         else:
             label, allowed, words = number >= schema.threshold, number.is_finite(), "a number"
         return rule(unlike(NUMBER) | ~allowed.fill_null(False), label.cast(pl.Int32), words)
-    wanted = kind or "a number"
+    wanted = "a time" if kind in PARTS else kind or "a number"
     if name == schema.split:
         wanted = "a split" if schema.split_at is None else f"a time like {schema.split_at[0]!r}"
-    raise DataError(f"{path}: column {name} is {dtype}, which cannot be {wanted}; correct the schema")
+    column_name = schema.times.get(name, name)
+    raise DataError(f"{path}: column {column_name} is {dtype}, which cannot be {wanted}; correct the schema")
 
 
 def _days_by_time(
@@ -702,7 +716,7 @@ def _days_by_time(
         return _days(pl.when(good).then(number), at), "a number"
     if (time := times(column, dtype)) is None:
         return None
-    return _days(time, [moment(str(text)) for text in at]), "a time like 2024-05-01 or 2024-05-01T12:30:00"
+    return _days(time, [moment(str(text)) for text in at]), A_TIME
 
 
 def _days(time: pl.Expr, at: Sequence[Any]) -> pl.Expr:
