@@ -63,11 +63,11 @@ class PrepareConfig:
     linked, not copied, where both folders are on one file system, and it stays as it is. Columns, transforms
     and the meaning of ids are its own; a dictionary keeps its numbers and grows by the values of the new days
     (all of them, those that test now too)."""
-    split: str = "mlperf"
-    """Which rows test and validate. mlperf: the first half of the last day, and the second. torchrec: the
-    other way round. kaggle: as mlperf, of 7 equal days. 0.8,0.1,0.1: shares of all rows in the order of the
-    log, to train, validate and test. test=5,validation=6: these days, from 0 (or ranges, 20-22). Not with a
-    schema whose `split` names the column that says it."""
+    split: str | None = None
+    """Which rows test and validate; None is mlperf, if no `split` of the schema names a column that says it.
+    mlperf: the first half of the last day, and the second. torchrec: the other way round. kaggle: as mlperf,
+    of 7 equal days. 0.8,0.1,0.1: shares of all rows in the order of the log, to train, validate and test.
+    test=5,validation=6: these days, from 0 (or ranges, 20-22)."""
     keep_negatives: float = 1.0
     """Of the days that train, keep each row without a click with this probability, for shorter trainings.
     Models know of it, and their probabilities are those of whole days."""

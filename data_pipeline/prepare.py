@@ -61,7 +61,8 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     config = config if known is None else as_before(config, known)
     _check(config)
     by_column = config.schema.split is not None
-    config = replace(config, split=BY_COLUMN) if by_column else config
+    if by_column or config.split is None:
+        config = replace(config, split=BY_COLUMN if by_column else "mlperf")
     _keep_freed_memory()
     ranks, meter = Ranks(), Meter(progress)
     config = replace(config, inputs=tuple(map(located, config.inputs)))
@@ -147,7 +148,7 @@ def _check(config: PrepareConfig) -> None:
         column = f"column {config.schema.split} of the schema's `split` says which rows test"
         if config.append is not None:
             raise DataError(f"{config.append}: {column}, so --append cannot; prepare all rows at once")
-        if config.split != PrepareConfig.split:
+        if config.split is not None:
             raise DataError(f"--split {config.split}: {column}; leave out one of the two")
     if config.seed < 0 or (config.seed and config.keep_negatives == 1):
         raise DataError(

@@ -258,6 +258,10 @@ def test_other_values_are_bad_cells(bad, log, tmp_path):
             {"split": "0.8,0.1,0.1"},
             "--split 0.8,0.1,0.1: column part of the schema's `split` says which rows",
         ),
+        (
+            {"split": "mlperf"},
+            "--split mlperf: column part of the schema's `split` says which rows test; leave",
+        ),
         ({"inputs": ["raw"]}, "a raw log holds integers and hex digits alone, but schema log sets .*split"),
         ({"inputs": ["none.csv"]}, "none.csv: has no column 'part'"),
         ({"inputs": ["few.csv"]}, "few.csv, rows whose part is test: no usable row; give some"),
