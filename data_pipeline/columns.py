@@ -451,9 +451,8 @@ def _csv(
             header, _, text = text.partition(b"\n")
             layout, row = _Csv(path, header, schema.quote), row[1:]
             numbers = [name for name in layout.names if re.fullmatch(NUMBER, name)]
-            if 2 * len(numbers) >= len(layout.names) and not {schema.label, *schema.sources} & {
-                *layout.names
-            }:
+            known = {schema.label, *schema.sources} & {*layout.names}
+            if 2 * len(numbers) >= len(layout.names) and not known:
                 raise no_header(path, numbers[0])
             wanted = _wanted(path, layout.names, schema, labelled)
         if row.size and first_line <= row[-1]:

@@ -77,10 +77,17 @@ class Stored(type(Path())):  # type: ignore[misc]
             child.objects, child.found = tuple(below), not below
             yield child
 
-    def open(self, mode: str = "r", buffering: int = -1, encoding: Any = None, errors: Any = None) -> Any:
+    def open(
+        self,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> Any:
         """Its lines, each ended by a newline; only to read."""
         file = io.BufferedReader(_Lines(self), BUFFER_BYTES)
-        return file if "b" in mode else io.TextIOWrapper(file, encoding, errors)
+        return file if "b" in mode else io.TextIOWrapper(file, encoding, errors, newline)
 
 
 def located(path: Path | str) -> Path:
@@ -143,7 +150,7 @@ class _Lines(io.RawIOBase):
     def __init__(self, path: Stored):
         import polars as pl
 
-        self.path, self.read_so_far, self.rest = path, 0, b""
+        self.path, self.read_so_far, self.rest = path, 0, memoryview(b"")
         log = pl.scan_lines(str(path), glob=False, storage_options=OPTIONS)
         self.parts: Any = iter(log.collect_batches(maintain_order=True))
 
@@ -161,7 +168,7 @@ class _Lines(io.RawIOBase):
                 return 0
             text = io.BytesIO()
             part.write_csv(text, include_header=False, quote_style="never")
-            self.rest = text.getvalue()
+            self.rest = text.getbuffer()
         count = min(len(buffer), len(self.rest))
         buffer[:count], self.rest = self.rest[:count], self.rest[count:]
         self.read_so_far += count

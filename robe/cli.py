@@ -447,8 +447,8 @@ def predict(
     Args:
         run: The folder of a run.
         files: Raw logs or tables, with or without their label column, one behind the other; patterns such as
-            'day_*'; such in a store (s3://, gs://, az://, hf://); - for standard input; or one
-            prepared folder.
+            'day_*'; such in a store (s3://, gs://, az://, hf://); - for what comes from standard input; or
+            one prepared folder.
         out: The file to write: Parquet or Arrow if it is called .parquet, .arrow, .ipc or .feather, with a
             column `probability`; else text, one number a line.
         schema: A schema of the same columns, where these files have other texts for missing values, or

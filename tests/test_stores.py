@@ -3,10 +3,10 @@
 import gzip
 import io
 import json
-import re
 import subprocess
 import sys
 import urllib.request
+from subprocess import PIPE
 
 import numpy as np
 import polars as pl
@@ -22,7 +22,17 @@ from robe.cli import main
 TOML = 'label = "click"\ndense = ["age"]\n[categorical]\nuser = "integer"\ncountry = "string"\n'
 TINY = "--weights 200 --batch 64 --bottom 4 --width 4 --top 4 --block 4 --epochs 1".split()
 KEYS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
-PROGRAM = "import moto.server; moto.server.main(['-H', '127.0.0.1', '-p', '0'])"
+# A server of S3 that ends when its standard input does.
+PROGRAM = """
+import logging, sys
+from moto.server import ThreadedMotoServer
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print("http://{}:{}".format(*server.get_host_and_port()), flush=True)
+sys.stdin.read()
+server.stop()
+"""
 ROWS = 120  # of each file
 
 
@@ -31,15 +41,14 @@ def server(tmp_path_factory):
     """The address of an empty server, which the variables of the environment name, with credentials."""
     with (
         pytest.MonkeyPatch.context() as patch,
-        subprocess.Popen([sys.executable, "-c", PROGRAM], stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=PIPE, stdout=PIPE, text=True) as process,
     ):
-        address = next(found[0] for line in process.stderr if (found := re.search(r"http://[\d.:]+", line)))
+        address = process.stdout.readline().strip()
         for name, value in (KEYS | {"AWS_ENDPOINT_URL": address}).items():
             patch.setenv(name, value)
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         put(address, "logs")
         yield address
-        process.kill()
 
 
 def put(address, name, content=b""):
