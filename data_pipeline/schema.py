@@ -208,7 +208,7 @@ def load_schema(path: Path | str) -> Schema:
     for column, rules in data["bags"].items():
         good = isinstance(rules, dict) and rules.keys() <= known
         check(good, f"bags.{column}", f"a table with no other keys than {', '.join(sorted(known))}")
-        check(features.get(column) == [column], f"bags.{column}", "of a column of ids in categorical")
+        check(features.get(column) == [column], f"bags.{column}", "of a column in categorical, no times")
     try:
         bags = {column: Bag(**rules) for column, rules in data["bags"].items()}
     except ValueError as error:
@@ -220,7 +220,7 @@ def load_schema(path: Path | str) -> Schema:
         check(data["split_at"] is not None, "split_at", words)
     categorical = [feature for column in kinds for feature in features[column]]
     named = [data["label"], *data["dense"], *categorical, *(data[key] for key in others)]
-    for column in named:
+    for column in (*named, *kinds):
         pattern = column == "*" or (column.startswith("^") and column.endswith("$"))  # to Polars
         check(not pattern, f"column {column}", "the name of one column; rename it in the file")
     (column, times), *_ = Counter(named).most_common(1)
