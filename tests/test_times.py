@@ -128,7 +128,7 @@ def test_the_column_that_splits_may_be_one_of_features_too(tmp_path):
         ('["hour"]\n"^at$" = ["hour"]', "column ^at$ must be the name of one column"),
         ('["hour", "hour"]', "column at_hour must be named once"),
         ('["hour"]\nat_hour = "integer"', "column at_hour must be named once"),
-        ('["hour"]\n[bags]\nat = {}', "bags.at must be of a column in categorical, and not of times"),
+        ('["hour"]\n[bags]\nat = {}', "bags.at must be of a column in categorical, no times"),
     ],
 )
 def test_schemas_that_cannot_be_are_refused(kind, words, tmp_path):
