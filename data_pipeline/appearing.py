@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.schema import DataError
+from data_pipeline.stores import require_disk
 from data_pipeline.whole_files import (
     FULL,
     make_folder,
@@ -27,6 +28,7 @@ SETTINGS = "settings.json"
 
 def check_free(out: Path) -> None:
     """Raise DataError if `out` cannot become a new folder: it must not exist, or be an empty folder."""
+    require_disk(out, "folders are written")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is not an empty folder; remove it, or choose another with --out")
     if out.exists() and (os.path.ismount(out) or out.samefile(".")):

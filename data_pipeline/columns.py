@@ -33,8 +33,9 @@ from data_pipeline.chunk import Chunk, Parsed, Rejected
 from data_pipeline.dialects import dense_values
 from data_pipeline.formats import FROM_GBK, NOT_UTF8, SUFFIXES, Format, format_of, header_of
 from data_pipeline.json_lines import JsonLines
-from data_pipeline.partitions import files_of, values_of
-from data_pipeline.schema import SPLIT_DAYS, WEIGHT, Bag, DataError, Schema, moment
+from data_pipeline.partitions import files_of, size_of, values_of
+from data_pipeline.schema import PARTS, SPLIT_DAYS, WEIGHT, Bag, DataError, Schema, moment
+from data_pipeline.stores import OPTIONS, Stored, asking, located
 from data_pipeline.text_blocks import BLOCK_BYTES, TextBlock, text_blocks
 
 # Rows up to which columns with the same rule are read as one.
@@ -53,6 +54,7 @@ HEX = r"^[0-9a-fA-F]{1,8}$"
 # A time of ISO 8601: day, hour and minute, second with its fraction, zone.
 _CLOCK = r"([0-9]{2}:[0-9]{2})(:[0-9]{2}(?:\.[0-9]+)?)?(Z|[-+][0-9]{2}:?[0-9]{2})?"
 TIME = rf"^([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:[T ]{_CLOCK})?$"
+A_TIME = "a time like 2024-05-01 or 2024-05-01T12:30:00"
 QUOTES = "quotes that do not match, or are not around a whole field"
 # The integers up to which a float tells each from its neighbours.
 EXACT: dict[pl.DataType | type[pl.DataType], int] = {pl.Float32: 2**24, pl.Float64: 2**53}
@@ -76,7 +78,7 @@ def is_table(path: Path, schema: Schema) -> bool:
         named = set(_Csv(path, header_of(path), schema.quote).names)
     except DataError:
         return False
-    wanted = {*schema.dense, *schema.categorical}
+    wanted = {*schema.sources}
     return wanted <= named or bool(schema.rules() and wanted & named)
 
 
@@ -119,13 +121,14 @@ def read_table(
         parts = _json(path, schema, labelled, first_line, block_bytes)
     else:
         parts = _csv(path, schema, labelled, first_line, block_bytes)
-    types, rules = None, []
+    types, rules, taken = None, [], _taken(schema, labelled)
     with closing(ahead(parts, 1)) as ready:
         for part in ready:
-            if part.frame.schema != types:  # the files of a folder need not agree
-                types = part.frame.schema
+            frame = part.frame.select(pl.col(column).alias(name) for name, column in taken.items())
+            if frame.schema != types:  # the files of a folder need not agree
+                types = frame.schema
                 rules = [_any_rule(part.file, name, dtype, schema) for name, dtype in types.items()]
-            values, good, reasons = _applied(rules, part.frame)
+            values, good, reasons = _applied(rules, frame)
             broken = [_Broken(int(part.row[i]), text, part.frame.row(i)) for i, text in reasons.items()]
             values = values if good.all() else values.keep(good)
             flat = values.flat
@@ -213,7 +216,8 @@ def head(path: Path | str, rows: int) -> pl.DataFrame:
 
     Raises DataError if the file is no table, or one of these rows of a text cannot be taken apart.
     """
-    path, form = Path(path), format_of(path)
+    path = located(path)
+    form = format_of(path)
     if form == "raw" and not _is_header(path):
         with closing(text_blocks(path, BLOCK_BYTES)) as blocks:
             line = next(blocks).text.partition(b"\n")[0]
@@ -356,8 +360,7 @@ def no_header(path: Path, cell: str) -> DataError:
 
 def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None) -> list[str]:
     """Those of a table's columns that the schema names; raises DataError if one is missing."""
-    told = [name for name in (schema.label, schema.weight, schema.split) if labelled and name is not None]
-    wanted = [*told, *schema.dense, *schema.categorical]
+    wanted = [*dict.fromkeys(_taken(schema, labelled).values())]
     if missing := [name for name in wanted if names.count(name) == 0]:
         remedy = "give its columns with --schema, of which `robe schema FILE` proposes one"
         if labelled is None:
@@ -366,6 +369,13 @@ def _wanted(path: Path, names: list[str], schema: Schema, labelled: bool | None)
     if twice := [name for name in wanted if names.count(name) > 1]:
         raise DataError(f"{path}: has two columns {twice[0]!r}; rename one")
     return wanted
+
+
+def _taken(schema: Schema, labelled: bool | None) -> dict[str, str]:
+    """What is made of the columns of a table: name -> the column that it is made of."""
+    told = [name for name in (schema.label, schema.weight, schema.split) if labelled and name is not None]
+    names = (*told, *schema.dense, *schema.categorical)
+    return {name: schema.times.get(name, name) for name in names}
 
 
 def _is_header(path: Path) -> bool:
@@ -379,7 +389,8 @@ def _is_header(path: Path) -> bool:
 
 def _scan(path: Path) -> pl.LazyFrame:
     """The columns of a file, and as texts those that its folders' names tell and it does not have."""
-    log, told = SCANS[format_of(path)](path, glob=False), values_of(path)
+    told, options = values_of(path), OPTIONS if isinstance(path, Stored) else None
+    log = SCANS[format_of(path)](str(path), glob=False, storage_options=options)
     with _named(path):
         names = log.collect_schema().names() if told else []
     missing = {name: value for name, value in told.items() if name not in names}
@@ -394,6 +405,10 @@ def _length(path: Path, log: pl.LazyFrame) -> int:
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Turn what Polars raises about a file into a DataError of one line that names it."""
+    if isinstance(path, Stored):
+        with asking(path):
+            yield
+        return
     try:
         yield
     except FileNotFoundError:
@@ -408,18 +423,20 @@ def _slices(
 ) -> Generator[_Part, None, None]:
     if schema.bags:  # which take more memory than numbers
         slice_rows = max(1, slice_rows // 4)
-    before = read = 0
+    before = read = arrived = 0
     for file in files_of(path):
         log = _scan(file)
-        rows, size = _length(file, log), file.stat().st_size
+        rows, size = _length(file, log), size_of(file)
         with _named(file):
             wanted = _wanted(file, log.collect_schema().names(), schema, labelled) if rows else []
             first = max(first_line - 1 - before, 0)
             for start in range(first // slice_rows * slice_rows, rows, slice_rows):
                 frame = log.select(wanted).slice(start, slice_rows).collect()
                 row = np.arange(before + start, before + start + frame.height) + 1
-                yield _Part(row, frame, [], read + size * (start + frame.height) // rows, file, before)
-        before, read = before + rows, read + size
+                arrived += int(frame.estimated_size())
+                position = arrived if size is None else read + size * (start + frame.height) // rows
+                yield _Part(row, frame, [], position, file, before)
+        before, read = before + rows, read + (size or 0)
     if before == 0:
         raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
 
@@ -434,7 +451,8 @@ def _csv(
             header, _, text = text.partition(b"\n")
             layout, row = _Csv(path, header, schema.quote), row[1:]
             numbers = [name for name in layout.names if re.fullmatch(NUMBER, name)]
-            if 2 * len(numbers) >= len(layout.names) and not set(schema.columns) & set(layout.names):
+            known = {schema.label, *schema.sources} & {*layout.names}
+            if 2 * len(numbers) >= len(layout.names) and not known:
                 raise no_header(path, numbers[0])
             wanted = _wanted(path, layout.names, schema, labelled)
         if row.size and first_line <= row[-1]:
@@ -651,6 +669,9 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
         )
         words = f"a whole number of up to {EXACT[dtype]}, as which {dtype} is exact"
         return rule(~good.fill_null(True), filled(ids), words)
+    if kind in PARTS and (time := times(column, dtype)) is not None:
+        ids = time.dt.hour() + 1 if kind == "hour" else time.dt.weekday()
+        return rule(time.is_null() & column.is_not_null(), filled(ids.cast(pl.UInt32)), A_TIME)
     if name == schema.split and schema.split_at is not None:
         if found := _days_by_time(column, dtype, schema.split_at):
             day, words = found
@@ -673,10 +694,11 @@ def _rule(path: Path, name: str, dtype: pl.DataType, schema: Schema, missing: in
         else:
             label, allowed, words = number >= schema.threshold, number.is_finite(), "a number"
         return rule(unlike(NUMBER) | ~allowed.fill_null(False), label.cast(pl.Int32), words)
-    wanted = kind or "a number"
+    wanted = "a time" if kind in PARTS else kind or "a number"
     if name == schema.split:
         wanted = "a split" if schema.split_at is None else f"a time like {schema.split_at[0]!r}"
-    raise DataError(f"{path}: column {name} is {dtype}, which cannot be {wanted}; correct the schema")
+    column_name = schema.times.get(name, name)
+    raise DataError(f"{path}: column {column_name} is {dtype}, which cannot be {wanted}; correct the schema")
 
 
 def _days_by_time(
@@ -693,7 +715,7 @@ def _days_by_time(
         return _days(pl.when(good).then(number), at), "a number"
     if (time := times(column, dtype)) is None:
         return None
-    return _days(time, [moment(str(text)) for text in at]), "a time like 2024-05-01 or 2024-05-01T12:30:00"
+    return _days(time, [moment(str(text)) for text in at]), A_TIME
 
 
 def _days(time: pl.Expr, at: Sequence[Any]) -> pl.Expr:

@@ -11,6 +11,7 @@ from data_pipeline.bags import BagShards
 from data_pipeline.dialects import Dictionary
 from data_pipeline.manifest import MANIFEST, Ids, Manifest, possible, shard_columns, shard_name, shard_type
 from data_pipeline.schema import CRITEO_TB_ROWS, DataError
+from data_pipeline.stores import require_disk
 
 CHECKED = 1 << 22  # so many values of a shard are in memory at a time
 DAY_FILE = re.compile(r"day_(\d+)(\..*)?")
@@ -22,6 +23,7 @@ def open_folder(folder: Path | str) -> Manifest:
     To find that, TorchRec's folder is read once. Raises DataError with the remedy if the folder, or its
     manifest, is missing or cannot be used.
     """
+    require_disk(Path(folder), "prepared folders are read")
     if not (Path(folder) / MANIFEST).exists() and torchrec.is_folder(folder):
         return torchrec.adopt(folder)
     return Manifest.load(folder)

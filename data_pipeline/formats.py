@@ -21,6 +21,7 @@ from isal import igzip, isal_zlib
 
 from data_pipeline.partitions import files_of
 from data_pipeline.schema import DataError
+from data_pipeline.stores import Stored
 
 Format = Literal["parquet", "arrow", "csv", "json", "raw"]
 
@@ -178,8 +179,11 @@ def damaged(path: Path, packing: str | None, line: int, error: Exception) -> Dat
 def format_of(path: Path) -> Format:
     """The format of a file: what its first bytes tell, else its name, which is all if it cannot be read.
 
-    Raises DataError as `opened` does. A folder is taken for that of the Parquet files below it, if any.
+    Raises DataError as `opened` does. A folder is taken for that of the Parquet files below it, if any. In a
+    store, binary files are told by their names alone.
     """
+    if isinstance(path, Stored) and (named := SUFFIXES.get(path.suffix.lower())) in BINARY.values():
+        return named
     if path.is_dir() and files_of(path):
         return "parquet"
     try:

@@ -54,27 +54,29 @@ class RowReader:
             raise DataError(
                 f"{feature!r}: not a categorical column; there are {', '.join(self.schema.categorical)}"
             )
-        found = self._values(to_frame({feature: values}), (feature,))
+        column = self.schema.times.get(feature, feature)
+        found = self._values(to_frame({column: values}), (feature,))
         if self.schema.bags:
             bags = found.column(feature)
             empty = Column(np.empty(0, np.uint32), np.zeros_like(bags.lengths))
             columns = [bags if name == feature else empty for name in self.schema.categorical]
             return self.encode(of_columns(columns, self.schema.weighted()))
         raw = np.zeros((found.flat.height, len(self.schema.categorical)), np.uint32)
-        column = self.schema.categorical.index(feature)
-        raw[:, column] = found.flat[feature].to_numpy()
+        index = self.schema.categorical.index(feature)
+        raw[:, index] = found.flat[feature].to_numpy()
         ids = np.zeros_like(raw)
-        ids[:, column] = self.encode(raw)[:, column]
+        ids[:, index] = self.encode(raw)[:, index]
         return ids
 
     def _values(self, frame: pl.DataFrame, names: tuple[str, ...]) -> Values:
         """The named columns: numbers float64, missing ones filled in, and the raw 32 bits of categories."""
-        if missing := [name for name in names if name not in frame.columns]:
+        columns = {name: self.schema.times.get(name, name) for name in names}
+        if missing := [column for column in columns.values() if column not in frame.columns]:
             raise DataError(
                 f"{TABLE}: has no column {missing[0]!r}, but {', '.join(frame.columns)[:200]!r}; give all "
                 "columns that the model was trained on"
             )
-        return self.read(frame.select(names))
+        return self.read(frame.select(pl.col(column).alias(name) for name, column in columns.items()))
 
 
 def number_writer(path: Path, name: str) -> Callable[[BinaryIO, Iterator[np.ndarray]], None] | None:

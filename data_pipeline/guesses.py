@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from data_pipeline.columns import EXACT, INTEGER, LARGEST, NUMBER, TRUTH
+from data_pipeline.columns import EXACT, INTEGER, LARGEST, NUMBER, TRUTH, times
 from data_pipeline.names import unseen
-from data_pipeline.schema import Bag
+from data_pipeline.schema import PARTS, Bag
 
 # What programs write for a missing value; only if all other values of the column are numbers does it mean so.
 NOTHING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "-", "?", "\\N")
@@ -110,7 +110,7 @@ LIST = r"[^|;^~,]\s*[|;^~,]\s*[^|;^~,]"
 class Look(NamedTuple):
     """What a column looks like.
 
-    kind: dense, or a kind of categorical column (see `Schema`), or None if it cannot be used.
+    kind: dense, time, or a kind of categorical column (see `Schema`), or None if it cannot be used.
     words: what is told of it in a comment.
     doubts: what its owner should think of, in words.
     left_out: why it is no feature, in words, or "".
@@ -119,6 +119,7 @@ class Look(NamedTuple):
     code: whether it could be embedded as `integer`.
     distinct: how many values it has.
     bag: how its cells hold several values, if they do.
+    parts: what of its times could be features, if it holds times.
     """
 
     kind: str | None
@@ -130,6 +131,7 @@ class Look(NamedTuple):
     code: bool = False
     distinct: int = 0
     bag: Bag | None = None
+    parts: tuple[str, ...] = ()
 
     def only(self, values: set[float]) -> bool:
         """Whether none is missing, and all are among these."""
@@ -149,6 +151,8 @@ def look(column: pl.Series) -> Look:
         found = _text(name, column)
     elif column.dtype.is_numeric() or column.dtype == pl.Boolean:
         found = _number(name, column, frozenset())
+    elif isinstance(column.dtype, pl.Date | pl.Datetime):
+        found = Look("time", str(column.dtype), left_out=TIME_STAMP, parts=_parts(column))
     elif column.dtype.is_temporal():
         return Look(None, f"{TIME_STAMP}, {column.dtype}")
     elif isinstance(column.dtype, pl.List | pl.Array) and (found := _lists(column)):
@@ -223,12 +227,21 @@ def _text(name: str, column: pl.Series) -> Look:
     values = column.filter(column != "")
     found = Look("string", _about(column, values), distinct=values.n_unique())
     if reason := _unlike_text(name, values):
-        return found._replace(left_out=reason)
+        return found._replace(left_out=reason, parts=_parts(values) if reason == TIME_STAMP else ())
     if values.str.contains("^[0-9a-f]{8}$").all():
         return found._replace(kind="hex")
     if values.len() == column.len() and set(values) <= TRUTH.keys():
         return found._replace(numbers=column.replace_strict(TRUTH).cast(pl.Float64))
     return _listing(column, values) or found._replace(doubts=tuple(_doubts(values, nothing - {""})))
+
+
+def _parts(values: pl.Series) -> tuple[str, ...]:
+    """The parts of times that differ in some table; none of texts that are no times of ISO 8601."""
+    values = values.drop_nulls()
+    time = values.to_frame().select(times(pl.col(values.name), values.dtype)).to_series()
+    if time.null_count():
+        return ()
+    return PARTS if (time != time.dt.truncate("1d")).any() else ("weekday",)  # else dates alone
 
 
 def _listing(column: pl.Series, values: pl.Series) -> Look | None:

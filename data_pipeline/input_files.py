@@ -6,15 +6,16 @@ import shutil
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data_pipeline.folders import DAY_FILE
 from data_pipeline.partitions import NOTHING, by_number, files_of, is_partition, key_of, parts_of
 from data_pipeline.schema import DataError
+from data_pipeline.stores import Stored, located, matching
 
 InputOrder = Literal["names", "given"]
 KEEP = "or give --input-order given to keep the order as it is"
@@ -33,26 +34,36 @@ def input_files(inputs: tuple[Path, ...], order: InputOrder = "names") -> list[P
     """
     if not inputs:
         raise DataError("no input: name one log file per day, or one folder of day_0, day_1, ...")
+    inputs = tuple(map(located, inputs))
     if len(inputs) == 1 and inputs[0].is_dir():
         inputs = tuple(_days_of(inputs[0]))
     else:
         inputs = tuple(matched(inputs))
         _require_whole_partitions(inputs)
-    seen: dict[tuple[int, int], Path] = {}
+    seen: dict[Any, Path] = {}
     for path in inputs:
-        try:
-            info = path.stat()
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}; check the path") from None
+        file = _identity(path)
         if path.is_dir() and not files_of(path):
             raise DataError(f"{path}: is a folder; name log files, or one folder alone")
         if not (path.is_dir() or path.is_file()):
             raise DataError(f"{path}: is not an ordinary file; write the log to one first")
-        file = info.st_dev, info.st_ino
         if file in seen:
             raise DataError(f"{path}: is the same file as {seen[file]}; name each file once")
         seen[file] = path
     return in_order(list(inputs)) if order == "names" else list(inputs)
+
+
+def _identity(path: Path) -> Any:
+    """What two names of one file have in common; raises DataError if there is no such file."""
+    if isinstance(path, Stored):
+        if not path.exists():
+            raise DataError(f"{path}: not found; check the path")
+        return path
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; check the path") from None
+    return info.st_dev, info.st_ino
 
 
 @contextmanager
@@ -68,14 +79,17 @@ def standard_input() -> Iterator[Path]:
 def matched(inputs: tuple[Path, ...]) -> list[Path]:
     """The files; instead of a pattern such as `day_*` those that match it, by the numbers in their names.
 
-    A file of that very name is meant itself. Raises DataError for a pattern that nothing matches.
+    A file of that very name is meant itself, but for a store. Raises DataError for a pattern that nothing
+    matches.
     """
     found: list[Path] = []
-    for path in inputs:
-        if path.exists() or not glob.has_magic(str(path)):
+    for path in map(located, inputs):
+        if not glob.has_magic(str(path)) or (not isinstance(path, Stored) and path.exists()):
             found.append(path)
             continue
-        matches = [Path(name) for name in glob.glob(str(path), recursive=True)]
+        matches: Sequence[Path] = (
+            matching(path) if isinstance(path, Stored) else [*map(Path, glob.glob(str(path), recursive=True))]
+        )
         if not matches:
             raise DataError(f"{path}: no file matches; check the path")
         found += sorted(matches, key=by_number)

@@ -12,11 +12,12 @@ from data_pipeline.manifest import measured_columns, shard_name
 from data_pipeline.partitions import files_of, size_of
 from data_pipeline.ranks import Ranks
 from data_pipeline.schema import CRITEO, Dense, Schema
+from data_pipeline.stores import Stored
 from data_pipeline.whole_files import sync, write_json
 
-# Called with how many bytes of the logs, as they lie on disk, have been read, and how many will be in all;
-# making a dictionary counts as reading them once more.
-Progress = Callable[[int, int], None]
+# Called with how many bytes of the logs, as they lie on disk, have been read, and how many will be in all,
+# None where a store does not tell; making a dictionary counts as reading them once more.
+Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class PrepareConfig:
     inputs: tuple[Path, ...]
     """Raw logs or tables (Parquet, Arrow, CSV, JSON lines), text also packed with gzip, bzip2, xz, Zstandard
     or zip: one file per day, oldest first; or one folder, whose day_0, day_1, ... are taken in that order, or
-    its Parquet files, or its partitions such as date=2024-01-01; or one file, to be cut up."""
+    its Parquet files, or its partitions such as date=2024-01-01; or one file, to be cut up. They may lie in a
+    store: s3://, gs://, az:// or hf://, with the credentials of the environment."""
     out: Path
     """Folder to write; it must not exist yet, or be empty. Until it is done, what there is lies in
     .OUT.partial beside it, and the same command goes on from there."""
@@ -61,11 +63,11 @@ class PrepareConfig:
     linked, not copied, where both folders are on one file system, and it stays as it is. Columns, transforms
     and the meaning of ids are its own; a dictionary keeps its numbers and grows by the values of the new days
     (all of them, those that test now too)."""
-    split: str = "mlperf"
-    """Which rows test and validate. mlperf: the first half of the last day, and the second. torchrec: the
-    other way round. kaggle: as mlperf, of 7 equal days. 0.8,0.1,0.1: shares of all rows in the order of the
-    log, to train, validate and test. test=5,validation=6: these days, from 0 (or ranges, 20-22). Not with a
-    schema whose `split` names the column that says it."""
+    split: str | None = None
+    """Which rows test and validate; None is mlperf, if no `split` of the schema names a column that says it.
+    mlperf: the first half of the last day, and the second. torchrec: the other way round. kaggle: as mlperf,
+    of 7 equal days. 0.8,0.1,0.1: shares of all rows in the order of the log, to train, validate and test.
+    test=5,validation=6: these days, from 0 (or ranges, 20-22)."""
     keep_negatives: float = 1.0
     """Of the days that train, keep each row without a click with this probability, for shorter trainings.
     Models know of it, and their probabilities are those of whole days."""
@@ -113,7 +115,8 @@ class Meter:
     def __init__(self, report: Progress | None):
         self.report = report
         # size: of the files read; counted: of those, what is read once more before, to count its rows.
-        self.size = self.counted = self.total = self.done = self.before = 0
+        self.size = self.counted = self.done = self.before = 0
+        self.total: int | None = 0
 
     def plan(self, files: Sequence[Path], cut: bool, dictionary: bool) -> None:
         """Find the total of the work on some files.
@@ -121,23 +124,26 @@ class Meter:
         Each file is read once to write the shards. One that is cut into days is read before that, to count
         its rows; making a dictionary takes about as long as one more pass.
         """
-        self.size = sum(size_of(path) for path in files)
+        sizes = [size_of(path) for path in files]
+        self.size = sum(size or 0 for size in sizes)
         self.counted = self.size * cut
-        self.total = self.counted + self.size * (1 + dictionary)
+        self.total = None if None in sizes else self.counted + self.size * (1 + dictionary)
 
     def advance(self, amount: int) -> None:
         """Report that `amount` bytes of the current part are done."""
-        self.done = min(self.before + amount, self.total)
+        self.done = self.before + amount
+        if self.total is not None:
+            self.done = min(self.done, self.total)
         if self.report is not None:
             self.report(self.done, self.total)
 
     def add(self, amount: int) -> None:
         """Report that the current part is done, and was of `amount` bytes."""
-        self.advance(amount)
+        self.advance(max(amount, self.done - self.before))
         self.before = self.done
 
     def finish(self) -> None:
-        if self.done < self.total:
+        if self.total is not None and self.done < self.total:
             self.add(self.total)
 
     def share(self) -> float:
@@ -145,8 +151,13 @@ class Meter:
         return min(max(self.done - self.counted, 0) / self.size, 1.0) if self.size else 0.0
 
 
-def identity(path: Path) -> dict[str, int]:
-    """Size and time of the last change of a log: if they differ, the file is not what it was."""
+def identity(path: Path) -> dict[str, Any]:
+    """Size and time of the last change of a log: if they differ, the file is not what it was.
+
+    Of one in a store, which tells neither, the names of its files.
+    """
+    if isinstance(path, Stored):
+        return {"bytes": 0, "files": [str(file) for file in files_of(path)]}
     infos = [file.stat() for file in files_of(path)]
     changed = max((info.st_mtime_ns for info in infos), default=0)
     return {"bytes": sum(info.st_size for info in infos), "changed_ns": changed}

@@ -16,6 +16,7 @@ from data_pipeline.columns import SLICE_ROWS
 from data_pipeline.formats import DAMAGES, FROM_GBK, NOT_UTF8, format_of, opened
 from data_pipeline.partitions import size_of
 from data_pipeline.schema import CRITEO, DataError, Schema
+from data_pipeline.stores import located
 from data_pipeline.text_blocks import BLOCK_BYTES, text_blocks
 
 
@@ -44,7 +45,7 @@ def read_log(
     Raises DataError for a file that is missing, empty, unreadable or damaged, whatever `bad_rows` says, and
     for one that lacks a column of the schema.
     """
-    path = Path(path)
+    path = located(path)
     table = columns.is_table(path, schema)
     if table:
         parsed = columns.read_table(
@@ -120,11 +121,11 @@ def count_rows(
 
     Raises DataError for a file that is missing, empty, unreadable or damaged.
     """
-    path = Path(path)
+    path = located(path)
     if columns.is_binary(path):
         rows = columns.count_binary(path)
         if on_read is not None:
-            on_read(size_of(path))
+            on_read(size_of(path) or 0)
         return rows
     rows = -1 if _has_header(path, schema) else 0  # the header is no row
     with closing(ahead(text_blocks(path, BLOCK_BYTES), 1)) as blocks:

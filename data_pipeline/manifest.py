@@ -300,6 +300,8 @@ class Manifest:
             del data["schema"]["split"]
         if self.schema.split_at is None:  # likewise
             del data["schema"]["split_at"]
+        if not self.schema.times:  # likewise
+            del data["schema"]["times"]
         if self.keep_negatives == 1:  # likewise
             del data["keep_negatives"]
             for day in data["days"]:

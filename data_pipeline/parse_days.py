@@ -3,8 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from itertools import groupby, pairwise
-from operator import itemgetter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,11 +16,12 @@ from data_pipeline.job import Job, PrepareConfig, identity
 from data_pipeline.logs import read_log
 from data_pipeline.manifest import RAGGED, measured_columns, shard_columns, shard_type
 from data_pipeline.names import shown
-from data_pipeline.schema import SPLIT_DAYS, DataError, Schema
+from data_pipeline.schema import DataError, Schema
 from data_pipeline.shard_files import HEADER_BYTES, new_columns, new_shard, save_array
 from data_pipeline.whole_files import new_file
 
 REJECTED = "rejected.tsv"
+END = np.iinfo(np.int64).max  # the last line of a file, whichever that is
 
 # Some consecutive rows: an array (n, columns) for each of KINDS, but bags where the schema has any;
 # `row_weights` where it has a weight; `clipped` as in `Chunk`; and perhaps `dropped`, how many were before.
@@ -31,16 +31,14 @@ Rows = dict[str, Any]
 class Source(NamedTuple):
     """A log file and the days in it, which are numbered from `first` on.
 
-    Where the schema has a `split`, each of the three days has a source of its own, and keeps its rows of the
-    whole file.
-
-    found: size and time of the last change of the file, as it was found; it may not change from then on.
-    stops: the number of each day's last line.
+    found: the `identity` of the file, as it was found; it may not change from then on.
+    stops: the number of each day's last line; where the schema has a `split`, the last line of the file, as
+        its rows are of any of the three days.
     origins: what the manifest calls each day.
     """
 
     path: Path
-    found: dict[str, int]
+    found: dict[str, Any]
     first: int
     stops: tuple[int, ...]
     origins: tuple[str, ...]
@@ -49,7 +47,8 @@ class Source(NamedTuple):
         return self.first + int(np.searchsorted(self.stops, line))
 
     def first_line(self, day: int) -> int:
-        return 1 if day == self.first else self.stops[day - self.first - 1] + 1
+        before = (0, *self.stops)[day - self.first]
+        return before + 1 if before < END else 1
 
 
 def parse_days(job: Job, sources: list[Source], days: Sequence[int]) -> None:
@@ -95,15 +94,14 @@ def _is_parsed(job: Job, source: Source, day: int) -> bool:
 
 
 def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
-    """Write the shards of some days of a file."""
-    rejected, schema = Counter[int](), job.config.schema
+    """Write the shards of some days of a file: in turn, or side by side where the schema has a `split`."""
+    rejected, in_turn = Counter[int](), job.config.schema.split is None
     with ExitStack() as stack:
         files: dict[int, BinaryIO] = {}
         ends: dict[int, ExitStack] = {}
+        begun: dict[int, _Day] = {}
 
         def reject(line: int, reason: str, text: bytes) -> None:
-            if schema.split is not None and source.first != SPLIT_DAYS["train"]:
-                return  # all three days read it, and the first of them lists it
             if (day := source.day_of(line)) in needed:
                 if day not in files:
                     path = job.work / f"day_{day}_{REJECTED}"
@@ -112,17 +110,26 @@ def _parse_file(job: Job, source: Source, needed: list[int]) -> None:
                 rejected[day] += 1
                 files[day].write(f"{shown(source.path)}\t{line}\t{shown(reason)}\t".encode() + text + b"\n")
 
-        parts = stack.enter_context(closing(_parts(job, source, source.first_line(needed[0]), reject)))
-        for day, group in groupby(parts, key=itemgetter(0)):
-            if day in needed:
-                record = _write_day(job, day, (rows for _, rows in group))
+        def finish() -> None:
+            for day in sorted(begun):
+                record = begun.pop(day).close()
                 _require_unchanged(source)
                 if day in ends:
                     ends[day].close()
                 record |= {"source": source.found, "rejected": rejected[day]}
                 job.note(f"day_{day}.done", record)
-            if day == needed[-1]:
+
+        parts = stack.enter_context(closing(_parts(job, source, source.first_line(needed[0]), reject)))
+        for day, rows in parts:
+            if in_turn and begun and day not in begun:
+                finish()
+            if in_turn and day > needed[-1]:
                 break
+            if day in needed:
+                if day not in begun:
+                    begun[day] = _Day(job, day, stack.enter_context(ExitStack()))
+                begun[day].add(rows)
+        finish()
 
 
 def _require_unchanged(source: Source) -> None:
@@ -154,16 +161,27 @@ def _parts(
             rows = {"labels": chunk.label[:, None], "dense": chunk.dense, "sparse": chunk.ids}
             rows |= {"clipped": chunk.clipped}
             rows |= {} if chunk.weight is None else {"row_weights": chunk.weight[:, None]}
-            if chunk.split is not None:
-                own = np.flatnonzero(chunk.split == source.first)
-                rows, line = _taken(rows, own, config.schema), line[own]
-            ends = np.searchsorted(line, source.stops, side="right")
-            for day, (start, stop) in enumerate(pairwise([0, *ends]), source.first):
-                if start < stop:
-                    part = {kind: _part(array, start, stop, config.schema) for kind, array in rows.items()}
-                    if day in job.thinned:
-                        part = _thinned(part, line[start:stop], day, config)
-                    yield day, part
+            for day, index, part in _by_day(rows, chunk.split, line, source, config.schema):
+                yield day, _thinned(part, line[index], day, config) if day in job.thinned else part
+
+
+def _by_day(
+    rows: Rows, split: np.ndarray | None, line: np.ndarray, source: Source, schema: Schema
+) -> Iterator[tuple[int, np.ndarray | slice, Rows]]:
+    """Some rows, whose lines are `line` (n,), as (day, which of the rows are of it, these).
+
+    split: (n,) the day of each row, where it does not follow from the line.
+    """
+    if split is not None:
+        for day in np.unique(split).tolist():
+            own = np.flatnonzero(split == day)
+            yield day, own, _taken(rows, own, schema)
+        return
+    ends = np.searchsorted(line, source.stops, side="right")
+    for day, (start, stop) in enumerate(pairwise([0, *ends]), source.first):
+        if start < stop:
+            part = {kind: _part(array, start, stop, schema) for kind, array in rows.items()}
+            yield day, slice(start, stop), part
 
 
 def _part(array: IdsOfRows, start: int, stop: int, schema: Schema) -> IdsOfRows:
@@ -194,41 +212,54 @@ def _taken(rows: Rows, index: np.ndarray, schema: Schema) -> Rows:
     }
 
 
-def _write_day(job: Job, day: int, parts: Iterator[Rows]) -> dict:
-    """Write the shards of a day, and return their rows and hashes, and how many numbers were clipped.
+class _Day:
+    """The shards of a day, as they are written.
 
-    Of a day that is thinned, also how many rows were dropped, and where there are bags, how many `ids` each
-    column has. With a dictionary, columns of raw values are written instead of the sparse shard.
+    With a dictionary, columns of raw values are written instead of the sparse shard.
     """
-    schema, dictionary = job.config.schema, job.config.ids == "dictionary"
-    modulus = None if dictionary else job.config.max_ind_range
-    distinct = Distinct(len(schema.categorical))
-    rows, dropped, clipped = 0, 0, np.zeros(len(schema.dense), np.int64)
-    counts = np.zeros(len(schema.categorical), np.int64)
-    sha256: dict[str, str] = {}
-    with ExitStack() as stack:
-        append = {
-            kind: stack.enter_context(new_shard(job.parsed(day, kind), kind, sha256))
+
+    def __init__(self, job: Job, day: int, stack: ExitStack):
+        """stack: is left when the day is done."""
+        self.job, self.day, self.stack = job, day, stack
+        schema, self.dictionary = job.config.schema, job.config.ids == "dictionary"
+        self.distinct = Distinct(len(schema.categorical))
+        self.rows, self.dropped, self.clipped = 0, 0, np.zeros(len(schema.dense), np.int64)
+        self.counts = np.zeros(len(schema.categorical), np.int64)
+        self.sha256: dict[str, str] = {}
+        self.append = {
+            kind: stack.enter_context(new_shard(job.parsed(day, kind), kind, self.sha256))
             for kind in shard_columns(schema)
-            if kind != "sparse" or not dictionary
+            if kind != "sparse" or not self.dictionary
         }
-        if dictionary:
+        if self.dictionary:
             columns = [job.column(day, "raw", feature) for feature in job.features()]
-            append["sparse"] = stack.enter_context(new_columns(columns))
-        for arrays in parts:
-            dropped += arrays.pop("dropped", 0)
-            clipped += np.count_nonzero(arrays.pop("clipped"), axis=0)
-            ids = arrays["sparse"] = modulo(arrays["sparse"], modulus)
-            if isinstance(ids, Bags):
-                arrays |= ids.shards(len(counts), int(counts.sum())) | ({"sparse": ids} if dictionary else {})
-                counts += ids.lengths(len(counts)).sum(axis=0)
-            for kind, array in arrays.items():
-                append[kind](array)
-            if not dictionary:
-                distinct.add(ids)
-            rows += len(arrays["labels"])
-    if not dictionary:
-        save_array(job.work / f"day_{day}_distinct.npy", distinct.to_array())
-    record = {"rows": rows, "sha256": sha256, "clipped": clipped.tolist()}
-    record |= {"dropped": dropped} if day in job.thinned else {}
-    return record | {"ids": counts.tolist()} if schema.bags else record
+            self.append["sparse"] = stack.enter_context(new_columns(columns))
+
+    def add(self, arrays: Rows) -> None:
+        """Write some rows behind the others."""
+        self.dropped += arrays.pop("dropped", 0)
+        self.clipped += np.count_nonzero(arrays.pop("clipped"), axis=0)
+        modulus = None if self.dictionary else self.job.config.max_ind_range
+        ids = arrays["sparse"] = modulo(arrays["sparse"], modulus)
+        if isinstance(ids, Bags):
+            shards = ids.shards(len(self.counts), int(self.counts.sum()))
+            arrays |= shards | ({"sparse": ids} if self.dictionary else {})
+            self.counts += ids.lengths(len(self.counts)).sum(axis=0)
+        for kind, array in arrays.items():
+            self.append[kind](array)
+        if not self.dictionary:
+            self.distinct.add(ids)
+        self.rows += len(arrays["labels"])
+
+    def close(self) -> dict:
+        """The rows and hashes of the shards, which are whole now, and how many numbers were clipped.
+
+        Of a day that is thinned, also how many rows were dropped, and where there are bags, how many `ids`
+        each column has.
+        """
+        self.stack.close()
+        if not self.dictionary:
+            save_array(self.job.work / f"day_{self.day}_distinct.npy", self.distinct.to_array())
+        record = {"rows": self.rows, "sha256": self.sha256, "clipped": self.clipped.tolist()}
+        record |= {"dropped": self.dropped} if self.day in self.job.thinned else {}
+        return record | {"ids": self.counts.tolist()} if self.job.config.schema.bags else record

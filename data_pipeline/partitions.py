@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
+from data_pipeline.stores import Stored
+
 NOTHING = "__HIVE_DEFAULT_PARTITION__"  # what Hive calls a missing value
 
 
@@ -26,22 +28,25 @@ def files_of(path: Path) -> list[Path]:
     """The files of a log: the Parquet files below a folder, but for hidden ones; else the file itself."""
     if not path.is_dir():
         return [path]
+    inside = path.objects if isinstance(path, Stored) else path.rglob("*.parquet")
     found = (
         file
-        for file in path.rglob("*.parquet")
-        if file.is_file() and not any(part[0] in "._" for part in file.relative_to(path).parts)
+        for file in inside
+        if file.suffix == ".parquet"
+        and not any(part[0] in "._" for part in file.relative_to(path).parts)
+        and file.is_file()
     )
     return sorted(found, key=by_number)
 
 
-def size_of(path: Path) -> int:
-    """The bytes of a log."""
-    return sum(file.stat().st_size for file in files_of(path))
+def size_of(path: Path) -> int | None:
+    """The bytes of a log; None where a store does not tell."""
+    return None if isinstance(path, Stored) else sum(file.stat().st_size for file in files_of(path))
 
 
 def is_partition(path: Path) -> bool:
     """Whether a path is that of a folder called `key=value`."""
-    return path.is_dir() and "=" in path.name
+    return "=" in path.name and path.is_dir()
 
 
 def key_of(partition: Path) -> str:

@@ -35,17 +35,17 @@ from data_pipeline.logs import count_rows, has_rows
 from data_pipeline.manifest import Day, Ids, Manifest, Scores, Stretch, measured_columns
 from data_pipeline.names import shown
 from data_pipeline.number_features import join_days, number_features
-from data_pipeline.parse_days import REJECTED, Source, parse_days
-from data_pipeline.partitions import files_of
+from data_pipeline.parse_days import END, REJECTED, Source, parse_days
+from data_pipeline.partitions import files_of, size_of
 from data_pipeline.ranks import Ranks
 from data_pipeline.scale_dense import measure, measured, scale_days
-from data_pipeline.schema import DataError, Schema
+from data_pipeline.schema import SPLIT_DAYS, DataError, Schema
 from data_pipeline.shard_files import load_array, save_array
 from data_pipeline.splits import BY_COLUMN, halves_of, split, split_words, training_days
+from data_pipeline.stores import located
 from data_pipeline.synthetic import FIGURES
 from data_pipeline.whole_files import naming, new_file, read_text, write_json
 
-END = np.iinfo(np.int64).max
 NUMBERED_BY = "min_count", "order", "split"  # settings that the shards of a day do not depend on
 
 
@@ -60,16 +60,19 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     config = config if known is None else as_before(config, known)
     _check(config)
     by_column = config.schema.split is not None
-    config = replace(config, split=BY_COLUMN) if by_column else config
+    if by_column or config.split is None:
+        config = replace(config, split=BY_COLUMN if by_column else "mlperf")
     _keep_freed_memory()
     ranks, meter = Ranks(), Meter(progress)
+    config = replace(config, inputs=tuple(map(located, config.inputs)))
     files = input_files(config.inputs, config.input_order)
-    if by_column:  # three days, of which each reads the whole log
-        files = [_only_log(config.inputs, files)] * 3
+    if by_column:
+        files = [_only_log(config.inputs, files)]
     files = _without_empty(files, config.schema, ranks.rank == 0)
     _synthetic(files, halves_of(config.split), known)  # raises where the last call would, hours later
-    first, cut = len(known.days) if known else 0, len(files) == 1 and known is None
-    count = first + (config.blocks if cut else len(files))
+    single = len(files) == 1 and known is None
+    first, cut = len(known.days) if known else 0, single and not by_column
+    count = len(set(SPLIT_DAYS.values())) if by_column else first + (config.blocks if cut else len(files))
     if count < 2:
         raise DataError(f"{files[0]}: a single file cannot be {count} days; give --blocks 2 or more")
     asked, _ = split(
@@ -90,7 +93,7 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
             if ranks.rank == 0:
                 settings = _settings(job, files, cut, known)
                 stack.enter_context(resuming(config.out, settings, meter.share, locked, NUMBERED_BY))
-                mine = files if cut else [files[day - first] for day in ranks.share(days)]
+                mine = files if single else [files[day - first] for day in ranks.share(days)]
                 meter.plan(mine, cut, config.ids == "dictionary")
                 if known is not None:
                     take_over(job, known)
@@ -107,7 +110,7 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
             records = [read_note(job.work / f"day_{day}.done") or {"rows": 0} for day in range(count)]
         day_rows = [record["rows"] for record in records]
         dropped = [record.get("dropped", 0) for record in records]
-        parts, note = _split(job, day_rows, dropped, origins, single=cut or by_column)
+        parts, note = _split(job, day_rows, dropped, origins, single=single)
         if measured_columns(config.schema, config.dense):
             with ranks.together():
                 if ranks.rank == 0:
@@ -145,7 +148,7 @@ def _check(config: PrepareConfig) -> None:
         column = f"column {config.schema.split} of the schema's `split` says which rows test"
         if config.append is not None:
             raise DataError(f"{config.append}: {column}, so --append cannot; prepare all rows at once")
-        if config.split != PrepareConfig.split:
+        if config.split is not None:
             raise DataError(f"--split {config.split}: {column}; leave out one of the two")
     if config.seed < 0 or (config.seed and config.keep_negatives == 1):
         raise DataError(
@@ -231,14 +234,12 @@ def _count_lines(job: Job, path: Path) -> None:
 def _sources(job: Job, files: list[Path], first: int, cut: bool) -> list[Source]:
     """Each file is a day, from `first` on, but one that is cut into days of equal length, to within a row.
 
-    Where the schema has a `split`, that of a day is the file with all rows.
+    Where the schema has a `split`, the days are of one file with all rows.
     """
     if job.config.schema.split is not None:
-        words = split_words(job.config.schema)
-        return [
-            Source(path, identity(path), day, (END,), (shown(f"{path}, {words[day]}"),))
-            for day, path in enumerate(files)
-        ]
+        (path,), words = files, split_words(job.config.schema)
+        origins = tuple(shown(f"{path}, {word}") for word in words)
+        return [Source(path, identity(path), 0, (END,) * len(words), origins)]
     if not cut:
         return [
             Source(path, identity(path), day, (END,), (shown(path),)) for day, path in enumerate(files, first)
@@ -405,7 +406,7 @@ def _synthetic(
         generator = json.loads(read_text(path))
         figures = generator.pop("files")
         own = [file for file in files if file.name in figures]
-        same = [file for file in own if figures[file.name]["bytes"] == file.stat().st_size]
+        same = [file for file in own if size_of(file) in (None, figures[file.name]["bytes"])]
         if not own:
             return None
         if same != files:

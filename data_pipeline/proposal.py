@@ -19,6 +19,7 @@ from data_pipeline.columns import NUMBER, head, no_header, quote_of, times
 from data_pipeline.formats import format_of
 from data_pipeline.guesses import FEW, NOTHING, TIME_STAMP, Look, listed, quoted, role
 from data_pipeline.schema import Bag, DataError
+from data_pipeline.stores import located
 
 # What a label is called, the surest names first: it may have these words, and others of BESIDE.
 LABELS = (
@@ -54,7 +55,7 @@ def propose(path: Path | str, rows: int) -> str:
     Raises DataError if the table cannot be read, is empty, has no header, or no column that can be the label
     or none that can be embedded.
     """
-    path = Path(path)
+    path = located(path)
     sample = head(path, rows)
     if sample.is_empty():
         raise DataError(f"{path}: empty, there is no row 1; check where the file comes from")
@@ -97,7 +98,7 @@ def propose(path: Path | str, rows: int) -> str:
         "",
         "# Values to embed: hex (up to 8 digits), integer, or string (hashed).",
         "[categorical]",
-        *(_line(look, f'{_key(name)} = "{look.kind}"') for name, look in embedded.items()),
+        *(_line(look, f"{_key(name)} = {_kind(look)}") for name, look in embedded.items()),
         *(f"# left out: {quoted(name)}, {look.words}" for name, look in looks.items() if not look.kind),
         *(
             ["", "# Of these, cells that hold any number of ids; pooling may be sum, mean or max."]
@@ -332,6 +333,11 @@ def _line(look: Look, text: str, indent: str = "") -> str:
     """A line of the proposal: as a comment if the column is left out, with what is known of it beside it."""
     words = "; ".join([*([f"left out: {look.left_out}"] if look.left_out else []), look.words, *look.doubts])
     return f"{indent}{'# ' if look.left_out else ''}{text}  # {words}"
+
+
+def _kind(look: Look) -> str:
+    """What [categorical] says of a column."""
+    return listed(look.parts) if look.parts else f'"{look.kind}"'
 
 
 def _rules(bag: Bag) -> str:

@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 
 from data_pipeline.names import shown
 
-Kind = Literal["hex", "integer", "string"]
+Kind = Literal["hex", "integer", "string", "hour", "weekday"]
+PARTS = ("hour", "weekday")  # of these, those that are parts of a time
 # What becomes of the numbers of a dense column; `dialects.TRANSFORMS` has the functions.
 Dense = Literal["log1p", "none", "zscore", "quantile"]
 MEASURED = ("zscore", "quantile")  # of these, those that the rows that train decide on
@@ -59,7 +60,9 @@ class Schema:
     kinds: how the values of each categorical column become 32 bits, with 0 for missing:
         hex      up to 8 hexadecimal digits, the number itself;
         integer  the number itself below 2^32, the hash of its decimal digits beyond and below 0; 37.0 is 37;
-        string   the hash of its UTF-8 bytes.
+        string   the hash of its UTF-8 bytes;
+        hour     of a time in UTC, from 1 on: 1 + 0 to 23;
+        weekday  likewise, 1 for Monday to 7.
         The hash is that of `columns.hash_texts`. An empty tuple means hex for all.
     missing: the texts that count as missing, besides null.
     missing_in: those texts of the columns that differ from the others, by column.
@@ -72,6 +75,7 @@ class Schema:
     split: the column of a table that says of each row whether it trains, validates or tests.
     split_at: two times, as ISO texts or numbers, if `split` is a time: rows before the first train, those
         from there to before the second validate, and all others test.
+    times: the column of times that each categorical column of kind hour or weekday is taken from.
     """
 
     name: str
@@ -89,12 +93,16 @@ class Schema:
     weight: str | None = None
     split: str | None = None
     split_at: tuple[str | float, str | float] | None = None
+    times: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "kinds", self.kinds or ("hex",) * len(self.categorical))
         for name in ("missing_in", "transforms", "bags"):  # in one order, as the fingerprint has it
             given = getattr(self, name)
             object.__setattr__(self, name, {key: given[key] for key in self.columns if key in given})
+        parts = [n for n, kind in zip(self.categorical, self.kinds, strict=False) if kind in PARTS]
+        if [*self.times] != parts:
+            raise ValueError("hours or weekdays of no column, or a column of times of something else")
         if self.bags.keys() - {*self.categorical}:
             raise ValueError("a bag that is no categorical column")
         if unknown := set(self.transforms.values()) - set(get_args(Dense)):
@@ -103,6 +111,11 @@ class Schema:
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.label, *self.dense, *self.categorical)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The columns of a table that the dense and the categorical ones are made of, each once."""
+        return tuple(dict.fromkeys(self.times.get(name, name) for name in (*self.dense, *self.categorical)))
 
     def rules(self) -> dict[str, Any]:
         """Those rules for values that are not as in a raw Criteo log."""
@@ -175,8 +188,13 @@ def load_schema(path: Path | str) -> Schema:
             check(number and math.isfinite(data[key]), key, "a number")
     kinds: Any = data.get("categorical")
     check(isinstance(kinds, dict) and len(kinds) > 0, "categorical", "a table of at least one COLUMN = KIND")
+    plain = [kind for kind in get_args(Kind) if kind not in PARTS]
+    features: dict[str, list[str]] = {}
     for column, kind in kinds.items():
-        check(kind in get_args(Kind), f"categorical.{column}", f"one of {', '.join(get_args(Kind))}")
+        good = kind in plain or (_are_texts(kind) and kind != [] and {*kind} <= {*PARTS})
+        words = f"one of {', '.join(plain)}, or a list of parts of times, {' and '.join(PARTS)}"
+        check(good, f"categorical.{column}", words)
+        features[column] = [column] if kind in plain else [f"{column}_{part}" for part in kind]
     check(isinstance(data["missing_in"], dict), "missing_in", "a table of COLUMN = [TEXT, ...]")
     for column, texts in data["missing_in"].items():
         check(_are_texts(texts), f"missing_in.{column}", "a list of texts")
@@ -190,7 +208,7 @@ def load_schema(path: Path | str) -> Schema:
     for column, rules in data["bags"].items():
         good = isinstance(rules, dict) and rules.keys() <= known
         check(good, f"bags.{column}", f"a table with no other keys than {', '.join(sorted(known))}")
-        check(column in kinds, f"bags.{column}", "of a column in categorical")
+        check(features.get(column) == [column], f"bags.{column}", "of a column in categorical, no times")
     try:
         bags = {column: Bag(**rules) for column, rules in data["bags"].items()}
     except ValueError as error:
@@ -200,8 +218,9 @@ def load_schema(path: Path | str) -> Schema:
         data["split_at"] = _times(data["split_at"])
         words = "two times, as texts like 2024-05-01 or as numbers, the earlier first"
         check(data["split_at"] is not None, "split_at", words)
-    named = [data["label"], *data["dense"], *kinds, *(data[key] for key in others)]
-    for column in named:
+    categorical = [feature for column in kinds for feature in features[column]]
+    named = [data["label"], *data["dense"], *categorical, *(data[key] for key in others)]
+    for column in (*named, *kinds):
         pattern = column == "*" or (column.startswith("^") and column.endswith("$"))  # to Polars
         check(not pattern, f"column {column}", "the name of one column; rename it in the file")
     (column, times), *_ = Counter(named).most_common(1)
@@ -210,18 +229,23 @@ def load_schema(path: Path | str) -> Schema:
         name=data["name"],
         label=data["label"],
         dense=tuple(data["dense"]),
-        categorical=tuple(kinds),
-        kinds=tuple(kinds.values()),
+        categorical=tuple(categorical),
+        kinds=tuple(part for kind in kinds.values() for part in (kind if isinstance(kind, list) else [kind])),
         missing=tuple(data["missing"]),
         quote=data["quote"],
         dense_missing=float(data["dense_missing"]),
         threshold=None if "threshold" not in data else float(data["threshold"]),
-        missing_in={column: tuple(texts) for column, texts in data["missing_in"].items()},
+        missing_in={
+            feature: tuple(texts)
+            for column, texts in data["missing_in"].items()
+            for feature in features.get(column, [column])
+        },
         transforms=data["transform"],
         bags=bags,
         weight=data.get("weight"),
         split=data.get("split"),
         split_at=data.get("split_at"),
+        times={name: column for column in kinds for name in features[column] if kinds[column] not in plain},
     )
 
 

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import shutil
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,7 +55,7 @@ def naming(path: Path) -> Iterator[None]:
 def read_text(path: Path, errors: str = "strict") -> str:
     """The text of a file in UTF-8; errors of the system name it. errors: of decoding, as `open` takes it."""
     with naming(path):
-        if stat.S_ISFIFO(path.stat().st_mode):  # would be waited for without end
+        if path.is_fifo():  # would be waited for without end
             raise OSError(errno.EINVAL, "a pipe, not a file")
         return path.read_text(encoding="utf-8", errors=errors)
 

@@ -159,6 +159,7 @@ def schema(file: Argument[Path], rows: int = 10_000) -> None:
 
     Args:
         file: A table: Parquet, Arrow, CSV with a header, or JSON lines; text also packed (.gz, .zst, ...).
+            It may lie in a store (s3://, gs://, az://, hf://).
         rows: Look at so many rows, the first ones.
     """
     from data_pipeline.proposal import propose, unfilled
@@ -446,7 +447,8 @@ def predict(
     Args:
         run: The folder of a run.
         files: Raw logs or tables, with or without their label column, one behind the other; patterns such as
-            'day_*'; - for what comes from standard input; or one prepared folder.
+            'day_*'; such in a store (s3://, gs://, az://, hf://); - for what comes from standard input; or
+            one prepared folder.
         out: The file to write: Parquet or Arrow if it is called .parquet, .arrow, .ipc or .feather, with a
             column `probability`; else text, one number a line.
         schema: A schema of the same columns, where these files have other texts for missing values, or

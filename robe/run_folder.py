@@ -31,6 +31,7 @@ from data_pipeline.frames import RowReader, number_writer
 from data_pipeline.manifest import MANIFEST, Manifest, Stretch
 from data_pipeline.npy import NpyFile
 from data_pipeline.schema import DataError, Schema
+from data_pipeline.stores import Stored, require_disk
 from data_pipeline.whole_files import copy_whole, new_file, read_text, sync, write_json
 from robe import checkpoint, estimator, export_weights, metrics, report
 from robe import convert as conversion
@@ -513,9 +514,10 @@ def predict_files(
     schema: as of `raw_batches`. skip: a bad row gets no probability (NaN, or a missing value); else it is a
     DataError.
     """
+    require_disk(out, "probabilities are written")
     trained = load(run, backend, graph)
     for file in files:
-        if out.exists() and file.exists() and out.samefile(file):
+        if not isinstance(file, Stored) and out.exists() and file.exists() and out.samefile(file):
             raise ConfigError(f"{out}: is the input; choose another --out")
         if file.is_dir() and len(files) > 1:
             raise ConfigError(f"{file}: is a folder; name logs or tables, or one prepared folder alone")

@@ -124,7 +124,7 @@ class Server:
             raise Refused(400, f"the body must be {form}: {error}") from None
         if not 1 <= len(rows) <= self.most_rows:
             raise Refused(413 if rows else 400, f"give from 1 to {self.most_rows:,} rows, not {len(rows):,}")
-        names = self.schema.dense + self.schema.categorical
+        names = self.schema.sources
         for number, row in enumerate(rows):
             if unknown := row.keys() - {*names, self.schema.label}:
                 known = ", ".join(names)

@@ -333,7 +333,7 @@ def test_outcomes_row_numbers_and_time_stamps_are_left_out(tmp_path, name, value
         if re.match(rf'\s*# ("{name}",|{re.escape(key)} = ).*left out: ', line)
     )
     used = load(tmp_path, text.replace(line, line.replace("# ", "", 1)))
-    assert name in (*used.dense, *used.categorical)
+    assert name in used.sources
     assert sum(len(chunk.line) for chunk in read_log(tmp_path / "own.csv", used)) >= N
 
 

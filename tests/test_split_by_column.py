@@ -1,6 +1,7 @@
 """Splits that a column of the table tells, from the file to the AUC of a training."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -93,6 +94,29 @@ def test_the_bytes_are_the_same_however_the_work_is_cut(log, tmp_path, monkeypat
     monkeypatch.setattr(parse_days, "read_log", partial(read_log, block_bytes=500))
     prepared(tmp_path, "shared")
     assert contents(tmp_path / "shared") == contents(tmp_path / "whole")
+
+
+def test_the_table_is_read_once(log, tmp_path, monkeypatch):
+    """And again for a day that is lacking, by which time the others are as they were."""
+    asked = []
+
+    def read(path, *arguments, **options):
+        asked.append(path.name)
+        yield from read_log(path, *arguments, **options)
+
+    monkeypatch.setattr(parse_days, "read_log", read)
+    seen = []
+    schema = load_schema(tmp_path / "log.toml")
+    config = PrepareConfig((tmp_path / "log.csv",), tmp_path / "data", schema=schema)
+    prepare(config, lambda done, total: seen.append((done, total)))
+    size = (tmp_path / "log.csv").stat().st_size
+    assert asked == ["log.csv"]
+    assert seen[-1] == (size, size)
+    for days in ("1", "0,2"):
+        assert prepare(replace(config, out=tmp_path / "shared", days=days)) is None
+    prepare(replace(config, out=tmp_path / "shared"))
+    assert asked == ["log.csv"] * 3
+    assert contents(tmp_path / "shared") == contents(tmp_path / "data")
 
 
 def test_the_split_changes_no_value_and_leaves_no_trace_where_there_is_none(log, tmp_path):
@@ -257,6 +281,10 @@ def test_other_values_are_bad_cells(bad, log, tmp_path):
         (
             {"split": "0.8,0.1,0.1"},
             "--split 0.8,0.1,0.1: column part of the schema's `split` says which rows",
+        ),
+        (
+            {"split": "mlperf"},
+            "--split mlperf: column part of the schema's `split` says which rows test; leave",
         ),
         ({"inputs": ["raw"]}, "a raw log holds integers and hex digits alone, but schema log sets .*split"),
         ({"inputs": ["none.csv"]}, "none.csv: has no column 'part'"),
