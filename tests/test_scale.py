@@ -41,7 +41,7 @@ def whole(tmp_path_factory):
 def test_what_is_there_is_not_trained_again(whole, monkeypatch):
     folder, rows = whole
     monkeypatch.setattr(scale, "train", None)
-    assert quietly(folder) == rows
+    assert lasting(quietly(folder)) == lasting(rows)
     assert not list(folder.glob("*/checkpoints"))
 
 
@@ -70,7 +70,7 @@ def test_a_killed_study_goes_on_to_the_same_numbers(whole, tmp_path):
 
 
 def test_a_study_out_of_time_goes_on_and_one_with_none_says_so(whole, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="give more --minutes"):
+    with pytest.raises(ConfigError, match="give it more minutes"):
         quietly(tmp_path, minutes=0)
     # By this clock a batch takes a second.
     clock = iter(range(10**6))
