@@ -124,13 +124,12 @@ def law_of(config: LawConfig) -> Law:
     edges, below = np.zeros((FEATURES, BINS + 1), np.uint32), np.full((FEATURES, BINS), 2**63, np.uint64)
     for f, (size, exponent) in enumerate(zip(cardinalities.tolist(), config.exponents, strict=True)):
         first, chance = bins_of(size, exponent)
-        edges[f, : len(first)], below[f, : len(first) - 1] = (
-            first,
-            np.ldexp(chance[:-1], 63).astype(np.uint64),
-        )
+        edges[f, : len(first)] = first
+        below[f, : len(first) - 1] = np.ldexp(chance[:-1], 63).astype(np.uint64)
     strengths = (np.maximum(edges[:, :-1], 1.0) ** -config.decay / CENTRE).astype(np.float32)
     uniform = np.broadcast_to((np.arange(LEVELS)[:, None] + 0.5) / LEVELS, (LEVELS, DENSE))
     missing = DENSE_MISSING / 100
+    # Of the levels, the first are missing values, and the others quantiles of those that are there.
     there = np.maximum(uniform - missing, 0.5 / LEVELS) / (1 - missing)
     levels = np.where(uniform < missing, 0, np.log1p(np.maximum(counts_of(there), 0))).T.astype(np.float32)
     with np.errstate(over="ignore"):
