@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from functools import cache
 from unittest import mock
 
@@ -11,6 +12,7 @@ import pytest
 from analysis import claim, planted, scale
 from analysis.planted import HELD_OUT
 from analysis.scale import HASHING, TABLE, TEN_THOUSAND, THOUSAND
+from data_pipeline import synthetic
 from robe.config import ConfigError
 
 TINY = dataclasses.replace(scale.QUICK, rows=20 * 64, held_out=2000, batch=64, ways=(TABLE, THOUSAND))
@@ -97,6 +99,22 @@ def test_seeds_train_on_other_rows_and_none_is_judged_on(tmp_path, monkeypatch):
     assert {(each[half].first, each[half].count) for each in given for half in ("validation", "test")} == {
         (HELD_OUT, TINY.held_out)
     }
+
+
+def test_the_law_is_fitted_to_a_log_that_is_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "SAMPLE_CHUNKS", 2)
+    synthetic.write(synthetic.SyntheticConfig(tmp_path / "log", rows=3000, days=1, base_rate=0.4))
+    log, lines, seen = tmp_path / "log" / "day_0", [], mock.Mock(side_effect=ConfigError("that is all"))
+    monkeypatch.setattr(scale, "law_of", seen)
+    with pytest.raises(ConfigError, match="that is all"):
+        scale.measure(study=TINY, fit=log, cache=tmp_path, say=lines.append)
+    ((config,), _) = seen.call_args
+    assert config.base_rate == pytest.approx(0.4, abs=0.05)
+    assert (config.scale, len(config.exponents)) == (TINY.scale, 26)
+    assert config.exponents != scale.EXPONENTS
+    assert re.fullmatch(
+        rf"{log}: 3,000 rows, base rate 0\.\d+, decay [\d.]+ \(0 to .*\), exponents .*", lines[0]
+    )
 
 
 def test_a_table_that_does_not_fit_is_left_out_and_said_so(tmp_path, monkeypatch):
