@@ -3,7 +3,7 @@
     python -m benchmarks.readme
 
 What stands between `<!-- begin NAME -->` and `<!-- end NAME -->` is what the function of that name returns;
-PAGES says which page has it. Also draws docs/methods.png and docs/equal_bytes.png, and writes
+PAGES says which page has it. Also draws docs/methods.png, docs/equal_bytes.png and docs/scale.png, and writes
 robe/rates.json, which `run.py plan` estimates with.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from analysis import equal_bytes as study
+from analysis import scale as scale_study
 from analysis.recipes import table as recipes_table
 from analysis.tradeoff import tables as tradeoff_tables
 from analysis.tried import table as tried_table
@@ -238,6 +239,11 @@ def whole_equal_bytes() -> str:
     return study.table(json.loads(path.read_text())) if path.exists() else ""
 
 
+def scale() -> str:
+    """CriteoTB's size with planted truth: results/scale.json is the analysis/out/scale.json of a study."""
+    return scale_study.table(json.loads((RESULTS / "scale.json").read_text()))
+
+
 def tried() -> str:
     """Ways to make more of an array: results/tried.json is the analysis/out/tried.json of a full study.
     Nothing without it."""
@@ -283,7 +289,7 @@ PAGES = {
     ROOT / "docs" / "daily.md": (daily,),
     ROOT / "docs" / "pytorch.md": (modules,),
     ROOT / "docs" / "serving.md": (server,),
-    ROOT / "docs" / "results.md": (whole_equal_bytes, recipes, tried, tradeoff, methods, quality),
+    ROOT / "docs" / "results.md": (whole_equal_bytes, recipes, tried, tradeoff, scale, methods, quality),
 }
 
 
@@ -302,6 +308,6 @@ if __name__ == "__main__":
     for page in PAGES:
         page.write_text(fill(page))
     RATES.write_text(json.dumps(measured(RESULTS), indent=1) + "\n")
-    for name, draw in (("methods", plot), ("equal_bytes", study.draw)):
+    for name, draw in (("methods", plot), ("equal_bytes", study.draw), ("scale", scale_study.draw)):
         if (path := RESULTS / f"{name}.json").exists():
             draw(json.loads(path.read_text())).savefig(ROOT / "docs" / f"{name}.png", dpi=100)

@@ -138,13 +138,13 @@ class Law:
         self.centre = np.mean([self._parameters(ranks).mean(axis=0) for *_, ranks in sample], axis=0)
         parts = np.concatenate([self._parts(dense, ranks) for _, dense, ranks in sample])
         self.part_weights = np.array([config.dense, config.effects, config.pairs]) / parts.std(axis=0)
-        self.bias = _bias(parts @ self.part_weights, config.base_rate)
+        self.bias = bias_of(parts @ self.part_weights, config.base_rate)
 
     def draw(self, rows: int, *key: int) -> Chunk:
         """The rows that belong to a key, any tuple of integers from 0 on: the same key, the same rows."""
         uniform, dense, ranks = self._columns(self._stream(2, *key), rows)
         logit = self._parts(dense, ranks) @ self.part_weights + self.bias
-        return Chunk(uniform < _sigmoid(logit), dense, ranks, logit)
+        return Chunk(uniform < sigmoid(logit), dense, ranks, logit)
 
     def values(self, ranks: np.ndarray) -> np.ndarray:
         """The hash values (..., 26) uint32 of ranks (..., 26): distinct in each feature, and never 0.
@@ -164,9 +164,7 @@ class Law:
         uniform = ((words >> np.uint64(24)) + 0.5) / 2.0**40
         percent = (words & np.uint64(0xFFFFFF)) * (100 / 2**24)
         missing = percent < np.concatenate([[0], DENSE_MISSING, IDS_MISSING])
-        # The log of the odds of a uniform number is logistic, so the count's log is, too.
-        odds = uniform[:, 1:14] / (1 - uniform[:, 1:14])
-        dense = np.minimum(np.floor(np.exp(LOG_MEDIAN) * odds**LOG_SPREAD) + LOWEST, LARGEST)
+        dense = counts_of(uniform[:, 1:14])
         dense[missing[:, 1:14]] = np.nan
         ranks = zipf_ranks(uniform[:, 14:], self.cardinalities, self.zipf)
         ranks[missing[:, 14:]] = 0
@@ -312,6 +310,13 @@ def to_text(chunk: Chunk, values: np.ndarray) -> bytes:
     return cells.tobytes().translate(None, b"\0")
 
 
+def counts_of(uniform: np.ndarray) -> np.ndarray:
+    """The counts (rows, 13) float64 that uniform numbers (rows, 13) stand for, none of them missing."""
+    # The log of the odds of a uniform number is logistic, so the count's log is, too.
+    odds = uniform / (1 - uniform)
+    return np.minimum(np.floor(np.exp(LOG_MEDIAN) * odds**LOG_SPREAD) + LOWEST, LARGEST)
+
+
 def zipf_ranks(uniform: np.ndarray, cardinalities: np.ndarray, exponent: float) -> np.ndarray:
     """Ranks 1 ... cardinality, P(rank) ~ rank^-exponent, as uint32, from uniform numbers (rows, features).
 
@@ -372,16 +377,16 @@ def _mix(z: np.ndarray) -> np.ndarray:
     return z ^ z >> np.uint64(31)
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-def _bias(logit: np.ndarray, base_rate: float) -> float:
+def bias_of(logit: np.ndarray, base_rate: float) -> float:
     """What to add to the logits so that the mean of their probabilities is the base rate; by bisection."""
     low, high = -50.0, 50.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if _sigmoid(logit + middle).mean() < base_rate else (low, middle)
+        low, high = (middle, high) if sigmoid(logit + middle).mean() < base_rate else (low, middle)
     return middle
 
 
