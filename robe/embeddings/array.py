@@ -5,7 +5,7 @@ The ROBE array and tables differ only in the map, in the initial weights and in 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from robe.embeddings.declared import Array, Declared
 from robe.kernels.parts.codes import Form, code_bytes
 from robe.kernels.parts.groups import expanded, form_of, group_length, quantised, store_groups
 from robe.kernels.parts.half import rounding_key
-from robe.kernels.parts.hashing import FAMILIES, SlotMap
+from robe.kernels.parts.hashing import FAMILIES, SlotMap, slot_map
 from robe.optim import RULES, corrections, touched_step
 
 LARGEST_HALF = 65504
@@ -99,6 +99,8 @@ class ArrayEmbedding(Declared):
     # the optimizer keeps one for each; else (0,)
     accumulator: Any = field(init=False)
     gradient: Any = field(init=False)  # (M,) scratch, all 0 between steps, where sums come first; else (0,)
+
+    counts_look_ups: ClassVar[bool] = False
 
     def __post_init__(self):
         self.make_arrays()
@@ -242,6 +244,17 @@ class ArrayEmbedding(Declared):
         """Have a `gradient` for `step` where `update` does without."""
         if self.adds:
             self.gradient = self.backend.xp.zeros_like(self.memory)
+
+    def add_up(self, ids, d_vectors, features=None) -> None:
+        """Add gradients to the sums in `gradient`; arguments as of `update`."""
+        slots = self.slots(ids, features)
+        self.backend.kernels.scatter_add(self._in_chunks(d_vectors), *slots, 1, self.gradient)
+
+    def everywhere(self) -> tuple:
+        """Slots that are each weight once, as `slots` gives those of ids."""
+        xp, count = self.backend.xp, self.weights
+        whole = slot_map("table", count, 1, count, signed=False)
+        return xp.zeros((1, 1), "uint32"), xp.zeros(1, "uint64"), whole
 
     def step(self, slots: tuple, rate: float) -> None:
         """The optimizer's part of `update`: by the sums of a batch in `gradient`, which are 0 afterwards."""
