@@ -27,6 +27,9 @@ from robe.kernels.parts.distinct import number_distinct, places_for
 from robe.kernels.parts.hashing import LOW32, S32, slot_map
 from robe.timeline import Phase, no_phase
 
+# Look-ups that stand side by side in a row of ids, so that a kernel fetches the memory of all ahead.
+ABREAST = 16
+
 
 class Exchange:
     """The steps of an embedding by the gradients of all ranks; `ways` counts how these travelled."""
@@ -36,6 +39,8 @@ class Exchange:
         self.ways: Counter[str] = Counter()
         self.features = np.arange(embedding.features)
         self.sums: Any = np.empty(0, np.float32)  # (N * D,) of the rows of this rank
+        plain = isinstance(embedding, ArrayEmbedding) and embedding.row_of is None and embedding.chunks == 1
+        self.abreast = ABREAST if plain else 1
         self.array: ArrayEmbedding | None = None
         if isinstance(embedding, ArrayEmbedding) and embedding.summable and not embedding.rule.grouped:
             self.array = embedding
@@ -48,7 +53,9 @@ class Exchange:
         of = self.features if features is None else features[:, None]
         rows, numbers = distinct((of.astype(np.uint64) << S32) + ids)
         width = self.embedding.width
-        size = sum(self.ranks.numbers(len(rows))) * (rows.itemsize + width * d_vectors.itemsize)
+        with phase("exchange, counts"):  # where a rank waits for those behind it
+            count = sum(self.ranks.numbers(len(rows)))
+        size = count * (rows.itemsize + width * d_vectors.itemsize)
         if self.array and 2 * self.array.weights * self.array.gradient.itemsize < size:
             self._step_by_array(self.array, ids, d_vectors, rate, features, phase)
         else:
@@ -61,7 +68,9 @@ class Exchange:
 
     def _step_by_rows(self, rows, numbers, d_vectors, rate: float, phase: Phase) -> None:
         """rows (N,) uint64: feature and id of each; numbers (B, F): which of them a look-up is."""
-        width = self.embedding.width
+        width, abreast = self.embedding.width, self.abreast
+        # The last row fills up, with sums of 0, which change nothing.
+        rows = np.append(rows, rows[-1:].repeat(-len(rows) % abreast))
         if self.sums.size < rows.size * width:
             self.sums = self.backend.empty(rows.size * width, d_vectors.dtype)
         sums = self.sums[: rows.size * width]
@@ -70,9 +79,11 @@ class Exchange:
         base = np.zeros(numbers.shape[1], np.uint64)
         self.backend.kernels.scatter_add(d_vectors, numbers, base, table, 1, sums)
         with self._travelling("rows", phase):
-            rows, sums = self.ranks.joined(rows, sums.reshape(-1, 1, width))
+            rows, sums = self.ranks.joined(rows, sums.reshape(-1, width))
+        rows = rows.reshape(-1, abreast)
         ids, features = (rows & LOW32).astype(np.uint32), (rows >> S32).astype(np.int64)
-        self.embedding.update(ids[:, None], sums, rate, features)
+        features = features if abreast > 1 else features[:, 0]
+        self.embedding.update(ids, sums.reshape(*ids.shape, width), rate, features)
 
     def _step_by_array(self, array: ArrayEmbedding, ids, d_vectors, rate, features, phase: Phase) -> None:
         if not array.gradient.size:

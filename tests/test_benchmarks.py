@@ -462,8 +462,8 @@ def test_an_estimate_of_several_processes(monkeypatch, tmp_path):
     bottom = 13 * 512 + 512 + 512 * 256 + 256 + 256 * 128 + 128
     interacted = 128 + 27 * 26 // 2
     top = interacted * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 512 + 512 + 512 * 256 + 256 + 256 + 1
-    # An array of 10 MB, added up, is 20 MB; all rows are 28 MB. Of 100 MB it is not taken.
-    arrays = {1e6: (10**6 * 4, "array", 2), 1e8: (look_ups * (8 + 4 * 128), "rows", 1)}
+    # An array of 4 MB, sent twice, is 8 MB; all rows are 28 MB, and fewer than one of 20 MB, sent twice.
+    arrays = {1e6: (10**6 * 4, "array", 2), 5e6: (look_ups * (8 + 4 * 128), "rows", 1)}
     for weights, (vectors, way, times) in arrays.items():
         embedding = EmbeddingConfig(weights=int(weights))
         config = resolve(TrainConfig(ModelConfig("mlperf"), embedding=embedding))

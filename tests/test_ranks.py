@@ -37,7 +37,7 @@ DATA = DataSpec(3, CARDINALITIES, "dictionary", "", "test")
 BAGS = dataclasses.replace(DATA, pooling=("sum", "max", "mean", "sum"))
 # Ways to store weights and to step them, with what else depends on the number of a row.
 CASES = {
-    "robe": ({"block": 4}, {"optimizer": "sgd"}, {}),
+    "robe": ({"block": 4, "weights": 200}, {"optimizer": "sgd"}, {}),  # an array of 800 B: rows are 1,000 B
     "robe in halves": ({"block": 4, "memory": "fp16"}, {"optimizer": "adagrad"}, {}),
     "robe in codes": ({"block": 4, "memory": "int8"}, {"optimizer": "adagrad"}, {}),
     "codes alone": ({"block": 4, "memory": "int4", "master": "none"}, {"optimizer": "sgd"}, {}),

@@ -173,10 +173,14 @@ class ArrayEmbedding(Declared):
     def slots(self, ids, features=None) -> tuple:
         """Where the weights of `ids` (B, F) lie, for a kernel: (rows (B, F * chunks), base, slot_map).
 
-        Of ids (N, 1) of features (N,) these are their tokens, and base is 0.
+        Of ids (N, 1) of features (N,) these are their tokens, and base is 0; so they are of ids (N, G) of
+        features (N, G), which an array takes where ids are its rows.
         """
         if features is None:
             return ids if self.row_of is None else self.row_of(ids, slice(None)), self.base, self.slot_map
+        if features.ndim == 2:
+            tokens = (self.base[features] + ids).astype(self.token, copy=False)
+            return tokens, self.backend.xp.zeros(ids.shape[1], "uint64"), self.slot_map
         rows = ids if self.row_of is None else self.row_of(ids, features[:, None])
         tokens = self.base.reshape(-1, self.chunks)[features] + rows
         return tokens.astype(self.token, copy=False), self.origin, self.slot_map
