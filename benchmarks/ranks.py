@@ -107,6 +107,7 @@ def run(case: Case, batch: int = BATCH, table_bytes: float = np.inf, count: int 
     work = Workload(case.preset, table_bytes)
     sizes = {"preset": case.preset, "batch": batch, "count": case.steps}
     sizes |= {"table_bytes": work.full_bytes, "megabytes": work.full_bytes / COMPRESSION / 1e6}
+    sizes["block"] = min(BLOCK, work.width)
     told: dict[str, list[dict]] = defaultdict(list)
 
     with ExitStack() as stack:
@@ -134,7 +135,7 @@ def run(case: Case, batch: int = BATCH, table_bytes: float = np.inf, count: int 
             "apart": turn("apart", [alone, other]),
         }
         if torch_here():
-            further = {"peer_bytes": min(TABLES, table_bytes), "block": min(BLOCK, work.width)}
+            further = {"peer_bytes": min(TABLES, table_bytes)}
             for ranks in 1, RANKS:
                 further |= {"port": free_port(), "ranks": ranks}
                 # They wait for each other as they begin.
@@ -156,11 +157,8 @@ def run(case: Case, batch: int = BATCH, table_bytes: float = np.inf, count: int 
 def planned(work: Workload, found: dict, alone: float) -> float:
     """How many times as fast as one process two should be by the arithmetic of `robe plan --processes`, with
     the bytes and the link that were measured, and one of the cores of which its rates tell."""
-    settings = config(
-        work.preset,
-        EmbeddingConfig(megabytes=found["megabytes"], block=min(BLOCK, work.width)),
-        found["batch"],
-    )
+    embedding = EmbeddingConfig(megabytes=found["megabytes"], block=found["block"])
+    settings = config(work.preset, embedding, found["batch"])
     rates = json.loads(RATES.read_text())
     most = exchanged(settings, work.data())
     own = shared_compute(settings, work.data(), alone, rates["update"] / rates["cores"], most, RANKS)

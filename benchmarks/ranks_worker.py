@@ -29,8 +29,6 @@ from robe.model import build
 from robe.ranks import ALONE, Alone, Mpi
 from robe.timeline import Phase, Timeline
 
-BLOCK = 32
-
 
 class Late(Mpi):
     """Ranks that add dense gradients up when the backward pass is done."""
@@ -56,11 +54,11 @@ def link_rate(ranks: Alone) -> float:
 
 
 def steps(
-    ranks: Alone, preset: str, table_bytes: float, batch: int, megabytes: float, count: int
+    ranks: Alone, preset: str, table_bytes: float, batch: int, megabytes: float, block: int, count: int
 ) -> Callable[[], dict]:
     """A call that makes a step unmeasured and then `count`, by this rank's part of each batch."""
     work, backend = Workload(preset, table_bytes), among(select("cpu"), ranks)
-    embedding = EmbeddingConfig(megabytes=megabytes, block=min(BLOCK, work.width))
+    embedding = EmbeddingConfig(megabytes=megabytes, block=block)
     model = build(config(preset, embedding, batch), work.data(), backend)
     part, turns, link = ranks.part(batch), 0, link_rate(ranks)
     batches = [[array[part] for array in drawn] for drawn in work.draw(batch)]
