@@ -15,6 +15,7 @@ def measured(results: Path) -> dict:
     step = cpu["step"]
     return {
         "cores": step["machine"]["cores"],
+        "update": update_rate(cpu["embedding"]["rows"]),
         "prepare": {
             form: {key: of["readers"]["ours"][key] for key in ("rows_per_second", "peak_mib")}
             for form, of in prepare.items()
@@ -29,6 +30,14 @@ def measured(results: Path) -> dict:
         },
         "steps": list(training_steps(step["rows"])),
     }
+
+
+def update_rate(rows: list[dict]) -> float:
+    """Bytes a second of the gradients by which an array of 100 MB is stepped, in blocks of 32."""
+    for row in rows:
+        if (row.get("group"), row.get("name")) == ("embedding, uniform", "ROBE 100 MB Z=32 update"):
+            return row["rows"] * 26 * 128 * 4 / row["median"]
+    raise ValueError("no update of ROBE was measured")
 
 
 def training_steps(rows: list[dict]):

@@ -23,6 +23,7 @@ from benchmarks.methods import plot
 from benchmarks.methods import table as methods_table
 from benchmarks.modules import table as modules_table
 from benchmarks.quality import table as quality_table
+from benchmarks.ranks import table as ranks_table
 from benchmarks.rates import measured
 from benchmarks.server import table as server_table
 from robe.estimate import RATES
@@ -278,6 +279,12 @@ def daily() -> str:
     return daily_table(json.loads((RESULTS / "daily.json").read_text()))
 
 
+def ranks() -> str:
+    """Two processes that train one model: results/ranks.json is of its benchmark. Nothing without it."""
+    path = RESULTS / "ranks.json"
+    return ranks_table(json.loads(path.read_text())) if path.exists() else ""
+
+
 def server() -> str:
     """A server under load: results/server.json is what its benchmark wrote."""
     return server_table(json.loads((RESULTS / "server.json").read_text()))
@@ -288,6 +295,7 @@ PAGES = {
     ROOT / "docs" / "speed.md": (speed, whole_gpu, prepare, loader, whole_speed),
     ROOT / "docs" / "daily.md": (daily,),
     ROOT / "docs" / "pytorch.md": (modules,),
+    ROOT / "docs" / "cluster.md": (ranks,),
     ROOT / "docs" / "serving.md": (server,),
     ROOT / "docs" / "results.md": (whole_equal_bytes, recipes, tried, tradeoff, scale, methods, quality),
 }

@@ -6,6 +6,7 @@ share_cores()  # before anything that loads NumPy
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import sys
@@ -598,6 +599,8 @@ def plan(
     config: Flat[TrainConfig],
     data: Path | None = None,
     public: Literal["criteo-kaggle", "criteo-tb"] = "criteo-tb",
+    processes: int | None = None,
+    link: float = 1.0,
 ) -> None:
     """Print how many bytes a training needs, item by item, without allocating them (with --backend cuda on a
     GPU, though there need be none); and for Criteo Terabyte estimate the time, from measured rates.
@@ -605,7 +608,13 @@ def plan(
     Args:
         data: Take the sizes of this folder made by `prepare`.
         public: Without --data, take the published sizes of this data set.
+        processes: Estimate too what a step takes where up to so many share it (mpiexec).
+        link: GB/s that each of these processes receives.
     """
+    if processes is not None and processes < 2:
+        raise ConfigError(f"--processes must be at least 2, not {processes}")
+    if not 0 < link < math.inf:
+        raise ConfigError(f"--link must be positive, not {link}")
     from robe import report
     from robe.backend import chosen_by
     from robe.plan import plan
@@ -621,6 +630,10 @@ def plan(
         spec = DataSpec(13, cardinalities, dialect, "", f"published cardinalities of {public}")
     found = plan(config, spec, rows)
     print(report.plan_text(found, config, spec))
+    if processes is not None:
+        from robe.estimate import shared
+
+        print(shared(config, spec, processes, 1e9 * link))
     if data is None and public == "criteo-tb":
         from robe.estimate import DataSet, estimate
 

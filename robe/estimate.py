@@ -6,10 +6,15 @@ needed of them to rates.json.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import NamedTuple
 
-from robe.config import ModelConfig, TrainConfig, resolve
+from robe.config import CODE_BITS, DataSpec, ModelConfig, TrainConfig, resolve, used_data
+from robe.embeddings import Weights, declared
+from robe.embeddings.sketched import SketchedWeights
+from robe.model import parameter_shapes
+from robe.optim import RULES
 
 RATES = Path(__file__).with_name("rates.json")
 CORES = 16
@@ -108,3 +113,72 @@ def step_time(config: TrainConfig, steps: list[dict]) -> tuple[str, float] | Non
         if (step["preset"], step["batch"]) == (preset, config.batch) and step["embedding"].startswith(method):
             return f"{preset}, {step['embedding']}", step["seconds"]
     return None
+
+
+class Exchanged(NamedTuple):
+    """Bytes of a step that several processes take together (exchange.py), where no two look-ups are of the
+    same row: of the dense gradients, of all gradients of vectors as they travel, and the way these do."""
+
+    dense: int
+    vectors: int
+    way: str
+
+    def received(self, processes: int) -> float:
+        """Bytes that each receives: of what is added up its share from each other, and then the sums."""
+        vectors = self.vectors * (2 if self.way == "array" else 1)
+        return (2 * self.dense + vectors) * (processes - 1) / processes
+
+
+def exchanged(config: TrainConfig, data: DataSpec) -> Exchanged:
+    dense = 4 * sum(map(math.prod, parameter_shapes(config, data).values()))
+    weights, rule = declared(config, data), RULES[config.optimizer.optimizer]
+    look_ups = config.batch * len(used_data(config, data).cardinalities)
+    vectors = 4 * look_ups * config.model.width
+    if any(isinstance(held, SketchedWeights) or not isinstance(held, Weights) for held in weights.values()):
+        return Exchanged(dense, vectors + 4 * look_ups, "look-ups")
+    rows = vectors + 8 * look_ups
+    array, open_to_it = weights.get(""), not rule.grouped and config.embedding.memory not in CODE_BITS
+    if isinstance(array, Weights) and open_to_it and 2 * 4 * array.count < rows:
+        return Exchanged(dense, 4 * array.count, "array")
+    return Exchanged(dense, rows, "rows")
+
+
+def shared(config: TrainConfig, data: DataSpec, processes: int, link: float) -> str:
+    """What a step is expected to take where up to so many processes share it, as a table.
+
+    config: resolved; link: bytes a second that each process receives.
+    """
+    rates, moved = json.loads(RATES.read_text()), exchanged(config, data)
+    table: list[tuple[str, ...]] = [("processes", "rows each", "compute", "exchange", "times as fast")]
+    step = step_time(config, rates["steps"])
+    for count in sorted({2**i for i in range(1, processes.bit_length())} | {processes}):
+        seconds = moved.received(count) / link
+        compute, faster = "?", "?"
+        if step:
+            _, alone = step
+            own = shared_compute(config, data, alone, rates["update"], moved, count)
+            compute, faster = f"{1e3 * own:,.1f} ms", f"{alone / (own + seconds):,.2f}"
+        table.append(
+            (f"{count:,}", f"{config.batch / count:,.1f}", compute, f"{1e3 * seconds:,.1f} ms", faster)
+        )
+    how = f"{step[0]}, {step[1]:.4f} s" if step else "no step of these sizes was"
+    return "\n".join(
+        [
+            f"a step of {config.batch:,} rows on several processes, an estimate (docs/cluster.md):",
+            *("  " + "".join(f"{cell:>15}" for cell in row) for row in table),
+            f"  Each of {processes:,} receives {moved.received(processes):,.0f} B at most: dense gradients, "
+            f"{moved.dense:,} B,",
+            f"  and those of vectors, {moved.vectors:,} B as {moved.way}; at {link / 1e9:g} GB/s, without "
+            "latencies.",
+            f"  Each computes as the {rates['cores']} cores that were measured ({how}).",
+        ]
+    )
+
+
+def shared_compute(
+    config: TrainConfig, data: DataSpec, alone: float, rate: float, moved: Exchanged, processes: int
+) -> float:
+    """Seconds that each process computes in a step that takes one process `alone` seconds: its share, but of
+    the embedding's step all, whose bytes of gradients are stepped at this rate."""
+    own = 4 * config.batch * len(used_data(config, data).cardinalities) * config.model.width / rate
+    return (alone - own) / processes + moved.vectors / rate

@@ -5,6 +5,7 @@ interaction is another such layer.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from math import gcd
 from typing import Any, ClassVar
 
@@ -12,8 +13,10 @@ from robe.backend import Backend
 from robe.bags import modes, rows_of
 from robe.config import ModelConfig
 from robe.embeddings import ArrayEmbedding, Embedding
+from robe.exchange import Exchange
 from robe.kernels.interaction import out_width
 from robe.kernels.interaction_scatter import fits
+from robe.timeline import Phase, no_phase
 
 # Of an H100 or H200: bytes of the second-level cache, and of what it reads at a time.
 CACHE, SECTOR = 50e6, 32
@@ -96,6 +99,7 @@ class Interaction:
     ):
         self.embedding, self.kernels, self.short = embedding, backend.kernels, backend.short
         self.backend, self.pooling = backend, pooling
+        self.exchange = Exchange(embedding, backend) if backend.ranks.size > 1 else None
         fused = None if pooling else self.fuses.get(embedding.looks_up_by)
         self.fused = getattr(self.kernels, fused) if fused else None
         self.scatters = backend.fuses_scatter and not pooling
@@ -150,20 +154,20 @@ class Interaction:
         self.kernels.pool(rows, offsets, self._weights(weights), self.modes, vectors[:, 1:])
         return vectors
 
-    def update(self, ids, d_vectors, rate: float) -> None:
+    def update(self, ids, d_vectors, rate: float, phase: Phase = no_phase) -> None:
         """One step of the embedding, from the gradient (B, 1 + F, D) of what `look_up` gave last; by those of
         all ranks."""
-        joined = self.backend.ranks.joined
+        step = self.embedding.update
+        if self.exchange and self.embedding.features:
+            step = partial(self.exchange.step, phase=phase)
         if not self.pooling:
-            ids, d_vectors = joined(ids, d_vectors)
-            self.embedding.update(ids, d_vectors[:, 1:], rate)
+            step(ids, d_vectors[:, 1:], rate)
             return
         values, offsets, weights = ids
         rows, d_rows = self.looked_up[:, : len(values)]
         bags = offsets, self._weights(weights), self.modes
         self.kernels.pool_backward(d_vectors[:, 1:], rows, *bags, d_rows)
-        values, d_rows, owners = joined(values, d_rows, self.owners)
-        self.embedding.update(values[:, None], d_rows[:, None], rate, owners)
+        step(values[:, None], d_rows[:, None], rate, self.owners)
 
     def _weights(self, weights) -> Any:
         return self.backend.xp.empty(0, "float32") if weights is None else weights
@@ -187,7 +191,7 @@ class Interaction:
         self.kernels.interaction(vectors, out[:, self.columns])
         return self._settled(out)
 
-    def backward(self, d_out, ids, rate: float) -> Any:
+    def backward(self, d_out, ids, rate: float, phase: Phase = no_phase) -> Any:
         """d_out (B, D + pairs) -> the gradient (B, D) of vector 0; the embedding takes its optimizer step.
 
         Where the step is an addition, it can be made without ever writing the gradients of the vectors. Where
@@ -208,7 +212,7 @@ class Interaction:
             embedding.steps += 1
         else:
             self.kernels.interaction_backward(d_out, vectors, d_vectors)
-            self.update(ids, d_vectors, rate)
+            self.update(ids, d_vectors, rate, phase)
         return d_first
 
     def _settled(self, out) -> Any:

@@ -144,6 +144,7 @@ class DLRM:
         self.dense_gradient = xp.zeros_like(self.dense_parameters)
         pieces = _pieces(shapes, stored)
         self.optimizer = DenseOptimizer(config.optimizer, self.dense_parameters, pieces, backend)
+        self.d_parts = _parts(self.dense_gradient, stored)
         matrices, d_matrices = (_views(flat, stored) for flat in (self.dense_parameters, self.dense_gradient))
         self.parameters, self.gradients = (
             {name: array[: shapes[name][0]] for name, array in arrays.items()}
@@ -175,6 +176,7 @@ class DLRM:
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
         self.graphs = Graphs(backend)
+        self.shared, self.moved = 0, 0.0  # steps, and the bytes that ranks received in them
         shapes = averaged_shapes(config, data)
         self.averages = {name: xp.zeros(shape, "float32") for name, shape in shapes.items()}
 
@@ -222,9 +224,9 @@ class DLRM:
         learned instead of the label, a probability from 0 to 1; it is overwritten. The losses are those of
         the label all the same. weight (B,): what the loss of each row, and so its gradient, is multiplied
         by; the mean is still over the number of rows. whole: how many rows the batch has of which these are a
-        part, if they are one; the mean is over these.
+        part, if they are one; the mean is over these, and the gradients are those of all once ranks `finish`.
         """
-        rows = len(logits)
+        rows, begin = len(logits), self.backend.ranks.begin
         losses, d_logits = self.losses[:rows], self.d_logits[:rows]
         with phase("backward, top"):
             pulls = label if target is None else target
@@ -241,18 +243,31 @@ class DLRM:
             if whole not in (None, rows):
                 d_logits *= rows / whole
             d_interacted = self.top.backward(d_logits[:, None], want_input=True)
+            begin(self.d_parts["top"])
         with phase("backward, embedding"):
             own_rate = rate if self.rate_share is None else rate * self.rate_share
-            d_first = self.interaction.backward(d_interacted, ids, own_rate)
+            d_first = self.interaction.backward(d_interacted, ids, own_rate, phase)
+            begin(self.d_parts["interaction"])
         with phase("backward, bottom"):
             self.bottom.backward(d_first, want_input=False)
+            begin(self.d_parts["bottom"])
         return losses
 
-    def step(self, label, dense, ids, rate: float, phase: Phase = no_phase, target=None, weight=None):
+    def step(
+        self,
+        label,
+        dense,
+        ids,
+        rate: float,
+        phase: Phase = no_phase,
+        target=None,
+        weight=None,
+        whole: int | None = None,
+    ):
         """One training step on a batch; returns the losses (B,) before it, valid until the next.
 
-        target, weight: as of `backward`. Of several ranks each gives its part of the batch, all at the same
-        time. Raises ArrayError as `predict` does.
+        target, weight: as of `backward`. Of several ranks each gives its part (`Alone.part`) of a batch of
+        `whole` rows, all at the same time. Raises ArrayError as `predict` does.
         """
         pairs = ("target", target), ("weight", weight)
         more = {name: array for name, array in pairs if array is not None}
@@ -263,7 +278,8 @@ class DLRM:
         key = () if self.dropout_seed is None else (rounding_key(self.dropout_seed, DROPPED + steps),)
         # A graph has no phases, and bags of each batch have other shapes.
         if self.backend.graph is None or phase is not no_phase or self.pooling:
-            return self._step(label, dense, ids, **more, numbers=(rate, corrected, *key), phase=phase)
+            numbers = rate, corrected, *key
+            return self._step(label, dense, ids, **more, numbers=numbers, phase=phase, whole=whole)
         own = rate, *corrected, *key
         held = self.graphs.held((*own, *embedding.changing()))
         behind = 1 + len(corrected)
@@ -279,18 +295,30 @@ class DLRM:
         finally:
             embedding.held, embedding.steps = (), steps + 1  # whether Python ran the step or a graph
 
-    def _step(self, label, dense, ids, target=None, weight=None, *, numbers, phase: Phase = no_phase):
+    def _step(
+        self, label, dense, ids, target=None, weight=None, *, numbers, phase: Phase = no_phase, whole=None
+    ):
         """numbers: the rate, `corrections` of the optimizer, and the key of dropout if there is any."""
         rate, corrected, *keys = numbers
-        before, whole = self.backend.ranks.place(len(label))
+        ranks, moved = self.backend.ranks, self.backend.ranks.moved
+        before = ranks.part(whole or len(label)).start
         self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):
             logits = self.forward(dense, ids, keys[0] if keys else None, before)
         losses = self.backward(logits, label, ids, rate, phase, target, weight, whole)
         with phase("update"):
-            self.backend.ranks.add(self.dense_gradient)
+            ranks.finish(phase)
             self.optimizer.update(self.dense_gradient, rate, corrected)
+        self.shared, self.moved = self.shared + 1, self.moved + ranks.moved - moved
         return losses
+
+    def exchanged(self) -> dict[str, Any]:
+        """What the processes of a training, if there are several, exchanged in all steps so far: in how many
+        the gradients of vectors travelled which way, and the bytes of a step that each received."""
+        if self.interaction.exchange is None:
+            return {}
+        ways, size = dict(self.interaction.exchange.ways), self.backend.ranks.size
+        return {"processes": {"count": size, "ways": ways, "bytes": round(self.moved / max(1, self.shared))}}
 
     def _require_fit(self, dense, ids, **others) -> None:
         """Raise ArrayError for arrays whose end the kernels would read past, or that they would misread."""
@@ -430,6 +458,16 @@ def _views(flat, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         views[name] = flat[start : start + size].reshape(shape)
         start += size
     return views
+
+
+def _parts(flat, shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The consecutive pieces of a flat array that belong to each MLP, and behind them the interaction's."""
+    stops = [
+        sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(parts))
+        for parts in ("bottom.", ("bottom.", "top."))
+    ]
+    pieces = flat[: stops[0]], flat[stops[0] : stops[1]], flat[stops[1] :]
+    return dict(zip(("bottom", "top", "interaction"), pieces, strict=True))
 
 
 def _beside_mlps(arrays: dict[str, Any]) -> dict[str, Any]:

@@ -116,6 +116,12 @@ def text(summary: dict) -> str:
             f"embedding: {size / 1e6:.3f} MB, {weights:,} weights, {summary['compression']:.1f}x fewer than "
             f"{summary['compressed_from']}{in_bytes}"
         )
+    if shared := summary.get("processes"):
+        ways = ", ".join(f"{way} in {count:,} steps" for way, count in shared["ways"].items())
+        lines.append(
+            f"{shared['count']} processes: {shared['bytes']:,} B received a step and process; gradients of "
+            f"vectors as {ways or 'none'}"
+        )
     lines.append(f"data: {summary['data']}")
     return "\n".join(lines)
 

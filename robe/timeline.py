@@ -27,6 +27,7 @@ class Event(NamedTuple):
     name: str
     start: float  # seconds since the timeline began
     length: float
+    own: float  # what of it was spent in no phase within
     cost: Cost  # what the kernels and products called in it had to do
 
 
@@ -42,16 +43,20 @@ class Timeline:
         self.origin = time.perf_counter()
         self.events: list[Event] = []
         self.costs: list[list[Cost]] = [[]]  # of the phases that have begun and not ended, the innermost last
+        self.within = [0.0]  # seconds of those that ended in each of these
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         self.costs.append([])
+        self.within.append(0.0)
         start = time.perf_counter()
         yield
         self.synchronize()
         length, costs = time.perf_counter() - start, self.costs.pop()
+        own = length - self.within.pop()
+        self.within[-1] += length
         cost = Cost(sum(c.bytes_moved for c in costs), sum(c.flops for c in costs))
-        self.events.append(Event(name, start - self.origin, length, cost))
+        self.events.append(Event(name, start - self.origin, length, own, cost))
 
     def counted(self, backend: Any) -> Any:
         """The same backend, whose kernels and products tell here what each of their calls must cost."""
@@ -82,18 +87,19 @@ class Timeline:
     def text(self, limits: Limits) -> str:
         """A table: of each phase the calls, their median time, their share of the whole, and their limit.
 
-        The limit is the time that the bytes and operations of the kernels and products would take at the
-        speed of a plain copy and of a large product; whatever else a phase does counts as nothing.
+        Times are without those of phases within. The limit is the time that the bytes and operations of the
+        kernels and products would take at the speed of a plain copy and of a large product; whatever else a
+        phase does counts as nothing.
         """
         phases: dict[str, list[Event]] = {}
         for event in self.events:
             phases.setdefault(event.name, []).append(event)
-        whole = sum(event.length for event in self.events)
+        whole = sum(event.own for event in self.events)
         lines = [f"{'phase':<21}{'calls':>8}{'median':>12}{'share':>8}{'limit':>12}{'of limit':>10}"]
         for name, events in phases.items():
-            length = median(event.length for event in events)
+            length = median(event.own for event in events)
             least = median(limits.seconds(event.cost) for event in events)
-            share = sum(event.length for event in events) / whole
+            share = sum(event.own for event in events) / whole
             line = f"{name:<21}{len(events):>8}{1e3 * length:>9.3f} ms{share:>8.1%}"
             lines.append(line + (f"{1e3 * least:>9.3f} ms{least / length:>10.0%}" if least else ""))
         return "\n".join(lines)

@@ -123,12 +123,13 @@ def train(
                 model.embedding.begin(position.epoch)
             if position.epoch_step == steps_per_epoch // 2:
                 model.embedding.halfway()
-            position, (label, *arrays, dense, ids) = next(batches)
+            (position, batch_rows), (label, *arrays, dense, ids) = next(batches)
             step, at_end = position.step, position.step == total
             evaluates = step % evaluate_every == 0 or at_end
             saves = step % checkpoint_every == 0 or at_end
             rate = learning_rate(config.optimizer, step - 1, whole, plateaus)
-            losses = model.step(label, dense, ids, rate, phase, **dict(zip(more, arrays, strict=True)))
+            beside = dict(zip(more, arrays, strict=True))
+            losses = model.step(label, dense, ids, rate, phase, **beside, whole=batch_rows)
             model.backend.xp.sum(losses, dtype="float64", out=sums[len(counts), ...])
             counts.append(len(label))
             if number := averaged_number(config, step, whole):
@@ -139,7 +140,8 @@ def train(
                     ranks.add(each)
                 loss = _mean_loss(*found, step, config, log)
                 counts = []
-                log.write(kind="train", step=step, loss=loss, lr=rate, seconds=time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                log.write(kind="train", step=step, loss=loss, lr=rate, seconds=seconds, **model.exchanged())
             progress(step * config.batch, total * config.batch, f"loss {loss:.4f}{seen}")
             if evaluates:
                 with phase("evaluate"):
@@ -192,6 +194,7 @@ def train(
         "warnings": _warnings({"test": test, "validation": validation}, training_loss, diverged, config, log),
         "dense_parameters": sum(array.size for array in model.parameters.values()),
         **model.embedding.describe(),
+        **model.exchanged(),
         "backend": model.backend.description,
         "versions": versions(),
     }
@@ -500,9 +503,9 @@ def _parse(line: str) -> dict | None:
 
 def _to_come(
     rows: Rows, config: TrainConfig, position: Position, weighted: bool, ranks: Alone
-) -> Generator[tuple[Position, tuple]]:
+) -> Generator[tuple[tuple[Position, int], tuple]]:
     """This rank's part of the batches of all epochs after `position`, each behind the position that training
-    it reaches.
+    it reaches, and the rows that it has on all ranks.
 
     With a teacher what is to be predicted comes in front of the dense columns.
     """
@@ -519,7 +522,8 @@ def _to_come(
                     for probability in more[weighted:]
                     if config.teacher is not None
                 ]
-                yield position, (label, *more[:weighted], *targets, dense, ids)
+                arrays = label, *more[:weighted], *targets, dense, ids
+                yield (position, len(batch[0])), arrays
 
 
 def _part(batch: Sequence, ranks: Alone) -> tuple:

@@ -1,5 +1,6 @@
 """The benchmarks run, refuse wrong kernels and wrong peers, and tell what they measured."""
 
+import dataclasses
 import json
 import sys
 from contextlib import contextmanager
@@ -8,14 +9,27 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import codes, embedding, gpu, limits, loader, measure, mixed, modules, prepare, rates, step
+from benchmarks import (
+    codes,
+    embedding,
+    gpu,
+    limits,
+    loader,
+    measure,
+    mixed,
+    modules,
+    prepare,
+    ranks,
+    rates,
+    step,
+)
 from benchmarks.measure import QUICK, BenchmarkError
 from benchmarks.peer import check, environment, torch_here
 from benchmarks.readme import PAGES, fill, gpu_section, prepare_table, shown, speed_table
 from benchmarks.workload import Workload
 from robe import estimate
 from robe.backend import select
-from robe.config import EmbeddingConfig, ModelConfig, TrainConfig, resolve
+from robe.config import DataSpec, EmbeddingConfig, ModelConfig, TrainConfig, resolve
 
 needs_torch = pytest.mark.skipif(not torch_here(), reason="PyTorch, the peer, is not installed")
 
@@ -403,7 +417,11 @@ def test_an_estimate_of_hours(tmp_path, monkeypatch):
         for name, seconds in (("GEMMs", 0.1), ("ROBE 1 MB", 0.2), ("PyTorch eager fp32", 0.3))
         for verb in step.VERBS
     ]
-    cpu = {"step": {"machine": {"cores": 2}, "rows": [*steps, {"what": "a ratio"}]}}
+    update = {"group": "embedding, uniform", "name": "ROBE 100 MB Z=32 update", "rows": 2048, "median": 0.01}
+    cpu = {
+        "step": {"machine": {"cores": 2}, "rows": [*steps, {"what": "a ratio"}]},
+        "embedding": {"rows": [update]},
+    }
     rows = [{"name": "ours, shuffled", "batch": 2048, "median": 1e7}]
     loaded = {"rows": rows, "memory": [{"peak_mib": 300, "before_mib": 100}]}
     prepared = {
@@ -434,6 +452,35 @@ def test_an_estimate_of_hours(tmp_path, monkeypatch):
         assert "no step of these sizes and this batch was measured" in text
 
 
+def test_an_estimate_of_several_processes(monkeypatch, tmp_path):
+    """By the arithmetic of docs/cluster.md: a step of 0.1 s, 2,048 rows of 26 features, width 128; gradients
+    are stepped at 5 GB/s and received at 2 GB/s."""
+    step = {"preset": "mlperf", "batch": 2048, "embedding": "ROBE 100 MB", "seconds": 0.1}
+    monkeypatch.setattr(estimate, "RATES", tmp_path / "rates.json")
+    estimate.RATES.write_text(json.dumps({"cores": 2, "update": 5e9, "steps": [step]}))
+    data, look_ups = DataSpec(13, (10**6,) * 26, "hash", "", ""), 2048 * 26
+    bottom = 13 * 512 + 512 + 512 * 256 + 256 + 256 * 128 + 128
+    interacted = 128 + 27 * 26 // 2
+    top = interacted * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 512 + 512 + 512 * 256 + 256 + 256 + 1
+    # An array of 4 MB, sent twice, is 8 MB; all rows are 28 MB, and fewer than one of 20 MB, sent twice.
+    arrays = {1e6: (10**6 * 4, "array", 2), 5e6: (look_ups * (8 + 4 * 128), "rows", 1)}
+    for weights, (vectors, way, times) in arrays.items():
+        embedding = EmbeddingConfig(weights=int(weights))
+        config = resolve(TrainConfig(ModelConfig("mlperf"), embedding=embedding))
+        moved = estimate.exchanged(config, data)
+        assert moved == (4 * (bottom + top), vectors, way)
+        exchange = 3 / 4 * (2 * moved.dense + times * vectors) / 2e9
+        compute = (0.1 - look_ups * 4 * 128 / 5e9) / 4 + vectors / 5e9
+        lines = [line.split() for line in estimate.shared(config, data, 4, 2e9).splitlines()]
+        told = f"4 512.0 {1e3 * compute:.1f} ms {1e3 * exchange:.1f} ms {0.1 / (compute + exchange):.2f}"
+        assert told.split() in lines
+        assert [line[0] for line in lines[2:4]] == ["2", "4"]
+    codes = EmbeddingConfig("mixed_precision")
+    data = dataclasses.replace(data, dialect="dictionary")
+    config = resolve(TrainConfig(ModelConfig("mlperf"), embedding=codes))
+    assert estimate.exchanged(config, data)[1:] == (look_ups * (4 + 4 * 128), "look-ups")
+
+
 def test_the_rates_of_the_package_are_the_measured_ones():
     """`python -m benchmarks.readme` writes them."""
     assert json.loads(estimate.RATES.read_text()) == rates.measured(benchmarks.RESULTS)
@@ -457,6 +504,33 @@ def test_a_peer_answers(monkeypatch):
     assert "kaggle, batch 8: training step, ROBE 0.1 MB" in ratios
     assert "kaggle, batch 8: inference, full table 0.000999 GB" in ratios
     assert all(row["peer_seconds"] > 0 for row in ratios.values())
+
+
+def test_the_table_of_processes():
+    """Of ratios round by round: both processes that share nothing do the work of one, 100 rows."""
+    seconds = {"alone": 1.0, "shared": 0.6, "shared, late": 0.625, "apart": 1.25}
+    seconds |= {"tables 1": 2.0, "tables 2": 1.6, "published ROBE 1": 3.0, "published ROBE 2": 3.0}
+    found = ranks.figures({name: np.array([value, value]) for name, value in seconds.items()}, 100)
+    assert found["rows_per_second"]["apart"]["median"] == 160
+    assert found["of_apart"]["median"] == pytest.approx(1.25 / 2 / 0.6)
+    assert found["times_peer"]["tables"]["median"] == pytest.approx(1.6 / 0.6)
+    turns = [{"phases": {"forward": 0.4}, "bytes": 2e6, "ways": {"rows": 9}, "link": 3e9}]
+    shared = [turns[0] | {"phases": {"forward": 0.2, "exchange, rows": each}} for each in (0.1, 0.3)]
+    told = ranks.of_steps({"alone": turns, "shared": shared})
+    case = {"preset": "kaggle", "megabytes": 2.161, "rounds": 2, "planned": 1.8, **found, **told}
+    machine = {"cpu": "Some CPU", "cores": 2, "date": "2026-01-01", "cores_used_by_others": 0.1}
+    machine["versions"] = {"numba": "0.68", "mpi4py": "4.1", "torch": "2.13"}
+    text = ranks.table({"machine": machine, "cases": [case]})
+    for expected in (
+        "| `kaggle`, ROBE 2.16 MB: two that share nothing | 100 | 160 | 1.60 (1.60-1.60) |",
+        "| `kaggle`, ROBE 2.16 MB: **one model** | 100 | 167 | 1.67 (1.67-1.67) |",
+        "| `kaggle`, PyTorch, tables | 50 | 62 | 1.25 (1.25-1.25) |",
+        "| `kaggle`, PyTorch, published ROBE | 33 | 33 | 1.00 (1.00-1.00) |",
+    ):
+        assert expected in text.splitlines()
+    assert "2.00 MB received a step and process, gradients of vectors as rows; 3 GB/s" in text
+    assert "of which `plan` makes 1.80 times as fast" in text
+    assert "forward 200 (alone 400); exchange, rows 200." in text
 
 
 @needs_torch

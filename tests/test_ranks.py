@@ -19,14 +19,17 @@ from recipes import ROOT, blocks, shell
 from safetensors.numpy import load_file
 from test_resume import OPEN_MPI, mpiexec, require_mpiexec
 
+import robe.ranks
 from data_pipeline import synthetic
-from robe import checkpoint, cli, train
+from robe import checkpoint, cli, report, train
 from robe.backend import BackendError, among, select
 from robe.bags import Bags
 from robe.config import DataSpec
+from robe.exchange import distinct
 from robe.model import build
 from robe.ranks import ALONE, Mpi
 from robe.threads import share_cores
+from robe.timeline import no_phase
 from robe.train import TrainingError
 
 CARDINALITIES = (200, 3, 40, 9)
@@ -34,7 +37,7 @@ DATA = DataSpec(3, CARDINALITIES, "dictionary", "", "test")
 BAGS = dataclasses.replace(DATA, pooling=("sum", "max", "mean", "sum"))
 # Ways to store weights and to step them, with what else depends on the number of a row.
 CASES = {
-    "robe": ({"block": 4}, {"optimizer": "sgd"}, {}),
+    "robe": ({"block": 4, "weights": 200}, {"optimizer": "sgd"}, {}),  # an array of 800 B: rows are 1,000 B
     "robe in halves": ({"block": 4, "memory": "fp16"}, {"optimizer": "adagrad"}, {}),
     "robe in codes": ({"block": 4, "memory": "int8"}, {"optimizer": "adagrad"}, {}),
     "codes alone": ({"block": 4, "memory": "int4", "master": "none"}, {"optimizer": "sgd"}, {}),
@@ -46,7 +49,14 @@ CASES = {
     "bags": ({"block": 4}, {"optimizer": "adagrad"}, {"data": BAGS}),
     "dropped": ({"block": 4}, {"optimizer": "sgd"}, {"model": {"interaction": "cross", "dropout": 0.5}}),
     "squares": ({"block": 4}, {"optimizer": "sgd"}, {"loss": "mse"}),
+    "small array": ({"block": 4, "weights": 60}, {"optimizer": "sgd"}, {}),
+    "small array, lazy steps": ({"block": 4, "weights": 60}, {"optimizer": "adam"}, {}),
+    "small array of halves": ({"block": 4, "weights": 60, "memory": "fp16"}, {"optimizer": "adagrad"}, {}),
 }
+# Ways in which gradients of vectors travel in the 10 steps of a case, other than as rows. Twice a small array
+# is fewer bytes than the rows of 12 rows of the data, and more than those of the last 2.
+WAYS = {case: {"look-ups": 10} for case in ("mixed precision", "sketched")}
+WAYS |= {case: {"array": 8, "rows": 2} for case in CASES if "small" in case}
 COMPILED = "robe", "full"  # those that are trained by the kernels of the CPU, too
 
 
@@ -112,15 +122,23 @@ class Thread:
     def Allreduce(self, _, array):
         array[...] = sum(self._all(array.copy()))
 
+    def Iallreduce(self, _, array):
+        """Nobody waits, so that the sum is made where it is waited for."""
+        return SimpleNamespace(Wait=lambda: self.Allreduce(_, array))
+
     def Allgather(self, sent, received):
         received[...] = np.concatenate(self._all(sent))
 
-    def Allgatherv(self, sent, received):
+    def Allgatherv(self, _, received):
         whole, counts = received
-        parts = [part.ravel() for part in self._all(sent.copy())]
-        assert counts == [part.size for part in parts]
-        assert whole.dtype == sent.dtype
-        whole.reshape(-1)[...] = np.concatenate(parts)
+        parts = self._all(np.split(whole.reshape(-1).copy(), np.cumsum(counts)[:-1]))
+        whole.reshape(-1)[...] = np.concatenate([part[rank] for rank, part in enumerate(parts)])
+
+    def Sendrecv(self, sent, to, _, received, source, __):
+        target, array = self._all((to, sent.copy()))[source]
+        assert target == self.rank
+        assert (array.shape, array.dtype) == (received.shape, received.dtype)
+        received[...] = array
 
 
 def together(size, work):
@@ -168,6 +186,8 @@ def test_ranks_give_the_model_of_one_process(case, tmp_path, small_evaluations):
                 assert arrays[name].tobytes() == array.tobytes(), name
             assert summary["test"] == first[0][1]["test"]
         assert first[0][1]["steps"] == alone["steps"] == 10
+        assert first[0][1]["processes"]["count"] == size
+        assert first[0][1]["processes"]["ways"] == WAYS.get(case, {"rows": 10})
         assert first[0][1]["test"]["auc"] == pytest.approx(alone["test"]["auc"], abs=0.01)
         losses = [
             [entry["loss"] for entry in train.read_log(run / "metrics.jsonl") if entry["kind"] == "train"]
@@ -175,6 +195,49 @@ def test_ranks_give_the_model_of_one_process(case, tmp_path, small_evaluations):
         ]
         assert losses[1] == losses[2]
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@without_simulator
+def test_the_bytes_of_a_step_are_told(tmp_path, small_evaluations):
+    """In the log as in the summary; on average over batches of 12 rows and the last, of 2."""
+    (arrays, summary), _ = together(2, lambda ranks: trained("mixed precision", tmp_path / "run", ranks))
+    dense = sum(array.size for name, array in arrays.items() if name.startswith(("bottom", "top")))
+    look_up = 4 + 4 * 4  # an id, and 4 numbers
+    expected = dense * 4 + 10 * len(CARDINALITIES) * look_up / 2
+    assert summary["processes"]["bytes"] == expected
+    *_, last = (e for e in train.read_log(tmp_path / "run" / "metrics.jsonl") if e["kind"] == "train")
+    assert last["processes"] == summary["processes"]
+    assert f"{expected:,.0f} B received" in report.text(summary | {"bayes": None, "data": ""})
+
+
+@pytest.mark.parametrize("pairs", [1, 16], ids=["by MPI", "in pairs"])
+def test_what_ranks_exchange(pairs, monkeypatch):
+    monkeypatch.setattr(robe.ranks, "PAIRS", pairs)
+    given = [np.random.default_rng(rank).random((rank % 3, 2), np.float32) for rank in range(4)]
+
+    def exchanged(ranks):
+        sums = [np.full(5, rank + 0.5, np.float32) for rank in range(2)]
+        ranks.add(sums[0])
+        ranks.begin(sums[1])
+        ranks.finish(no_phase)
+        numbers = np.arange(ranks.rank % 3) + 10 * ranks.rank
+        return *sums, *(array.copy() for array in ranks.joined(given[ranks.rank], numbers)), ranks.moved
+
+    for first, second, rows, numbers, moved in together(4, exchanged):
+        np.testing.assert_array_equal([first, second], [[2] * 5, [6] * 5])
+        np.testing.assert_array_equal(rows, np.concatenate(given))
+        np.testing.assert_array_equal(numbers, [10, 20, 21])
+        assert moved == 3 / 4 * (2 * 2 * 5 * 4 + 3 * (2 * 4 + 8))
+
+
+@pytest.mark.parametrize("count", [0, 1, 500])
+def test_distinct_rows_are_numbered_as_they_come(count):
+    """Most of 500 come again; all are found where places collide."""
+    tokens = np.random.default_rng(count).integers(0, 90, (count, 2)).astype(np.uint64) << np.uint64(32)
+    found, numbers = distinct(tokens)
+    expected, first = np.unique(tokens, return_index=True)
+    np.testing.assert_array_equal(found, expected[np.argsort(first)])
+    np.testing.assert_array_equal(found[numbers], tokens)
 
 
 @without_simulator

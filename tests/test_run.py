@@ -383,6 +383,10 @@ def test_plan_prints_bytes(folder, capsys):
     assert re.search(
         r"train an epoch +[\d.,]+ h +[\d.,]+ h  4,195,197,692 rows / \(2,048 rows / .* mlperf, ROBE", out
     )
+    code, out, _ = run("plan", "--preset", "mlperf", "--processes", "5", "--link", "10", capsys=capsys)
+    assert code == 0
+    assert re.findall(r"^ +(\d+) +\S+ +\S+ ms +\S+ ms +[\d.]+$", out, re.M) == ["2", "4", "5"]
+    assert "at 10 GB/s" in out
     code, out, _ = run("plan", "--data", folder / "dictionary", "--method", "full", capsys=capsys)
     assert code == 0
     code, _, err = run("plan", "--data", folder / "hash", "--method", "full", capsys=capsys)

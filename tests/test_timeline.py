@@ -90,10 +90,12 @@ def test_limits_are_told(clock):
     timeline = Timeline(lambda: None)
     with timeline("outer"):
         timeline.costs[-1].append(Cost(300, 40))
+        clock[0] += 0.01
         with timeline("inner"):
             timeline.costs[-1].append(Cost(1, 2))
-            clock[0] += 0.01
+            clock[0] += 0.03
     assert [event.cost for event in timeline.events] == [Cost(1, 2), Cost(300, 40)]
-    # 300 bytes at 100,000 a second and 40 operations at 20,000: 5 ms of 10.
+    # 300 bytes at 100,000 a second and 40 operations at 20,000: 5 ms of the 10 that are not the inner's.
     line = timeline.text(Limits(1e5, 2e4)).splitlines()[2].split()
-    assert line[5:] == ["5.000", "ms", "50%"]
+    assert line[2:] == ["10.000", "ms", "25.0%", "5.000", "ms", "50%"]
+    assert [event.length for event in timeline.events] == pytest.approx([0.03, 0.04])

@@ -28,6 +28,9 @@ Kernels that do more than a look-up or an update at once (robe/interaction.py) a
 - `adds`: whether an update only adds to `memory` at `slots(ids, features)`
 
 and of an ArrayEmbedding that is `summable`, whose gradients they sum, `make_sums()` and `step(slots, rate)`
+
+Several processes that take one step (robe/exchange.py) ask `counts_look_ups`: whether an update comes to
+something else where the gradients of look-ups of one row were added up before
 """
 
 from importlib import import_module

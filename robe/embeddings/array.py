@@ -5,7 +5,7 @@ The ROBE array and tables differ only in the map, in the initial weights and in 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from robe.embeddings.declared import Array, Declared
 from robe.kernels.parts.codes import Form, code_bytes
 from robe.kernels.parts.groups import expanded, form_of, group_length, quantised, store_groups
 from robe.kernels.parts.half import rounding_key
-from robe.kernels.parts.hashing import FAMILIES, SlotMap
+from robe.kernels.parts.hashing import FAMILIES, SlotMap, slot_map
 from robe.optim import RULES, corrections, touched_step
 
 LARGEST_HALF = 65504
@@ -100,6 +100,8 @@ class ArrayEmbedding(Declared):
     accumulator: Any = field(init=False)
     gradient: Any = field(init=False)  # (M,) scratch, all 0 between steps, where sums come first; else (0,)
 
+    counts_look_ups: ClassVar[bool] = False
+
     def __post_init__(self):
         self.make_arrays()
         self.origin = self.backend.xp.zeros(self.chunks, "uint64")  # the base of tokens
@@ -171,10 +173,14 @@ class ArrayEmbedding(Declared):
     def slots(self, ids, features=None) -> tuple:
         """Where the weights of `ids` (B, F) lie, for a kernel: (rows (B, F * chunks), base, slot_map).
 
-        Of ids (N, 1) of features (N,) these are their tokens, and base is 0.
+        Of ids (N, 1) of features (N,) these are their tokens, and base is 0; so they are of ids (N, G) of
+        features (N, G), which an array takes where ids are its rows.
         """
         if features is None:
             return ids if self.row_of is None else self.row_of(ids, slice(None)), self.base, self.slot_map
+        if features.ndim == 2:
+            tokens = (self.base[features] + ids).astype(self.token, copy=False)
+            return tokens, self.backend.xp.zeros(ids.shape[1], "uint64"), self.slot_map
         rows = ids if self.row_of is None else self.row_of(ids, features[:, None])
         tokens = self.base.reshape(-1, self.chunks)[features] + rows
         return tokens.astype(self.token, copy=False), self.origin, self.slot_map
@@ -242,6 +248,17 @@ class ArrayEmbedding(Declared):
         """Have a `gradient` for `step` where `update` does without."""
         if self.adds:
             self.gradient = self.backend.xp.zeros_like(self.memory)
+
+    def add_up(self, ids, d_vectors, features=None) -> None:
+        """Add gradients to the sums in `gradient`; arguments as of `update`."""
+        slots = self.slots(ids, features)
+        self.backend.kernels.scatter_add(self._in_chunks(d_vectors), *slots, 1, self.gradient)
+
+    def everywhere(self) -> tuple:
+        """Slots that are each weight once, as `slots` gives those of ids."""
+        xp, count = self.backend.xp, self.weights
+        whole = slot_map("table", count, 1, count, signed=False)
+        return xp.zeros((1, 1), "uint32"), xp.zeros(1, "uint64"), whole
 
     def step(self, slots: tuple, rate: float) -> None:
         """The optimizer's part of `update`: by the sums of a batch in `gradient`, which are 0 afterwards."""

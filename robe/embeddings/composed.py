@@ -86,6 +86,7 @@ class ComposedEmbedding:
     looks_up_by: ClassVar[str | None] = None
     operands: ClassVar[Callable[..., tuple] | None] = None
     adds: ClassVar[Literal[False]] = False
+    counts_look_ups: ClassVar[bool] = False
 
     def begin(self, number: int) -> None:
         for part in self.parts.values():

@@ -100,6 +100,7 @@ class MixedPrecisionEmbedding(Declared):
     method = "mixed_precision"
     looks_up_by = "cached_gather"
     adds: ClassVar[Literal[False]] = False
+    counts_look_ups: ClassVar[bool] = True
 
     def __post_init__(self):
         self.make_arrays()

@@ -104,6 +104,7 @@ class SketchedEmbedding(ArrayEmbedding):
 
     carried: ClassVar[tuple[str, ...]] = STORED
     summable: ClassVar[Literal[False]] = False
+    counts_look_ups: ClassVar[bool] = True
 
     def __post_init__(self):
         self.row_of = self._rows

@@ -1,0 +1,107 @@
+"""The step of an embedding that several ranks take together, and what travels between them for it.
+
+Each rank has the gradients of the vectors that its own rows looked up. They travel in one of three ways:
+
+    look-ups   all of them, with their ids: every rank gets those of the whole batch
+    rows       each rank adds up its gradients by one and the same row of a feature, and the sums are joined
+    array      each rank adds its gradients to an array as large as the memory, and the arrays are added up
+
+`look-ups` serves embeddings that count each look-up, and no others. Of the other two a batch takes the one
+that moves fewer bytes, which all ranks find alike: an array is sent twice, to be added up and as the sum, so
+`array` is taken where twice its bytes are fewer than those of the rows of all ranks. It is open to weights in
+floats which their optimizer steps one by one.
+
+Whichever it is, then every rank takes the step of the whole batch, and to all copies of the weights happens
+the same.
+"""
+
+from collections import Counter
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from robe.backend import Backend
+from robe.embeddings import ArrayEmbedding, Embedding
+from robe.kernels.parts.distinct import number_distinct, places_for
+from robe.kernels.parts.hashing import LOW32, S32, slot_map
+from robe.timeline import Phase, no_phase
+
+# Look-ups that stand side by side in a row of ids, so that a kernel fetches the memory of all ahead.
+ABREAST = 16
+
+
+class Exchange:
+    """The steps of an embedding by the gradients of all ranks; `ways` counts how these travelled."""
+
+    def __init__(self, embedding: Embedding, backend: Backend):
+        self.embedding, self.backend, self.ranks = embedding, backend, backend.ranks
+        self.ways: Counter[str] = Counter()
+        self.features = np.arange(embedding.features)
+        self.sums: Any = np.empty(0, np.float32)  # (N * D,) of the rows of this rank
+        plain = isinstance(embedding, ArrayEmbedding) and embedding.row_of is None and embedding.chunks == 1
+        self.abreast = ABREAST if plain else 1
+        self.array: ArrayEmbedding | None = None
+        if isinstance(embedding, ArrayEmbedding) and embedding.summable and not embedding.rule.grouped:
+            self.array = embedding
+
+    def step(self, ids, d_vectors, rate: float, features=None, phase: Phase = no_phase) -> None:
+        """One step of the embedding by all ranks' gradients; arguments as of its `update`, of this rank."""
+        if self.embedding.counts_look_ups:
+            self._step_by_look_ups(ids, d_vectors, rate, features, phase)
+            return
+        of = self.features if features is None else features[:, None]
+        rows, numbers = distinct((of.astype(np.uint64) << S32) + ids)
+        width = self.embedding.width
+        with phase("exchange, counts"):  # where a rank waits for those behind it
+            count = sum(self.ranks.numbers(len(rows)))
+        size = count * (rows.itemsize + width * d_vectors.itemsize)
+        if self.array and 2 * self.array.weights * self.array.gradient.itemsize < size:
+            self._step_by_array(self.array, ids, d_vectors, rate, features, phase)
+        else:
+            self._step_by_rows(rows, numbers, d_vectors, rate, phase)
+
+    def _step_by_look_ups(self, ids, d_vectors, rate: float, features, phase: Phase) -> None:
+        with self._travelling("look-ups", phase):
+            ids, d_vectors, *of = self.ranks.joined(ids, d_vectors, *() if features is None else (features,))
+        self.embedding.update(ids, d_vectors, rate, *of)
+
+    def _step_by_rows(self, rows, numbers, d_vectors, rate: float, phase: Phase) -> None:
+        """rows (N,) uint64: feature and id of each; numbers (B, F): which of them a look-up is."""
+        width, abreast = self.embedding.width, self.abreast
+        # The last row fills up, with sums of 0, which change nothing.
+        rows = np.append(rows, rows[-1:].repeat(-len(rows) % abreast))
+        if self.sums.size < rows.size * width:
+            self.sums = self.backend.empty(rows.size * width, d_vectors.dtype)
+        sums = self.sums[: rows.size * width]
+        sums[...] = 0
+        table = slot_map("table", width, 1, sums.size or 1, signed=False)
+        base = np.zeros(numbers.shape[1], np.uint64)
+        self.backend.kernels.scatter_add(d_vectors, numbers, base, table, 1, sums)
+        with self._travelling("rows", phase):
+            rows, sums = self.ranks.joined(rows, sums.reshape(-1, width))
+        rows = rows.reshape(-1, abreast)
+        ids, features = (rows & LOW32).astype(np.uint32), (rows >> S32).astype(np.int64)
+        features = features if abreast > 1 else features[:, 0]
+        self.embedding.update(ids, sums.reshape(*ids.shape, width), rate, features)
+
+    def _step_by_array(self, array: ArrayEmbedding, ids, d_vectors, rate, features, phase: Phase) -> None:
+        if not array.gradient.size:
+            array.make_sums()
+        array.add_up(ids, d_vectors, features)
+        with self._travelling("array", phase):
+            self.ranks.add(array.gradient)
+        array.step(array.everywhere(), rate)
+
+    def _travelling(self, way: str, phase: Phase) -> AbstractContextManager:
+        self.ways[way] += 1
+        return phase(f"exchange, {way}")
+
+
+def distinct(tokens) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct ones of tokens (B, F) uint64, in the order in which they come, and (B, F) uint32 which of
+    them each is."""
+    found, numbers = np.empty(tokens.size, np.uint64), np.empty(tokens.shape, np.uint32)
+    places = np.zeros(places_for(tokens.size), np.uint32)
+    count = number_distinct(tokens.reshape(-1), places, found, numbers.reshape(-1))
+    return found[:count], numbers
