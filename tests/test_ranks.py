@@ -290,7 +290,7 @@ def test_processes_on_a_machine_share_its_cores(cores, expected, monkeypatch):
         assert os.environ.get("NUMBA_NUM_THREADS") == expected
 
 
-# Trains cases twice, and goes on with a run in which, if it is to die, rank 1 is killed on the way.
+# Trains cases twice, and goes on with a run in which a rank is killed before a step.
 CHILD = """
 import os, signal, sys
 from pathlib import Path
@@ -299,13 +299,14 @@ from robe import train
 from robe.ranks import Mpi
 from test_ranks import trained
 
-out, dies, *cases = sys.argv[1:]
+out, dies, last, *cases = sys.argv[1:]
 ranks = Mpi(MPI.COMM_WORLD)
 for case in cases:
     for time in "first", "second":
         trained(case, Path(out) / time / case, ranks, "cpu")
-if dies == "dies" and ranks.rank == 1:
-    train.averaged_number = lambda config, step, total: step == 5 and os.kill(os.getpid(), signal.SIGKILL)
+if ranks.rank == int(dies):
+    killed = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    train.averaged_number = lambda config, step, total: step == int(last) and killed()
 trained("robe", Path(out) / "killed", ranks, "cpu")
 """
 # The command line, in which a batch of rank 1 is refused.
@@ -325,6 +326,16 @@ def failing(batch, ranks):
 train._part = failing
 cli.main(sys.argv[1:])
 """
+# The command line, in which rank 0 has no room for a checkpoint.
+FULL = """
+import resource, sys
+from mpi4py import MPI
+from robe import cli
+
+if MPI.COMM_WORLD.rank == 0:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, ROOM))
+cli.main(sys.argv[1:])
+"""
 TINY = "--weights 400 --block 4 --batch 64 --bottom 4 --width 4 --top 4 --backend reference".split()
 
 
@@ -335,18 +346,23 @@ def saved(run):
 
 
 @without_simulator
-def test_processes_give_the_model_of_one_and_go_on_where_one_was_killed(tmp_path):
+def test_processes_give_the_model_of_one_and_go_on_where_one_was_killed(tmp_path, rng):
+    """Three times at a random step, with other numbers of processes."""
     alone = {case: trained(case, tmp_path / "alone" / case, backend="cpu")[0] for case in COMPILED}
     here = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "NUMBA_NUM_THREADS": 1}
-    assert mpiexec(2, tmp_path, "dies", *COMPILED, program=["-c", CHILD], **here).returncode != 0
+    killed, cases = tmp_path / "killed", COMPILED
+    for size, dies, first in ((2, 1, 4), (3, 0, 7), (2, 1, 10)):  # behind a checkpoint of every third step
+        last = min(int(rng.integers(first, first + 3)), 10)
+        assert mpiexec(size, tmp_path, dies, last, *cases, program=["-c", CHILD], **here).returncode != 0
+        assert checkpoint.latest(killed).name == f"step_{first - 1:08}"
+        cases = ()
     for case in COMPILED:
         arrays, found = saved(tmp_path / "first" / case)
         compare(arrays, alone[case])
         assert saved(tmp_path / "second" / case)[1] == found
-    assert checkpoint.latest(tmp_path / "killed").name == "step_00000003"
-    done = mpiexec(3, tmp_path, "lives", program=["-c", CHILD], **here)
+    done = mpiexec(3, tmp_path, -1, 0, program=["-c", CHILD], **here)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    compare(saved(tmp_path / "killed")[0], alone["robe"])
+    compare(saved(killed)[0], alone["robe"])
 
 
 @pytest.fixture(scope="module")
@@ -383,11 +399,17 @@ def test_a_wrong_argument_is_refused_once(folder):
     assert done.stderr.count("--learn") == 1
 
 
-def test_a_process_that_fails_ends_all(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [(FAILING, "a third batch is too much"), (FULL.replace("ROOM", "9000"), "File too large")],
+    ids=["a batch", "a disk"],
+)
+def test_a_process_that_fails_ends_all(program, told, folder, tmp_path):
     began = time.monotonic()
     words = "train", "--data", folder / "data" / "days", "--out", tmp_path / "run", *TINY
-    done = mpiexec(2, *words, program=["-c", FAILING], PYTHONPATH=ROOT)
+    done = mpiexec(2, *words, program=["-c", program], PYTHONPATH=ROOT)
     assert time.monotonic() - began < 10
     assert done.returncode == 2
-    assert done.stderr.count("error: ") == done.stderr.count("error: a third batch is too much") == 1
+    assert done.stderr.count("error: ") == 1
+    assert told in done.stderr
     assert done.stdout.count("data: ") == 1
