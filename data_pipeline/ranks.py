@@ -9,6 +9,7 @@ from data_pipeline.schema import DataError
 
 # Variables by which launchers tell how many processes there are: Open MPI; MPICH, Intel MPI and Slurm.
 SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
+BY_SRUN = "SLURM_STEP_NUM_TASKS"  # of which those of `srun --mpi=pmix` have a PMIX_RANK, and no other size
 
 
 class Ranks:
@@ -16,7 +17,8 @@ class Ranks:
 
     def __init__(self):
         self.rank, self.size, self.comm = 0, 1, None
-        if any(int(os.environ.get(name, 1)) > 1 for name in SIZES):
+        sizes = (*SIZES, BY_SRUN) if "PMIX_RANK" in os.environ else SIZES
+        if any(int(os.environ.get(name, 1)) > 1 for name in sizes):
             try:
                 from mpi4py import MPI
             except ImportError as error:

@@ -21,6 +21,8 @@ from test_resume import OPEN_MPI, mpiexec, require_mpiexec
 
 import robe.ranks
 from data_pipeline import synthetic
+from data_pipeline.ranks import Ranks
+from data_pipeline.schema import DataError
 from robe import checkpoint, cli, report, train
 from robe.backend import BackendError, among, select
 from robe.bags import Bags
@@ -277,6 +279,26 @@ def test_several_processes_are_not_for_a_gpu():
     assert among(device, ALONE) is device
     with pytest.raises(BackendError, match="give --backend cpu"):
         among(device, SimpleNamespace(size=2))
+
+
+@pytest.mark.parametrize(
+    ("told", "several"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"PMI_SIZE": "1", "PMIX_RANK": "0"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "2", "PMIX_RANK": "0"}, True),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, False),
+    ],
+    ids=lambda told: " ".join(told) if isinstance(told, dict) else "",
+)
+def test_launchers_tell_that_there_are_several(told, several, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with mock.patch.dict(os.environ, told, clear=True):
+        if not several:
+            assert Ranks().size == 1
+            return
+        with pytest.raises(DataError, match="several processes were started, but mpi4py cannot be loaded"):
+            Ranks()
 
 
 @pytest.mark.parametrize(("cores", "expected"), [(8, "2"), (3, None)], ids=["free", "bound"])
