@@ -4,7 +4,7 @@
 
 A look-up of (B, F, D) = (2048, 26, 128), and a whole step: look-up, backward pass and SGD. Ids are uniform
 over 26 equal tables of 2 GB together, so that nearly every row of these misses the caches; arrays have blocks
-of Z = 32. Threads wait as their libraries have it. Takes some two minutes. Writes
+of Z = 32, or of a whole vector. Threads wait as their libraries have it. Takes some two minutes. Writes
 benchmarks/results/modules.json, unless --quick; `python -m benchmarks.readme` then writes the table of
 docs/pytorch.md.
 """
@@ -45,6 +45,7 @@ TABLES = "26 EmbeddingBags"
 SHOWN = {
     "RobeEmbedding": "`RobeEmbedding`",
     "RobeEmbedding, fused": '`RobeEmbedding`, `fused="sgd"`',
+    "RobeEmbedding, fused, whole": '`RobeEmbedding`, `fused="sgd"`, Z = D',
     "26 RobeFeatures": "26 `RobeFeature` of `replace_embedding_bags`",
     "26 RobeFeatures, fused": '26 `RobeFeature`, `fused="sgd"`',
     "published ROBE": "the published ROBE in PyTorch's operations",
@@ -88,6 +89,7 @@ def jobs(effort: Effort) -> dict[str, Callable[[], object]]:
             RobeEmbedding(*where, block=BLOCK),
             RobeEmbedding(*where, block=BLOCK, fused="sgd", lr=RATE),
         )
+        whole_blocks = RobeEmbedding(*where, block=work.width, fused="sgd", lr=RATE)
         features, fused_features = Bags(pieces, sparse=True), Bags(pieces, sparse=True)
         replace_embedding_bags(features.bags, weights=where[-1], block=BLOCK)
         replace_embedding_bags(fused_features.bags, weights=where[-1], block=BLOCK, fused="sgd", lr=RATE)
@@ -103,6 +105,7 @@ def jobs(effort: Effort) -> dict[str, Callable[[], object]]:
 
         add(f"RobeEmbedding {size}", made, sgd(made), whole)
         add(f"RobeEmbedding, fused {size}", fused, None, whole)
+        add(f"RobeEmbedding, fused, whole {size}", whole_blocks, None, whole)
         add(f"26 RobeFeatures {size}", features.lookup, sgd(features.bags), columns)
         add(f"26 RobeFeatures, fused {size}", fused_features.lookup, None, columns)
         add(f"published ROBE {size}", published.lookup, published.optimizer, flat)
