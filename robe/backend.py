@@ -209,14 +209,14 @@ def select(
 
 
 def among(backend: Backend, ranks: Alone) -> Backend:
-    """The same backend for a model that these processes train together.
+    """The same backend for a model that these processes train or evaluate together.
 
     Gradients that they exchange are written, so nothing is fused. Raises BackendError on a GPU.
     """
     if ranks.size == 1:
         return backend
     if backend.name == "cuda":
-        raise BackendError("several processes train on CPUs alone as yet; give --backend cpu, or start one")
+        raise BackendError("several processes are for CPUs alone as yet; give --backend cpu, or start one")
     description = f"{backend.description}, {ranks.size} processes"
     return replace(backend, description=description, fuses_scatter=False, graph=None, ranks=ranks)
 

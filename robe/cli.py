@@ -315,7 +315,7 @@ def train(
             return run_folder.fit(model, config, manifest, rows, run, update, phase, max_steps, listener)
 
     with alone(run), beside as listener:
-        ranks().lead(run, data, max_steps)
+        ranks().lead("train", run, data, max_steps)
         try:
             summary = fit(config, model, run, timeline if profile else no_phase, listener)
             if profile:
@@ -353,36 +353,47 @@ def without_categories(config: TrainConfig) -> TrainConfig:
 
 
 def follow(ranks: Mpi) -> None:
-    """Take part in the training that rank 0 begins, without a word."""
-    from data_pipeline.batches import Rows
+    """Take part in what rank 0 begins, without a word."""
     from robe import run_folder
-    from robe.backend import among, select
-    from robe.model import build
     from robe.train import TrainingError
-    from robe.train import train as fit
 
     for asked in (signal.SIGINT, signal.SIGTERM):  # of which rank 0 tells, as it ends all
         signal.signal(asked, signal.SIG_IGN)
-    run, data, max_steps = ranks.follow()
+    what, *task = ranks.follow()
     try:
-        config, _, baseline, teacher, _ = run_folder.read(run)
-        manifest = run_folder.opened(run, data)
-        rows = {split: Rows(manifest, split) for split in SPLITS}
-        if teacher is not None:
-            _, rows["train"] = run_folder.taught(teacher, manifest, config.backend, digest=config.teacher)
-        rows["train"] = rows["train"].first(config.limit_rows)
-        backend = among(select(config.backend, config.precision, config.deterministic), ranks)
-        spec, weighted = DataSpec.of(manifest), manifest.schema.weight is not None
-        trainings = {run: config} | ({run / WITHOUT: without_categories(config)} if baseline else {})
-        for folder, each in trainings.items():
-            model = build(each, spec, backend)
-            fit(model, each, spec, rows, folder, max_steps=max_steps, weighted=weighted)
+        if what == "evaluate":
+            run, data, split, backend, graph, group_by = task
+            run_folder.evaluate(run, data, split, backend, graph, group_by, ranks=ranks)
+        else:
+            train_along(ranks, *task)
     except TrainingError:  # of which rank 0 tells, too
         pass
     except Exception:
         # What is wrong with the data rank 0 finds as well, and ends all before this is told twice.
         time.sleep(GRACE)
         raise
+
+
+def train_along(ranks: Mpi, run: Path, data: Path, max_steps: int | None) -> None:
+    """The part of another rank in a training."""
+    from data_pipeline.batches import Rows
+    from robe import run_folder
+    from robe.backend import among, select
+    from robe.model import build
+    from robe.train import train as fit
+
+    config, _, baseline, teacher, _ = run_folder.read(run)
+    manifest = run_folder.opened(run, data)
+    rows = {split: Rows(manifest, split) for split in SPLITS}
+    if teacher is not None:
+        _, rows["train"] = run_folder.taught(teacher, manifest, config.backend, digest=config.teacher)
+    rows["train"] = rows["train"].first(config.limit_rows)
+    backend = among(select(config.backend, config.precision, config.deterministic), ranks)
+    spec, weighted = DataSpec.of(manifest), manifest.schema.weight is not None
+    trainings = {run: config} | ({run / WITHOUT: without_categories(config)} if baseline else {})
+    for folder, each in trainings.items():
+        model = build(each, spec, backend)
+        fit(model, each, spec, rows, folder, max_steps=max_steps, weighted=weighted)
 
 
 def evaluate(
@@ -394,7 +405,7 @@ def evaluate(
     graph: bool = True,
 ) -> None:
     """Print the metrics of a trained model as JSON, with its speed and the share of the time that was not
-    spent waiting for data (`busy`).
+    spent waiting for data (`busy`). `mpiexec` shares it.
 
     `calibration` is the mean prediction over the base rate, `normalised_entropy` the log loss over that of
     the base rate, and `reliability` tells what was predicted and what came, from low predictions to high.
@@ -413,7 +424,8 @@ def evaluate(
     from data_pipeline.batches import Rows
     from robe import metrics, run_folder
 
-    manifest, pace, found = watched_evaluation(run, data, split, backend, graph, group_by)
+    ranks().lead("evaluate", run, data, split, backend, graph, group_by)
+    manifest, pace, found = watched_evaluation(run, data, split, backend, graph, group_by, ranks())
     description = {"folder": str(manifest.folder), "description": manifest.describe()}
     result = {"run": str(run), "data": description, "split": split} | pace | found
     print(json.dumps(result, indent=1, allow_nan=False), flush=True)
@@ -424,14 +436,20 @@ def evaluate(
 
 
 def watched_evaluation(
-    run: Path, data: Path | None, split: str, backend: str, graph: bool = True, group_by: str | None = None
+    run: Path,
+    data: Path | None,
+    split: str,
+    backend: str,
+    graph: bool = True,
+    group_by: str | None = None,
+    ranks: Alone = ALONE,
 ) -> tuple[Manifest, dict, dict]:
     """`run_folder.evaluate` under a progress bar."""
     from robe import run_folder
     from robe.progress import progress_bar
 
     with progress_bar("evaluate", "rows") as update:
-        return run_folder.evaluate(run, data, split, backend, update, graph, group_by)
+        return run_folder.evaluate(run, data, split, backend, graph, group_by, update, ranks)
 
 
 def predict(
@@ -777,7 +795,7 @@ COMMANDS = {
 
 @cache
 def ranks() -> Alone:
-    """The processes that `mpiexec` started for a training, or this one alone."""
+    """The processes that `mpiexec` started for a command that they share, or this one alone."""
     comm = Ranks().comm
     return ALONE if comm is None else Mpi(comm)
 
@@ -788,7 +806,7 @@ def main(arguments: list[str] | None = None) -> None:
     prepare_streams()
     # Asked to stop, the commands tidy up as they do for Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if arguments[0] != "train":
+    if arguments[0] not in ("train", "evaluate"):
         return carry_out(arguments)
     try:
         shared = ranks()

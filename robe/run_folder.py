@@ -37,11 +37,12 @@ from robe import checkpoint, estimator, export_weights, metrics, report
 from robe import convert as conversion
 from robe import export as exporting
 from robe import import_weights as importing
-from robe.backend import select
+from robe.backend import among, select
 from robe.checkpoint import Position
 from robe.config import ConfigError, DataSpec, TrainConfig, from_json, resolve, to_json
 from robe.model import DLRM
 from robe.progress import Listener, Update, Watched, unheard, unwatched
+from robe.ranks import ALONE, Alone
 from robe.timeline import Phase, no_phase
 from robe.train import (
     AVERAGED,
@@ -449,14 +450,16 @@ def evaluate(
     data: Path | None,
     split: str,
     backend: str,
-    update: Update = unwatched,
     graph: bool = True,
     group_by: str | None = None,
+    update: Update = unwatched,
+    ranks: Alone = ALONE,
 ) -> tuple[Manifest, dict, dict]:
     """(the data, speed, metrics) of a run on a split of a folder, or of the folder it was trained on.
 
     split: a name, or `all` for all rows of the folder.
     group_by: a categorical column; metrics then have the AUC by its ids, too.
+    ranks: the processes that compute this together; the metrics are those of one.
     Raises ConfigError for another column, or one of bags, and if the data do not mean what they meant in
     training, or are no longer the same rows.
     """
@@ -486,6 +489,7 @@ def evaluate(
                 yield batch
 
     watched = Watched(noted, rows.count, update)
+    trained.model.backend = among(trained.model.backend, ranks)
     label, logits, *weight = predict(trained.model, watched)
     found: dict[str, Any] = metrics.summary(label, logits, *weight)
     found["reliability"] = metrics.reliability(label, logits, *weight)

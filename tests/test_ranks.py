@@ -358,6 +358,21 @@ if MPI.COMM_WORLD.rank == 0:
     resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, ROOM))
 cli.main(sys.argv[1:])
 """
+# The command line, which tells of each batch that it computes.
+EVALUATING = """
+import sys
+from robe import cli, train
+
+logits = train._logits
+
+def told(model, batches):
+    for each in logits(model, batches):
+        print("computed", file=sys.stderr)
+        yield each
+
+train.EVALUATION_BATCH, train._logits = 600, told
+cli.main(sys.argv[1:])
+"""
 TINY = "--weights 400 --block 4 --batch 64 --bottom 4 --width 4 --top 4 --backend reference".split()
 
 
@@ -413,6 +428,26 @@ def test_the_page_says_what_works(folder, monkeypatch):
         summary = json.loads((run / "summary.json").read_text())
         assert summary["backend"].endswith(backend)
         assert summary["rows_trained"] == 600
+
+
+def test_an_evaluation_is_shared(folder, tmp_path):
+    """By its two batches; and what is wrong is told once."""
+    run, words = tmp_path / "run", ("--data", folder / "data" / "days", "--split", "all")
+    cli.main(["train", *map(str, words[:2]), "--out", str(run), *TINY, "--epochs", "1"])
+    found = []
+    for size in (1, 2):
+        done = mpiexec(size, "evaluate", run, *words, program=["-c", EVALUATING], PYTHONPATH=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("computed") == 2
+        found.append(json.loads(done.stdout))
+    for each in found:
+        for speed in ("rows_per_second", "busy"):
+            each.pop(speed)
+    assert found[0] == found[1]
+    assert found[0]["rows"] == 900
+    done = mpiexec(2, "evaluate", run, "--data", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1
 
 
 def test_a_wrong_argument_is_refused_once(folder):
