@@ -14,7 +14,6 @@ from robe.backend import Backend
 from robe.config import ModelConfig
 from robe.embeddings import Embedding
 from robe.interaction import Interaction
-from robe.timeline import Phase, no_phase
 
 
 class Layer(NamedTuple):
@@ -108,7 +107,7 @@ class Cross(Interaction):
             out[:, self.columns] = x
         return out
 
-    def backward(self, d_out, ids, rate: float, phase: Phase = no_phase) -> Any:
+    def backward(self, d_out, ids, rate: float) -> Any:
         """d_out (B, n) -> the gradient (B, D) of vector 0; the embedding takes its optimizer step.
 
         d_out is overwritten.
@@ -138,7 +137,7 @@ class Cross(Interaction):
             self.matmul(d_narrow, v.T, d_inner)
             xp.add(d, d_inner, out=d)
         xp.add(d_x_0, d, out=d_x_0)
-        self.update(ids, self.d_vectors[:rows], rate, phase)
+        self.update(ids, self.d_vectors[:rows], rate)
         return self.d_vectors[:rows, 0]
 
 

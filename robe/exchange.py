@@ -32,11 +32,13 @@ ABREAST = 16
 
 
 class Exchange:
-    """The steps of an embedding by the gradients of all ranks; `ways` counts how these travelled."""
+    """The steps of an embedding by the gradients of all ranks; `ways` counts how these travelled, and
+    `phase` times it."""
 
     def __init__(self, embedding: Embedding, backend: Backend):
         self.embedding, self.backend, self.ranks = embedding, backend, backend.ranks
         self.ways: Counter[str] = Counter()
+        self.phase: Phase = no_phase
         self.features = np.arange(embedding.features)
         self.sums: Any = np.empty(0, np.float32)  # (N * D,) of the rows of this rank
         plain = isinstance(embedding, ArrayEmbedding) and embedding.row_of is None and embedding.chunks == 1
@@ -45,28 +47,28 @@ class Exchange:
         if isinstance(embedding, ArrayEmbedding) and embedding.summable and not embedding.rule.grouped:
             self.array = embedding
 
-    def step(self, ids, d_vectors, rate: float, features=None, phase: Phase = no_phase) -> None:
+    def step(self, ids, d_vectors, rate: float, features=None) -> None:
         """One step of the embedding by all ranks' gradients; arguments as of its `update`, of this rank."""
         if self.embedding.counts_look_ups:
-            self._step_by_look_ups(ids, d_vectors, rate, features, phase)
+            self._step_by_look_ups(ids, d_vectors, rate, features)
             return
         of = self.features if features is None else features[:, None]
         rows, numbers = distinct((of.astype(np.uint64) << S32) + ids)
         width = self.embedding.width
-        with phase("exchange, counts"):  # where a rank waits for those behind it
+        with self.phase("exchange, counts"):  # where a rank waits for those behind it
             count = sum(self.ranks.numbers(len(rows)))
         size = count * (rows.itemsize + width * d_vectors.itemsize)
         if self.array and 2 * self.array.weights * self.array.gradient.itemsize < size:
-            self._step_by_array(self.array, ids, d_vectors, rate, features, phase)
+            self._step_by_array(self.array, ids, d_vectors, rate, features)
         else:
-            self._step_by_rows(rows, numbers, d_vectors, rate, phase)
+            self._step_by_rows(rows, numbers, d_vectors, rate)
 
-    def _step_by_look_ups(self, ids, d_vectors, rate: float, features, phase: Phase) -> None:
-        with self._travelling("look-ups", phase):
+    def _step_by_look_ups(self, ids, d_vectors, rate: float, features) -> None:
+        with self._travelling("look-ups"):
             ids, d_vectors, *of = self.ranks.joined(ids, d_vectors, *() if features is None else (features,))
         self.embedding.update(ids, d_vectors, rate, *of)
 
-    def _step_by_rows(self, rows, numbers, d_vectors, rate: float, phase: Phase) -> None:
+    def _step_by_rows(self, rows, numbers, d_vectors, rate: float) -> None:
         """rows (N,) uint64: feature and id of each; numbers (B, F): which of them a look-up is."""
         width, abreast = self.embedding.width, self.abreast
         # The last row fills up, with sums of 0, which change nothing.
@@ -78,24 +80,24 @@ class Exchange:
         table = slot_map("table", width, 1, sums.size or 1, signed=False)
         base = np.zeros(numbers.shape[1], np.uint64)
         self.backend.kernels.scatter_add(d_vectors, numbers, base, table, 1, sums)
-        with self._travelling("rows", phase):
+        with self._travelling("rows"):
             rows, sums = self.ranks.joined(rows, sums.reshape(-1, width))
         rows = rows.reshape(-1, abreast)
         ids, features = (rows & LOW32).astype(np.uint32), (rows >> S32).astype(np.int64)
         features = features if abreast > 1 else features[:, 0]
         self.embedding.update(ids, sums.reshape(*ids.shape, width), rate, features)
 
-    def _step_by_array(self, array: ArrayEmbedding, ids, d_vectors, rate, features, phase: Phase) -> None:
+    def _step_by_array(self, array: ArrayEmbedding, ids, d_vectors, rate, features) -> None:
         if not array.gradient.size:
             array.make_sums()
         array.add_up(ids, d_vectors, features)
-        with self._travelling("array", phase):
+        with self._travelling("array"):
             self.ranks.add(array.gradient)
         array.step(array.everywhere(), rate)
 
-    def _travelling(self, way: str, phase: Phase) -> AbstractContextManager:
+    def _travelling(self, way: str) -> AbstractContextManager:
         self.ways[way] += 1
-        return phase(f"exchange, {way}")
+        return self.phase(f"exchange, {way}")
 
 
 def distinct(tokens) -> tuple[np.ndarray, np.ndarray]:

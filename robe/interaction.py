@@ -5,7 +5,6 @@ interaction is another such layer.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from math import gcd
 from typing import Any, ClassVar
 
@@ -16,7 +15,6 @@ from robe.embeddings import ArrayEmbedding, Embedding
 from robe.exchange import Exchange
 from robe.kernels.interaction import out_width
 from robe.kernels.interaction_scatter import fits
-from robe.timeline import Phase, no_phase
 
 # Of an H100 or H200: bytes of the second-level cache, and of what it reads at a time.
 CACHE, SECTOR = 50e6, 32
@@ -154,12 +152,12 @@ class Interaction:
         self.kernels.pool(rows, offsets, self._weights(weights), self.modes, vectors[:, 1:])
         return vectors
 
-    def update(self, ids, d_vectors, rate: float, phase: Phase = no_phase) -> None:
+    def update(self, ids, d_vectors, rate: float) -> None:
         """One step of the embedding, from the gradient (B, 1 + F, D) of what `look_up` gave last; by those of
         all ranks."""
         step = self.embedding.update
         if self.exchange and self.embedding.features:
-            step = partial(self.exchange.step, phase=phase)
+            step = self.exchange.step
         if not self.pooling:
             step(ids, d_vectors[:, 1:], rate)
             return
@@ -191,7 +189,7 @@ class Interaction:
         self.kernels.interaction(vectors, out[:, self.columns])
         return self._settled(out)
 
-    def backward(self, d_out, ids, rate: float, phase: Phase = no_phase) -> Any:
+    def backward(self, d_out, ids, rate: float) -> Any:
         """d_out (B, D + pairs) -> the gradient (B, D) of vector 0; the embedding takes its optimizer step.
 
         Where the step is an addition, it can be made without ever writing the gradients of the vectors. Where
@@ -212,7 +210,7 @@ class Interaction:
             embedding.steps += 1
         else:
             self.kernels.interaction_backward(d_out, vectors, d_vectors)
-            self.update(ids, d_vectors, rate, phase)
+            self.update(ids, d_vectors, rate)
         return d_first
 
     def _settled(self, out) -> Any:

@@ -246,7 +246,7 @@ class DLRM:
             begin(self.d_parts["top"])
         with phase("backward, embedding"):
             own_rate = rate if self.rate_share is None else rate * self.rate_share
-            d_first = self.interaction.backward(d_interacted, ids, own_rate, phase)
+            d_first = self.interaction.backward(d_interacted, ids, own_rate)
             begin(self.d_parts["interaction"])
         with phase("backward, bottom"):
             self.bottom.backward(d_first, want_input=False)
@@ -301,6 +301,8 @@ class DLRM:
         """numbers: the rate, `corrections` of the optimizer, and the key of dropout if there is any."""
         rate, corrected, *keys = numbers
         ranks, moved = self.backend.ranks, self.backend.ranks.moved
+        if self.interaction.exchange is not None:
+            self.interaction.exchange.phase = phase
         before = ranks.part(whole or len(label)).start
         self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):

@@ -86,11 +86,11 @@ def test_a_killed_training_goes_on_and_ends_the_same(cache, tmp_path, monkeypatc
     steps_per_pass = -(-TINY.rows * 9 // 10 // TINY.batch)
     kill_at, steps, step = steps_per_pass + 5, [], DLRM.step
 
-    def counted(*batch):
+    def counted(*batch, **options):
         if len(steps) == kill_at:
             raise KeyboardInterrupt
         steps.append(1)
-        return step(*batch)
+        return step(*batch, **options)
 
     monkeypatch.setattr(DLRM, "step", counted)
     with pytest.raises(KeyboardInterrupt):
