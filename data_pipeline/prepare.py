@@ -75,9 +75,8 @@ def prepare(config: PrepareConfig, progress: Progress | None = None) -> Manifest
     count = len(set(SPLIT_DAYS.values())) if by_column else first + (config.blocks if cut else len(files))
     if count < 2:
         raise DataError(f"{files[0]}: a single file cannot be {count} days; give --blocks 2 or more")
-    asked, _ = split(
-        [10**6] * count, config.split
-    )  # raises now if --split is wrong, not after hours of parsing
+    # Raises now if --split is wrong, not after hours of parsing.
+    asked, _ = split([10**6] * count, config.split)
     learning = config.ids == "dictionary" or measured_columns(config.schema, config.dense)
     if not asked["train"] and (learning or config.keep_negatives < 1):
         raise DataError(

@@ -15,7 +15,7 @@ from contextlib import ExitStack, nullcontext
 from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 
@@ -362,8 +362,7 @@ def follow(ranks: Mpi) -> None:
     what, *task = ranks.follow()
     try:
         if what == "evaluate":
-            run, data, split, backend, graph, group_by = task
-            run_folder.evaluate(run, data, split, backend, graph, group_by, ranks=ranks)
+            run_folder.evaluate(*task, ranks=ranks)
         else:
             train_along(ranks, *task)
     except TrainingError:  # of which rank 0 tells, too
@@ -424,8 +423,9 @@ def evaluate(
     from data_pipeline.batches import Rows
     from robe import metrics, run_folder
 
-    ranks().lead("evaluate", run, data, split, backend, graph, group_by)
-    manifest, pace, found = watched_evaluation(run, data, split, backend, graph, group_by, ranks())
+    what = run, data, split, backend, graph, group_by
+    ranks().lead("evaluate", *what)
+    manifest, pace, found = watched_evaluation(*what, ranks=ranks())
     description = {"folder": str(manifest.folder), "description": manifest.describe()}
     result = {"run": str(run), "data": description, "split": split} | pace | found
     print(json.dumps(result, indent=1, allow_nan=False), flush=True)
@@ -435,21 +435,13 @@ def evaluate(
         warn(run_folder.one_class({split: Rows(manifest, split)}))
 
 
-def watched_evaluation(
-    run: Path,
-    data: Path | None,
-    split: str,
-    backend: str,
-    graph: bool = True,
-    group_by: str | None = None,
-    ranks: Alone = ALONE,
-) -> tuple[Manifest, dict, dict]:
+def watched_evaluation(*what: Any, ranks: Alone = ALONE) -> tuple[Manifest, dict, dict]:
     """`run_folder.evaluate` under a progress bar."""
     from robe import run_folder
     from robe.progress import progress_bar
 
     with progress_bar("evaluate", "rows") as update:
-        return run_folder.evaluate(run, data, split, backend, graph, group_by, update, ranks)
+        return run_folder.evaluate(*what, update=update, ranks=ranks)
 
 
 def predict(

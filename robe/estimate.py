@@ -15,6 +15,7 @@ from robe.embeddings import Weights, declared
 from robe.embeddings.sketched import SketchedWeights
 from robe.model import parameter_shapes
 from robe.optim import RULES
+from robe.ranks import TRIPS
 
 RATES = Path(__file__).with_name("rates.json")
 CORES = 16
@@ -124,9 +125,9 @@ class Exchanged(NamedTuple):
     way: str
 
     def received(self, processes: int) -> float:
-        """Bytes that each receives: of what is added up its share from each other, and then the sums."""
-        vectors = self.vectors * (2 if self.way == "array" else 1)
-        return (2 * self.dense + vectors) * (processes - 1) / processes
+        """Bytes that each receives."""
+        vectors = self.vectors * (TRIPS if self.way == "array" else 1)
+        return (TRIPS * self.dense + vectors) * (processes - 1) / processes
 
 
 def exchanged(config: TrainConfig, data: DataSpec) -> Exchanged:
@@ -138,7 +139,7 @@ def exchanged(config: TrainConfig, data: DataSpec) -> Exchanged:
         return Exchanged(dense, vectors + 4 * look_ups, "look-ups")
     rows = vectors + 8 * look_ups
     array, open_to_it = weights.get(""), not rule.grouped and config.embedding.memory not in CODE_BITS
-    if isinstance(array, Weights) and open_to_it and 2 * 4 * array.count < rows:
+    if isinstance(array, Weights) and open_to_it and TRIPS * 4 * array.count < rows:
         return Exchanged(dense, 4 * array.count, "array")
     return Exchanged(dense, rows, "rows")
 

@@ -25,6 +25,7 @@ from robe.backend import Backend
 from robe.embeddings import ArrayEmbedding, Embedding
 from robe.kernels.parts.distinct import number_distinct, places_for
 from robe.kernels.parts.hashing import LOW32, S32, slot_map
+from robe.ranks import TRIPS
 from robe.timeline import Phase, no_phase
 
 # Look-ups that stand side by side in a row of ids, so that a kernel fetches the memory of all ahead.
@@ -58,7 +59,7 @@ class Exchange:
         with self.phase("exchange, counts"):  # where a rank waits for those behind it
             count = sum(self.ranks.numbers(len(rows)))
         size = count * (rows.itemsize + width * d_vectors.itemsize)
-        if self.array and 2 * self.array.weights * self.array.gradient.itemsize < size:
+        if self.array and TRIPS * self.array.weights * self.array.gradient.itemsize < size:
             self._step_by_array(self.array, ids, d_vectors, rate, features)
         else:
             self._step_by_rows(rows, numbers, d_vectors, rate)

@@ -452,6 +452,7 @@ def evaluate(
     backend: str,
     graph: bool = True,
     group_by: str | None = None,
+    *,
     update: Update = unwatched,
     ranks: Alone = ALONE,
 ) -> tuple[Manifest, dict, dict]:

@@ -120,11 +120,13 @@ class Place(NamedTuple):
         self.backend.kernels.gather(self.array(weight), *slots, self.array(vectors))
         return vectors
 
-    def row_gradients(self, d_out, weight, slots, offsets, scales, wanted) -> tuple[Any, Tensor]:
-        """The gradients of all rows, and those of `scales` (N,) if they are wanted, else (0,)."""
-        d_scales = d_out.new_empty(0)
+    def row_gradients(self, d_out, weight, ids, offsets, scales, wanted) -> tuple[tuple, Tensor]:
+        """(gradients of all rows, their slots), and the gradients of `scales` (N,) if they are wanted, else
+        (0,)."""
+        ids, offsets = self.unpooled(ids, offsets, scales)
+        slots, d_scales = self.slots(ids, offsets), d_out.new_empty(0)
         if offsets is None:
-            return self.array(d_out), d_scales
+            return (self.array(d_out), slots), d_scales
         d_rows, kernels = d_out.new_empty(len(slots[0]), self.how.width), self.backend.kernels
         rows = d_rows  # which are not read then
         if wanted or self.how.has_max:
@@ -134,7 +136,7 @@ class Place(NamedTuple):
         if wanted:
             d_scales = (d_rows * rows).sum(1)
             d_rows *= scales[:, None]
-        return self.array(d_rows)[:, None], d_scales
+        return (self.array(d_rows)[:, None], slots), d_scales
 
 
 @cache
@@ -230,9 +232,7 @@ def _add_gradient(
     weight: None where the gradients do not depend on it.
     """
     here = _place(how, d_out.device.type)
-    ids, offsets = here.unpooled(ids, offsets, scales)
-    slots = here.slots(ids, offsets)
-    d_rows, d_scales = here.row_gradients(d_out, weight, slots, offsets, scales, wanted)
+    (d_rows, slots), d_scales = here.row_gradients(d_out, weight, ids, offsets, scales, wanted)
     here.backend.kernels.scatter_add(d_rows, *slots, 1, here.array(total))
     return d_scales
 
@@ -276,10 +276,8 @@ def _step(
         afterwards, and what the optimizer keeps.
     """
     here = _place(how, weight.device.type)
-    ids, offsets = here.unpooled(ids, offsets, scales)
-    slots = here.slots(ids, offsets)
-    d_rows, d_scales = here.row_gradients(d_out, weight, slots, offsets, scales, wanted)
-    _take_step(weight, state, here, [(d_rows, slots)])
+    gradients, d_scales = here.row_gradients(d_out, weight, ids, offsets, scales, wanted)
+    _take_step(weight, state, here, [gradients])
     return d_scales
 
 
@@ -339,24 +337,6 @@ def _backward(ctx, d_out: Tensor):
 _look_up.register_autograd(_backward, setup_context=_keep)
 
 
-@_in_order
-def _row_gradients(
-    d_out: Tensor,
-    weight: Tensor | None,
-    ids: Tensor,
-    offsets: Tensor | None,
-    scales: Tensor | None,
-    how: str,
-    wanted: bool,
-) -> tuple[tuple, Tensor]:
-    """What `_take_step` takes of a look-up, and what `_add_gradient` returns."""
-    here = _place(how, d_out.device.type)
-    ids, offsets = here.unpooled(ids, offsets, scales)
-    slots = here.slots(ids, offsets)
-    d_rows, d_scales = here.row_gradients(d_out, weight, slots, offsets, scales, wanted)
-    return (d_rows, slots), d_scales
-
-
 class _Meet(torch.autograd.Function):
     """Weights (M,) -> a tensor (0,) that look-ups of many features depend on instead.
 
@@ -413,14 +393,15 @@ class _MeetingLookUp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_out):
-        told, arguments = ctx.meeting.told, (d_out.contiguous(), *ctx.saved_tensors, ctx.how, ctx.wanted)
+        told, arguments = ctx.meeting.told, (d_out.contiguous(), *ctx.saved_tensors)
         if ctx.meeting.fused:
-            gradients, d_scales = _row_gradients(*arguments)
+            here = _place(ctx.how, d_out.device.type)
+            gradients, d_scales = _in_order(here.row_gradients)(*arguments, ctx.wanted)
             told.append(gradients)
         else:
             if not told:
                 told.append(d_out.new_zeros(_how(ctx.how).weights))
-            d_scales = _add_gradient(*arguments, told[0])
+            d_scales = _add_gradient(*arguments, ctx.how, ctx.wanted, told[0])
         return d_out.new_empty(0), None, None, None, d_scales if ctx.wanted else None, None
 
 
