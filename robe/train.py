@@ -157,6 +157,7 @@ def train(
                 saves |= stopped is not None or log.kept_step(config) == step
             if saves:
                 with phase("checkpoint"):
+                    model.settle()
                     _check_finite(model, step, config, log)
                     _check_same(model, step, log)
                     if writes:
@@ -580,7 +581,7 @@ def _check_finite(model: DLRM, step: int, config: TrainConfig, log: Log) -> None
 
 
 def _check_same(model: DLRM, step: int, log: Log) -> None:
-    """Raise TrainingError unless all ranks have the same weights."""
+    """Raise TrainingError unless all ranks have the same weights, and what their optimizer keeps of these."""
     ranks, checksum = model.backend.ranks, 0
     if ranks.size == 1:
         return

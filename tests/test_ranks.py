@@ -222,14 +222,20 @@ def test_what_ranks_exchange(pairs, monkeypatch):
         ranks.add(sums[0])
         ranks.begin(sums[1])
         ranks.finish(no_phase)
+        shares = [np.full(2, 10 * ranks.rank + part, np.float32) for part in range(4)]
+        ranks.reduced(shares)
+        np.testing.assert_array_equal(shares[ranks.rank], [60 + 4 * ranks.rank] * 2)
+        ranks.spread(shares)
         numbers = np.arange(ranks.rank % 3) + 10 * ranks.rank
-        return *sums, *(array.copy() for array in ranks.joined(given[ranks.rank], numbers)), ranks.moved
+        joined = [array.copy() for array in ranks.joined(given[ranks.rank], numbers)]
+        return *sums, shares, *joined, ranks.moved
 
-    for first, second, rows, numbers, moved in together(4, exchanged):
+    for first, second, shares, rows, numbers, moved in together(4, exchanged):
         np.testing.assert_array_equal([first, second], [[2] * 5, [6] * 5])
+        np.testing.assert_array_equal(shares, [[60] * 2, [64] * 2, [68] * 2, [72] * 2])
         np.testing.assert_array_equal(rows, np.concatenate(given))
         np.testing.assert_array_equal(numbers, [10, 20, 21])
-        assert moved == 3 / 4 * (2 * 2 * 5 * 4 + 3 * (2 * 4 + 8))
+        assert moved == 3 / 4 * (2 * 2 * 5 * 4 + 2 * 8 * 4 + 3 * (2 * 4 + 8))
 
 
 @pytest.mark.parametrize("count", [0, 1, 500])
