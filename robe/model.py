@@ -222,10 +222,10 @@ class DLRM:
 
         The embedding is stepped on the way: nothing reads its weights afterwards. Several ranks step it at
         the end, and so wait for each other once. target (B,): what is learned instead of the label, a
-        probability from 0 to 1; it is overwritten. The losses are those of the label all the same. weight (B,):
-        what the loss of each row, and so its gradient, is multiplied by; the mean is still over the number of
-        rows. whole: how many rows the batch has of which these are a part, if they are one; the mean is over
-        these, and the gradients are those of all once ranks `finish`.
+        probability from 0 to 1; it is overwritten. The losses are those of the label all the same. weight
+        (B,): what the loss of each row, and so its gradient, is multiplied by; the mean is still over the
+        number of rows. whole: how many rows the batch has of which these are a part, if they are one; the
+        mean is over these, and the gradients are those of all once ranks `finish`.
         """
         rows, begin = len(logits), self.backend.ranks.begin
         losses, d_logits = self.losses[:rows], self.d_logits[:rows]
