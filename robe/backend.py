@@ -209,7 +209,7 @@ def select(
 
 
 def among(backend: Backend, ranks: Alone) -> Backend:
-    """The same backend for a model that these processes train or evaluate together.
+    """The same backend for a model that these processes train or use together.
 
     Gradients that they exchange are written, so nothing is fused. Raises BackendError on a GPU.
     """

@@ -324,8 +324,13 @@ def probabilities(model: DLRM, batches: Iterable) -> Iterator[np.ndarray]:
     """The probability of a click for every row, (B,) float64 per batch.
 
     batches: of anything whose last two parts are dense (B, n) and ids (B, F), at most EVALUATION_BATCH rows.
+        Of several ranks those of rank 0 count, which alone gets the probabilities.
     """
-    for _, logits in _logits(model, ((None, (dense, ids)) for *_, dense, ids in batches)):
+
+    def computed(parts: Iterator) -> Iterator[np.ndarray]:
+        return (logits for _, logits in _logits(model, ((None, part) for part in parts)))
+
+    for logits in model.backend.ranks.shared(computed, ((dense, ids) for *_, dense, ids in batches)):
         yield metrics.probability(logits)
 
 
