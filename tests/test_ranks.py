@@ -24,7 +24,7 @@ from data_pipeline import synthetic
 from data_pipeline.ranks import Ranks
 from data_pipeline.schema import DataError
 from robe import checkpoint, cli, report, train
-from robe.backend import BackendError, among, select
+from robe.backend import among, select
 from robe.bags import Bags
 from robe.config import DataSpec
 from robe.exchange import distinct
@@ -233,13 +233,16 @@ def test_what_ranks_exchange(pairs, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [0, 1, 500])
-def test_distinct_rows_are_numbered_as_they_come(count):
-    """Most of 500 come again; all are found where places collide."""
+def test_distinct_rows_are_numbered(count):
+    """As they come, or for a GPU sorted. Most of 500 come again; all are found where places collide."""
     tokens = np.random.default_rng(count).integers(0, 90, (count, 2)).astype(np.uint64) << np.uint64(32)
-    found, numbers = distinct(tokens)
     expected, first = np.unique(tokens, return_index=True)
-    np.testing.assert_array_equal(found, expected[np.argsort(first)])
-    np.testing.assert_array_equal(found[numbers], tokens)
+    host = select("reference")
+    for backend, order in ((host, np.argsort(first)), (dataclasses.replace(host, name="cuda"), slice(None))):
+        found, numbers = distinct(tokens, backend)
+        np.testing.assert_array_equal(found, expected[order])
+        np.testing.assert_array_equal(found[numbers], tokens)
+        assert (numbers.shape, numbers.dtype) == (tokens.shape, "uint32")
 
 
 @without_simulator
@@ -272,13 +275,6 @@ def test_other_weights_on_one_rank_end_the_training(tmp_path, monkeypatch):
     said = "process 1 of 2 holds other weights than process 0 after step 6, so .*step_00000003"
     assert re.match(said, told[0])
     assert [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())] == ["step_00000003"]
-
-
-def test_several_processes_are_not_for_a_gpu():
-    device = dataclasses.replace(select("reference"), name="cuda")
-    assert among(device, ALONE) is device
-    with pytest.raises(BackendError, match="give --backend cpu"):
-        among(device, SimpleNamespace(size=2))
 
 
 @pytest.mark.parametrize(
