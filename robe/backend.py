@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,8 +23,9 @@ from robe.kernels import NUMBA_CUDA_TROUBLE
 from robe.kernels.operations import OPERATIONS, version
 from robe.kernels.parts import launch
 from robe.matmul import EMULATED, Epilogues, Gemm, Short, emulated
+from robe.nccl import Nccl
 from robe.packages import extra
-from robe.ranks import ALONE, Alone
+from robe.ranks import ALONE, Alone, Mpi
 from robe.threads import limit_threads
 from robe.timeline import no_phase
 
@@ -57,6 +59,7 @@ class Backend:
     fuses_scatter: whether interaction_scatter is better here than the two operations that it joins.
     multiple: of how many columns the inputs of dense layers should be, for the sake of the products.
     graph: makes an empty Graph, as of graph.py; None where work is not captured.
+    connect: makes of ranks those that exchange arrays of the device; None where arrays are the host's.
     ranks: the processes that train a model together (ranks.py).
     """
 
@@ -77,6 +80,7 @@ class Backend:
     fuses_scatter: bool
     multiple: int
     graph: Callable[[], Any] | None = None
+    connect: Callable[[Any], Alone] | None = None
     ranks: Alone = ALONE
 
     def padded(self, columns: int) -> int:
@@ -195,30 +199,93 @@ def select(
     if name not in NAMES:
         raise BackendError(f"no backend {name!r}; choose one of {', '.join(NAMES)}")
     name = chosen_by(name)
-    versions = dict.fromkeys(OPERATIONS, name)
-    if name == "cuda":
-        if trouble := cuda_trouble():
-            raise BackendError(trouble)
-        if deterministic:
-            versions |= dict.fromkeys(ATOMIC, "cuda_deterministic")
-    kernels = SimpleNamespace(**{operation: version(operation, of) for operation, of in versions.items()})
+    if name == "cuda" and (trouble := cuda_trouble()):
+        raise BackendError(trouble)
+    kernels = kernels_of(name, deterministic)
     device = name == "cuda" and not simulator()
     chosen = _device(kernels, precision, graph) if device else _host(name, kernels, precision)
     # What repeats takes the largest of all gradients first, so they are written, and nothing is fused.
     return replace(chosen, fuses_scatter=False) if deterministic else chosen
 
 
+def kernels_of(name: str, deterministic: bool) -> SimpleNamespace:
+    """The version of each operation that a backend takes; deterministic: as of `select`."""
+    versions = dict.fromkeys(OPERATIONS, name)
+    if name == "cuda" and deterministic:
+        versions |= dict.fromkeys(ATOMIC, "cuda_deterministic")
+    return SimpleNamespace(**{operation: version(operation, of) for operation, of in versions.items()})
+
+
 def among(backend: Backend, ranks: Alone) -> Backend:
     """The same backend for a model that these processes train or use together.
 
-    Gradients that they exchange are written, so nothing is fused. Raises BackendError on a GPU.
+    Gradients that they exchange are written, so nothing is fused. No step is captured, as it waits on the
+    host for how much the others send. On a GPU sums have a fixed order: each rank adds up what came from all,
+    and their copies of the weights must stay the same. Raises BackendError where GPUs cannot be connected.
     """
     if ranks.size == 1:
         return backend
-    if backend.name == "cuda":
-        raise BackendError("several processes are for CPUs alone as yet; give --backend cpu, or start one")
-    description = f"{backend.description}, {ranks.size} processes"
-    return replace(backend, description=description, fuses_scatter=False, graph=None, ranks=ranks)
+    return replace(
+        backend,
+        description=f"{backend.description}, {ranks.size} processes",
+        kernels=kernels_of(backend.name, deterministic=True),
+        fuses_scatter=False,
+        graph=None,
+        ranks=backend.connect(ranks) if backend.connect else ranks,
+    )
+
+
+def agreed(name: str, ranks: Alone) -> str:
+    """The backend of that name for all of these processes, each on a GPU of its own where it is `cuda`; rank
+    0 asks while the others follow, before any of them selects one.
+
+    `auto` is `cuda` if each process finds a GPU for itself. Raises BackendError for an explicit `cuda` where
+    one finds none.
+    """
+    if ranks.size == 1 or name not in ("auto", "cuda") or simulator():
+        return name
+    found = ranks.asked(take_card)
+    for rank, trouble in enumerate(found):
+        if trouble and name == "cuda":
+            raise BackendError(f"process {rank} of {ranks.size}: {trouble}")
+    return "cpu" if any(found) else "cuda"
+
+
+def take_card(ranks: Alone) -> str | None:
+    """Have this process use a GPU that none beside it uses; why it cannot, if so. All ranks call it at once.
+
+    A launcher may show each process a GPU of its own alone, or all of a machine to all processes.
+    """
+    trouble, cards = cuda_trouble(), []
+    if trouble is None:
+        from cupy.cuda import Device, runtime
+
+        cards = [runtime.deviceGetPCIBusId(number) for number in range(runtime.getDeviceCount())]
+    seen, place = ranks.beside(cards)
+    taken: list[str | None] = []
+    for theirs in seen:
+        taken.append(next((card for card in theirs if card not in taken), None))
+    if trouble is not None:
+        return trouble
+    if taken[place] is None:
+        count = len(set().union(*seen))
+        return (
+            f"{len(seen)} processes on a machine see {count} GPUs; start one for each, or use --backend cpu"
+        )
+    Device(cards.index(taken[place])).use()  # Numba takes the device that is current
+    return None
+
+
+def _connected(streams: Streams, ranks: Mpi) -> Nccl:
+    """These ranks with arrays on the current device, which has these streams."""
+    import cupy
+
+    with warnings.catch_warnings(action="ignore"):  # of some lines, where it does not load
+        from cupy.cuda import nccl
+    if not nccl.available:
+        raise BackendError(f"processes on GPUs need NCCL, which CuPy does not find: {INSTALL}; or start one")
+    apart = replace(streams, copies=cupy.cuda.Stream(non_blocking=True))
+    return Nccl(ranks.comm, nccl, cupy.ndarray, apart)
 
 
 def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:
@@ -320,4 +387,5 @@ def _device(kernels: SimpleNamespace, precision: str, graph: bool) -> Backend:
         fuses_scatter=True,
         multiple=COLUMNS,
         graph=partial(Graph, cupy.cuda, (launch.use, matmul.use)) if graph else None,
+        connect=partial(_connected, streams),
     )

@@ -240,7 +240,7 @@ def train(
     """
     from data_pipeline.batches import Rows
     from robe import report, run_folder
-    from robe.backend import among, select
+    from robe.backend import agreed, among, select
     from robe.files import alone
     from robe.model import build
     from robe.progress import progress_bar, unheard
@@ -294,14 +294,15 @@ def train(
             resumed(run, config, DataSpec.of(manifest), rows["train"].steps(config.batch))
         notices = run_folder.before_training(rows)
     warn(notices)
+    where = agreed(config.backend, ranks())
     if teacher is not None:
         with progress_bar("teach", "rows") as update:
             known = config.teacher if resume else None
-            digest, taught = run_folder.taught(teacher, manifest, config.backend, update, known)
+            digest, taught = run_folder.taught(teacher, manifest, where, update, known)
             rows["train"] = taught.first(config.limit_rows)
         config = dataclasses.replace(config, teacher=digest)
-    backend = select(config.backend, config.precision, config.deterministic, graph and not profile)
-    backend = among(backend, ranks())
+    graph = graph and not profile and ranks().size == 1
+    backend = among(select(where, config.precision, config.deterministic, graph), ranks())
     timeline = Timeline(backend.synchronize)
     model = build(config, DataSpec.of(manifest), timeline.counted(backend) if profile else backend)
     beside = nullcontext(unheard) if tensorboard is None else scalars(tensorboard / run.resolve().name)
@@ -315,7 +316,7 @@ def train(
             return run_folder.fit(model, config, manifest, rows, run, update, phase, max_steps, listener)
 
     with alone(run), beside as listener:
-        ranks().lead("train", run, data, max_steps)
+        ranks().lead("train", run, data, max_steps, where)
         try:
             summary = fit(config, model, run, timeline if profile else no_phase, listener)
             if profile:
@@ -364,7 +365,7 @@ def follow(ranks: Mpi) -> None:
         if what == "evaluate":
             run_folder.evaluate(*task, ranks=ranks)
         elif what == "predict":
-            run_folder.predict_along(*task, ranks)
+            run_folder.predict_along(*task, ranks=ranks)
         else:
             train_along(ranks, *task)
     except TrainingError:  # of which rank 0 tells, too
@@ -375,8 +376,8 @@ def follow(ranks: Mpi) -> None:
         raise
 
 
-def train_along(ranks: Mpi, run: Path, data: Path, max_steps: int | None) -> None:
-    """The part of another rank in a training."""
+def train_along(ranks: Mpi, run: Path, data: Path, max_steps: int | None, where: str) -> None:
+    """The part of another rank in a training; where: the backend that all have agreed on."""
     from data_pipeline.batches import Rows
     from robe import run_folder
     from robe.backend import among, select
@@ -387,9 +388,9 @@ def train_along(ranks: Mpi, run: Path, data: Path, max_steps: int | None) -> Non
     manifest = run_folder.opened(run, data)
     rows = {split: Rows(manifest, split) for split in SPLITS}
     if teacher is not None:
-        _, rows["train"] = run_folder.taught(teacher, manifest, config.backend, digest=config.teacher)
+        _, rows["train"] = run_folder.taught(teacher, manifest, where, digest=config.teacher)
     rows["train"] = rows["train"].first(config.limit_rows)
-    backend = among(select(config.backend, config.precision, config.deterministic), ranks)
+    backend = among(select(where, config.precision, config.deterministic, graph=False), ranks)
     spec, weighted = DataSpec.of(manifest), manifest.schema.weight is not None
     trainings = {run: config} | ({run / WITHOUT: without_categories(config)} if baseline else {})
     for folder, each in trainings.items():
@@ -424,8 +425,9 @@ def evaluate(
     """
     from data_pipeline.batches import Rows
     from robe import metrics, run_folder
+    from robe.backend import agreed
 
-    what = run, data, split, backend, graph, group_by
+    what = run, data, split, agreed(backend, ranks()), graph, group_by
     ranks().lead("evaluate", *what)
     manifest, pace, found = watched_evaluation(*what, ranks=ranks())
     description = {"folder": str(manifest.folder), "description": manifest.describe()}
@@ -473,6 +475,7 @@ def predict(
     """
     from data_pipeline.input_files import matched, standard_input
     from robe import run_folder
+    from robe.backend import agreed
     from robe.progress import progress_bar
 
     if out == Path("-"):
@@ -487,9 +490,10 @@ def predict(
         inputs = [
             spool.enter_context(standard_input()) if path == Path("-") else path for path in matched(files)
         ]
-        ranks().lead("predict", run, backend, graph)
+        where = agreed(backend, ranks())
+        ranks().lead("predict", run, where, graph)
         count = run_folder.predict_files(
-            *(run, inputs, out, backend, update, notices.append, graph),
+            *(run, inputs, out, where, update, notices.append, graph),
             schema=reading,
             skip=skip,
             ranks=ranks(),

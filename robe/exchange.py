@@ -38,9 +38,9 @@ class Exchange:
         self.embedding, self.backend, self.ranks = embedding, backend, backend.ranks
         self.ways: Counter[str] = Counter()
         self.phase: Phase = no_phase
-        self.features = np.arange(embedding.features)
+        self.features = backend.xp.arange(embedding.features)
         self.own: tuple = ()
-        self.sums: Any = np.empty(0, np.float32)  # (N * D,) of the rows of this rank
+        self.sums: Any = backend.empty(0, np.float32)  # (N * D,) of the rows of this rank, and room behind
         self.array: ArrayEmbedding | None = None
         if isinstance(embedding, ArrayEmbedding) and embedding.summable and not embedding.rule.grouped:
             self.array = embedding
@@ -63,7 +63,7 @@ class Exchange:
             self._step_by_look_ups(ids, d_vectors, rate, features)
             return
         of = self.features if features is None else features[:, None]
-        rows, numbers = distinct((of.astype(np.uint64) << S32) + ids)
+        rows, numbers = distinct((of.astype(np.uint64) << S32) + ids, self.backend)
         width = self.embedding.width
         with self.phase("exchange, counts"):  # where a rank waits for those behind it
             counts = self.ranks.numbers(len(rows))
@@ -83,13 +83,16 @@ class Exchange:
         many rows each rank has."""
         self.settle()
         width = self.embedding.width
-        if self.sums.size < rows.size * width:
-            self.sums = self.backend.empty(rows.size * width, d_vectors.dtype)
-        sums = self.sums[: rows.size * width]
+        size = rows.size * width
+        if self.sums.size < size:
+            self.sums = self.backend.empty(1 << (size - 1).bit_length(), d_vectors.dtype)
+        sums = self.sums[:size]
         sums[...] = 0
-        table = slot_map("table", width, 1, sums.size or 1, signed=False)
-        base = np.zeros(numbers.shape[1], np.uint64)
-        self.backend.kernels.scatter_add(d_vectors, numbers, base, table, 1, sums)
+        # A GPU keeps scratch for each size of what it adds to; threads of a CPU share it out.
+        out = self.sums if self.backend.name == "cuda" else sums
+        table = slot_map("table", width, 1, out.size or 1, signed=False)
+        base = self.backend.xp.zeros(numbers.shape[1], np.uint64)
+        self.backend.kernels.scatter_add(d_vectors, numbers, base, table, 1, out)
         with self._travelling("rows"):
             rows, sums = self.ranks.joined(rows, sums.reshape(-1, width), counts=counts)
         ids, features = (rows & LOW32).astype(np.uint32), (rows >> S32).astype(np.int64)
@@ -122,9 +125,14 @@ class Exchange:
         return self.phase(f"exchange, {way}")
 
 
-def distinct(tokens) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct ones of tokens (B, F) uint64, in the order in which they come, and (B, F) uint32 which of
-    them each is."""
+def distinct(tokens, backend: Backend) -> tuple[Any, Any]:
+    """The distinct ones of tokens (B, F) uint64, and (B, F) uint32 which of them each is.
+
+    On a GPU they are sorted, elsewhere in the order in which they come.
+    """
+    if backend.name == "cuda":
+        found, numbers = backend.xp.unique(tokens, return_inverse=True)
+        return found, numbers.reshape(tokens.shape).astype(np.uint32)
     found, numbers = np.empty(tokens.size, np.uint64), np.empty(tokens.shape, np.uint32)
     places = np.zeros(places_for(tokens.size), np.uint32)
     count = number_distinct(tokens.reshape(-1), places, found, numbers.reshape(-1))

@@ -131,6 +131,9 @@ class Gemm:
         self.cublas.set_workspace(self.handle, self.workspace.data.ptr, WORKSPACE)
 
     def __call__(self, a, b, out) -> None:
+        if not a.size:  # of a batch of which this process has no row
+            out[...] = 0
+            return
         # out = a b by rows is out^T = b^T a^T by columns.
         (b_turned, b_step), (a_turned, a_step), (turned, out_step) = map(as_columns, (b, a, out))
         if turned:
@@ -189,6 +192,8 @@ class Epilogues:
 
     def __call__(self, kind: str, a, b, out, bias, mask) -> bool:
         """Compute a product of that kind, `rectified` or `gradient`; returns whether cuBLASLt could."""
+        if not len(out):
+            return False
         names = self.lt.Epilogue
         if kind == "gradient":
             epilogue = names.DRELU_BGRAD

@@ -57,7 +57,7 @@ class Alone:
     def reduced(self, parts: Sequence[Any]) -> None:
         """Make of the part that is this rank's, of one array, the sum over all ranks, in place.
 
-        parts: as many as ranks, in their order. The others stay what this rank alone has.
+        parts: as many as ranks, in their order; the others are lost.
         """
 
     def spread(self, parts: Sequence[Any]) -> None:
@@ -87,6 +87,14 @@ class Alone:
         the arrays; the others have none, and do those that rank 0 gives them."""
         return do(iter(work))
 
+    def asked(self, find: Callable[[Any], T]) -> list[T]:
+        """What `find`, which gets these ranks, finds on each; asked by rank 0, while the others `follow`."""
+        return [find(self)]
+
+    def beside(self, value: T) -> tuple[list[T], int]:
+        """What each rank on this machine gives, and the place of this one among them."""
+        return [value], 0
+
     def lead(self, *task: Any) -> None:
         """Tell the other ranks what there is to do. From here on an error of one rank ends all."""
 
@@ -99,7 +107,7 @@ class Mpi(Alone):
 
     def __init__(self, comm: Any):
         self.comm, self.rank, self.size, self.at_work = comm, comm.rank, comm.size, False
-        self.rooms: dict[Any, np.ndarray] = {}  # where arrays of others lie
+        self.rooms: dict[Any, Any] = {}  # where arrays of others lie
         self.begun: list[Any] = []  # requests
 
     def add(self, array: Any) -> None:
@@ -157,11 +165,13 @@ class Mpi(Alone):
             self.spread(parts)
         return whole
 
-    def _room(self, name: Any, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """An array of this rank's own, the same memory for a name."""
+    def _room(
+        self, name: Any, shape: tuple[int, ...], dtype: Any, empty: Callable[..., Any] = np.empty
+    ) -> Any:
+        """An array of this rank's own, the same memory for a name; empty: makes it."""
         size = prod(shape) * dtype.itemsize
         if name not in self.rooms or len(self.rooms[name]) < size:
-            self.rooms[name] = np.empty(size, np.uint8)
+            self.rooms[name] = empty(size, np.uint8)
         return self.rooms[name][:size].view(dtype).reshape(shape)
 
     def numbers(self, number: int) -> list[int]:
@@ -218,6 +228,19 @@ class Mpi(Alone):
             time.sleep(PAUSE)
         return self.comm.recv(source=rank)
 
+    def asked(self, find: Callable[[Any], T]) -> list[T]:
+        if self.rank == 0:
+            self._send(find)
+        self.at_work = True  # so that an error of one ends all
+        found = self.comm.allgather(find(self))
+        self.at_work = False
+        return found
+
+    def beside(self, value: T) -> tuple[list[T], int]:
+        mpi = sys.modules[type(self.comm).__module__]  # mpi4py.MPI
+        here = self.comm.Split_type(mpi.COMM_TYPE_SHARED)
+        return here.allgather(value), here.rank
+
     def lead(self, *task: Any) -> None:
         self.at_work = True
         self._send(task)
@@ -227,8 +250,10 @@ class Mpi(Alone):
             self.comm.send(word, rank)
 
     def follow(self) -> tuple:
-        """The task that rank 0 gives to `lead`; ends this process as rank 0 ends where it gives none."""
-        task = self._received(0)
+        """The task that rank 0 gives to `lead`, behind what it has `asked`; ends this process as rank 0 ends
+        where it gives none."""
+        while callable(task := self._received(0)):
+            self.asked(task)
         if isinstance(task, int):
             sys.exit(task)
         self.at_work = True

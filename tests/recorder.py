@@ -34,7 +34,7 @@ def computed(function, parts):
     found = function()
     if not isinstance(found, np.ndarray):
         require_nothing_read()
-        return found
+        return tuple(part.view(Noted) for part in found) if type(found) is tuple else found
     if tape is not None and not any(isinstance(a, np.ndarray) and np.shares_memory(found, a) for a in parts):
         found.fill(RUBBISH if found.dtype.kind == "f" else 0)  # integers are indices, perhaps
         tape.append(lambda: np.copyto(found, function()))
@@ -97,7 +97,11 @@ class Noted(np.ndarray):
     for _name in ("item", "tolist", "tobytes", "__bool__", "__float__", "__int__", "__index__"):
         locals()[_name] = reads(_name)
 
-    # As arrays on a device, for robe/feed.py.
+    # As arrays on a device, for robe/feed.py and robe/nccl.py.
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
+
     def set(self, host, stream):
         plain(self)[...] = host
 
@@ -135,7 +139,8 @@ class Module:
 
     def __getattr__(self, name):
         found = getattr(np, name)
-        return (lambda *a, **o: found(*a, **o).view(Noted)) if name in ("empty", "zeros", "full") else found
+        makes = name in ("arange", "empty", "full", "zeros")
+        return (lambda *a, **o: found(*a, **o).view(Noted)) if makes else found
 
 
 def recording(monkeypatch, **changes):

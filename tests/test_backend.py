@@ -1,5 +1,6 @@
 """Which kernels and products a backend gets, and what is refused."""
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import pytest
 from cublas_by_numpy import Blas, BlasLt, Shared
 
 from robe import backend
-from robe.backend import select, simulator
+from robe.backend import among, select, simulator
 from robe.kernels import code_step, interaction_scatter, scatter_add
 from robe.kernels.operations import OPERATIONS, version
+from robe.nccl import Nccl
 from robe.packages import extra
 
 
@@ -160,6 +162,16 @@ class TestTrouble:
         assert (space, stream) == (libraries["cublas"].workspace[0], libraries["cublas"].stream)
         assert stream == 3
         assert made.padded(479) == 480
+
+    def test_several_processes_exchange_by_nccl_on_a_stream_of_their_own(self, libraries, monkeypatch):
+        cuda = sys.modules["cupy"].cuda
+        monkeypatch.setitem(sys.modules, "cupy.cuda", cuda)
+        cuda.Stream.side_effect = lambda non_blocking: object()
+        made = select("cuda")
+        ranks = among(made, SimpleNamespace(size=2, comm=SimpleNamespace(rank=1, size=2))).ranks
+        assert (type(ranks), ranks.rank, ranks.nccl) == (Nccl, 1, cuda.nccl)
+        (streams,) = made.feed.args
+        assert ranks.streams == dataclasses.replace(streams, copies=ranks.streams.copies) != streams
 
     def test_a_cublas_that_cannot_be_loaded_costs_a_line(self, libraries, monkeypatch):
         def create():

@@ -313,6 +313,15 @@ def test_what_cublaslt_cannot_do_is_done_by_kernels(refused, how):
     assert {kind for kind, *_ in lt.calls}.isdisjoint(refused)
 
 
+def test_a_batch_without_rows_has_gradients_of_0(rng):
+    """A process has one where a batch has fewer rows than there are processes."""
+    backend, lt = fused("fp32")
+    _, _, _, *gradients = passed(layers(backend, rng, False, (3, 6, 4)), rng, rows=0)
+    assert [array.shape for array in gradients] == [(3, 6), (6,), (6, 4), (4,)]
+    assert not any(array.any() for array in gradients)
+    assert lt.calls == []
+
+
 def test_descriptors_are_made_once_for_each_shape_and_alignment(rng):
     backend, lt = fused("fp32")
     mlp = layers(backend, rng, True, (4, 8, 8, 1))

@@ -340,7 +340,8 @@ def add_bins(d_vectors, ids, base, slot_map, largest, digits, scale, sums, out):
     """What walk_pieces and `_add_units` do, with fewer additions to memory."""
     pieces, shift = count_pieces(slot_map, ids)
     counts = scratch(out, "counts", (bins_of(out) + 1,), np.uint32)
-    listed = scratch(out, "listed", (pieces,), np.uint32)
+    # In few sizes, as batches of bags, and what several processes exchange, have another number each time.
+    listed = scratch(out, "listed", (1 << (pieces - 1).bit_length(),), np.uint32)[:pieces]
     counts[...] = 0
     rows, few = (ids, base, slot_map, shift), block_shape(SHARES, shared=counts.nbytes)
     share = U32(-(-pieces // few[0]))

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from test_run import TINY, run
 from test_train import DATA, config, rows, train_model, weights_of
 
 from robe import cli as command_line
-from robe.backend import select
+from robe.backend import BackendError, kernels_of, select
 from robe.config import EmbeddingConfig, OptimizerConfig
+from robe.exchange import Exchange
 from robe.feed import Streams, feed
 from robe.kernels.parts import launch
 from robe.model import build
@@ -55,6 +57,28 @@ def test_training_is_that_of_the_cpu(method, optimizer, precision, tolerance, tm
 def test_training_that_gathers_again_is_that_of_the_cpu(method, optimizer, monkeypatch, tmp_path):
     monkeypatch.setattr("robe.interaction.gathering_again_pays", lambda *sizes: True)
     test_training_is_that_of_the_cpu(method, optimizer, "fp32", 1e-4, tmp_path)
+
+
+@pytest.mark.parametrize(("method", "way"), [("robe", "array"), ("full", "rows")])
+def test_a_process_that_exchanges_with_itself_trains_as_the_cpu(method, way, tmp_path):
+    """By NCCL; several processes take as many cards."""
+    comm = SimpleNamespace(rank=0, size=1, bcast=lambda value: value, Allgather=lambda a, b: np.copyto(b, a))
+    backend = select("cuda", graph=False)
+    try:
+        ranks = backend.connect(SimpleNamespace(comm=comm))
+    except BackendError as error:
+        pytest.skip(str(error))
+    kernels = kernels_of("cuda", deterministic=True)
+    backend = dataclasses.replace(backend, kernels=kernels, fuses_scatter=False, ranks=ranks)
+    data = dataclasses.replace(DATA, dialect="dictionary") if method == "full" else DATA
+    here, there = (settings(name, method) for name in ("cuda", "cpu"))
+    model = build(here, data, backend)
+    model.interaction.exchange = Exchange(model.embedding, backend)
+    found = train_model(model, here, data, rows(), tmp_path / "cuda")
+    assert way in found["processes"]["ways"]
+    expected = train(there, tmp_path / "cpu")
+    assert found["training_loss"] == pytest.approx(expected["training_loss"], rel=1e-4)
+    assert found["test"]["log_loss"] == pytest.approx(expected["test"]["log_loss"], rel=1e-4)
 
 
 def test_deterministic_training_repeats_bit_for_bit(tmp_path):
