@@ -23,7 +23,6 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.embeddings import ArrayEmbedding, Embedding
-from robe.kernels.parts.distinct import number_distinct, places_for
 from robe.kernels.parts.hashing import LOW32, S32, slot_map
 from robe.ranks import TRIPS
 from robe.timeline import Phase, no_phase
@@ -43,7 +42,7 @@ class Exchange:
         self.features = backend.xp.arange(embedding.features)
         self.sums: Any = backend.empty(0, np.float32)  # (N * D,) of the rows of this rank, and room behind
         plain = isinstance(embedding, ArrayEmbedding) and embedding.row_of is None and embedding.chunks == 1
-        self.abreast = ABREAST if plain and backend.name != "cuda" else 1
+        self.abreast = ABREAST if plain else 1
         self.array: ArrayEmbedding | None = None
         if isinstance(embedding, ArrayEmbedding) and embedding.summable and not embedding.rule.grouped:
             self.array = embedding
@@ -54,7 +53,7 @@ class Exchange:
             self._step_by_look_ups(ids, d_vectors, rate, features)
             return
         of = self.features if features is None else features[:, None]
-        rows, numbers = distinct((of.astype(np.uint64) << S32) + ids, self.backend)
+        rows, numbers = self.backend.distinct((of.astype(np.uint64) << S32) + ids)
         width = self.embedding.width
         with self.phase("exchange, counts"):  # where a rank waits for those behind it
             count = sum(self.ranks.numbers(len(rows)))
@@ -73,15 +72,13 @@ class Exchange:
         """rows (N,) uint64: feature and id of each; numbers (B, F): which of them a look-up is."""
         width, abreast = self.embedding.width, self.abreast
         # The last row fills up, with sums of 0, which change nothing.
-        if abreast > 1:
-            rows = np.append(rows, rows[-1:].repeat(-len(rows) % abreast))
+        rows = np.append(rows, rows[-1:].repeat(-len(rows) % abreast))
         size = rows.size * width
         if self.sums.size < size:
             self.sums = self.backend.empty(1 << (size - 1).bit_length(), d_vectors.dtype)
         sums = self.sums[:size]
         sums[...] = 0
-        # A GPU keeps scratch for each size of what it adds to; threads of a CPU share it out.
-        out = self.sums if self.backend.name == "cuda" else sums
+        out = self.sums if self.backend.few_sizes else sums
         table = slot_map("table", width, 1, out.size or 1, signed=False)
         base = self.backend.xp.zeros(numbers.shape[1], np.uint64)
         self.backend.kernels.scatter_add(d_vectors, numbers, base, table, 1, out)
@@ -103,17 +100,3 @@ class Exchange:
     def _travelling(self, way: str) -> AbstractContextManager:
         self.ways[way] += 1
         return self.phase(f"exchange, {way}")
-
-
-def distinct(tokens, backend: Backend) -> tuple[Any, Any]:
-    """The distinct ones of tokens (B, F) uint64, and (B, F) uint32 which of them each is.
-
-    On a GPU they are sorted, elsewhere in the order in which they come.
-    """
-    if backend.name == "cuda":
-        found, numbers = backend.xp.unique(tokens, return_inverse=True)
-        return found, numbers.reshape(tokens.shape).astype(np.uint32)
-    found, numbers = np.empty(tokens.size, np.uint64), np.empty(tokens.shape, np.uint32)
-    places = np.zeros(places_for(tokens.size), np.uint32)
-    count = number_distinct(tokens.reshape(-1), places, found, numbers.reshape(-1))
-    return found[:count], numbers
