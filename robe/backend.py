@@ -22,6 +22,7 @@ from robe.graph import Graph
 from robe.kernels import NUMBA_CUDA_TROUBLE
 from robe.kernels.operations import OPERATIONS, version
 from robe.kernels.parts import launch
+from robe.kernels.parts.distinct import distinct
 from robe.matmul import EMULATED, Epilogues, Gemm, Short, emulated
 from robe.nccl import Nccl
 from robe.packages import extra
@@ -58,6 +59,8 @@ class Backend:
     limit_threads: (flops of the largest product), called before a step; see threads.py.
     fuses_scatter: whether interaction_scatter is better here than the two operations that it joins.
     multiple: of how many columns the inputs of dense layers should be, for the sake of the products.
+    distinct: (tokens (B, F) uint64) -> the distinct ones, and (B, F) uint32 which of them each is.
+    few_sizes: whether kernels keep memory for each size of what they add to, which then should have few.
     graph: makes an empty Graph, as of graph.py; None where work is not captured.
     connect: makes of ranks those that exchange arrays of the device; None where arrays are the host's.
     ranks: the processes that train a model together (ranks.py).
@@ -79,6 +82,8 @@ class Backend:
     limit_threads: Callable[[float], None]
     fuses_scatter: bool
     multiple: int
+    distinct: Callable[[Any], tuple[Any, Any]]
+    few_sizes: bool
     graph: Callable[[], Any] | None = None
     connect: Callable[[Any], Alone] | None = None
     ranks: Alone = ALONE
@@ -326,7 +331,15 @@ def _host(name: str, kernels: SimpleNamespace, precision: str) -> Backend:
         limit_threads=limit_threads,
         fuses_scatter=name == "cuda",
         multiple=COLUMNS if name == "cuda" else 1,
+        distinct=partial(_distinct, np) if name == "cuda" else distinct,
+        few_sizes=name == "cuda",
     )
+
+
+def _distinct(xp: ModuleType, tokens) -> tuple[Any, Any]:
+    """Backend.distinct of CuPy, by sorting."""
+    found, numbers = xp.unique(tokens, return_inverse=True)
+    return found, numbers.reshape(tokens.shape).astype(np.uint32)
 
 
 def _device(kernels: SimpleNamespace, precision: str, graph: bool) -> Backend:
@@ -386,6 +399,8 @@ def _device(kernels: SimpleNamespace, precision: str, graph: bool) -> Backend:
         limit_threads=lambda flops: None,
         fuses_scatter=True,
         multiple=COLUMNS,
+        distinct=partial(_distinct, cupy),
+        few_sizes=True,
         graph=partial(Graph, cupy.cuda, (launch.use, matmul.use)) if graph else None,
         connect=partial(_connected, streams),
     )

@@ -25,7 +25,6 @@ import numpy as np
 
 from robe.backend import Backend
 from robe.embeddings import ArrayEmbedding, Embedding
-from robe.kernels.parts.distinct import number_distinct, places_for
 from robe.kernels.parts.hashing import LOW32, S32, slot_map
 from robe.timeline import Phase, no_phase
 
@@ -63,7 +62,7 @@ class Exchange:
             self._step_by_look_ups(ids, d_vectors, rate, features)
             return
         of = self.features if features is None else features[:, None]
-        rows, numbers = distinct((of.astype(np.uint64) << S32) + ids, self.backend)
+        rows, numbers = self.backend.distinct((of.astype(np.uint64) << S32) + ids)
         width = self.embedding.width
         with self.phase("exchange, counts"):  # where a rank waits for those behind it
             counts = self.ranks.numbers(len(rows))
@@ -88,8 +87,7 @@ class Exchange:
             self.sums = self.backend.empty(1 << (size - 1).bit_length(), d_vectors.dtype)
         sums = self.sums[:size]
         sums[...] = 0
-        # A GPU keeps scratch for each size of what it adds to; threads of a CPU share it out.
-        out = self.sums if self.backend.name == "cuda" else sums
+        out = self.sums if self.backend.few_sizes else sums
         table = slot_map("table", width, 1, out.size or 1, signed=False)
         base = self.backend.xp.zeros(numbers.shape[1], np.uint64)
         self.backend.kernels.scatter_add(d_vectors, numbers, base, table, 1, out)
@@ -123,17 +121,3 @@ class Exchange:
     def _travelling(self, way: str) -> AbstractContextManager:
         self.ways[way] += 1
         return self.phase(f"exchange, {way}")
-
-
-def distinct(tokens, backend: Backend) -> tuple[Any, Any]:
-    """The distinct ones of tokens (B, F) uint64, and (B, F) uint32 which of them each is.
-
-    On a GPU they are sorted, elsewhere in the order in which they come.
-    """
-    if backend.name == "cuda":
-        found, numbers = backend.xp.unique(tokens, return_inverse=True)
-        return found, numbers.reshape(tokens.shape).astype(np.uint32)
-    found, numbers = np.empty(tokens.size, np.uint64), np.empty(tokens.shape, np.uint32)
-    places = np.zeros(places_for(tokens.size), np.uint32)
-    count = number_distinct(tokens.reshape(-1), places, found, numbers.reshape(-1))
-    return found[:count], numbers

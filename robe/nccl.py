@@ -51,13 +51,12 @@ class Nccl(Mpi):
 
     def _connected(self) -> Any:
         """`cards`, made where something travels first: there all ranks are, and not before."""
-        if self.cards is None:
-            self.cards = self._connect()
-        return self.cards
-
-    def _connect(self) -> Any:
+        if self.cards is not None:
+            return self.cards
         try:
-            return self.nccl.NcclCommunicator(self.size, self.told(self.nccl.get_unique_id), self.rank)
+            found = self.told(self.nccl.get_unique_id)
+            self.cards = self.nccl.NcclCommunicator(self.size, found, self.rank)
+            return self.cards
         except Exception as error:  # CuPy has no name for some of NCCL's, and raises a KeyError
             told = f"NCCL cannot connect the GPUs of {self.size} processes ({type(error).__name__}: {error})"
             remedy = "NCCL_DEBUG=INFO has it tell why, and --backend cpu does without"

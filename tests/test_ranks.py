@@ -11,6 +11,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
@@ -21,6 +22,7 @@ from recipes import ROOT, blocks, shell
 from safetensors.numpy import load_file
 from test_resume import OPEN_MPI, mpiexec, require_mpiexec
 
+import robe.backend
 import robe.ranks
 from data_pipeline import synthetic
 from data_pipeline.ranks import Ranks
@@ -29,7 +31,6 @@ from robe import checkpoint, cli, report, run_folder, train
 from robe.backend import among, select
 from robe.bags import Bags
 from robe.config import METHODS, DataSpec
-from robe.exchange import distinct
 from robe.model import build
 from robe.ranks import ALONE, Mpi
 from robe.threads import share_cores
@@ -311,9 +312,11 @@ def test_distinct_rows_are_numbered(count):
     """As they come, or for a GPU sorted. Most of 500 come again; all are found where places collide."""
     tokens = np.random.default_rng(count).integers(0, 90, (count, 2)).astype(np.uint64) << np.uint64(32)
     expected, first = np.unique(tokens, return_index=True)
-    host = select("reference")
-    for backend, order in ((host, np.argsort(first)), (dataclasses.replace(host, name="cuda"), slice(None))):
-        found, numbers = distinct(tokens, backend)
+    for distinct, order in (
+        (select("reference").distinct, np.argsort(first)),
+        (partial(robe.backend._distinct, np), slice(None)),
+    ):
+        found, numbers = distinct(tokens)
         np.testing.assert_array_equal(found, expected[order])
         np.testing.assert_array_equal(found[numbers], tokens)
         assert (numbers.shape, numbers.dtype) == (tokens.shape, "uint32")

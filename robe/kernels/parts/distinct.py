@@ -1,5 +1,6 @@
 """Which look-ups of a batch are of one and the same row."""
 
+import numpy as np
 from numba import njit
 
 from robe.kernels.parts.hashing import mix64
@@ -28,3 +29,12 @@ def number_distinct(tokens, places, found, numbers):
             places[place] = n
         numbers[i] = places[place] - 1
     return n
+
+
+def distinct(tokens):
+    """The distinct ones of tokens (B, F) uint64, in the order in which they come, and (B, F) uint32 which of
+    them each is."""
+    found, numbers = np.empty(tokens.size, np.uint64), np.empty(tokens.shape, np.uint32)
+    places = np.zeros(places_for(tokens.size), np.uint32)
+    count = number_distinct(tokens.reshape(-1), places, found, numbers.reshape(-1))
+    return found[:count], numbers
