@@ -347,7 +347,7 @@ def train(
 
 def without_categories(config: TrainConfig) -> TrainConfig:
     """The settings of the same model without categorical features."""
-    chosen = "average", "recipe", "target_auc", "teacher", "teacher_weight"
+    chosen = "average", "recipe", "staleness", "target_auc", "teacher", "teacher_weight"
     own = {name: getattr(TrainConfig, name) for name in chosen}
     return dataclasses.replace(config, embedding=EmbeddingConfig("none"), **own)
 

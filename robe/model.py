@@ -172,7 +172,10 @@ class DLRM:
         own = _beside_mlps(matrices), _beside_mlps(d_matrices), _beside_mlps(factors)
         kind = INTERACTIONS[config.model.interaction]
         self.pooling = used_data(config, data).pooling
-        self.interaction = kind(embedding, batch, backend, dtype, config.batch, self.pooling, own=own)
+        further = config.batch, self.pooling
+        self.interaction = kind(
+            embedding, batch, backend, dtype, *further, own=own, staleness=config.staleness
+        )
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
         self.graphs = Graphs(backend)
@@ -303,6 +306,7 @@ class DLRM:
         ranks, moved = self.backend.ranks, self.backend.ranks.moved
         if self.interaction.exchange is not None:
             self.interaction.exchange.phase = phase
+        self.interaction.ready(ids)
         before = ranks.part(whole or len(label)).start
         self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):
@@ -313,6 +317,13 @@ class DLRM:
             self.optimizer.update(self.dense_gradient, rate, corrected)
         self.shared, self.moved = self.shared + 1, self.moved + ranks.moved - moved
         return losses
+
+    def settle(self) -> None:
+        """Have all ranks hold the same weights, where `staleness` let them differ."""
+        if self.interaction.stale is not None:
+            ranks, moved = self.backend.ranks, self.backend.ranks.moved
+            self.interaction.stale.settle()
+            self.moved += ranks.moved - moved
 
     def exchanged(self) -> dict[str, Any]:
         """What the processes of a training, if there are several, exchanged in all steps so far: in how many
@@ -367,6 +378,7 @@ class DLRM:
 
     def average(self, number: int) -> None:
         """Take the weights as they are now into their means, the `number`-th of all, from 1 on."""
+        self.settle()
         now = self.parameters | {part: array.stepped for part, array in self._arrays().items()}
         for name, mean in self.averages.items():
             flat, weights = mean.reshape(-1), now[name].reshape(-1)
