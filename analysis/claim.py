@@ -6,6 +6,7 @@ A script holds one claim. Its docstring is the claim, its source and its conditi
     measure(quick, seed, ...)        rows, a list of dicts
     verdict(rows)                    a Verdict; it fails when the claim does, and when a wrong one would pass
     plot(rows)                       a figure, with the bound and the measurements on the same axes
+    lacking()                        what it cannot do without and is not here, in words, where there is such
 
 and at the end `main()`, the command line of a script that is run by itself.
 

@@ -3,8 +3,8 @@
     python -m benchmarks.readme
 
 What stands between `<!-- begin NAME -->` and `<!-- end NAME -->` is what the function of that name returns;
-PAGES says which page has it. Also draws docs/methods.png, docs/equal_bytes.png and docs/scale.png, and writes
-robe/rates.json, which `run.py plan` estimates with.
+PAGES says which page has it. Also draws docs/methods.png, docs/equal_bytes.png, docs/scale.png and
+docs/staleness.png, and writes robe/rates.json, which `run.py plan` estimates with.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from analysis import equal_bytes as study
 from analysis import scale as scale_study
+from analysis import staleness as staleness_study
 from analysis.recipes import table as recipes_table
 from analysis.tradeoff import tables as tradeoff_tables
 from analysis.tried import table as tried_table
@@ -274,6 +275,12 @@ def quality() -> str:
     return quality_table(json.loads((RESULTS / "quality.json").read_text()))
 
 
+def staleness() -> str:
+    """Rows exchanged when they have to be: results/staleness.json is the analysis/out/staleness.json of a
+    full study."""
+    return staleness_study.table(json.loads((RESULTS / "staleness.json").read_text()))
+
+
 def daily() -> str:
     """A week of new days: results/daily.json is what its benchmark wrote."""
     return daily_table(json.loads((RESULTS / "daily.json").read_text()))
@@ -297,7 +304,9 @@ PAGES = {
     ROOT / "docs" / "pytorch.md": (modules,),
     ROOT / "docs" / "cluster.md": (ranks,),
     ROOT / "docs" / "serving.md": (server,),
-    ROOT / "docs" / "results.md": (whole_equal_bytes, recipes, tried, tradeoff, scale, methods, quality),
+    ROOT / "docs" / "results.md": (
+        *(whole_equal_bytes, recipes, tried, tradeoff, scale, methods, quality, staleness),
+    ),
 }
 
 
@@ -316,6 +325,7 @@ if __name__ == "__main__":
     for page in PAGES:
         page.write_text(fill(page))
     RATES.write_text(json.dumps(measured(RESULTS), indent=1) + "\n")
-    for name, draw in (("methods", plot), ("equal_bytes", study.draw), ("scale", scale_study.draw)):
+    drawn = {"methods": plot, "equal_bytes": study.draw, "scale": scale_study.draw}
+    for name, draw in (drawn | {"staleness": staleness_study.draw}).items():
         if (path := RESULTS / f"{name}.json").exists():
             draw(json.loads(path.read_text())).savefig(ROOT / "docs" / f"{name}.png", dpi=100)

@@ -348,7 +348,7 @@ def train(
 
 def without_categories(config: TrainConfig) -> TrainConfig:
     """The settings of the same model without categorical features."""
-    chosen = "average", "recipe", "target_auc", "teacher", "teacher_weight"
+    chosen = "average", "recipe", "staleness", "target_auc", "teacher", "teacher_weight"
     own = {name: getattr(TrainConfig, name) for name in chosen}
     return dataclasses.replace(config, embedding=EmbeddingConfig("none"), **own)
 
@@ -730,7 +730,12 @@ def analyze(
     if unknown := set(names) - set(claim.scripts()):
         raise ConfigError(f"no analysis {', '.join(sorted(unknown))}; there are {', '.join(claim.scripts())}")
     options = {"quick": quick, "seed": seed, "data": data, "run": run}
-    results = [claim.carry_out(claim.load(name), out, **options) for name in names or claim.scripts()]
+    scripts = {name: claim.load(name) for name in names or claim.scripts()}
+    for name in [] if names else list(scripts):
+        if trouble := getattr(scripts[name], "lacking", lambda: None)():
+            print(f"{name} is left out: {trouble}")
+            del scripts[name]
+    results = [claim.carry_out(script, out, **options) for script in scripts.values()]
     print(shown(report.write(results, out)))
     if not all(result.verdict.holds for result in results):
         sys.exit(1)

@@ -149,6 +149,7 @@ OPTIMIZERS = {
     "momentum": ("momentum",),
     "none": ("beta1", "beta2", "eps", "momentum"),  # a converted model keeps the settings it was trained with
 }
+ADD_UP = ("sgd", "adagrad", "rowwise_adagrad")  # of these, whose steps of several processes can be added up
 
 # Recipe -> its settings, by part. What they leave at its default is that of the preset.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -441,6 +442,12 @@ class TrainConfig:
     """Stop after so many evaluations in a row without a better validation AUC. The weights of the best
     evaluation are then those of the model: they are kept, tested and reported."""
 
+    staleness: int = 0
+    """Where several processes (mpiexec) train tables (--method full) by SGD or Adagrad: how many steps of the
+    others a row may lack that one of them reads. Each then steps the rows that it reads by itself, and a row
+    is exchanged before it would lack more, so that fewer bytes travel. 0: all gradients are exchanged at each
+    step. One process lacks nothing."""
+
     backend: Literal["auto", "reference", "cpu", "cuda"] = "auto"
     """Where to compute: auto (a GPU if there is one, else cpu), reference (NumPy only), cpu, cuda."""
 
@@ -461,7 +468,7 @@ LATER = (
     *("hot_share", *SKETCH, "online", "alpha", "master"),
     *("embedding_lr", "schedule", "average", "beta1", "beta2", "momentum", *DECAY, "clip_norm"),
     *("dropout", "bottom_dropout", "recipe", "limit_rows"),
-    *("interaction", "cross_layers", "cross_rank", "loss"),
+    *("interaction", "cross_layers", "cross_rank", "loss", "staleness"),
 )
 
 
@@ -532,6 +539,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         ("teacher-weight", config.teacher_weight, 0, 1),
         ("patience", config.patience or 1, 1, 2**63 - 1),
         ("limit-rows", config.limit_rows or 1, 1, 2**63 - 1),
+        ("staleness", config.staleness, 0, 2**31 - 1),
         ("average", config.average or 0, 0, 1),
         ("dropout", model.dropout, 0, 0.99),
         ("bottom-dropout", model.bottom_dropout, 0, 0.99),
@@ -582,8 +590,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
         )
     if config.fresh_embeddings and config.epochs < 2:
         raise ConfigError("--fresh-embeddings needs --epochs of 2 or more; those of the first pass are fresh")
-    if (trouble := no_mean(config)) is not None:
-        raise ConfigError(trouble)
+    for trouble in (no_mean(config), no_staleness(config)):
+        if trouble is not None:
+            raise ConfigError(trouble)
     refuse_unused(model, "interaction", {name: (*OF_ANY_MODEL, *own) for name, own in INTERACTIONS.items()})
     refuse_unused(config.embedding, "method", {name: method.options for name, method in METHODS.items()})
     require_lean(config.embedding)
@@ -636,6 +645,27 @@ def no_mean(config: TrainConfig) -> str | None:
         return (
             "--average would be of weights before and after --fresh-embeddings drew them anew; begin in the "
             f"last pass, at {1 - 1 / config.epochs:.3g} or later"
+        )
+    return None
+
+
+def no_staleness(config: TrainConfig) -> str | None:
+    """What is wrong with --staleness, if anything: what processes did to a row has to add up."""
+    embedding, optimizer = config.embedding, config.optimizer
+    if not config.staleness:
+        return None
+    if (embedding.method, embedding.memory) != ("full", "fp32"):
+        memory = f" --memory {embedding.memory}" if embedding.memory != "fp32" else ""
+        return f"--staleness is for --method full in fp32, not for --method {embedding.method}{memory}"
+    if optimizer.optimizer not in ADD_UP:
+        return (
+            f"--staleness is for --optimizer {', '.join(ADD_UP)}, whose steps by several processes add up, "
+            f"not for {optimizer.optimizer}"
+        )
+    if optimizer.weight_decay or optimizer.embedding_l2:
+        return (
+            "--weight-decay and --embedding-l2 are taken of a row once a step, but with --staleness each "
+            "process would take them; leave them out"
         )
     return None
 

@@ -97,7 +97,7 @@ def converted_config(
             weights = budget(settings, config.model.width, data.cardinalities)
             new = dataclasses.replace(new, megabytes=None, weights=weights)
     optimizer = dataclasses.replace(config.optimizer, optimizer="none")
-    return resolve(dataclasses.replace(config, embedding=new, optimizer=optimizer))
+    return resolve(dataclasses.replace(config, embedding=new, optimizer=optimizer, staleness=0))
 
 
 def convert(

@@ -61,8 +61,9 @@ class Cross(Interaction):
         dtype="float32",
         *further: Any,
         own: tuple[Mapping, Mapping, Mapping],
+        staleness: int = 0,
     ):
-        super().__init__(embedding, rows, backend, dtype, *further, own=own)
+        super().__init__(embedding, rows, backend, dtype, *further, own=own, staleness=staleness)
         self.xp, self.matmul = backend.xp, backend.matmul
         self.x_0, self.d_x_0 = (array.reshape(rows, -1) for array in (self.vectors, self.d_vectors))
         (parameters, gradients, factors), shape, short = own, self.x_0.shape, self.short

@@ -49,6 +49,7 @@ LOOP = {
     "checkpoint_every",
     "target_auc",
     "patience",
+    "staleness",
 }
 READ_EVERY = 100  # steps; to read a loss is to wait for a GPU
 

@@ -15,6 +15,7 @@ from robe.embeddings import ArrayEmbedding, Embedding
 from robe.exchange import Exchange
 from robe.kernels.interaction import out_width
 from robe.kernels.interaction_scatter import fits
+from robe.stale import Stale
 
 # Of an H100 or H200: bytes of the second-level cache, and of what it reads at a time.
 CACHE, SECTOR = 50e6, 32
@@ -60,6 +61,7 @@ class Interaction:
     pooling: of the features, whose ids are then bags: each id is looked up as a row of its own, and the rows
     of a bag are pooled to a vector. They are kept, with their gradients, in buffers that grow with the batch.
     own: the dense weights of `shapes`, the gradients by them, and what is multiplied (MLP), by name each.
+    staleness: how many steps of other ranks a row may lack that is read (stale.py).
     """
 
     # The operation that a look-up is -> the one that looks up and interacts.
@@ -94,10 +96,16 @@ class Interaction:
         pooling: tuple[str, ...] | None = None,
         *,
         own: tuple[Mapping, Mapping, Mapping] = ({}, {}, {}),
+        staleness: int = 0,
     ):
         self.embedding, self.kernels, self.short = embedding, backend.kernels, backend.short
         self.backend, self.pooling = backend, pooling
-        self.exchange = Exchange(embedding, backend) if backend.ranks.size > 1 else None
+        self.exchange: Exchange | Stale | None = None
+        self.stale: Stale | None = None  # the exchange, if it is one
+        if backend.ranks.size > 1:
+            if staleness and isinstance(embedding, ArrayEmbedding):
+                self.stale = Stale(embedding, backend, staleness)
+            self.exchange = self.stale or Exchange(embedding, backend)
         fused = None if pooling else self.fuses.get(embedding.looks_up_by)
         self.fused = getattr(self.kernels, fused) if fused else None
         self.scatters = backend.fuses_scatter and not pooling
@@ -135,6 +143,14 @@ class Interaction:
         """(B, D): where vector 0 has to be written before `forward`."""
         return self.vectors[:rows, 0]
 
+    def ready(self, ids) -> None:
+        """Have what a step is to look up, ids (B, F) or bags, as fresh as `staleness` says."""
+        if self.stale and self.pooling:
+            values, offsets, _ = ids
+            self.stale.ready(values[:, None], self._owners(values, offsets))
+        elif self.stale:
+            self.stale.ready(ids)
+
     def look_up(self, ids) -> Any:
         """Vectors (B, 1 + F, D), behind the first, of ids (B, F) or bags."""
         vectors = self.vectors[: rows_of(ids, self.embedding.features)]
@@ -142,15 +158,18 @@ class Interaction:
             self.embedding.lookup(ids, vectors[:, 1:])
             return vectors
         values, offsets, weights = ids
-        xp, count = self.backend.xp, len(values)
-        bags = xp.searchsorted(offsets, xp.arange(count), side="right") - 1
-        self.owners = bags % self.embedding.features
+        count, self.owners = len(values), self._owners(values, offsets)
         if self.looked_up.shape[1] < count:
             self.looked_up = self.backend.empty((2, count, self.embedding.width), self.looked_up.dtype)
         rows = self.looked_up[0, :count]
         self.embedding.lookup(values[:, None], rows[:, None], self.owners)
         self.kernels.pool(rows, offsets, self._weights(weights), self.modes, vectors[:, 1:])
         return vectors
+
+    def _owners(self, values, offsets) -> Any:
+        """(N,) the feature of each id of bags."""
+        xp = self.backend.xp
+        return (xp.searchsorted(offsets, xp.arange(len(values)), side="right") - 1) % self.embedding.features
 
     def update(self, ids, d_vectors, rate: float) -> None:
         """One step of the embedding, from the gradient (B, 1 + F, D) of what `look_up` gave last; that of all

@@ -172,7 +172,10 @@ class DLRM:
         own = _beside_mlps(matrices), _beside_mlps(d_matrices), _beside_mlps(factors)
         kind = INTERACTIONS[config.model.interaction]
         self.pooling = used_data(config, data).pooling
-        self.interaction = kind(embedding, batch, backend, dtype, config.batch, self.pooling, own=own)
+        further = config.batch, self.pooling
+        self.interaction = kind(
+            embedding, batch, backend, dtype, *further, own=own, staleness=config.staleness
+        )
         self.losses = backend.empty(batch, dtype)
         self.d_logits = backend.empty(batch, dtype)
         self.graphs = Graphs(backend)
@@ -307,6 +310,7 @@ class DLRM:
         ranks, moved = self.backend.ranks, self.backend.ranks.moved
         if self.interaction.exchange is not None:
             self.interaction.exchange.phase = phase
+        self.interaction.ready(ids)
         before = ranks.part(whole or len(label)).start
         self.backend.limit_threads(len(label) * self.largest_product)
         with phase("forward"):
@@ -319,9 +323,11 @@ class DLRM:
         return losses
 
     def settle(self) -> None:
-        """Have all ranks hold the same `state`, of which each may have stepped a part."""
+        """Have all ranks hold the same `state`, of which each may have stepped a part by itself."""
         if self.interaction.exchange is not None:
+            ranks, moved = self.backend.ranks, self.backend.ranks.moved
             self.interaction.exchange.settle()
+            self.moved += ranks.moved - moved
 
     def exchanged(self) -> dict[str, Any]:
         """What the processes of a training, if there are several, exchanged in all steps so far: in how many
@@ -376,6 +382,8 @@ class DLRM:
 
     def average(self, number: int) -> None:
         """Take the weights as they are now into their means, the `number`-th of all, from 1 on."""
+        if self.interaction.stale is not None:
+            self.settle()
         now = self.parameters | {part: array.stepped for part, array in self._arrays().items()}
         for name, mean in self.averages.items():
             flat, weights = mean.reshape(-1), now[name].reshape(-1)

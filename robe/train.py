@@ -120,6 +120,7 @@ def train(
     with closing(fed(model, to_come, config.batch, phase)) as batches:
         while not stopped and position.step < total:
             if config.fresh_embeddings and position.epoch and position.epoch_step == 0:
+                model.settle()
                 model.embedding.begin(position.epoch)
             if position.epoch_step == steps_per_epoch // 2:
                 model.embedding.halfway()
@@ -134,6 +135,8 @@ def train(
             counts.append(len(label))
             if number := averaged_number(config, step, whole):
                 model.average(number)
+            if evaluates or saves:
+                model.settle()
             if step % log_every == 0 or evaluates or saves:
                 found = model.backend.to_host(sums[: len(counts)]), np.array(counts)
                 for each in found:
@@ -157,7 +160,6 @@ def train(
                 saves |= stopped is not None or log.kept_step(config) == step
             if saves:
                 with phase("checkpoint"):
-                    model.settle()
                     _check_finite(model, step, config, log)
                     _check_same(model, step, log)
                     if writes:
@@ -250,7 +252,7 @@ def _averaged(
 def averaged_config(config: TrainConfig) -> TrainConfig:
     """The settings of the run in RUN/averaged, which is not trained further."""
     optimizer = dataclasses.replace(config.optimizer, optimizer="none")
-    return dataclasses.replace(config, optimizer=optimizer, average=None)
+    return dataclasses.replace(config, optimizer=optimizer, average=None, staleness=0)
 
 
 def resumed(

@@ -592,7 +592,7 @@ def test_an_unknown_analysis_is_refused_by_name(tmp_path, capsys):
 
 
 def test_scripts_are_found_by_their_file_alone(tmp_path, monkeypatch):
-    by_ci = "pruned_rows", "tried"
+    by_ci = "pruned_rows", "staleness", "tried"
     by_their_tests = "equal_bytes", "recipes", "scale", "tradeoff"
     assert {*NAMES, *by_ci, *by_their_tests} == set(claim.scripts())
     (tmp_path / "mine.py").write_text("\ndef verdict(rows):\n    return True, ''\n")
