@@ -222,7 +222,7 @@ def kernels_of(name: str, deterministic: bool) -> SimpleNamespace:
 
 
 def among(backend: Backend, ranks: Alone) -> Backend:
-    """The same backend for a model that these processes train or evaluate together.
+    """The same backend for a model that these processes train or use together.
 
     Gradients that they exchange are written, so nothing is fused. No step is captured, as it waits on the
     host for how much the others send. On a GPU sums have a fixed order: each rank adds up what came from all,

@@ -364,6 +364,8 @@ def follow(ranks: Mpi) -> None:
     try:
         if what == "evaluate":
             run_folder.evaluate(*task, ranks=ranks)
+        elif what == "predict":
+            run_folder.predict_along(*task, ranks=ranks)
         else:
             train_along(ranks, *task)
     except TrainingError:  # of which rank 0 tells, too
@@ -455,7 +457,8 @@ def predict(
     backend: BackendName = "auto",
     graph: bool = True,
 ) -> None:
-    """Write one click probability per input row, in the order of the input.
+    """Write one click probability per input row, in the order of the input. `mpiexec` shares it: the first
+    process reads and writes.
 
     Args:
         run: The folder of a run.
@@ -472,20 +475,28 @@ def predict(
     """
     from data_pipeline.input_files import matched, standard_input
     from robe import run_folder
+    from robe.backend import agreed
     from robe.progress import progress_bar
 
     if out == Path("-"):
         raise ConfigError("--out -: probabilities are written to a file that appears whole; name one")
     if not files:
         raise ConfigError("name the files to predict for, or - for standard input")
+    if Path("-") in files and ranks().size > 1:
+        raise ConfigError("-: mpiexec loses what comes faster than it is read; write it to a file first")
     reading, skip = None if schema is None else load_schema(schema), bad_rows == "skip"
     with progress_bar("predict", "rows") as update, ExitStack() as spool:
         notices: list[str] = []
         inputs = [
             spool.enter_context(standard_input()) if path == Path("-") else path for path in matched(files)
         ]
+        where = agreed(backend, ranks())
+        ranks().lead("predict", run, where, graph)
         count = run_folder.predict_files(
-            *(run, inputs, out, backend, update, notices.append, graph), schema=reading, skip=skip
+            *(run, inputs, out, where, update, notices.append, graph),
+            schema=reading,
+            skip=skip,
+            ranks=ranks(),
         )
     warn(notices)
     print(shown(f"{out}: {count:,} probabilities"))
@@ -800,7 +811,7 @@ def main(arguments: list[str] | None = None) -> None:
     prepare_streams()
     # Asked to stop, the commands tidy up as they do for Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if arguments[0] not in ("train", "evaluate"):
+    if arguments[0] not in ("train", "evaluate", "predict"):
         return carry_out(arguments)
     try:
         shared = ranks()

@@ -118,16 +118,17 @@ def step_time(config: TrainConfig, steps: list[dict]) -> tuple[str, float] | Non
 
 class Exchanged(NamedTuple):
     """Bytes of a step that several processes take together (exchange.py), where no two look-ups are of the
-    same row: of the dense gradients, of all gradients of vectors as they travel, and the way these do."""
+    same row: of the dense gradients, of all gradients of vectors by which the embedding is stepped, of what
+    travels for this step, and the way it does."""
 
     dense: int
     vectors: int
+    sent: int
     way: str
 
     def received(self, processes: int) -> float:
         """Bytes that each receives."""
-        vectors = self.vectors * (TRIPS if self.way == "array" else 1)
-        return (TRIPS * self.dense + vectors) * (processes - 1) / processes
+        return (TRIPS * self.dense + self.sent) * (processes - 1) / processes
 
 
 def exchanged(config: TrainConfig, data: DataSpec) -> Exchanged:
@@ -136,12 +137,14 @@ def exchanged(config: TrainConfig, data: DataSpec) -> Exchanged:
     look_ups = config.batch * len(used_data(config, data).cardinalities)
     vectors = 4 * look_ups * config.model.width
     if any(isinstance(held, SketchedWeights) or not isinstance(held, Weights) for held in weights.values()):
-        return Exchanged(dense, vectors + 4 * look_ups, "look-ups")
+        all_of_them = vectors + 4 * look_ups
+        return Exchanged(dense, all_of_them, all_of_them, "look-ups")
     rows = vectors + 8 * look_ups
     array, open_to_it = weights.get(""), not rule.grouped and config.embedding.memory not in CODE_BITS
-    if isinstance(array, Weights) and open_to_it and TRIPS * 4 * array.count < rows:
-        return Exchanged(dense, 4 * array.count, "array")
-    return Exchanged(dense, rows, "rows")
+    both_ways = 4 + (2 if config.embedding.memory == "fp16" else 4)
+    if isinstance(array, Weights) and open_to_it and both_ways * array.count < rows:
+        return Exchanged(dense, 4 * array.count, both_ways * array.count, "array")
+    return Exchanged(dense, rows, rows, "rows")
 
 
 def shared(config: TrainConfig, data: DataSpec, processes: int, link: float) -> str:
@@ -169,7 +172,7 @@ def shared(config: TrainConfig, data: DataSpec, processes: int, link: float) -> 
             *("  " + "".join(f"{cell:>15}" for cell in row) for row in table),
             f"  Each of {processes:,} receives {moved.received(processes):,.0f} B at most: dense gradients, "
             f"{moved.dense:,} B,",
-            f"  and those of vectors, {moved.vectors:,} B as {moved.way}; at {link / 1e9:g} GB/s, without "
+            f"  and those of vectors, {moved.sent:,} B as {moved.way}; at {link / 1e9:g} GB/s, without "
             "latencies.",
             f"  Each computes as the {rates['cores']} cores that were measured ({how}).",
         ]
@@ -180,6 +183,8 @@ def shared_compute(
     config: TrainConfig, data: DataSpec, alone: float, rate: float, moved: Exchanged, processes: int
 ) -> float:
     """Seconds that each process computes in a step that takes one process `alone` seconds: its share, but of
-    the embedding's step all, whose bytes of gradients are stepped at this rate."""
+    the embedding's step all, unless that is of an array. Gradients of so many bytes a second are stepped."""
+    if moved.way == "array":
+        return (alone + moved.vectors / rate) / processes
     own = 4 * config.batch * len(used_data(config, data).cardinalities) * config.model.width / rate
     return (alone - own) / processes + moved.vectors / rate

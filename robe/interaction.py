@@ -153,11 +153,9 @@ class Interaction:
         return vectors
 
     def update(self, ids, d_vectors, rate: float) -> None:
-        """One step of the embedding, from the gradient (B, 1 + F, D) of what `look_up` gave last; by those of
-        all ranks."""
-        step = self.embedding.update
-        if self.exchange and self.embedding.features:
-            step = self.exchange.step
+        """One step of the embedding, from the gradient (B, 1 + F, D) of what `look_up` gave last; that of all
+        ranks follows as exchange.py says."""
+        step = (self.exchange or self.embedding).update
         if not self.pooling:
             step(ids, d_vectors[:, 1:], rate)
             return

@@ -28,11 +28,11 @@ def on_device(method: Callable) -> Callable:
     """The method for arrays of the device; for those of the host that of Mpi is called instead."""
 
     @wraps(method)
-    def call(self: "Nccl", *arrays: Any) -> Any:
+    def call(self: "Nccl", *arrays: Any, **known: Any) -> Any:
         first = arrays[0][0] if isinstance(arrays[0], Sequence) else arrays[0]
         if isinstance(first, self.kind):
-            return method(self, *arrays)
-        return getattr(super(Nccl, self), method.__name__)(*arrays)
+            return method(self, *arrays, **known)
+        return getattr(super(Nccl, self), method.__name__)(*arrays, **known)
 
     return call
 
@@ -64,30 +64,27 @@ class Nccl(Mpi):
 
     @on_device
     def add(self, array: Any) -> None:
-        self._moves(TRIPS, [array])
+        self.moved += TRIPS * self._of_a_trip([array])
         self._queued([partial(self._sum, array, None)])()
 
     @on_device
     def begin(self, array: Any) -> None:
-        self._moves(TRIPS, [array])
+        self.moved += TRIPS * self._of_a_trip([array])
         self.begun.append(SimpleNamespace(Wait=self._queued([partial(self._sum, array, None)])))
 
     @on_device
     def reduced(self, parts: Sequence[Any]) -> None:
-        """Make of the part that is this rank's, of one array, the sum over all ranks, in place; the others
-        are lost. parts: as many as ranks, in their order."""
-        self._moves(1, parts)
+        self.moved += self._of_a_trip(parts)
         self._queued(partial(self._sum, part, rank) for rank, part in enumerate(parts))()
 
     @on_device
     def spread(self, parts: Sequence[Any]) -> None:
-        """Make of each part, of one array, what the rank has that it belongs to, in place."""
-        self._moves(1, parts)
+        self.moved += self._of_a_trip(parts)
         self._queued(partial(self._share, part, rank) for rank, part in enumerate(parts))()
 
     @on_device
-    def joined(self, *arrays: Any) -> tuple:
-        counts = self.numbers(len(arrays[0]))
+    def joined(self, *arrays: Any, counts: list[int] | None = None) -> tuple:
+        counts = counts or self.numbers(len(arrays[0]))
         stops, wholes, sent = list(accumulate(counts)), [], []
         for number, array in enumerate(arrays):
             shape = stops[-1], *array.shape[1:]
@@ -96,13 +93,9 @@ class Nccl(Mpi):
             parts[self.rank][...] = array
             wholes.append(whole)
             sent += [partial(self._share, part, rank) for rank, part in enumerate(parts)]
-        self._moves(1, wholes)
+        self.moved += self._of_a_trip(wholes)
         self._queued(sent)()
         return tuple(wholes)
-
-    def _moves(self, trips: int, arrays: Sequence[Any]) -> None:
-        """Count the bytes that each rank receives, where each sends a share of the arrays to all others."""
-        self.moved += trips * sum(array.nbytes for array in arrays) * (self.size - 1) / self.size
 
     def _queued(self, calls: Iterable[Callable[[Any, int], None]]) -> Callable[[], None]:
         """Queue what these call NCCL's communicator for, as one; returns what has compute wait for it."""

@@ -6,9 +6,9 @@ Each rank holds the whole model. Every batch is cut into consecutive parts, in t
     dense gradients      are added up, those of an MLP while the pass goes on behind it
     gradients of the vectors that were looked up    travel as exchange.py says
 
-Then every rank takes the step of one process by the whole batch. So an embedding knows nothing of ranks, a
-weight in few bits is rounded once a step, and all copies stay the same to the bit. They differ from those of
-one process by the order in which floats are added up.
+Then the step of one process by the whole batch is taken, by every rank or by one for all. So an embedding
+knows nothing of ranks, a weight in few bits is rounded once a step, and all copies stay the same to the bit.
+They differ from those of one process by the order in which floats are added up.
 
 `Alone` is one process, and says what each method means. Another way to exchange is another such class.
 """
@@ -16,8 +16,10 @@ one process by the order in which floats are added up.
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import pairwise
 from math import prod
 from typing import Any, TypeVar
 
@@ -29,6 +31,8 @@ T = TypeVar("T")
 # its Allreduce.
 PAIRS = 16
 TRIPS = 2  # of an array that is added up: a share of it from each other rank, then the sums of their shares
+AHEAD = 2  # pieces of work that a rank is given before it is done with the first, so that it need not wait
+PAUSE = 0.001  # seconds between looks for a message; to wait by MPI would take a core from the others
 LINGER = 0.5  # seconds in which mpiexec may read what was said, before it is asked to end all
 
 
@@ -40,11 +44,24 @@ class Alone:
 
     def part(self, rows: int) -> slice:
         """Which rows of a batch of so many are this rank's."""
-        first, stop = (rows * rank // self.size for rank in (self.rank, self.rank + 1))
-        return slice(first, stop)
+        return self.parts(rows)[self.rank]
+
+    def parts(self, count: int) -> list[slice]:
+        """So many rows or weights, cut into consecutive parts, one for each rank."""
+        bounds = [count * rank // self.size for rank in range(self.size + 1)]
+        return [slice(*pair) for pair in pairwise(bounds)]
 
     def add(self, array: Any) -> None:
         """Make of an array, which each rank has, the sum over all ranks, in place."""
+
+    def reduced(self, parts: Sequence[Any]) -> None:
+        """Make of the part that is this rank's, of one array, the sum over all ranks, in place.
+
+        parts: as many as ranks, in their order; the others are lost.
+        """
+
+    def spread(self, parts: Sequence[Any]) -> None:
+        """Make of each part, of one array, what the rank has that it belongs to, in place."""
 
     def begin(self, array: Any) -> None:
         """Begin what `add` does. It is done after the next `finish`; until then nobody touches the array."""
@@ -52,9 +69,9 @@ class Alone:
     def finish(self, phase: Callable[[str], AbstractContextManager]) -> None:
         """Wait for all that was begun; phase: times it, as of timeline.py."""
 
-    def joined(self, *arrays: Any) -> tuple:
+    def joined(self, *arrays: Any, counts: list[int] | None = None) -> tuple:
         """Arrays of one length, each with those of the other ranks in front and behind, along the first axis;
-        valid until the next call."""
+        valid until the next call. counts: the lengths of all ranks, where these know them."""
         return arrays
 
     def numbers(self, number: int) -> list[int]:
@@ -64,6 +81,11 @@ class Alone:
     def told(self, find: Callable[[], T]) -> T:
         """What `find` finds on rank 0, where alone it is called."""
         return find()
+
+    def shared(self, do: Callable[[Iterator], Iterator], work: Iterable) -> Iterator:
+        """What `do` makes of pieces of work: an array of each, in their order. They are rank 0's, and it gets
+        the arrays; the others have none, and do those that rank 0 gives them."""
+        return do(iter(work))
 
     def asked(self, find: Callable[[Any], T]) -> list[T]:
         """What `find`, which gets these ranks, finds on each; asked by rank 0, while the others `follow`."""
@@ -89,30 +111,34 @@ class Mpi(Alone):
         self.begun: list[Any] = []  # requests
 
     def add(self, array: Any) -> None:
-        self.moved += self._of_a_sum(array)
         if self.size > PAIRS:
+            self.moved += TRIPS * self._of_a_trip([array])
             self.comm.Allreduce(None, array)  # in place
             return
-        shares = np.array_split(array, self.size)
-        own = shares[self.rank]
-        found = self._room("share", own.shape, own.dtype)
+        parts = [array[part] for part in self.parts(len(array))]
+        self.reduced(parts)
+        self.spread(parts)
+
+    def reduced(self, parts: Sequence[Any]) -> None:
+        own = parts[self.rank]
+        found = self._room("part", own.shape, own.dtype)
         for to, source in self._others():
-            self.comm.Sendrecv(shares[to], to, 0, found, source, 0)
+            self.comm.Sendrecv(parts[to], to, 0, found, source, 0)
             own += found
-        self._spread(shares)
+        self.moved += self._of_a_trip(parts)
+
+    def spread(self, parts: Sequence[Any]) -> None:
+        for to, source in self._others():
+            self.comm.Sendrecv(parts[self.rank], to, 0, parts[source], source, 0)
+        self.moved += self._of_a_trip(parts)
 
     def _others(self) -> Iterator[tuple[int, int]]:
         """To whom, and from whom, to send at a time, so that all send and receive at once."""
         for distance in range(1, self.size):
             yield (self.rank + distance) % self.size, (self.rank - distance) % self.size
 
-    def _spread(self, parts: Sequence[Any]) -> None:
-        """Send the part that is this rank's to the others, and get theirs."""
-        for to, source in self._others():
-            self.comm.Sendrecv(parts[self.rank], to, 0, parts[source], source, 0)
-
     def begin(self, array: Any) -> None:
-        self.moved += self._of_a_sum(array)
+        self.moved += TRIPS * self._of_a_trip([array])
         self.begun.append(self.comm.Iallreduce(None, array))
 
     def finish(self, phase: Callable[[str], AbstractContextManager]) -> None:
@@ -120,23 +146,23 @@ class Mpi(Alone):
             while self.begun:
                 self.begun.pop(0).Wait()
 
-    def _of_a_sum(self, array: Any) -> float:
-        """Bytes that each rank receives as an array is added up."""
-        return TRIPS * array.nbytes * (self.size - 1) / self.size
+    def _of_a_trip(self, parts: Sequence[Any]) -> float:
+        """Bytes that each rank receives as each sends its part of an array to all, or all theirs to each."""
+        return sum(part.nbytes for part in parts) * (self.size - 1) / self.size
 
-    def joined(self, *arrays: Any) -> tuple:
-        counts = self.numbers(len(arrays[0]))
+    def joined(self, *arrays: Any, counts: list[int] | None = None) -> tuple:
+        counts = counts or self.numbers(len(arrays[0]))
         return tuple(self._joined(number, array, counts) for number, array in enumerate(arrays))
 
     def _joined(self, number: int, array: Any, counts: list[int]) -> np.ndarray:
         whole = self._room(number, (sum(counts), *array.shape[1:]), array.dtype)
-        self.moved += whole.nbytes * (self.size - 1) / self.size
         parts = np.split(whole, np.cumsum(counts)[:-1])
         parts[self.rank][...] = array
         if self.size > PAIRS:
+            self.moved += self._of_a_trip(parts)
             self.comm.Allgatherv(None, [whole, [part.size for part in parts]])  # in place
         else:
-            self._spread(parts)
+            self.spread(parts)
         return whole
 
     def _room(
@@ -155,6 +181,52 @@ class Mpi(Alone):
 
     def told(self, find: Callable[[], T]) -> T:
         return self.comm.bcast(find() if self.rank == 0 else None)
+
+    def shared(self, do: Callable[[Iterator], Iterator], work: Iterable) -> Iterator:
+        if self.rank > 0:
+            for array in do(self._given()):
+                self.comm.send(array, 0)
+            return
+        # Of the pieces whose arrays are not yet handed on: the rank that does it, and the request that sends
+        # it; or 0, and the array.
+        begun: deque[tuple[int, Any]] = deque()
+        to_do = dict.fromkeys(range(1, self.size), 0)
+
+        def first() -> Any:
+            rank, found = begun.popleft()
+            if rank == 0:
+                return found
+            to_do[rank] -= 1
+            array = self._received(rank)
+            found.wait()  # which is over, and lets go of what was sent
+            return array
+
+        for piece in work:
+            rank = min(to_do, key=to_do.__getitem__)
+            if to_do[rank] < AHEAD:
+                begun.append((rank, self.comm.isend(piece, rank)))
+                to_do[rank] += 1
+            else:
+                begun.extend((0, array.copy()) for array in do(iter([piece])))
+            while begun and (len(begun) == AHEAD * self.size or self._has_come(begun[0][0])):
+                yield first()
+        self._send(None)
+        while begun:
+            yield first()
+
+    def _given(self) -> Iterator:
+        """The work that rank 0 gives to this rank."""
+        while (piece := self._received(0)) is not None:
+            yield piece
+
+    def _has_come(self, rank: int) -> bool:
+        """Whether there is a message of a rank, or it is this one."""
+        return rank == self.rank or self.comm.iprobe(rank)
+
+    def _received(self, rank: int) -> Any:
+        while not self.comm.iprobe(rank):
+            time.sleep(PAUSE)
+        return self.comm.recv(source=rank)
 
     def asked(self, find: Callable[[Any], T]) -> list[T]:
         if self.rank == 0:
@@ -180,18 +252,12 @@ class Mpi(Alone):
     def follow(self) -> tuple:
         """The task that rank 0 gives to `lead`, behind what it has `asked`; ends this process as rank 0 ends
         where it gives none."""
-        while callable(task := self._word()):
+        while callable(task := self._received(0)):
             self.asked(task)
         if isinstance(task, int):
             sys.exit(task)
         self.at_work = True
         return task
-
-    def _word(self) -> Any:
-        """What rank 0 sends."""
-        while not self.comm.iprobe(0):  # which takes no core from rank 0 meanwhile, as to wait by MPI would
-            time.sleep(0.01)
-        return self.comm.recv(source=0)
 
     def end(self, error: BaseException) -> None:
         ended = error.code if isinstance(error, SystemExit) else error

@@ -157,6 +157,7 @@ def train(
                 saves |= stopped is not None or log.kept_step(config) == step
             if saves:
                 with phase("checkpoint"):
+                    model.settle()
                     _check_finite(model, step, config, log)
                     _check_same(model, step, log)
                     if writes:
@@ -323,8 +324,13 @@ def probabilities(model: DLRM, batches: Iterable) -> Iterator[np.ndarray]:
     """The probability of a click for every row, (B,) float64 per batch.
 
     batches: of anything whose last two parts are dense (B, n) and ids (B, F), at most EVALUATION_BATCH rows.
+        Of several ranks those of rank 0 count, which alone gets the probabilities.
     """
-    for _, logits in _logits(model, ((None, (dense, ids)) for *_, dense, ids in batches)):
+
+    def computed(parts: Iterator) -> Iterator[np.ndarray]:
+        return (logits for _, logits in _logits(model, ((None, part) for part in parts)))
+
+    for logits in model.backend.ranks.shared(computed, ((dense, ids) for *_, dense, ids in batches)):
         yield metrics.probability(logits)
 
 
@@ -580,7 +586,7 @@ def _check_finite(model: DLRM, step: int, config: TrainConfig, log: Log) -> None
 
 
 def _check_same(model: DLRM, step: int, log: Log) -> None:
-    """Raise TrainingError unless all ranks have the same weights."""
+    """Raise TrainingError unless all ranks have the same weights, and what their optimizer keeps of these."""
     ranks, checksum = model.backend.ranks, 0
     if ranks.size == 1:
         return

@@ -462,15 +462,21 @@ def test_an_estimate_of_several_processes(monkeypatch, tmp_path):
     bottom = 13 * 512 + 512 + 512 * 256 + 256 + 256 * 128 + 128
     interacted = 128 + 27 * 26 // 2
     top = interacted * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 512 + 512 + 512 * 256 + 256 + 256 + 1
-    # An array of 4 MB, sent twice, is 8 MB; all rows are 28 MB, and fewer than one of 20 MB, sent twice.
-    arrays = {1e6: (10**6 * 4, "array", 2), 5e6: (look_ups * (8 + 4 * 128), "rows", 1)}
-    for weights, (vectors, way, times) in arrays.items():
-        embedding = EmbeddingConfig(weights=int(weights))
+    # All rows are 28 MB. Gradients and weights of an array of 10^6 are 8 MB, and of one four times as large
+    # 32 MB, or 24 MB in halves.
+    rows = look_ups * (8 + 4 * 128)
+    by_rows = (0.1 - look_ups * 4 * 128 / 5e9) / 4 + rows / 5e9
+    arrays = {
+        (10**6, "fp32"): ((4 * 10**6, 8 * 10**6, "array"), (0.1 + 4e6 / 5e9) / 4),
+        (4 * 10**6, "fp32"): ((rows, rows, "rows"), by_rows),
+        (4 * 10**6, "fp16"): ((16 * 10**6, 24 * 10**6, "array"), (0.1 + 16e6 / 5e9) / 4),
+    }
+    for (weights, memory), (vectors, compute) in arrays.items():
+        embedding = EmbeddingConfig(weights=weights, memory=memory)
         config = resolve(TrainConfig(ModelConfig("mlperf"), embedding=embedding))
         moved = estimate.exchanged(config, data)
-        assert moved == (4 * (bottom + top), vectors, way)
-        exchange = 3 / 4 * (2 * moved.dense + times * vectors) / 2e9
-        compute = (0.1 - look_ups * 4 * 128 / 5e9) / 4 + vectors / 5e9
+        assert moved == (4 * (bottom + top), *vectors)
+        exchange = 3 / 4 * (2 * moved.dense + moved.sent) / 2e9
         lines = [line.split() for line in estimate.shared(config, data, 4, 2e9).splitlines()]
         told = f"4 512.0 {1e3 * compute:.1f} ms {1e3 * exchange:.1f} ms {0.1 / (compute + exchange):.2f}"
         assert told.split() in lines
@@ -478,7 +484,7 @@ def test_an_estimate_of_several_processes(monkeypatch, tmp_path):
     codes = EmbeddingConfig("mixed_precision")
     data = dataclasses.replace(data, dialect="dictionary")
     config = resolve(TrainConfig(ModelConfig("mlperf"), embedding=codes))
-    assert estimate.exchanged(config, data)[1:] == (look_ups * (4 + 4 * 128), "look-ups")
+    assert estimate.exchanged(config, data)[2:] == (look_ups * (4 + 4 * 128), "look-ups")
 
 
 def test_the_rates_of_the_package_are_the_measured_ones():

@@ -14,7 +14,7 @@ from robe.config import ConfigError, OptimizerConfig
 from robe.embeddings.declared import Array, Declared
 from robe.kernels.parts.codes import Form, code_bytes
 from robe.kernels.parts.groups import expanded, form_of, group_length, quantised, store_groups
-from robe.kernels.parts.half import rounding_key
+from robe.kernels.parts.half import key_from, rounding_key
 from robe.kernels.parts.hashing import FAMILIES, SlotMap, slot_map
 from robe.optim import RULES, corrections, touched_step
 
@@ -173,14 +173,10 @@ class ArrayEmbedding(Declared):
     def slots(self, ids, features=None) -> tuple:
         """Where the weights of `ids` (B, F) lie, for a kernel: (rows (B, F * chunks), base, slot_map).
 
-        Of ids (N, 1) of features (N,) these are their tokens, and base is 0; so they are of ids (N, G) of
-        features (N, G), which an array takes where ids are its rows.
+        Of ids (N, 1) of features (N,) these are their tokens, and base is 0.
         """
         if features is None:
             return ids if self.row_of is None else self.row_of(ids, slice(None)), self.base, self.slot_map
-        if features.ndim == 2:
-            tokens = (self.base[features] + ids).astype(self.token, copy=False)
-            return tokens, self.backend.xp.zeros(ids.shape[1], "uint64"), self.slot_map
         rows = ids if self.row_of is None else self.row_of(ids, features[:, None])
         tokens = self.base.reshape(-1, self.chunks)[features] + rows
         return tokens.astype(self.token, copy=False), self.origin, self.slot_map
@@ -219,18 +215,21 @@ class ArrayEmbedding(Declared):
         if flat.size > count:
             flat[count:] = flat[count - 1 : count]
 
-    def _step(self, slots: tuple, rate: float) -> None:
-        """Step the slots that a batch touched by the sums in `gradient`, which are 0 afterwards."""
-        kernels = self.backend.kernels
+    def _step(self, slots: tuple, rate: float, part: slice = slice(None)) -> None:
+        """Step the slots that a batch touched by the sums in `gradient`, which are 0 afterwards; part: as of
+        `step`."""
+        kernels, gradient, stepped = self.backend.kernels, self.gradient[part], self.stepped[part]
         if self.halves:
-            (key,), state = self.held or self.changing(), (self.gradient, self.accumulator, self.memory)
+            (key,), state = self.held or self.changing(), (gradient, self.accumulator[part], stepped)
+            if part.start:
+                key = key_from(key, part.start)
             kernels.half_step(*slots, rate, self.optimizer.eps, key, *state)
         else:
             corrected = (self.held or self.changing())[: self.rule.corrections]
             # Of SGD `decayed_step` takes an accumulator, an empty one, too.
-            sums = self.sums.values() or (self.accumulator,)
+            sums = [kept[part] for kept in self.sums.values() or (self.accumulator,)]
             numbers = rate, *corrected, *self.options
-            getattr(kernels, self.touched)(*slots, *numbers, self.gradient, *sums, self.stepped)
+            getattr(kernels, self.touched)(*slots, *numbers, gradient, *sums, stepped)
 
     def changing(self) -> tuple:
         """What the next update takes that is another number each time: the key of rounding, if it rounds,
@@ -254,19 +253,21 @@ class ArrayEmbedding(Declared):
         slots = self.slots(ids, features)
         self.backend.kernels.scatter_add(self._in_chunks(d_vectors), *slots, 1, self.gradient)
 
-    def everywhere(self) -> tuple:
-        """Slots that are each weight once, as `slots` gives those of ids."""
-        xp, count = self.backend.xp, self.weights
+    def step_part(self, part: slice, rate: float) -> None:
+        """The optimizer's part of `update` for these weights, whose sums in `gradient` are 0 afterwards."""
+        xp, count = self.backend.xp, part.stop - part.start
         whole = slot_map("table", count, 1, count, signed=False)
-        return xp.zeros((1, 1), "uint32"), xp.zeros(1, "uint64"), whole
+        self.step((xp.zeros((1, 1), "uint32"), xp.zeros(1, "uint64"), whole), rate, part)
 
-    def step(self, slots: tuple, rate: float) -> None:
-        """The optimizer's part of `update`: by the sums of a batch in `gradient`, which are 0 afterwards."""
+    def step(self, slots: tuple, rate: float, part: slice = slice(None)) -> None:
+        """The optimizer's part of `update`: by the sums of a batch in `gradient`, which are 0 afterwards.
+
+        part: of all weights, those in which `slots` are."""
         if self.adds:
-            self.backend.kernels.sgd(self.gradient, rate, self.memory)
-            self.gradient[...] = 0
+            self.backend.kernels.sgd(self.gradient[part], rate, self.memory[part])
+            self.gradient[part] = 0
         else:
-            self._step(slots, rate)
+            self._step(slots, rate, part)
         self.steps += 1
 
     def _in_chunks(self, vectors):

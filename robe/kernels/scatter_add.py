@@ -45,7 +45,6 @@ from robe.kernels.parts.scratch import scratch, zeros
 from robe.kernels.parts.walks import (
     add,
     elements,
-    in_rows,
     pieces,
     spans,
     take,
@@ -83,8 +82,7 @@ _scatter_add = spans(_add)
 
 def scatter_add_cpu(d_vectors, ids, base, slot_map, scale, out):
     require_rows_together(d_vectors)
-    for longer, bases, vectors in in_rows(ids, base, d_vectors):
-        walk_spans(_scatter_add, longer, bases, slot_map, out, (vectors, out.dtype.type(scale), out))
+    walk_spans(_scatter_add, ids, base, slot_map, out, (out.dtype.type(scale), out), d_vectors)
 
 
 @register_jitable

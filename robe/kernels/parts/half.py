@@ -19,7 +19,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload, register_jitable
 
-from robe.kernels.parts.hashing import K2, U64, mix64, word_of
+from robe.kernels.parts.hashing import K1, K2, U64, mix64, word_of
 
 U32 = np.uint32
 SIGN, NO_SIGN, BITS = U32(0x8000), U32(0x7FFF), U32(13)
@@ -67,6 +67,12 @@ def rounding_key(seed: int, step: int) -> np.uint64:
     """What `random_bits` needs of a step of training."""
     with np.errstate(over="ignore"):
         return word_of(mix64(U64(seed) + K2), U64(step))
+
+
+def key_from(key: np.uint64, first: int) -> np.uint64:
+    """The key by which slots that are counted from `first` on get the `random_bits` of all slots by `key`."""
+    with np.errstate(over="ignore"):
+        return key + U64(first) * K1
 
 
 @register_jitable

@@ -91,7 +91,9 @@ def slot_map(
         raise ValueError(f"the affine hash reaches {P} weights at most, not {memory}; use the hash `mix`")
     starts = memory - block + 1
     block = width if family == "table" else block
-    c, b, a = np.random.RandomState(seed % 2**32).randint(0, int(P), 50)[:3]  # as published
+    c, b, a = 0, 0, 0
+    if family == "affine":  # as published
+        c, b, a = np.random.RandomState(seed % 2**32).randint(0, int(P), 50)[:3]
     with np.errstate(over="ignore"):
         key = mix64(U64(seed % 2**64) + K1)
     return SlotMap(

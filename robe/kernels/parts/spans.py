@@ -18,10 +18,13 @@ def most_spans(slot_map: SlotMap) -> int:
     """An upper bound of the spans in one row of one feature.
 
     Its elements lie in at most `blocks` blocks. A span ends with its block, with the array (once a block,
-    which is no longer than the array), or with a sign word (every 64 positions of a block).
+    which is no longer than the array), or with a sign word (every 64 positions of a block). A row of a table
+    is one.
     """
     width, block = int(slot_map.width), int(slot_map.block)
-    blocks = 1 if slot_map.family == TABLE else (width + block - 2) // block + 1
+    if slot_map.family == TABLE and not slot_map.signed:
+        return 1
+    blocks = (width + block - 2) // block + 1
     return min(width, 2 * blocks + width // 64 + 1)
 
 
