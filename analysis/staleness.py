@@ -160,6 +160,7 @@ def mpiexec() -> str | None:
 
 
 def lacking() -> str | None:
+    """What keeps processes from being started here, and the remedy; None if nothing does."""
     if importlib.util.find_spec("mpi4py") is not None and mpiexec() is not None:
         return None
     return f"several processes need mpi4py and an mpiexec: {extra('mpi')}, and pip install mpich"
@@ -288,7 +289,7 @@ def summarise(rows: Rows) -> dict:
 def table(summary: dict) -> str:
     """A line for each number of processes, width and bound."""
     source = "SYNTHETIC rows" if summary["synthetic"] else "Real rows"
-    heads = "processes", "D", "S", "seeds", "bytes a step", "saved", "test AUC", "less that of S = 0"
+    heads = "processes", "D", "S", "seeds", "bytes a step", "saved", "AUC", "less that of S = 0"
     lines = [f"{source}; no S can save more than {' and '.join(limits(summary))}.", ""]
     lines += [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for point in summary["points"]:
@@ -328,7 +329,7 @@ def draw(summary: dict):
     shares.set_xscale("symlog", linthresh=1)
     claim.ticks(shares, [point["staleness"] for point in bounded])
     shares.set(xlabel="S", ylabel="% of bytes saved", xlim=(-0.2, None))
-    quality.set(xlabel="% of bytes saved", ylabel="test AUC less that of S = 0")
+    quality.set(xlabel="% of bytes saved", ylabel="AUC less that of S = 0")
     for axes in (shares, quality):
         axes.legend(fontsize="small")
     return figure

@@ -18,9 +18,9 @@ counts the steps that were sent to it. Here those count, too, that were not, so 
 
 Of SGD the moves of a step add up to the step of one process by the same gradients. With Adagrad the sums of
 squares are those of the ranks' own gradients, which are parts of that of the whole batch, and a rank divides
-by what it knows of them. As long as a row is read by one rank at a time that is the same; where all read it
-at once, its steps are up to sqrt(K) times as long among K ranks, and its first one K times. Other optimizers
-keep means, whose moves do not add up.
+by what it knows of them. As long as a row is read by one rank at a time that is the same; where all K read it
+at once, its steps are up to sqrt(K) times as long, and the first ones up to K times. Other optimizers keep
+means, whose moves do not add up.
 """
 
 from collections import Counter

@@ -42,9 +42,8 @@ def test_a_gpu_is_refused():
 
 def test_steps_by_hand():
     """Two ranks, three rows of one weight, S = 1."""
-    # What each rank reads, sees there, and steps by; `-` is a rank without rows.
+    # What rank 0 reads, sees there, and steps by; and what rank 1 does.
     steps = [
-        # read, seen, gradients of rank 0; and of rank 1
         (([0], [0], [1]), ([0, 1], [0, 0], [2, 1])),
         # Row 0 lacks one step of rank 1, and row 1 too: no more than S.
         (([0, 1], [-1, 0], [1, 2]), ([2], [0], [4])),
