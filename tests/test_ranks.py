@@ -28,7 +28,7 @@ from data_pipeline.schema import DataError
 from robe import checkpoint, cli, report, run_folder, train
 from robe.backend import BackendError, among, select
 from robe.bags import Bags
-from robe.config import DataSpec
+from robe.config import METHODS, DataSpec
 from robe.exchange import distinct
 from robe.model import build
 from robe.ranks import ALONE, Mpi
@@ -180,7 +180,7 @@ def small_evaluations(monkeypatch):
 
 
 def compare(found, expected):
-    """Floats added up in another order, in ten steps: some 1e-6 of the largest weight."""
+    """Floats added up in another order: some 1e-6 of the largest weight, after ten steps or 200."""
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         if array.dtype.kind == "f":
@@ -194,11 +194,11 @@ def compare(found, expected):
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_give_the_model_of_one_process(case, tmp_path, small_evaluations):
     expected, alone = trained(case, tmp_path / "alone")
-    for size in (2, 4):
-        runs = [tmp_path / f"{size} {time}" for time in ("first", "second")]
-        first, second = (together(size, lambda ranks, run=run: trained(case, run, ranks)) for run in runs)
+    for size, times in ((2, 1), (4, 2)):
+        runs = [tmp_path / f"{size} {time}" for time in range(times)]
+        first, *second = (together(size, lambda ranks, run=run: trained(case, run, ranks)) for run in runs)
         compare(first[0][0], expected)
-        for arrays, summary in (*first, *second):
+        for arrays, summary in itertools.chain(first, *second):
             for name, array in first[0][0].items():
                 assert arrays[name].tobytes() == array.tobytes(), name
             assert summary["test"] == first[0][1]["test"]
@@ -210,8 +210,29 @@ def test_ranks_give_the_model_of_one_process(case, tmp_path, small_evaluations):
             [entry["loss"] for entry in train.read_log(run / "metrics.jsonl") if entry["kind"] == "train"]
             for run in (tmp_path / "alone", *runs)
         ]
-        assert losses[1] == losses[2]
+        assert losses[1] == losses[-1]
         assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@without_simulator
+@pytest.mark.parametrize("method", METHODS)
+def test_ranks_stay_with_one_process_for_200_steps(method, tmp_path):
+    """With Adagrad two of them would not, as a last bit decides: `mixed_precision` rounds some weights to the
+    next code, and of ids of `cafe` that count as much another one gives up its row."""
+    by_sgd = "cafe", "hashing", "hot", "mixed_precision", "tensor_train"
+    optimizer = "sgd" if method in by_sgd else "adagrad"
+    embedding = {"method": method} | ({"weights": 600} if "weights" in METHODS[method].options else {})
+    model = {"width": 4, "bottom": (6,), "top": (6,)}
+    config = resolved(model, embedding, {"optimizer": optimizer, "lr": 0.05}, batch=12, eval_every=200)
+    rows = {name: Made(n) for name, n in (("train", 2400), ("validation", 30), ("test", 30))}
+
+    def arrays(ranks):
+        network = build(config, DATA, among(select("reference"), ranks))
+        summary = train.train(network, config, DATA, rows, tmp_path / str(ranks.size))
+        assert summary["steps"] == 200
+        return network.state()
+
+    compare(together(2, arrays)[0], arrays(ALONE))
 
 
 @without_simulator
