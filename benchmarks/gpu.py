@@ -71,6 +71,7 @@ PARTS = get_args(Part)  # which are measured in this order
 LEAST = {"tests": 30, "look-ups": 60, "compiled": 150, "sanitizer": 60}
 
 PYTEST = (sys.executable, "-m", "pytest", "-q")
+WORKERS = "4"  # that test kernels at a time
 FIRST = "start to first step"
 FIRST_STEP = """
 from benchmarks.step import RATE, config
@@ -154,7 +155,7 @@ def checked(name: str, command: list, seconds: float) -> dict:
 
 def tests(run: Run) -> Iterator[dict]:
     """The tests that need a device: those of training alone, as they look at times; then every kernel."""
-    together = ("-n", "4") if find_spec("xdist") else ()
+    together = ("-n", WORKERS) if find_spec("xdist") else ()
     files = {"test_device_training.py": (), "test_device_kernels.py": together}
     for file, options in files.items() if find_spec("pytest") else ():
         yield checked(f"tests/gpu/{file}", [*PYTEST, f"tests/gpu/{file}", *options], run.left() / 5)

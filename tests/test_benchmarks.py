@@ -269,6 +269,7 @@ class TestBorrowedCard:
 
     def test_device_tests_are_told(self, monkeypatch):
         """Without a device all are skipped."""
+        monkeypatch.setattr(gpu, "WORKERS", "1")
         (training, kernels) = self.rows("tests")
         assert training["code"] == kernels["code"] == 0
         assert " skipped in " in training["text"]

@@ -218,8 +218,8 @@ def test_ranks_give_the_model_of_one_process(case, tmp_path, small_evaluations):
 @without_simulator
 @pytest.mark.parametrize("method", METHODS)
 def test_ranks_stay_with_one_process_for_200_steps(method, tmp_path):
-    """As in ten steps. Adagrad would have `mixed_precision` round some weights to another code, and two ids
-    of `cafe` change places, as no count or weight is the same to the last bit."""
+    """With Adagrad two of them would not, as a last bit decides: `mixed_precision` rounds some weights to the
+    next code, and of ids of `cafe` that count as much another one gives up its row."""
     by_sgd = "cafe", "hashing", "hot", "mixed_precision", "tensor_train"
     optimizer = "sgd" if method in by_sgd else "adagrad"
     embedding = {"method": method} | ({"weights": 600} if "weights" in METHODS[method].options else {})
