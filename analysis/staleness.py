@@ -318,12 +318,14 @@ def draw(summary: dict):
     for kind in kinds(bounded, "processes", "width"):
         found, label = where(bounded, **kind), f"K = {kind['processes']}, D = {kind['width']}"
         percent = [100 * point["saved"] for point in found]
-        shares.plot([point["staleness"] for point in found], percent, marker="o", label=label)
+        (line,) = shares.plot([point["staleness"] for point in found], percent, marker="o", label=label)
         judged = [point for point in where(summary["points"], **kind) if "lost" in point]
         if judged:
             middle, half = np.array([point["lost"] for point in judged]).T
             at = [100 * point["saved"] for point in judged]
-            quality.errorbar(at, middle, yerr=half, fmt="o-", capsize=3, label=label)
+            quality.errorbar(
+                *(at, middle), yerr=half, fmt="o-", capsize=3, label=label, color=line.get_color()
+            )
     shares.axhline(100 * SAVED, color="black", linewidth=1, linestyle=":", label="HET's claim")
     quality.axvline(100 * SAVED, color="black", linewidth=1, linestyle=":")
     shares.set_xscale("symlog", linthresh=1)
