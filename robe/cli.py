@@ -364,7 +364,7 @@ def follow(ranks: Mpi) -> None:
         if what == "evaluate":
             run_folder.evaluate(*task, ranks=ranks)
         elif what == "predict":
-            run_folder.predict_along(*task, ranks)
+            run_folder.predict_along(*task, ranks=ranks)
         else:
             train_along(ranks, *task)
     except TrainingError:  # of which rank 0 tells, too

@@ -556,7 +556,7 @@ def predict_files(
     return count
 
 
-def predict_along(run: Path, backend: str, graph: bool, ranks: Alone) -> None:
+def predict_along(run: Path, backend: str, graph: bool, *, ranks: Alone) -> None:
     """The part of another rank in `predict_files`: to compute batches that rank 0 has read."""
     model = load(run, backend, graph).model
     model.backend = among(model.backend, ranks)
