@@ -38,7 +38,6 @@ class Exchange:
         self.ways: Counter[str] = Counter()
         self.phase: Phase = no_phase
         self.features = backend.xp.arange(embedding.features)
-        self.own: tuple = ()
         self.sums: Any = backend.empty(0, np.float32)  # (N * D,) of the rows of this rank, and room behind
         self.array: ArrayEmbedding | None = None
         if isinstance(embedding, ArrayEmbedding) and embedding.summable and not embedding.rule.grouped:
@@ -46,17 +45,10 @@ class Exchange:
             self.each = embedding.gradient.itemsize + embedding.stepped.itemsize  # bytes sent of a weight
         self.apart = False  # whether ranks hold what the optimizer keeps of their share of `array` alone
 
-    def update(self, *own: Any) -> None:
-        """Have `step` take one step of the embedding; arguments as of its `update`, of this rank. They are
-        read then."""
-        self.own = own
-
-    def step(self) -> None:
-        """Step the embedding by the gradients of all ranks."""
-        self._step(*self.own)
-
-    def _step(self, ids, d_vectors, rate: float, features=None) -> None:
-        if not self.embedding.features:
+    def update(self, ids, d_vectors, rate: float, features=None) -> None:
+        """One step of the embedding by all ranks' gradients; arguments as of its `update`, of this rank."""
+        if not self.embedding.features:  # it counts the step
+            self.embedding.update(ids, d_vectors, rate)
             return
         if self.embedding.counts_look_ups:
             self._step_by_look_ups(ids, d_vectors, rate, features)

@@ -172,8 +172,8 @@ class Interaction:
         return (xp.searchsorted(offsets, xp.arange(len(values)), side="right") - 1) % self.embedding.features
 
     def update(self, ids, d_vectors, rate: float) -> None:
-        """One step of the embedding, from the gradient (B, 1 + F, D) of what `look_up` gave last; that of all
-        ranks follows as exchange.py says."""
+        """One step of the embedding, from the gradient (B, 1 + F, D) of what `look_up` gave last; by those of
+        all ranks."""
         step = (self.exchange or self.embedding).update
         if not self.pooling:
             step(ids, d_vectors[:, 1:], rate)

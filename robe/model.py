@@ -223,12 +223,11 @@ class DLRM:
     ):
         """Gradients of the mean loss by all dense parameters; returns the losses (B,).
 
-        The embedding is stepped on the way: nothing reads its weights afterwards. Several ranks step it at
-        the end, and so wait for each other once. target (B,): what is learned instead of the label, a
-        probability from 0 to 1; it is overwritten. The losses are those of the label all the same. weight
-        (B,): what the loss of each row, and so its gradient, is multiplied by; the mean is still over the
-        number of rows. whole: how many rows the batch has of which these are a part, if they are one; the
-        mean is over these, and the gradients are those of all once ranks `finish`.
+        The embedding is stepped on the way: nothing reads its weights afterwards. target (B,): what is
+        learned instead of the label, a probability from 0 to 1; it is overwritten. The losses are those of
+        the label all the same. weight (B,): what the loss of each row, and so its gradient, is multiplied
+        by; the mean is still over the number of rows. whole: how many rows the batch has of which these are a
+        part, if they are one; the mean is over these, and the gradients are those of all once ranks `finish`.
         """
         rows, begin = len(logits), self.backend.ranks.begin
         losses, d_logits = self.losses[:rows], self.d_logits[:rows]
@@ -255,9 +254,6 @@ class DLRM:
         with phase("backward, bottom"):
             self.bottom.backward(d_first, want_input=False)
             begin(self.d_parts["bottom"])
-        if self.interaction.exchange is not None:
-            with phase("update, embedding"):
-                self.interaction.exchange.step()
         return losses
 
     def step(

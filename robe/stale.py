@@ -86,9 +86,6 @@ class Stale:
         self.ways["moves"] += 1
         self.table.update(ids, d_vectors, rate, features)
 
-    def step(self) -> None:
-        """Do nothing more: `update` has stepped the rows."""
-
     def settle(self) -> None:
         """Exchange all rows that have moved, so that all ranks have the same."""
         due = np.flatnonzero(self.clocks.any(axis=1))

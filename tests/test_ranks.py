@@ -53,6 +53,7 @@ CASES = {
     "clustered": ({"method": "cce"}, {"optimizer": "sgd"}, {}),
     "bags": ({"block": 4}, {"optimizer": "adagrad"}, {"data": BAGS}),
     "dropped": ({"block": 4}, {"optimizer": "sgd"}, {"model": {"interaction": "cross", "dropout": 0.5}}),
+    "no ids": ({"method": "none"}, {"optimizer": "adam"}, {}),
     "squares": ({"block": 4}, {"optimizer": "sgd"}, {"loss": "mse"}),
     "small array": ({"block": 4, "weights": 60}, {"optimizer": "sgd"}, {}),
     "small array, lazy steps": ({"block": 4, "weights": 60}, {"optimizer": "adam"}, {}),
@@ -62,6 +63,7 @@ CASES = {
 # is fewer bytes than the rows of 12 rows of the data, and more than those of the last 2.
 WAYS = {case: {"look-ups": 10} for case in ("mixed precision", "sketched")}
 WAYS |= {case: {"array": 8, "rows": 2} for case in CASES if "small" in case}
+WAYS["no ids"] = {}
 COMPILED = "robe", "full"  # those that are trained by the kernels of the CPU, too
 
 
@@ -97,7 +99,7 @@ def trained(case, run, ranks=ALONE, backend="reference", **options):
     embedding, optimizer, others = CASES[case]
     others = {"model": {}, "data": DATA, "weighted": False} | others
     data, weighted, model = others.pop("data"), others.pop("weighted"), others.pop("model")
-    if embedding.get("method") not in ("full", "mixed_precision"):
+    if embedding.get("method") not in ("full", "mixed_precision", "none"):
         embedding = {"weights": 600} | embedding
     model = {"width": 4, "bottom": (6,), "top": (6,)} | model
     others = {"batch": 12, "epochs": 2, "eval_every": 3, "backend": backend} | others
