@@ -365,7 +365,7 @@ def follow(ranks: Mpi) -> None:
         if what == "evaluate":
             run_folder.evaluate(*task, ranks=ranks)
         elif what == "predict":
-            run_folder.predict_along(*task, ranks=ranks)
+            predicted(*task, ranks=ranks)
         else:
             train_along(ranks, *task)
     except TrainingError:  # of which rank 0 tells, too
@@ -457,8 +457,7 @@ def predict(
     backend: BackendName = "auto",
     graph: bool = True,
 ) -> None:
-    """Write one click probability per input row, in the order of the input. `mpiexec` shares it: the first
-    process reads and writes.
+    """Write one click probability per input row, in the order of the input. `mpiexec` shares it.
 
     Args:
         run: The folder of a run.
@@ -473,8 +472,6 @@ def predict(
         backend: Where to compute.
         graph: On a GPU, start an inference as one CUDA graph; as of `train`.
     """
-    from data_pipeline.input_files import matched, standard_input
-    from robe import run_folder
     from robe.backend import agreed
     from robe.progress import progress_bar
 
@@ -484,22 +481,39 @@ def predict(
         raise ConfigError("name the files to predict for, or - for standard input")
     if Path("-") in files and ranks().size > 1:
         raise ConfigError("-: mpiexec loses what comes faster than it is read; write it to a file first")
-    reading, skip = None if schema is None else load_schema(schema), bad_rows == "skip"
-    with progress_bar("predict", "rows") as update, ExitStack() as spool:
-        notices: list[str] = []
+    notices: list[str] = []
+    what = run, files, out, schema, bad_rows == "skip", agreed(backend, ranks()), graph
+    ranks().lead("predict", *what)
+    with progress_bar("predict", "rows") as update:
+        count = predicted(*what, update=update, notice=notices.append, ranks=ranks())
+    warn(notices)
+    print(shown(f"{out}: {count:,} probabilities"))
+
+
+def predicted(
+    run: Path,
+    files: tuple[Path, ...],
+    out: Path,
+    schema: Path | None,
+    skip: bool,
+    backend: str,
+    graph: bool,
+    *,
+    ranks: Alone,
+    **watched: Any,
+) -> int:
+    """`run_folder.predict_files` as one of these ranks; watched: its `update` and `notice`."""
+    from data_pipeline.input_files import matched, standard_input
+    from robe import run_folder
+
+    reading = None if schema is None else load_schema(schema)
+    with ExitStack() as spool:
         inputs = [
             spool.enter_context(standard_input()) if path == Path("-") else path for path in matched(files)
         ]
-        where = agreed(backend, ranks())
-        ranks().lead("predict", run, where, graph)
-        count = run_folder.predict_files(
-            *(run, inputs, out, where, update, notices.append, graph),
-            schema=reading,
-            skip=skip,
-            ranks=ranks(),
+        return run_folder.predict_files(
+            run, inputs, out, backend, graph=graph, schema=reading, skip=skip, ranks=ranks, **watched
         )
-    warn(notices)
-    print(shown(f"{out}: {count:,} probabilities"))
 
 
 def serve(

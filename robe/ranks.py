@@ -16,8 +16,7 @@ They differ from those of one process by the order in which floats are added up.
 import sys
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
 from math import prod
@@ -31,8 +30,6 @@ T = TypeVar("T")
 # its Allreduce.
 PAIRS = 16
 TRIPS = 2  # of an array that is added up: a share of it from each other rank, then the sums of their shares
-AHEAD = 2  # pieces of work that a rank is given before it is done with the first, so that it need not wait
-PAUSE = 0.001  # seconds between looks for a message; to wait by MPI would take a core from the others
 LINGER = 0.5  # seconds in which mpiexec may read what was said, before it is asked to end all
 
 
@@ -81,11 +78,6 @@ class Alone:
     def told(self, find: Callable[[], T]) -> T:
         """What `find` finds on rank 0, where alone it is called."""
         return find()
-
-    def shared(self, do: Callable[[Iterator], Iterator], work: Iterable) -> Iterator:
-        """What `do` makes of pieces of work: an array of each, in their order. They are rank 0's, and it gets
-        the arrays; the others have none, and do those that rank 0 gives them."""
-        return do(iter(work))
 
     def asked(self, find: Callable[[Any], T]) -> list[T]:
         """What `find`, which gets these ranks, finds on each; asked by rank 0, while the others `follow`."""
@@ -182,52 +174,6 @@ class Mpi(Alone):
     def told(self, find: Callable[[], T]) -> T:
         return self.comm.bcast(find() if self.rank == 0 else None)
 
-    def shared(self, do: Callable[[Iterator], Iterator], work: Iterable) -> Iterator:
-        if self.rank > 0:
-            for array in do(self._given()):
-                self.comm.send(array, 0)
-            return
-        # Of the pieces whose arrays are not yet handed on: the rank that does it, and the request that sends
-        # it; or 0, and the array.
-        begun: deque[tuple[int, Any]] = deque()
-        to_do = dict.fromkeys(range(1, self.size), 0)
-
-        def first() -> Any:
-            rank, found = begun.popleft()
-            if rank == 0:
-                return found
-            to_do[rank] -= 1
-            array = self._received(rank)
-            found.wait()  # which is over, and lets go of what was sent
-            return array
-
-        for piece in work:
-            rank = min(to_do, key=to_do.__getitem__)
-            if to_do[rank] < AHEAD:
-                begun.append((rank, self.comm.isend(piece, rank)))
-                to_do[rank] += 1
-            else:
-                begun.extend((0, array.copy()) for array in do(iter([piece])))
-            while begun and (len(begun) == AHEAD * self.size or self._has_come(begun[0][0])):
-                yield first()
-        self._send(None)
-        while begun:
-            yield first()
-
-    def _given(self) -> Iterator:
-        """The work that rank 0 gives to this rank."""
-        while (piece := self._received(0)) is not None:
-            yield piece
-
-    def _has_come(self, rank: int) -> bool:
-        """Whether there is a message of a rank, or it is this one."""
-        return rank == self.rank or self.comm.iprobe(rank)
-
-    def _received(self, rank: int) -> Any:
-        while not self.comm.iprobe(rank):
-            time.sleep(PAUSE)
-        return self.comm.recv(source=rank)
-
     def asked(self, find: Callable[[Any], T]) -> list[T]:
         if self.rank == 0:
             self._send(find)
@@ -252,12 +198,18 @@ class Mpi(Alone):
     def follow(self) -> tuple:
         """The task that rank 0 gives to `lead`, behind what it has `asked`; ends this process as rank 0 ends
         where it gives none."""
-        while callable(task := self._received(0)):
+        while callable(task := self._word()):
             self.asked(task)
         if isinstance(task, int):
             sys.exit(task)
         self.at_work = True
         return task
+
+    def _word(self) -> Any:
+        """What rank 0 sends."""
+        while not self.comm.iprobe(0):  # which takes no core from rank 0 meanwhile, as to wait by MPI would
+            time.sleep(0.01)
+        return self.comm.recv(source=0)
 
     def end(self, error: BaseException) -> None:
         ended = error.code if isinstance(error, SystemExit) else error

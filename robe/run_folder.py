@@ -518,8 +518,7 @@ def predict_files(
     `out` appears whole: a Parquet or Arrow file with the column `probability` if it is called so, else text,
     one number a line. notice: is told, in a line, that the model gives every row the same, and of bad rows.
     schema: as of `raw_batches`. skip: a bad row gets no probability (NaN, or a missing value); else it is a
-    DataError. ranks: the processes that compute this together, of which the others call `predict_along`; this
-    one alone reads and writes.
+    DataError. ranks: the processes that compute this together; rank 0 writes.
     """
     require_disk(out, "probabilities are written")
     trained = load(run, backend, graph)
@@ -554,13 +553,6 @@ def predict_files(
     if absent:
         notice(f"{len(absent):,} of {count:,} rows were bad, and got no probability")
     return count
-
-
-def predict_along(run: Path, backend: str, graph: bool, *, ranks: Alone) -> None:
-    """The part of another rank in `predict_files`: to compute batches that rank 0 has read."""
-    model = load(run, backend, graph).model
-    model.backend = among(model.backend, ranks)
-    list(probabilities(model, ()))
 
 
 def convert(

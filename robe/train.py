@@ -323,17 +323,26 @@ def predict(model: DLRM, rows: Rows) -> tuple[np.ndarray, ...]:
 
 
 def probabilities(model: DLRM, batches: Iterable) -> Iterator[np.ndarray]:
-    """The probability of a click for every row, (B,) float64 per batch.
+    """The probability of a click for every row, (n,) float64 of a batch on each rank at a time.
 
-    batches: of anything whose last two parts are dense (B, n) and ids (B, F), at most EVALUATION_BATCH rows.
-        Of several ranks those of rank 0 count, which alone gets the probabilities.
+    batches: of anything whose last two parts are dense (B, n) and ids (B, F), at most EVALUATION_BATCH rows;
+        all ranks have all of them.
     """
+    ranks, read, done = model.backend.ranks, 0, 0
 
-    def computed(parts: Iterator) -> Iterator[np.ndarray]:
-        return (logits for _, logits in _logits(model, ((None, part) for part in parts)))
+    def own() -> Generator:
+        """The batches of this rank, of which the ranks have one after the other."""
+        nonlocal read
+        for *_, dense, ids in batches:
+            read += 1
+            if (read - 1) % ranks.size == ranks.rank:
+                yield None, (dense, ids)
 
-    for logits in model.backend.ranks.shared(computed, ((dense, ids) for *_, dense, ids in batches)):
-        yield metrics.probability(logits)
+    for _, logits in _logits(model, own()):
+        done += ranks.size
+        yield metrics.probability(*ranks.joined(logits))
+    if done < read:  # the last time, when there is none left for this rank
+        yield metrics.probability(*ranks.joined(np.empty(0, np.float32)))
 
 
 def as_lines(file: BinaryIO, parts: Iterable[np.ndarray]) -> None:
@@ -350,7 +359,7 @@ def write_probabilities(
     absent: Sequence[int] = (),
     write: Callable[[BinaryIO, Iterator[np.ndarray]], None] = as_lines,
 ) -> int:
-    """Write the `probabilities`; returns how many. `out` appears whole.
+    """Write the `probabilities`, on rank 0; returns how many. `out` appears whole.
 
     notice: is told, in a line, that they are all the same.
     absent: rows that have none, from 0 on and rising, as they are known when their batch comes; they are NaN.
@@ -360,6 +369,8 @@ def write_probabilities(
     out = out.resolve()
     if out.exists() and not out.is_file():
         raise ConfigError(f"{out}: is not an ordinary file; choose another --out")
+    if model.backend.ranks.rank > 0:
+        return sum(map(len, probabilities(model, batches)))
     count, lowest, highest = 0, math.inf, -math.inf
 
     def found() -> Iterator[np.ndarray]:
