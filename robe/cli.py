@@ -80,7 +80,7 @@ DESCRIPTION = (
 )
 DEMO, DEMO_ROWS = Path("data/demo"), 1_000_000
 WITHOUT = "without_categories"  # folder, in that of a run, of the baseline
-GRACE = 1  # seconds in which rank 0 may tell an error that others find too
+GRACE = 3  # seconds in which rank 0 may tell an error that others find too
 DEMO_COMPRESSION = 11  # in codes of three bits as many bytes as float32 weights take at 100x
 
 

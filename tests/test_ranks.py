@@ -419,7 +419,7 @@ logits = train._logits
 
 def told(model, batches):
     for each in logits(model, batches):
-        print("computed by", model.backend.ranks.rank, file=sys.stderr)
+        print(f"computed by {model.backend.ranks.rank}", file=sys.stderr)
         yield each
 
 train.EVALUATION_BATCH, train._logits = 100, told
