@@ -638,6 +638,7 @@ def plan(
     public: Literal["criteo-kaggle", "criteo-tb"] = "criteo-tb",
     processes: int | None = None,
     link: float = 1.0,
+    card: Path | None = None,
 ) -> None:
     """Print how many bytes a training needs, item by item, without allocating them (with --backend cuda on a
     GPU, though there need be none); and for Criteo Terabyte estimate the time, from measured rates.
@@ -647,11 +648,15 @@ def plan(
         public: Without --data, take the published sizes of this data set.
         processes: Estimate too what a step takes where up to so many share it (mpiexec).
         link: GB/s that each of these processes receives.
+        card: What `python -m benchmarks.gpu` wrote on a card (benchmarks/results/gpu.json): each of them
+            computes on such a one. Default: on cores of a CPU.
     """
     if processes is not None and processes < 2:
         raise ConfigError(f"--processes must be at least 2, not {processes}")
     if not 0 < link < math.inf:
         raise ConfigError(f"--link must be positive, not {link}")
+    if card is not None and processes is None:
+        raise ConfigError("--card is for the estimate of several processes; add --processes")
     from robe import report
     from robe.backend import chosen_by
     from robe.plan import plan
@@ -668,9 +673,10 @@ def plan(
     found = plan(config, spec, rows)
     print(report.plan_text(found, config, spec))
     if processes is not None:
-        from robe.estimate import shared
+        from robe.estimate import of_card, of_cores, shared
 
-        print(shared(config, spec, processes, 1e9 * link))
+        rates = of_cores() if card is None else of_card(card, config.precision)
+        print(shared(config, spec, processes, 1e9 * link, rates))
     if data is None and public == "criteo-tb":
         from robe.estimate import DataSet, estimate
 

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from robe.config import CODE_BITS, DataSpec, ModelConfig, TrainConfig, resolve, used_data
+from robe.config import CODE_BITS, ConfigError, DataSpec, ModelConfig, TrainConfig, resolve, used_data
 from robe.embeddings import Weights, declared
 from robe.embeddings.sketched import SketchedWeights
 from robe.model import parameter_shapes
@@ -147,12 +147,50 @@ def exchanged(config: TrainConfig, data: DataSpec) -> Exchanged:
     return Exchanged(dense, rows, rows, "rows")
 
 
-def shared(config: TrainConfig, data: DataSpec, processes: int, link: float) -> str:
+def of_cores() -> dict:
+    """What `shared` needs of the rates of this package: steps, bytes of gradients that are stepped a second,
+    and where they were measured."""
+    rates = json.loads(RATES.read_text())
+    return rates | {"where": f"the {rates['cores']} cores that were measured"}
+
+
+def of_card(file: Path, precision: str) -> dict:
+    """The same of what `python -m benchmarks.gpu` wrote on a card, for steps in this precision: those that
+    are no graph, if any are, and updates in a fixed order, as several processes make them.
+
+    Raises ConfigError for another file.
+    """
+    try:
+        parts = json.loads(file.read_text())
+        rows = [row for part in parts.values() for row in part["rows"] if "name" in row]
+        times = {(row["group"], row["name"]): float(row["median"]) for row in rows}
+        look_ups = next(row["rows"] for row in rows if row["group"] == "updates, uniform")
+        update = times["updates, uniform", "ROBE 100 MB update, fixed order"]
+        where = parts["updates"]["machine"]["device"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        raise ConfigError(
+            f"{file}: has no steps and updates of a card; `python -m benchmarks.gpu` writes them on one"
+        ) from None
+    steps = []
+    for how in (f"{precision}, no graph", precision):
+        for (group, name), seconds in times.items():
+            preset, _, batch = group.partition(", batch ")
+            if name == f"ROBE 100 MB {how}: training step":
+                step = {"preset": preset, "batch": int(batch), "embedding": "ROBE 100 MB", "seconds": seconds}
+                steps.append(step)
+    return {
+        "steps": steps,
+        "update": look_ups * 26 * 128 * 4 / update,
+        "where": f"the {where} that was measured",
+    }
+
+
+def shared(config: TrainConfig, data: DataSpec, processes: int, link: float, rates: dict) -> str:
     """What a step is expected to take where up to so many processes share it, as a table.
 
-    config: resolved; link: bytes a second that each process receives.
+    config: resolved; link: bytes a second that each process receives; rates: as of `of_cores`.
     """
-    rates, moved = json.loads(RATES.read_text()), exchanged(config, data)
+    moved = exchanged(config, data)
     table: list[tuple[str, ...]] = [("processes", "rows each", "compute", "exchange", "times as fast")]
     step = step_time(config, rates["steps"])
     for count in sorted({2**i for i in range(1, processes.bit_length())} | {processes}):
@@ -174,7 +212,7 @@ def shared(config: TrainConfig, data: DataSpec, processes: int, link: float) -> 
             f"{moved.dense:,} B,",
             f"  and those of vectors, {moved.sent:,} B as {moved.way}; at {link / 1e9:g} GB/s, without "
             "latencies.",
-            f"  Each computes as the {rates['cores']} cores that were measured ({how}).",
+            f"  Each computes as {rates['where']} ({how}).",
         ]
     )
 

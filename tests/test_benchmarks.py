@@ -29,7 +29,7 @@ from benchmarks.readme import PAGES, fill, gpu_section, prepare_table, shown, sp
 from benchmarks.workload import Workload
 from robe import estimate
 from robe.backend import select
-from robe.config import DataSpec, EmbeddingConfig, ModelConfig, TrainConfig, resolve
+from robe.config import ConfigError, DataSpec, EmbeddingConfig, ModelConfig, TrainConfig, resolve
 
 needs_torch = pytest.mark.skipif(not torch_here(), reason="PyTorch, the peer, is not installed")
 
@@ -478,7 +478,8 @@ def test_an_estimate_of_several_processes(monkeypatch, tmp_path):
         moved = estimate.exchanged(config, data)
         assert moved == (4 * (bottom + top), *vectors)
         exchange = 3 / 4 * (2 * moved.dense + moved.sent) / 2e9
-        lines = [line.split() for line in estimate.shared(config, data, 4, 2e9).splitlines()]
+        text = estimate.shared(config, data, 4, 2e9, estimate.of_cores())
+        lines = [line.split() for line in text.splitlines()]
         told = f"4 512.0 {1e3 * compute:.1f} ms {1e3 * exchange:.1f} ms {0.1 / (compute + exchange):.2f}"
         assert told.split() in lines
         assert [line[0] for line in lines[2:4]] == ["2", "4"]
@@ -486,6 +487,34 @@ def test_an_estimate_of_several_processes(monkeypatch, tmp_path):
     data = dataclasses.replace(data, dialect="dictionary")
     config = resolve(TrainConfig(ModelConfig("mlperf"), embedding=codes))
     assert estimate.exchanged(config, data)[2:] == (look_ups * (4 + 4 * 128), "look-ups")
+
+
+def test_an_estimate_of_cards(tmp_path):
+    """By what gpu.py writes: steps without a graph where there are any, and updates in a fixed order."""
+    file, group = tmp_path / "gpu.json", "mlperf, batch 65536"
+    times = {f"{gpu.NAME} {how}: training step": 0.01 * (1 + i) for i, how in enumerate(gpu.OURS)}
+    steps = [{"group": group, "name": name, "median": seconds} for name, seconds in times.items()]
+    update = {"group": "updates, uniform", "name": f"{gpu.NAME} update, fixed order", "median": 0.002}
+    rows = [{"what": "a ratio"}, update | {"rows": 1000}]
+    parts = {"steps": steps, "updates": rows, "more steps": [{"left_out": "kaggle, batch 2048"}]}
+    found = {part: {"machine": {"device": "cuda (X)"}, "rows": rows} for part, rows in parts.items()}
+    file.write_text(json.dumps(found))
+    assert embedding.LAWS[0] == "uniform"
+    for precision, seconds in (("tf32", [0.04, 0.01]), ("bf16", [0.02])):
+        card = estimate.of_card(file, precision)
+        assert [step["seconds"] for step in card["steps"]] == pytest.approx(seconds)
+        assert {(step["preset"], step["batch"]) for step in card["steps"]} == {("mlperf", 65536)}
+        assert card["update"] == pytest.approx(1000 * 26 * 128 * 4 / 0.002)
+    config = resolve(
+        TrainConfig(ModelConfig("mlperf"), batch=65536, embedding=EmbeddingConfig(megabytes=100))
+    )
+    data = DataSpec(13, (10**6,) * 26, "hash", "", "")
+    text = estimate.shared(config, data, 2, 2e9, estimate.of_card(file, "tf32"))
+    assert "Each computes as the cuda (X) that was measured (mlperf, ROBE 100 MB, 0.0400 s)." in text
+    for broken in (b"[]", b"{", b"\xff", json.dumps(found | {"updates": {"rows": []}}).encode()):
+        file.write_bytes(broken)
+        with pytest.raises(ConfigError, match=r"gpu\.json: has no steps and updates of a card"):
+            estimate.of_card(file, "tf32")
 
 
 def test_the_rates_of_the_package_are_the_measured_ones():

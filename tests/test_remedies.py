@@ -221,6 +221,8 @@ def test_predictions_are_not_written_to_a_file_called_minus(runs, tmp_path, caps
         ("plan", ["--weights", "1", "--compression", "2"]),
         ("plan", ["--processes", "1"]),
         ("plan", ["--processes", "2", "--link", "0"]),
+        ("plan", ["--card", "{runs}/own.csv"]),
+        ("plan", ["--processes", "2", "--card", "{runs}/own.csv"]),
         ("train", ["--data", "{runs}/own-data", "--method", "full"]),
         ("train", ["--data", "{runs}/own-data", "--out", "{runs}/own"]),
         ("train", ["--resume", "{runs}/own", "--lr", "3"]),
