@@ -18,8 +18,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import pairwise
 from math import prod
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,7 +29,7 @@ import numpy as np
 T = TypeVar("T")
 # Up to so many ranks send arrays to each other in turn, each to one at a time. Two on one machine, by MPICH
 # 5.0.2, join 14 MB each in a quarter of the time of its Allgatherv so, and add up 104 MB in half of that of
-# its Allreduce.
+# its Allreduce; a step of `kaggle` takes a hundredth less than with its Iallreduce.
 PAIRS = 16
 TRIPS = 2  # of an array that is added up: a share of it from each other rank, then the sums of their shares
 LINGER = 0.5  # seconds in which mpiexec may read what was said, before it is asked to end all
@@ -100,7 +102,7 @@ class Mpi(Alone):
     def __init__(self, comm: Any):
         self.comm, self.rank, self.size, self.at_work = comm, comm.rank, comm.size, False
         self.rooms: dict[Any, Any] = {}  # where arrays of others lie
-        self.begun: list[Any] = []  # requests
+        self.begun: list[Any] = []  # requests, or what has a `Wait` like one
 
     def add(self, array: Any) -> None:
         if self.size > PAIRS:
@@ -130,8 +132,25 @@ class Mpi(Alone):
             yield (self.rank + distance) % self.size, (self.rank - distance) % self.size
 
     def begin(self, array: Any) -> None:
-        self.moved += TRIPS * self._of_a_trip([array])
-        self.begun.append(self.comm.Iallreduce(None, array))
+        if self.size > PAIRS:
+            self.moved += TRIPS * self._of_a_trip([array])
+            self.begun.append(self.comm.Iallreduce(None, array))
+            return
+        parts, pairs, tag = [array[part] for part in self.parts(len(array))], [], 1 + len(self.begun)
+        for to, source in self._others():
+            found = self._room((tag, source), parts[self.rank].shape, array.dtype)
+            requests = self.comm.Irecv(found, source, tag), self.comm.Isend(parts[to], to, tag)
+            pairs.append((found, requests))
+        self.moved += self._of_a_trip(parts)
+        self.begun.append(SimpleNamespace(Wait=partial(self._add_up, parts, pairs)))
+
+    def _add_up(self, parts: Sequence[Any], pairs: list) -> None:
+        """Do what was begun: add what comes from the others to the part of this rank, and spread it."""
+        for found, requests in pairs:
+            for request in requests:
+                request.Wait()
+            parts[self.rank][...] += found
+        self.spread(parts)
 
     def finish(self, phase: Callable[[str], AbstractContextManager]) -> None:
         with phase("exchange, dense"):

@@ -114,6 +114,7 @@ class Thread:
 
     def __init__(self, rank, given, barrier):
         self.rank, self.size, self.given, self.barrier = rank, len(given), given, barrier
+        self.begun = {}  # (rank, tag) -> what is sent
 
     def _all(self, value):
         self.given[self.rank] = value
@@ -131,6 +132,16 @@ class Thread:
     def Iallreduce(self, _, array):
         """Nobody waits, so that the sum is made where it is waited for."""
         return SimpleNamespace(Wait=lambda: self.Allreduce(_, array))
+
+    def Isend(self, sent, to, tag):
+        self.begun[to, tag] = sent.copy()
+        return SimpleNamespace(Wait=lambda: None)
+
+    def Irecv(self, received, source, tag):
+        """It comes where it is waited for; all send equally far."""
+        to = (2 * self.rank - source) % self.size
+        wait = lambda: self.Sendrecv(self.begun.pop((to, tag)), to, tag, received, source, tag)  # noqa: E731
+        return SimpleNamespace(Wait=wait)
 
     def Allgather(self, sent, received):
         received[...] = np.concatenate(self._all(sent))
