@@ -83,7 +83,7 @@ class Bounds(Study):
     scale: float = 0.005
     zipf: float = 1.2
     decay: float = 0.5
-    seeds: int = 3
+    seeds: int = 8
     passes: int = 1
     batch: int = 256
     staleness: tuple[int, ...] = (0, 1, 10, 30, 100)
