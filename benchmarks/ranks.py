@@ -20,7 +20,6 @@ docs/cluster.md.
 
 import json
 import os
-import shutil
 import socket
 import sys
 import time
@@ -36,6 +35,7 @@ from typing import NamedTuple
 import numpy as np
 import tyro
 
+from analysis.staleness import mpiexec
 from benchmarks.measure import (
     BenchmarkError,
     PeerError,
@@ -72,10 +72,9 @@ class Case(NamedTuple):
 CASES = Case("kaggle", 8, 60), Case("mlperf", 2, 120)
 
 
-def mpiexec() -> list[str]:
-    """The command that starts ranks: that of the MPI which pip installed here, or another."""
-    beside = Path(sys.executable).with_name("mpiexec")
-    if (found := str(beside) if beside.exists() else shutil.which("mpiexec")) is None:
+def starter() -> list[str]:
+    """The command that starts the ranks."""
+    if (found := mpiexec()) is None:
         raise BenchmarkError("no mpiexec: pip install mpich, or apt-get install mpich")
     return [found, "-n", str(RANKS)]
 
@@ -130,8 +129,8 @@ def run(case: Case, batch: int = BATCH, table_bytes: float = np.inf, count: int 
         alone, other = ours([]), ours([])
         jobs = {
             "alone": turn("alone", [alone]),
-            "shared": turn("shared", [ours(mpiexec())]),
-            "shared, late": turn("shared, late", [ours(mpiexec(), late=True)]),
+            "shared": turn("shared", [ours(starter())]),
+            "shared, late": turn("shared, late", [ours(starter(), late=True)]),
             "apart": turn("apart", [alone, other]),
         }
         if torch_here():

@@ -6,6 +6,8 @@ An installed package has no benchmarks, so it carries what it needs of their res
 import json
 from pathlib import Path
 
+from robe.estimate import UPDATED
+
 
 def measured(results: Path) -> dict:
     """What robe/estimate.py needs of cpu.json, loader.json and prepare.json."""
@@ -36,7 +38,7 @@ def update_rate(rows: list[dict]) -> float:
     """Bytes a second of the gradients by which an array of 100 MB is stepped, in blocks of 32."""
     for row in rows:
         if (row.get("group"), row.get("name")) == ("embedding, uniform", "ROBE 100 MB Z=32 update"):
-            return row["rows"] * 26 * 128 * 4 / row["median"]
+            return row["rows"] * UPDATED / row["median"]
     raise ValueError("no update of ROBE was measured")
 
 

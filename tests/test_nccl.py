@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import needs_simulator, resolved
 from recorder import Noted, recording
-from test_ranks import BAGS, DATA, Made, Thread, compare
+from test_ranks import BAGS, DATA, WAIT, Made, Thread, compare
 
 import robe.backend
 from robe import train
@@ -222,7 +222,7 @@ class Mark:
 def on_cards(size, backend, work):
     """What `work(backend)` returns on each of so many ranks, whose arrays on the device travel by NCCL; and
     how many arrays went by MPI, each."""
-    given, barrier = [None] * size, threading.Barrier(size)
+    given, barrier = [None] * size, threading.Barrier(size, timeout=WAIT)
 
     class Counted(Thread):
         sent = 0
@@ -412,10 +412,10 @@ def test_each_process_takes_a_card_or_none_does(name, machines, used, refused, m
     beside, first = [], 0
     for machine in machines:
         ranks = range(first, first + len(machine))
-        shared = [None] * len(ranks), threading.Barrier(len(ranks)), ranks
+        shared = [None] * len(ranks), threading.Barrier(len(ranks), timeout=WAIT), ranks
         beside += [shared] * len(ranks)
         first = ranks.stop
-    given, barrier = [None] * size, threading.Barrier(size)
+    given, barrier = [None] * size, threading.Barrier(size, timeout=WAIT)
 
     def one(rank):
         here.rank, here.cards = rank, seen[rank]
